@@ -1,0 +1,54 @@
+"""Asks a run to stop: the first signal lets it finish its step and save, a second one ends it at once."""
+
+import signal
+from types import FrameType, TracebackType
+from typing import Self
+
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR2") if hasattr(signal, name)
+)
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has saved what it had."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+
+    @property
+    def exit_status(self) -> int:
+        """What a shell reports for a process that this signal ended: 143 for SIGTERM, 130 for SIGINT."""
+        return 128 + self.signum
+
+
+class StopRequest:
+    """While entered, remembers a signal that asks the process to stop. `check()` raises once it has come."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Self:
+        for signum in SIGNALS:
+            self._before[signum] = signal.signal(signum, self._receive)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)  # type: ignore[arg-type]
+        self._before.clear()
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        self.signum = signum
+        self._restore()
+
+    def check(self) -> None:
+        """Raises `Interrupted` if the process was asked to stop."""
+        if self.signum is not None:
+            raise Interrupted(self.signum)

@@ -1,0 +1,41 @@
+"""One optimizer step. The estimate of a run's memory traces this very function, so it holds all that a step does."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from memexp.training.precision import Precision
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def train_step(
+    model: nn.Module,
+    loss_fn: Loss,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[tuple[Tensor, Tensor]],
+    precision: Precision,
+    clip_grad: float | None = None,
+) -> Tensor:
+    """Forward and backward over every batch (gradients accumulate), then one step of the optimizer.
+
+    Returns the mean loss over the batches, detached, still on the device: reading it is what would wait for it.
+    """
+    total: Tensor | None = None
+    for images, labels in batches:
+        with precision.autocast():
+            loss = loss_fn(model(images), labels)
+        if len(batches) > 1:
+            loss = loss / len(batches)
+        precision.scaler.scale(loss).backward()
+        total = loss.detach() if total is None else total + loss.detach()
+    if total is None:
+        raise ValueError("train_step was given no batches: one step takes at least one")
+    if clip_grad is not None:
+        precision.scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
+    precision.scaler.step(optimizer)
+    precision.scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return total
