@@ -1,1 +1,37 @@
-"""memexp: trains networks deeper than the memory of a GPU, and records accuracy beside peak memory and step time."""
+"""memexp: trains networks deeper than the memory of a GPU, and records accuracy beside peak memory and step time.
+
+The names here are what the command line is a thin user of; torch is imported by the function that needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from torch import nn
+
+__all__ = ["build_model", "compose", "run"]
+
+
+def compose(overrides: Sequence[str] = ()) -> DictConfig:
+    """The validated configuration for these overrides. Raises memexp.config.ConfigError with every problem."""
+    from memexp import config
+
+    return config.compose(overrides)
+
+
+def build_model(cfg: DictConfig) -> nn.Module:
+    """The network that a configuration describes, on the CPU, freshly initialised."""
+    from memexp import runner
+
+    return runner.build_model(cfg)
+
+
+def run(cfg: DictConfig, directory: Path | None = None) -> dict[str, Any]:
+    """Trains and evaluates what `cfg` describes; returns what results.json of the run directory holds."""
+    from memexp import runner
+
+    return runner.run(cfg, directory)

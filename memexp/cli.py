@@ -1,0 +1,202 @@
+"""The command line. Nothing here imports torch before a command needs it."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+TRAIN_HELP = """usage: memexp train [Hydra flags] [key=value ...]
+
+Trains one network, evaluates it and records accuracy, peak memory and step time in a run directory.
+
+  memexp train                                             the default run: handwritten digits, about a minute
+  memexp train model=resnet model.depth=32 dataset=cifar10 dataset.root=DIR epochs=3
+  memexp train model=vgg16 dataset=imagenet dataset.root=DIR max_steps=2 batch_size=2
+  memexp train -m model=resnet model.depth=20,32 seed=0,1  a sweep: every combination, in processes of their own
+  memexp train -m experiment=resnet/baselines              a published comparison (`memexp experiments` lists them)
+  memexp train model=resnet --cfg job                      shows the configuration and stops
+
+Groups and their options (memexp train GROUP=OPTION, then GROUP.KEY=VALUE):
+{groups}
+
+Hydra flags: -m (sweep), --cfg job|hydra|all, --info, -cn NAME, --config-dir DIR (your own configs), --hydra-help,
+  --shell-completion (eval "$(memexp train -sc install=bash)")
+A sweep started again runs only what is not done. Jobs at a time: hydra.launcher.n_jobs=2.
+"""
+
+HYDRA_ONLY = ("--hydra-help", "--info", "-i", "--shell-completion", "-sc", "--version")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status: 0 done, 1 the run failed, 2 wrong input, 128+n stopped by signal n."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        import importlib.metadata
+
+        print(f"memexp {importlib.metadata.version('memexp')}")
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        return _fail(f"'{command}' is not a command; there are {', '.join(COMMANDS)}.{hint}", 2)
+    return _guarded(COMMANDS[command][1], rest)
+
+
+def _guarded(action: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Turns what an action raises into one message and an exit status."""
+    try:
+        return action(arguments)
+    except KeyboardInterrupt:
+        return _fail("stopped", 130)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; flushing at exit would fail
+        return 1
+    except Exception as error:
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    from memexp.config import ConfigError
+
+    if isinstance(error, ConfigError):
+        count = len(error.problems)
+        head = "the configuration has a problem:" if count == 1 else f"the configuration has {count} problems:"
+        return _fail("\n  ".join([head, *error.problems]), 2)
+    if "memexp.runner" in sys.modules:
+        from memexp.runner import EXPLAINED
+        from memexp.training.signals import Interrupted
+
+        if isinstance(error, Interrupted):
+            return _fail(f"{error}; `memexp resume` goes on from the checkpoint", error.exit_status)
+        if isinstance(error, EXPLAINED):
+            return _fail(str(error), 1)
+    import traceback
+
+    if os.environ.get("HYDRA_FULL_ERROR"):
+        traceback.print_exc()
+    text = str(error).strip().splitlines()
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return _fail(
+        f"{type(error).__name__}: {text[0] if text else ''} (at {Path(where.filename).name}:{where.lineno}; "
+        "the traceback is in train.log of the run directory)",
+        1,
+    )
+
+
+def _fail(message: str, status: int) -> int:
+    sys.stdout.flush()
+    print(f"memexp: {message}", file=sys.stderr)
+    return status
+
+
+def _overview() -> str:
+    lines = [f"  {name:<12} {text}" for name, (text, _) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: memexp COMMAND ...   (memexp COMMAND --help for each)",
+            "",
+            "Trains networks deeper than the memory of a GPU; records accuracy beside peak memory and step time.",
+            "",
+            *lines,
+        ]
+    )
+
+
+def _train(arguments: list[str]) -> int:
+    if int(os.environ.get("RANK", "0")) > 0:
+        return _join()
+    if "-h" in arguments or "--help" in arguments:
+        print(TRAIN_HELP.format(groups=_groups()))
+        return 0
+    from memexp import hydra_app
+
+    return hydra_app.train(arguments, hydra_only=any(a.split("=")[0] in HYDRA_ONLY for a in arguments))
+
+
+def _join() -> int:
+    from memexp.runner import join
+    from memexp.training.distribution import World
+
+    join(World.from_environment())
+    return 0
+
+
+def _groups() -> str:
+    conf = next(p for p in (Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf") if p.is_dir())
+    lines = []
+    for group in sorted(path for path in conf.iterdir() if path.is_dir() and path.name != "experiment"):
+        lines.append(f"  {group.name:<10} {', '.join(sorted(path.stem for path in group.glob('*.yaml')))}")
+    return "\n".join(lines)
+
+
+def _resume(arguments: list[str]) -> int:
+    if int(os.environ.get("RANK", "0")) > 0:
+        return _join()
+    parser = _parser(
+        "resume",
+        "Goes on with a stopped or killed run from its last checkpoint, in its own directory.",
+        "memexp resume outputs/revnet-digits/2026-01-31_12-00-00-0123abcd\n"
+        "  memexp resume RUN epochs=20        a finished run, trained longer",
+    )
+    parser.add_argument("run", type=Path, help="the run directory")
+    parser.add_argument("overrides", nargs="*", help="key=value")
+    options = parser.parse_args(arguments)
+    from memexp import saved
+    from memexp.record import summary
+    from memexp.training.console import start_logging
+
+    start_logging()
+    results = saved.resume(options.run, options.overrides)
+    print(summary(results, options.run))
+    return 0
+
+
+def _evaluate(arguments: list[str]) -> int:
+    parser = _parser(
+        "evaluate",
+        "Accuracy of a run's checkpoint, on any split and any data set of the same classes.",
+        "memexp evaluate RUN\n  memexp evaluate RUN --split val --checkpoint best dataset.root=DIR",
+    )
+    parser.add_argument("run", type=Path, help="the run directory")
+    parser.add_argument("overrides", nargs="*", help="key=value")
+    parser.add_argument("--split", choices=("train", "val", "test"), default="test")
+    parser.add_argument("--checkpoint", choices=("last", "best"), default="last")
+    options = parser.parse_args(arguments)
+    from memexp import saved
+
+    result = saved.evaluate(options.run, options.overrides, options.split, options.checkpoint)
+    print(
+        f"{options.split}: top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} %, loss {result['loss']:.4f} "
+        f"on {result['images']} images ({result['checkpoint']})"
+    )
+    return 0
+
+
+def _parser(command: str, description: str, examples: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=f"memexp {command}",
+        description=description,
+        epilog=f"examples:\n  {examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+COMMANDS: dict[str, tuple[str, Callable[[list[str]], Any]]] = {
+    "train": ("one run, or with -m a sweep", _train),
+    "resume": ("go on with a stopped run, in its own directory", _resume),
+    "evaluate": ("accuracy of a run's checkpoint, on any split", _evaluate),
+}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

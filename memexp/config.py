@@ -1,0 +1,232 @@
+"""Composes the configuration of a run and checks all of it. Nothing here imports torch.
+
+`compose` turns overrides into a configuration; `validate` finds every problem in one; `check_command_line` finds every
+problem in what a person typed. All problems come in one `ConfigError`, each with the key, its value, what is allowed and,
+for a misspelling, the nearest name.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from memexp import schema
+from memexp.schema import nearest
+
+PACKAGE = Path(__file__).resolve().parent
+# A wheel carries the configs inside the package, a checkout beside it.
+CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if (path / "config.yaml").is_file())
+CONFIG_NAME = "config"
+
+
+class ConfigError(ValueError):
+    """One or more problems in the configuration."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = list(dict.fromkeys(problems))
+        super().__init__("\n".join(self.problems))
+
+
+def compose(
+    overrides: Sequence[str] = (), config_name: str = CONFIG_NAME, config_dirs: Sequence[str | Path] = ()
+) -> DictConfig:
+    """The validated configuration for these overrides, as `memexp train` would run it.
+
+    `config_dirs` are directories of a user's own configs. Raises ConfigError with every problem found.
+    """
+    problems, cfg = _try_compose(list(overrides), config_name, config_dirs)
+    if cfg is not None:
+        problems += schema.problems(_resolved(cfg, problems))
+    if problems or cfg is None:
+        raise ConfigError(problems)
+    return cfg
+
+
+def validate(cfg: DictConfig) -> None:
+    """Raises ConfigError with every problem of an already composed configuration."""
+    problems: list[str] = []
+    problems += schema.problems(_resolved(cfg, problems))
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_command_line(
+    overrides: Sequence[str],
+    config_name: str = CONFIG_NAME,
+    config_dirs: Sequence[str | Path] = (),
+    multirun: bool = False,
+) -> None:
+    """Raises ConfigError with every problem of a command line before any run starts.
+
+    A sweep passes when any of its jobs is valid: the invalid ones are recorded as failed, the others go on.
+    """
+    if not multirun:
+        compose(overrides, config_name, config_dirs)
+        return
+    problems: list[str] = []
+    for job in _jobs(overrides):
+        try:
+            compose(job, config_name, config_dirs)
+            return
+        except ConfigError as error:
+            problems += error.problems
+    raise ConfigError(problems)
+
+
+def config_hash(cfg: DictConfig) -> str:
+    """Eight hex digits that stand for everything in the configuration but Hydra's own settings."""
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(plain, dict)
+    plain.pop("hydra", None)
+    resolved = OmegaConf.to_container(OmegaConf.create(plain), resolve=True)
+    return hashlib.sha256(json.dumps(resolved, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+@contextmanager
+def _hydra(config_dirs: Sequence[str | Path]) -> Iterator[tuple[ConfigLoader, list[str]]]:
+    """Hydra's loader over conf/ and the user's directories, and the override that names the latter."""
+    # abspath, as a user's directory may be given relative to where the command was typed
+    search = [f"file://{Path(directory).absolute()}" for directory in config_dirs]
+    extra = [f"hydra.searchpath=[{','.join(search)}]"] if search else []
+    state = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            yield GlobalHydra.instance().config_loader(), extra
+    finally:
+        GlobalHydra.instance().hydra = state  # what a caller had initialised is theirs
+
+
+def _try_compose(
+    overrides: list[str], config_name: str, config_dirs: Sequence[str | Path]
+) -> tuple[list[str], DictConfig | None]:
+    """The configuration, and the problems that kept overrides out of it."""
+    missing = [f"--config-dir: there is no directory {path}" for path in config_dirs if not Path(path).is_dir()]
+    if missing:
+        return missing, None
+    with _hydra(config_dirs) as (loader, extra):
+        try:
+            return [], hydra_compose(config_name, overrides + extra)
+        except (HydraException, OmegaConfBaseException) as error:
+            first = str(error).strip()
+        problems, groups, values = _sorted_out(loader, overrides)
+        try:
+            cfg = hydra_compose(config_name, groups + extra)
+        except (HydraException, OmegaConfBaseException) as error:
+            return [*problems, _one_line(error)], None
+        known = list(_keys(cfg))
+        accepted = []
+        for text, override in values:
+            key = override.key_or_group
+            plain = not (override.is_add() or override.is_force_add() or override.is_delete())
+            if plain and key not in known and not key.startswith("hydra."):
+                problems.append(f"{key}: unknown key (from '{text}').{nearest(key, known)}")
+            else:
+                accepted.append(text)
+        try:
+            cfg = hydra_compose(config_name, groups + accepted + extra)
+        except (HydraException, OmegaConfBaseException) as error:
+            problems.append(_one_line(error))
+        return problems or [first], cfg
+
+
+def _sorted_out(
+    loader: ConfigLoader, overrides: list[str]
+) -> tuple[list[str], list[str], list[tuple[str, Override]]]:
+    """Problems with syntax and group options; the sound group overrides; the overrides of values."""
+    problems: list[str] = []
+    groups: list[str] = []
+    values: list[tuple[str, Override]] = []
+    parser = OverridesParser.create()
+    for text in overrides:
+        try:
+            override = parser.parse_override(text)
+        except HydraException as error:
+            problems.append(f"'{text}' is not an override (key=value): {_one_line(error)}")
+            continue
+        group = override.key_or_group
+        options = loader.get_group_options(group, results_filter=ObjectType.CONFIG)
+        if not options or "." in group:
+            values.append((text, override))
+        elif override.value() is None or override.is_delete() or str(override.value()) in options:
+            groups.append(text)
+        elif str(override.value()).rpartition("/")[0] and _nested_option(loader, group, str(override.value())):
+            groups.append(text)
+        else:
+            word = str(override.value())
+            every = options + _nested_options(loader, group)
+            problems.append(f"{group}: '{word}' is not one of {', '.join(every)}.{nearest(word, every)}")
+    return problems, groups, values
+
+
+def _nested_options(loader: ConfigLoader, group: str) -> list[str]:
+    """Options in folders below a group, such as experiment=revnet/table3."""
+    return [
+        f"{folder}/{option}"
+        for folder in loader.get_group_options(group, results_filter=ObjectType.GROUP)
+        for option in loader.get_group_options(f"{group}/{folder}", results_filter=ObjectType.CONFIG)
+    ]
+
+
+def _nested_option(loader: ConfigLoader, group: str, option: str) -> bool:
+    folder, _, name = option.rpartition("/")
+    return name in loader.get_group_options(f"{group}/{folder}", results_filter=ObjectType.CONFIG)
+
+
+def _jobs(overrides: Sequence[str]) -> Iterator[list[str]]:
+    """The overrides of each job of a basic sweep."""
+    choices: list[list[str]] = [[]]
+    parser = OverridesParser.create()
+    for text in overrides:
+        try:
+            override = parser.parse_override(text)
+            values = (
+                [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+                if override.is_sweep_override()
+                else [text]
+            )
+        except HydraException:
+            values = [text]  # compose says what is wrong with it
+        choices = [job + [value] for job in choices for value in values]
+    yield from choices
+
+
+def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in node:
+        path = f"{prefix}{key}"
+        yield path
+        if OmegaConf.is_dict(node) and not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
+            child = node._get_node(key)
+            if isinstance(child, DictConfig) and not child._is_none():
+                yield from _keys(child, f"{path}.")
+
+
+def _resolved(cfg: DictConfig, problems: list[str]) -> dict[str, Any]:
+    """Plain data; an interpolation that leads nowhere is added to `problems`."""
+    plain = OmegaConf.create({key: value for key, value in cfg._content.items() if key != "hydra"})  # type: ignore
+    try:
+        resolved = OmegaConf.to_container(plain, resolve=True)
+    except OmegaConfBaseException as error:
+        problems.append(_one_line(error))
+        return {}
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip() and "full_key" not in line)
+    key = getattr(error, "full_key", None)
+    return f"{key}: {text}" if key and key not in text else text

@@ -1,0 +1,214 @@
+"""The directory of a run: its lock, results.json, metrics.jsonl, environment.json and train.log.
+
+Every file is either appended to a line at a time or written aside and renamed, so that a run killed at any moment
+leaves nothing half written.
+"""
+
+import fcntl
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+SCHEMA = 1
+STATUSES = ("running", "done", "failed", "oom", "nan", "interrupted")
+log = logging.getLogger("memexp")
+
+
+class RunDirectoryError(Exception):
+    """A run directory that cannot be used. The message names it."""
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes JSON aside and renames it over `path`. Numbers that are not finite become null, as JSON has none."""
+    aside = path.with_name(path.name + ".aside")
+    try:
+        with open(aside, "w", encoding="utf-8") as file:
+            json.dump(_finite(data), file, indent=1, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise RunDirectoryError(f"{path} could not be written: {error.strerror}. What it held before is intact.") from error
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What `path` holds, or None where there is no readable JSON object."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+class RunDirectory:
+    """One run's directory, held by a lock while it is entered: a second run there is refused."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self._lock: int | None = None
+        self._handler: logging.Handler | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise RunDirectoryError(
+                f"the run directory {self.path} cannot be written: {error.strerror}. "
+                "Choose another with hydra.run.dir=DIR, or run from a directory that you may write."
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._lock)
+            raise RunDirectoryError(
+                f"the run directory {self.path} is in use by another run; wait for it, or choose another directory."
+            ) from error
+        try:
+            self._handler = logging.FileHandler(self.path / "train.log", encoding="utf-8")
+        except OSError as error:
+            os.close(self._lock)
+            raise RunDirectoryError(f"{self.path}/train.log cannot be written: {error.strerror}.") from error
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(self._handler)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._handler is not None:
+            log.removeHandler(self._handler)
+            self._handler.close()
+        if self._lock is not None:
+            os.close(self._lock)
+
+    @property
+    def results(self) -> dict[str, Any] | None:
+        return read_json(self.path / "results.json")
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        write_json(self.path / "results.json", results)
+
+    def append_metrics(self, **values: Any) -> None:
+        """Adds one line to metrics.jsonl."""
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(_finite(values)) + "\n")
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drops lines later than `step`: a resumed run writes them again."""
+        path = self.path / "metrics.jsonl"
+        if not path.is_file():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError, TypeError):
+                continue  # the line that a kill cut short
+        aside = path.with_name(path.name + ".aside")
+        aside.write_text("".join(kept), encoding="utf-8")
+        os.replace(aside, path)
+
+    def clear(self) -> None:
+        """Removes what an unfinished run left here, so that a fresh one does not mix with it."""
+        for pattern in ("metrics.jsonl", "events.out.tfevents.*", "checkpoints/*"):
+            for path in self.path.glob(pattern):
+                path.unlink()
+
+    def write_environment(self, **more: Any) -> None:
+        write_json(self.path / "environment.json", {**environment(), **more})
+
+
+def environment() -> dict[str, Any]:
+    """Where a run took place: code, versions, machine, command line."""
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "argv": sys.argv,
+        "git": _git(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpu_count": os.cpu_count(),
+        "versions": {name: _version(name) for name in ("memexp", "torch", "torchvision", "hydra-core", "numpy")},
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+    }
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of memexp's own source and whether it was changed; None for an installed wheel or without git."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout
+
+    try:
+        return {"commit": git("rev-parse", "HEAD").strip(), "dirty": bool(git("status", "--porcelain").strip())}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {str(key): _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    if isinstance(data, float) and not math.isfinite(data):
+        return None
+    return data
+
+
+def summary(results: dict[str, Any], directory: Path) -> str:
+    """What a person wants to read at the end of a run."""
+    lines = [f"run directory      {directory}", f"status             {results['status']}"]
+    if results.get("error"):
+        lines.append(f"error              {results['error']}")
+    if accuracy := results.get("accuracy"):
+        lines.append(
+            f"accuracy           top-1 {accuracy['top1']:.2f} %, top-5 {accuracy['top5']:.2f} % "
+            f"on {accuracy['images']} test images"
+        )
+    if (memory := results.get("memory")) and memory.get("peak"):
+        lines.append(
+            f"peak memory        {memory['peak'] / 2**20:.1f} MiB ({memory['how']}), "
+            f"activations {(memory['activations'] or 0) / 2**20:.1f} MiB"
+        )
+    if (timing := results["time"]).get("step_median"):
+        note = "median" if timing["warm_up_excluded"] else "warm-up included: the run was too short to leave it out"
+        lines.append(
+            f"speed              {timing['images_per_second']:.1f} images/s, step {timing['step_median'] * 1e3:.1f} ms "
+            f"({note}, {timing['steps_measured']} steps)"
+        )
+    lines.append(f"wall time          {timing['wall']:.1f} s")
+    return "\n".join(lines)

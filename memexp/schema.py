@@ -1,0 +1,157 @@
+"""What a configuration may hold: every key, its type and its range. The values themselves stand in conf/.
+
+A group's option is checked by the dataclass of its `name`; an option with `_target_` is a user's own and its keys are
+the arguments of what it names.
+"""
+
+import difflib
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Any, Literal, NamedTuple
+
+
+class Rule(NamedTuple):
+    """A range: what it allows, in words, and the test."""
+
+    allows: str
+    holds: Callable[[Any], bool]
+
+
+def at_least(low: float) -> Rule:
+    return Rule(f"at least {low}", lambda value: value >= low)
+
+
+def between(low: float, high: float) -> Rule:
+    return Rule(f"between {low} and {high}", lambda value: low <= value <= high)
+
+
+Positive = Annotated[int, at_least(1)]
+Count = Annotated[int, at_least(0)]
+PositiveFloat = Annotated[float, Rule("above 0", lambda value: value > 0)]
+NonNegative = Annotated[float, at_least(0)]
+Share = Annotated[float, between(0, 1)]
+ShareBelow1 = Annotated[float, Rule("at least 0 and below 1", lambda value: 0 <= value < 1)]
+
+
+@dataclass
+class Memory:
+    steps: Positive
+
+
+@dataclass
+class Config:
+    """The keys outside the groups."""
+
+    name: str
+    seed: Count
+    deterministic: bool
+    device: str
+    epochs: Positive
+    max_steps: Positive | None
+    batch_size: Positive
+    accumulate: Positive
+    evaluate_every: Positive
+    checkpoint_every: Positive | None
+    log_every: Positive
+    monitor_every: Count
+    clip_grad: PositiveFloat | None
+    label_smoothing: ShareBelow1
+    mixup: NonNegative
+    cutmix: NonNegative
+    ema: ShareBelow1
+    channels_last: bool
+    compile: bool
+    sync_batchnorm: bool
+    memory: Memory
+
+
+def nearest(word: str, allowed: typing.Iterable[str]) -> str:
+    """' Did you mean ...?' for a misspelt word, or nothing."""
+    allowed = list(allowed)
+    found = difflib.get_close_matches(word, allowed, n=1, cutoff=0.55)
+    if not found:  # a right last part under a wrong group
+        found = [name for name in allowed if name.split(".")[-1] == word.split(".")[-1]][:1]
+    return f" Did you mean '{found[0]}'?" if found else ""
+
+
+def problems(cfg: Mapping[str, Any]) -> list[str]:
+    """Every problem of a resolved configuration, each naming the key, its value and what is allowed."""
+    found = list(_mismatches({key: value for key, value in cfg.items() if key not in GROUPS}, Config, "", extra=GROUPS))
+    sound: set[str] = set()
+    for group, options in GROUPS.items():
+        before = len(found)
+        node = cfg.get(group)
+        if not isinstance(node, Mapping):
+            found.append(f"{group}: {node!r} is not a group option; choose one of {', '.join(options)}.")
+        elif "_target_" not in node:
+            name = node.get("name")
+            if name not in options:
+                found.append(f"{group}.name: {name!r} is not one of {', '.join(options)}.{nearest(str(name), options)}")
+            else:
+                found.extend(_mismatches(node, options[name], f"{group}."))
+        if len(found) == before:
+            sound.add(group)
+    found.extend(_contradictions(cfg, sound))
+    return found
+
+
+def _mismatches(
+    node: Mapping[str, Any], kind: type, prefix: str, extra: typing.Iterable[str] = ()
+) -> typing.Iterator[str]:
+    """Unknown, missing and mistyped keys of one node."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    names = [field.name for field in fields(kind)]
+    for key in node:
+        if key not in names:
+            yield f"{prefix}{key}: unknown key.{nearest(f'{prefix}{key}', [prefix + n for n in [*names, *extra]])}"
+    for name in names:
+        if name not in node:
+            yield f"{prefix}{name}: missing; set {prefix}{name}=..."
+            continue
+        value, hint = node[name], hints[name]
+        if value == "???":
+            yield f"{prefix}{name}: has no value; set {prefix}{name}=..."
+        elif is_dataclass(hint) and isinstance(hint, type):
+            if isinstance(value, Mapping):
+                yield from _mismatches(value, hint, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}: {value!r} is not a node of keys"
+        elif not _fits(value, hint):
+            yield f"{prefix}{name}: {value!r} is not allowed; it takes {_words(hint)}.{_near(value, hint)}"
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _fits(value, arguments[0]) and all(rule.holds(value) for rule in arguments[1:])
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, option) for option in arguments)
+    if origin is Literal:
+        return any(value == option and type(value) is type(option) for option in arguments)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _words(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return f"{_words(arguments[0])} {' and '.join(rule.allows for rule in arguments[1:])}"
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_words(option) for option in arguments)
+    if origin is Literal:
+        return " | ".join(map(str, arguments))
+    if origin is list:
+        return f"a list, each {_words(arguments[0])}"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(hint, "null")
+
+
+def _near(value: Any, hint: Any) -> str:
+    options = [option for part in (hint, *typing.get_args(hint)) for option in typing.get_args(part)]
+    return nearest(value, [option for option in options if isinstance(option, str)]) if isinstance(value, str) else ""

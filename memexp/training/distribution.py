@@ -1,0 +1,98 @@
+"""One process or many: torchrun starts them, rank 0 composes the configuration and writes, all of them train."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among all."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @staticmethod
+    def from_environment() -> "World":
+        """What torchrun set, or a single process."""
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size == 1:
+            return World()
+        return World(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def choose_device(name: str, world: World) -> torch.device:
+    """`auto` is the accelerator if there is one, else the CPU; with several processes, each its own accelerator."""
+    if name == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        name = found.type if found is not None else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type != "cpu" and device.index is None:
+            device = torch.device(device.type, world.local_rank)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        found = torch.accelerator.current_accelerator(check_available=True)
+        has = f"cpu and {found.type}" if found is not None else "cpu only"
+        raise ValueError(f"device: '{name}' is not to be had here ({has}); set device=auto") from error
+    if device.type != "cpu":
+        torch.accelerator.set_device_index(device.index)
+    return device
+
+
+def start(world: World) -> None:
+    """Joins the processes: NCCL between CUDA devices, gloo between CPUs."""
+    if world.size > 1 and not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+
+def stop() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def share_text(text: str, world: World) -> str:
+    """Rank 0's text, on every rank."""
+    if world.size == 1:
+        return text
+    size = torch.tensor([len(text.encode())])
+    dist.broadcast(size, src=0)
+    data = torch.zeros(int(size), dtype=torch.uint8)
+    if world.is_main:
+        data = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+    dist.broadcast(data, src=0)
+    return bytes(data.tolist()).decode()
+
+
+def total(values: Tensor, world: World) -> Tensor:
+    """Sum over the processes."""
+    if world.size > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def agree(flag: bool, world: World, device: torch.device) -> bool:
+    """Whether `flag` holds on any process: what ends a step on one must end it on all."""
+    if world.size == 1:
+        return flag
+    return bool(total(torch.tensor(int(flag), device=device), world) > 0)
+
+
+def distribute(model: nn.Module, world: World, device: torch.device, sync_batchnorm: bool) -> nn.Module:
+    """The model, with gradients averaged over processes where there are several."""
+    if world.size == 1:
+        return model
+    if sync_batchnorm:
+        if device.type == "cpu":
+            raise ValueError("sync_batchnorm: true needs an accelerator; torch has no SyncBatchNorm on the CPU")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return DistributedDataParallel(model, device_ids=None if device.type == "cpu" else [device.index])
