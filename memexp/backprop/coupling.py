@@ -1,0 +1,101 @@
+"""Additive coupling, the unit of a RevNet (Gomez et al. 2017, arXiv 1707.04585, equations 6 and 7).
+
+y1 = x1 + F(x2)        x2 = y2 - G(y1)
+y2 = x2 + G(y1)        x1 = y1 - F(x2)
+"""
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from memexp.backprop.errors import StepError
+from memexp.backprop.residual import residual
+from memexp.backprop.rounding import Rounding
+from memexp.backprop.task import Task, Undone, add
+
+
+class AdditiveCoupling(nn.Module):
+    """One reversible unit on two streams: y1 = s(x1) + F(x2), y2 = s(x2) + G(y1).
+
+    Args:
+        F, G: any modules that keep their stream's shape (F: where `shortcut` does).
+        shortcut: s. None is the identity, and the unit can be undone. Else a module for both streams, or a pair of
+            them, e.g. where a stage changes shape; such a unit is not undone, its input is kept.
+
+    Raises:
+        StepError: not two streams, a branch whose output does not have its stream's shape, or a branch that changes its
+            input in place.
+    """
+
+    def __init__(self, F: nn.Module, G: nn.Module, shortcut: nn.Module | Iterable[nn.Module] | None = None) -> None:
+        super().__init__()
+        self.F = F
+        self.G = G
+        if shortcut is not None and not isinstance(shortcut, nn.Module):
+            shortcut = nn.ModuleList(shortcut)
+        self.shortcut = shortcut
+        self.rounding: Rounding | None = None
+
+    @property
+    def undoable(self) -> bool:
+        return self.shortcut is None
+
+    def forward(self, *streams: Tensor) -> tuple[Tensor, Tensor]:
+        x1, x2 = self._two(streams)
+        s1, s2 = self._shortcuts()
+        if s1 is not None and s2 is not None:
+            x1 = s1(x1)
+            y1 = x1 + self._branch("F", self.F, x2, x1)
+            x2 = s2(x2)
+        else:
+            y1 = x1 + self._branch("F", self.F, x2, x1)
+        return y1, x2 + self._branch("G", self.G, y1, x2)
+
+    def inverse(self, *streams: Tensor) -> tuple[Tensor, Tensor]:
+        """x1, x2 from y1, y2.
+
+        Raises:
+            StepError: the unit has a shortcut other than the identity.
+        """
+        y1, y2 = self._two(streams)
+        if self.shortcut is not None:
+            raise StepError("has a shortcut, so it cannot be undone")
+        x2 = y2 - self._branch("G", self.G, y1, y2)
+        return y1 - self._branch("F", self.F, x2, y1), x2
+
+    def undo(self, task: Task) -> Undone:
+        """Inverse and gradient from one evaluation of each branch: G at y1, then F at x2."""
+        (y1, y2), (g1, g2), (need1, need2) = task.outputs, task.grads, task.needs
+        through_f = bool(task.wanted(self.F))
+        z, dy1 = task.branch("G", self.G, y1, g2, need1 or need2 or through_f)
+        g1 = add(g1, dy1)
+        if not (need1 or need2 or through_f):
+            return Undone(None, (None, None))
+        x2 = self._subtract(y2, z, task.owned)
+        del z, y2, dy1
+        z, dx2 = task.branch("F", self.F, x2, g1, need2)
+        x1 = self._subtract(y1, z, task.owned)
+        return Undone((x1, x2), (g1 if need1 else None, add(g2, dx2) if need2 else None))
+
+    def _two(self, streams: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        if len(streams) != 2:
+            raise StepError(
+                f"takes two streams (x1, x2), got {len(streams)}; split a tensor with memexp.backprop.split(x)"
+            )
+        x1, x2 = streams
+        return x1, x2
+
+    def _shortcuts(self) -> tuple[nn.Module | None, nn.Module | None]:
+        if isinstance(self.shortcut, nn.ModuleList):
+            s1, s2 = self.shortcut
+            return s1, s2
+        return self.shortcut, self.shortcut
+
+    def _branch(self, name: str, branch: nn.Module, x: Tensor, stream: Tensor) -> Tensor:
+        z = residual(name, branch, x, stream)
+        return self.rounding(z) if self.rounding else z
+
+    def _subtract(self, y: Tensor, z: Tensor, owned: bool) -> Tensor:
+        if self.rounding:
+            z = self.rounding.round(z)
+        return y.sub_(z) if owned else y - z

@@ -1,0 +1,55 @@
+"""Euler step of a residual network as a discretised ODE (Sander et al. 2022, arXiv 2205.14612, section 3).
+
+x_{n+1} = x_n + scale f_n(x_n),        x~_n = x~_{n+1} - scale f_n(x~_{n+1})        (scale = 1/N)
+"""
+
+import torch
+from torch import Tensor, nn
+
+from memexp.backprop.replay import evaluate
+from memexp.backprop.residual import residual
+from memexp.backprop.task import Task, Undone, add
+
+
+class EulerStep(nn.Module):
+    """x + scale f(x) on one stream, of any shape that `f` keeps. Its inverse is approximate, of order scale^2.
+
+    Args:
+        f: residual function, any module that keeps the shape.
+        scale: 1/N in a chain of N steps; 1 for an ordinary residual network.
+    """
+
+    approximate = True
+
+    def __init__(self, f: nn.Module, scale: float = 1.0) -> None:
+        super().__init__()
+        self.f = f
+        self.scale = scale
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale:g}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.scale * residual("f", self.f, x, x)
+
+    def inverse(self, y: Tensor, refine: int = 0) -> Tensor:
+        """x~ from y = x + scale f(x): y - scale f(y), then `refine` times x~ <- y - scale f(x~)."""
+        return self._inverse(y, refine, self.f(y))
+
+    def undo(self, task: Task) -> Undone:
+        """One evaluation (and `refine` more) for x~, one for the gradient at x~."""
+        (y,), (grad,), (need,) = task.outputs, task.grads, task.needs
+        record = task.record
+        known = task.known[1] if task.known and task.known[0] is self.f and record.repeatable("f") else None
+        with torch.no_grad():
+            x = self._inverse(y, task.refine, evaluate("f", self.f, y) if known is None else known)
+        scaled = None if grad is None else self.scale * grad
+        z, dx = task.branch("f", self.f, x, scaled, need)
+        below = (self.f, z) if record.repeatable("f") else None
+        return Undone((x,), (add(grad, dx) if need else None,), below)
+
+    def _inverse(self, y: Tensor, refine: int, value: Tensor) -> Tensor:
+        x = y - self.scale * value
+        for _ in range(refine):
+            x = y - self.scale * evaluate("f", self.f, x)
+        return x

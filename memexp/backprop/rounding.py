@@ -1,0 +1,89 @@
+"""Rounding to multiples of 2^-k, which makes additive couplings exactly undoable in floating point.
+
+If x and r are multiples of 2^-k and |x + r| < 2^(24-k), then x + r is representable in float32 (24 bits of mantissa),
+so (x + r) - r = x bit for bit. A Chain with `exact` rounds its streams once at entry and each branch's output before it
+is added; gradients pass straight through.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memexp.backprop.errors import StepError
+
+
+class Rounding:
+    """The grid of multiples of 2^-k: `k` bits after the binary point, |y| < 2^(24-k).
+
+    Raises:
+        ValueError: k is outside 1..23.
+    """
+
+    def __init__(self, bits: int) -> None:
+        if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 23:
+            raise ValueError(f"exact_bits={bits!r}: use an integer from 1 to 23 (streams are multiples of 2^-bits)")
+        self.bits = bits
+        self.limit = 2.0 ** (24 - bits)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rounding) and other.bits == self.bits
+
+    def __hash__(self) -> int:
+        return hash(self.bits)
+
+    def round(self, x: Tensor) -> Tensor:
+        """`x` in float32 (float64 stays), rounded to the nearest multiple of 2^-k; no autograd. A new tensor."""
+        scaled = x.to(torch.promote_types(x.dtype, torch.float32)) * 2.0**self.bits
+        return scaled.round_().mul_(2.0**-self.bits)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`round` with the straight-through gradient where `x` needs one."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            rounded: Tensor = _StraightThrough.apply(x, self)
+            return rounded
+        return self.round(x)
+
+
+class RangeWatch:
+    """Watches |y| < 2^(24-k) at every step of one forward pass; looks at the figures once, at the end of the pass."""
+
+    def __init__(self, rounding: Rounding) -> None:
+        self.rounding = rounding
+        self._peaks: list[tuple[str, Tensor]] = []
+
+    def see(self, name: str, streams: tuple[Tensor, ...]) -> None:
+        for y in streams:
+            self._peaks.append((name, torch.linalg.vector_norm(y.detach(), float("inf"))))
+
+    def check(self) -> None:
+        """One synchronisation with the device.
+
+        Raises:
+            StepError: a step left the range, or a value is not finite.
+        """
+        if not self._peaks:
+            return
+        for (name, _), peak in zip(self._peaks, torch.stack([peak for _, peak in self._peaks]).tolist(), strict=True):
+            if peak < self.rounding.limit:
+                continue
+            if not math.isfinite(peak):
+                raise StepError(f"{name}: a stream is not finite (largest magnitude {peak}); lower the learning rate")
+            bits = 23 - math.ceil(math.log2(peak))
+            advice = f"use exact_bits={bits}" if bits >= 1 else "use exact=false"
+            raise StepError(
+                f"{name}: a stream reaches {peak:g}, but exact_bits={self.rounding.bits} is exact below "
+                f"{self.rounding.limit:g} only: {advice}"
+            )
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rounding: Rounding) -> Tensor:
+        ctx.dtype = x.dtype
+        return rounding.round(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0].to(ctx.dtype), None

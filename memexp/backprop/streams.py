@@ -1,0 +1,29 @@
+"""From one tensor to the two streams of additive couplings, once before a Chain, and back once after it."""
+
+import torch
+from torch import Tensor
+
+from memexp.backprop.errors import StepError
+
+
+def split(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The halves of (batch, channels, ...) `x` by channels, each dense in memory and in `x`'s memory format.
+
+    Raises:
+        StepError: the number of channels is odd.
+    """
+    if x.ndim < 2 or x.shape[1] % 2:
+        raise StepError(f"split: shape {tuple(x.shape)} has no even number of channels to make two streams of")
+    # slices are views with gaps, which every later operation would pay for
+    x1, x2 = (half.clone(memory_format=_format(x)) for half in x.chunk(2, dim=1))
+    return x1, x2
+
+
+def join(x1: Tensor, x2: Tensor) -> Tensor:
+    """The inverse of `split`."""
+    return torch.cat((x1, x2), dim=1)
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    nhwc = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if nhwc else torch.contiguous_format
