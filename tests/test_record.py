@@ -1,0 +1,44 @@
+import json
+
+import pytest
+
+from memexp.record import RunDirectory, RunDirectoryError, read_json, write_json
+
+
+def test_json_is_replaced_whole_and_numbers_that_json_lacks_become_null(tmp_path):
+    path = tmp_path / "results.json"
+    write_json(path, {"loss": float("nan"), "list": [1, float("inf")]})
+    assert json.loads(path.read_text()) == {"loss": None, "list": [1, None]}
+    write_json(path, {"loss": 1.0})
+    assert json.loads(path.read_text()) == {"loss": 1.0}
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_damaged_json_file_reads_as_none(tmp_path):
+    (tmp_path / "results.json").write_text('{"status": "do')
+    assert read_json(tmp_path / "results.json") is None
+    assert read_json(tmp_path / "absent.json") is None
+
+
+def test_a_directory_in_use_is_refused_and_free_again_afterwards(tmp_path):
+    with RunDirectory(tmp_path), pytest.raises(RunDirectoryError, match="in use"), RunDirectory(tmp_path):
+        pass
+    with RunDirectory(tmp_path):
+        pass
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunDirectoryError, match=r"file/run.*hydra\.run\.dir"), RunDirectory(tmp_path / "file" / "run"):
+        pass
+
+
+def test_metrics_after_the_checkpoint_and_a_cut_line_are_dropped(tmp_path):
+    directory = RunDirectory(tmp_path)
+    for step in (1, 2, 3):
+        directory.append_metrics(split="train", step=step)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"split": "tra')
+    directory.rewind_metrics(2)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]

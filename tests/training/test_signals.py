@@ -1,0 +1,25 @@
+import os
+import signal
+
+import pytest
+
+from memexp.training.signals import Interrupted, StopRequest
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR2, 140)])
+def test_a_signal_is_remembered_and_its_exit_status_is_the_shells(signum, status):
+    before = signal.getsignal(signum)
+    with StopRequest() as stop:
+        stop.check()
+        os.kill(os.getpid(), signum)
+        with pytest.raises(Interrupted) as caught:
+            stop.check()
+    assert caught.value.exit_status == status
+    assert signal.getsignal(signum) is before
+
+
+def test_a_second_signal_is_not_held_back():
+    with StopRequest():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
