@@ -118,7 +118,7 @@ class Chain(nn.Module):
     def _enter(self, streams: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         rounding = self.strategy.rounding
         if rounding is not None:
-            return tuple(rounding(x) for x in streams)
+            return tuple(rounding.enter(x) for x in streams)
         if any(has_inverse(step, approximate=False) for step in self):
             # a sum in half precision cannot be undone: under autocast branches compute in it, streams do not
             halves = (torch.float16, torch.bfloat16)

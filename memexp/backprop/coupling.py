@@ -6,6 +6,7 @@ y2 = x2 + G(y1)        x1 = y1 - F(x2)
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 
 from memexp.backprop.errors import StepError
@@ -43,13 +44,8 @@ class AdditiveCoupling(nn.Module):
     def forward(self, *streams: Tensor) -> tuple[Tensor, Tensor]:
         x1, x2 = self._two(streams)
         s1, s2 = self._shortcuts()
-        if s1 is not None and s2 is not None:
-            x1 = s1(x1)
-            y1 = x1 + self._branch("F", self.F, x2, x1)
-            x2 = s2(x2)
-        else:
-            y1 = x1 + self._branch("F", self.F, x2, x1)
-        return y1, x2 + self._branch("G", self.G, y1, x2)
+        y1 = self._add(x1 if s1 is None else s1(x1), "F", self.F, x2)
+        return y1, self._add(x2 if s2 is None else s2(x2), "G", self.G, y1)
 
     def inverse(self, *streams: Tensor) -> tuple[Tensor, Tensor]:
         """x1, x2 from y1, y2.
@@ -60,8 +56,8 @@ class AdditiveCoupling(nn.Module):
         y1, y2 = self._two(streams)
         if self.shortcut is not None:
             raise StepError("has a shortcut, so it cannot be undone")
-        x2 = y2 - self._branch("G", self.G, y1, y2)
-        return y1 - self._branch("F", self.F, x2, y1), x2
+        x2 = self._subtract(y2, residual("G", self.G, y1, y2))
+        return self._subtract(y1, residual("F", self.F, x2, y1)), x2
 
     def undo(self, task: Task) -> Undone:
         """Inverse and gradient from one evaluation of each branch: G at y1, then F at x2."""
@@ -91,11 +87,15 @@ class AdditiveCoupling(nn.Module):
             return s1, s2
         return self.shortcut, self.shortcut
 
-    def _branch(self, name: str, branch: nn.Module, x: Tensor, stream: Tensor) -> Tensor:
+    def _add(self, stream: Tensor, name: str, branch: nn.Module, x: Tensor) -> Tensor:
         z = residual(name, branch, x, stream)
-        return self.rounding(z) if self.rounding else z
+        if self.rounding is None:
+            return stream + z
+        z = self.rounding(z)
+        # what rounding returns is new: without autograd the sum can take its place, which saves an allocation
+        return stream + z if torch.is_grad_enabled() or z.dtype != stream.dtype else z.add_(stream)
 
-    def _subtract(self, y: Tensor, z: Tensor, owned: bool) -> Tensor:
+    def _subtract(self, y: Tensor, z: Tensor, owned: bool = False) -> Tensor:
         if self.rounding:
-            z = self.rounding.round(z)
+            z = self.rounding(z)
         return y.sub_(z) if owned else y - z

@@ -6,12 +6,14 @@ earlier steps are still in backward, gradients accumulate as they come, and `tor
 inputs without grad work. A node that has its inputs in backward, kept or reconstructed, hands them to the node below.
 """
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from memexp.backprop.determinism import explain, fingerprint
 from memexp.backprop.errors import StepError, describe
 from memexp.backprop.plan import Keep, Strategy
 from memexp.backprop.replay import Record, Surroundings, evaluate
@@ -39,7 +41,7 @@ def run(index: int, step: nn.Module, streams: Streams, rounding: Rounding | None
             "use an operation that is not in place, e.g. nn.ReLU(inplace=False)"
         )
     if rounding is not None and not getattr(step, "undoable", False):
-        outputs = tuple(rounding(y) for y in outputs)  # back on the grid; an undoable step keeps to it by itself
+        outputs = tuple(rounding.enter(y) for y in outputs)  # back on the grid; an undoable step keeps to it by itself
     return outputs
 
 
@@ -68,6 +70,10 @@ class Node:
         )
         self._versions = [p._version for p in self.parameters]
         self._handed: Handed | None = None
+        self._fingerprint: Tensor | None = None
+        self._above: weakref.ref[Node] | None = None
+        if self.below is not None:
+            self.below._above = weakref.ref(self)
 
     @property
     def name(self) -> str:
@@ -79,6 +85,8 @@ class Node:
         return as_tuple(_Recompute.apply(self, len(streams), *streams, *self.parameters))
 
     def forward(self, streams: Streams) -> Streams:
+        if self.strategy.rounding and self.keep == "undone" and self.below is None:
+            self._fingerprint = fingerprint(streams)
         for index, step in self.steps.items():
             with self.records[index].first():
                 streams = run(index, step, streams, self.strategy.rounding)
@@ -115,13 +123,9 @@ class Node:
         if self.below is not None and any(needs):
             self.below._handed = (inputs, False, None)
         leaves = tuple(x.detach().requires_grad_(need) for x, need in zip(inputs, needs, strict=True))
-        streams = leaves
         with torch.enable_grad():
-            for index, step in self.steps.items():
-                with self.records[index].again():
-                    streams = run(index, step, streams, self.strategy.rounding)
-        found, of_parameters = pull_back(streams, grads, leaves, wanted)
-        return found, of_parameters
+            outputs = self.again(leaves)
+        return pull_back(outputs, grads, leaves, wanted)
 
     def _undo(
         self, kept: Streams, grads: Grads, needs: tuple[bool, ...], wanted: Sequence[Tensor]
@@ -133,9 +137,29 @@ class Node:
         del outputs
         with record.again():
             undone: Undone = undo(step, task)
+        if undone.inputs is not None:
+            self._verify(undone.inputs)
         if self.below is not None and undone.inputs is not None:
             self.below._handed = (undone.inputs, True, undone.known)
         return undone.grads, tuple(task.parameter_grads.get(p) for p in wanted)
+
+    def _verify(self, inputs: Streams) -> None:
+        """The first step of a run is undone: are these the streams that had entered?"""
+        if self._fingerprint is None or torch.equal(fingerprint(inputs), self._fingerprint):
+            return
+        steps = []
+        node: Node | None = self
+        while node is not None and node.keep == "undone":
+            steps.append((node.name, node.again))
+            node = node._above() if node._above else None
+        raise RuntimeError(explain(steps, inputs))
+
+    def again(self, streams: Streams) -> Streams:
+        """The group's first pass once more."""
+        for index, step in self.steps.items():
+            with self.records[index].again():
+                streams = run(index, step, streams, self.strategy.rounding)
+        return streams
 
     def _take(self) -> Handed:
         if self._handed is None:
