@@ -6,6 +6,7 @@ earlier steps are still in backward, gradients accumulate as they come, and `tor
 inputs without grad work. A node that has its inputs in backward, kept or reconstructed, hands them to the node below.
 """
 
+import inspect
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -35,6 +36,9 @@ def run(index: int, step: nn.Module, streams: Streams, rounding: Rounding | None
         outputs = as_tuple(step(*streams) if hasattr(step, "undo") else evaluate("step", step, *streams))
     except StepError as error:
         raise StepError(f"{describe(index, step)}: {error}") from None
+    except TypeError:
+        _check_count(index, step, len(streams))
+        raise
     if any(version is not None and x._version != version for x, version in zip(streams, versions, strict=True)):
         raise StepError(
             f"{describe(index, step)} changes a stream in place; streams belong to the Chain and its caller: "
@@ -43,6 +47,15 @@ def run(index: int, step: nn.Module, streams: Streams, rounding: Rounding | None
     if rounding is not None and not getattr(step, "undoable", False):
         outputs = tuple(rounding.enter(y) for y in outputs)  # back on the grid; an undoable step keeps to it by itself
     return outputs
+
+
+def _check_count(index: int, step: nn.Module, count: int) -> None:
+    signature = inspect.signature(step.forward)
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        names = ", ".join(signature.parameters)
+        raise StepError(f"{describe(index, step)} takes ({names}), got {count} streams") from None
 
 
 class Node:

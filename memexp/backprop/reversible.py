@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from memexp.backprop.errors import describe
 from memexp.backprop.plan import Keep, has_inverse
 from memexp.backprop.stored import Stored
 
@@ -20,7 +21,7 @@ class Reversible(Stored):
     The last step, if undoable, is stored: its backward comes first, when what it keeps would be rebuilt at once.
 
     Raises:
-        ValueError: no step has an exact inverse.
+        ValueError: no step has an exact inverse, or `exact` is asked of a step that cannot keep to the grid.
     """
 
     def plan(self, steps: Sequence[nn.Module], streams: tuple[Tensor, ...]) -> list[Keep]:
@@ -31,6 +32,12 @@ class Reversible(Stored):
                 f"backprop=reversible: no step has an exact inverse (the Chain has {kinds}); use AdditiveCoupling "
                 "steps without a shortcut, or backprop=checkpointed; Euler and Heun steps are for backprop=adjoint"
             )
+        for index, step in enumerate(steps):
+            if self.exact and undoable[index] and not hasattr(step, "rounding"):
+                raise ValueError(
+                    f"{describe(index, step)}: exact undoes additive couplings only, as others do not keep streams on "
+                    "the grid; use exact=false, or give the step a `rounding` that it applies before adding"
+                )
         plan: list[Keep] = ["undone" if can else "checkpointed" for can in undoable]
         if undoable[-1]:
             plan[-1] = "stored"

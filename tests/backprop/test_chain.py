@@ -1,0 +1,396 @@
+"""The rules of every strategy: statistics once, conditions replayed, autograd's gradients, tensors left alone."""
+
+import copy
+
+import pytest
+import torch
+from chain_networks import basic, chain, couplings, gradients, loss, same_bits, streams, worst
+from torch import nn
+
+from memexp.backprop import AdditiveCoupling, Chain, EulerStep
+
+RECOMPUTING = [
+    ("checkpointed", {}),
+    ("checkpointed", {"every": 3}),
+    ("reversible", {}),
+    ("reversible", {"exact": True}),
+]
+recomputing = pytest.mark.parametrize(("backprop", "options"), RECOMPUTING)
+
+
+def pair(steps, backprop, options):
+    """The same steps under `stored` and under the strategy; `exact` is part of the function, so both have it."""
+    exact = {"exact": True} if options.get("exact") else {}
+    return chain(steps, "stored", **exact), chain(steps, backprop, **options)
+
+
+def tolerance(backprop, options):
+    return 1e-4 if backprop == "reversible" and not options.get("exact") else 0.0
+
+
+def test_registers_steps_as_a_sequential_does():
+    steps = couplings(3)
+    assert list(Chain(steps).state_dict()) == list(nn.Sequential(*steps).state_dict())
+    assert len(Chain(steps)) == 3
+    assert Chain(steps)[2] is steps[2]
+
+
+@recomputing
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_batch_statistics_move_once_and_to_the_last_bit(backprop, options, momentum):
+    steps = couplings(4, boundary=2)
+    for module in nn.ModuleList(steps).modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = momentum
+    stored, other = pair(steps, backprop, options)
+    for seed in (1, 2):
+        for network in (stored, other):
+            gradients(network, streams(seed=seed))
+    assert same_bits(list(other.buffers()), list(stored.buffers()))
+    counts = [b.item() for name, b in other.named_buffers() if name.endswith("num_batches_tracked")]
+    assert counts == [2] * 16
+
+
+@recomputing
+def test_instance_norm_statistics_move_once(backprop, options):
+    def branch():
+        return nn.Sequential(nn.InstanceNorm2d(4, track_running_stats=True), nn.Conv2d(4, 4, 3, padding=1))
+
+    stored, other = pair([AdditiveCoupling(branch(), branch()) for _ in range(3)], backprop, options)
+    for network in (stored, other):
+        gradients(network, streams())
+    assert same_bits(list(other.buffers()), list(stored.buffers()))
+
+
+@recomputing
+def test_power_iteration_of_a_spectral_norm_is_replayed(backprop, options):
+    def branch():
+        return nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Conv2d(4, 4, 3, padding=1)), nn.Tanh())
+
+    torch.manual_seed(0)
+    stored, other = pair([AdditiveCoupling(branch(), branch()) for _ in range(3)], backprop, options)
+    expected, found = gradients(stored, streams()), gradients(other, streams())
+    assert same_bits(list(other.buffers()), list(stored.buffers()))
+    assert worst(found, expected) <= tolerance(backprop, options)
+
+
+@recomputing
+def test_dropout_is_replayed_and_the_callers_random_state_is_left_alone(backprop, options):
+    stored, other = pair(couplings(4, boundary=2, dropout=0.3), backprop, options)
+    expected = gradients(stored, streams())
+    state = torch.get_rng_state()
+    found = gradients(other, streams())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert worst(found, expected) <= tolerance(backprop, options)
+
+
+@recomputing
+def test_random_numbers_drawn_between_forward_and_backward_do_not_matter(backprop, options):
+    stored, other = pair(couplings(3, dropout=0.3), backprop, options)
+    expected = gradients(stored, streams())
+    torch.manual_seed(7)
+    inputs = streams()
+    value = loss(other(*inputs))
+    torch.rand(5)
+    state = torch.get_rng_state()
+    value.backward()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert worst([x.grad for x in (*inputs, *other.parameters())], expected) <= tolerance(backprop, options)
+
+
+@recomputing
+@pytest.mark.parametrize("inside", [True, False])
+def test_autocast_is_replayed(backprop, options, inside):
+    stored, other = pair(couplings(3), backprop, options)
+    results = []
+    for network in (stored, other):
+        inputs = streams()
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            value = loss(network(*inputs))
+        with torch.autocast("cpu", torch.bfloat16, enabled=not inside):
+            value.backward()
+        results.append([x.grad for x in (*inputs, *network.parameters())])
+    drift = backprop == "reversible" and not options.get("exact")
+    assert worst(results[1], results[0]) <= ((0.2 if inside else 1e-4) if drift else 0.0)
+
+
+def test_a_weight_cast_in_a_first_pass_is_not_reused_without_its_graph():
+    f = nn.Linear(4, 4)
+    checkpointed = Chain([EulerStep(f)], backprop="checkpointed")
+    x = torch.randn(2, 4, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = f(checkpointed(x)).sum()
+    value.backward()
+    alone = copy.deepcopy(f)
+    alone.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        value = alone(x + alone(x)).sum()
+    value.backward()
+    torch.testing.assert_close(f.weight.grad, alone.weight.grad, rtol=2e-2, atol=2e-2)
+
+
+@recomputing
+def test_train_and_eval_modes_are_replayed_and_left_as_they_are(backprop, options):
+    stored, other = pair(couplings(3, dropout=0.3), backprop, options)
+    expected = gradients(stored, streams())
+    torch.manual_seed(7)
+    inputs = streams()
+    value = loss(other(*inputs))
+    other.eval()
+    value.backward()
+    assert not any(module.training for module in other.modules())
+    assert worst([x.grad for x in (*inputs, *other.parameters())], expected) <= tolerance(backprop, options)
+
+
+@recomputing
+def test_gradients_in_eval_mode(backprop, options):
+    stored, other = pair(couplings(3), backprop, options)
+    stored.eval()
+    other.eval()
+    before = [b.clone() for b in other.buffers()]
+    assert worst(gradients(other, streams()), gradients(stored, streams())) <= tolerance(backprop, options)
+    assert same_bits(list(other.buffers()), before)
+
+
+@recomputing
+def test_without_gradients_the_result_is_the_same_and_statistics_move(backprop, options):
+    stored, other = pair(couplings(3, boundary=1), backprop, options)
+    with_gradients = other(*streams())
+    with torch.no_grad():
+        without = stored(*streams())
+        with torch.inference_mode():
+            inferred = copy.deepcopy(stored).eval()(*streams())
+    assert same_bits(list(without), list(with_gradients))
+    assert same_bits(list(stored.buffers()), list(other.buffers()))
+    assert all(y.is_inference() for y in inferred)
+
+
+@recomputing
+def test_gradients_accumulate_over_passes(backprop, options):
+    stored, other = pair(couplings(3), backprop, options)
+    for network in (stored, other):
+        for seed in (1, 2):
+            loss(network(*streams(seed=seed))).backward()
+    found, expected = [p.grad for p in other.parameters()], [p.grad for p in stored.parameters()]
+    assert worst(found, expected) <= tolerance(backprop, options)
+
+
+@recomputing
+def test_backward_twice_through_one_forward(backprop, options):
+    other = pair(couplings(4, boundary=1), backprop, options)[1]
+    value = loss(other(*streams()))
+    value.backward(retain_graph=True)
+    once = [p.grad.clone() for p in other.parameters()]
+    value.backward()
+    assert same_bits([p.grad for p in other.parameters()], [2 * grad for grad in once])
+
+
+@recomputing
+def test_two_forwards_before_their_backwards(backprop, options):
+    stored, other = pair(couplings(3, dropout=0.2), backprop, options)
+    results = []
+    for network in (stored, other):
+        torch.manual_seed(3)
+        first, second = loss(network(*streams(seed=1))), loss(network(*streams(seed=2)))
+        second.backward()
+        first.backward()
+        results.append([p.grad for p in network.parameters()])
+    assert worst(results[1], results[0]) <= tolerance(backprop, options)
+
+
+@recomputing
+@pytest.mark.parametrize("frozen", ["F", "G", "lower half", "upper half"])
+def test_frozen_parameters(backprop, options, frozen):
+    stored, other = pair(couplings(4), backprop, options)
+    for network in (stored, other):
+        for index, step in enumerate(network):
+            part = {"F": step.F, "G": step.G}.get(frozen, step if (index < 2) == (frozen == "lower half") else None)
+            if part is not None:
+                part.requires_grad_(False)
+    for inputs in (streams(), [x.detach() for x in streams()]):
+        assert worst(gradients(other, inputs), gradients(stored, inputs)) <= tolerance(backprop, options)
+        assert all(p.grad is None for p in other.parameters() if not p.requires_grad)
+
+
+@recomputing
+@pytest.mark.parametrize("without", [(0,), (1,), (0, 1)])
+def test_inputs_without_grad(backprop, options, without):
+    stored, other = pair(couplings(3), backprop, options)
+    inputs = [x.detach() if index in without else x for index, x in enumerate(streams())]
+    assert worst(gradients(other, inputs), gradients(stored, inputs)) <= tolerance(backprop, options)
+    assert all(inputs[index].grad is None for index in without)
+
+
+@recomputing
+@pytest.mark.parametrize("used", [0, 1])
+def test_a_loss_of_one_stream_only(backprop, options, used):
+    stored, other = pair(couplings(3), backprop, options)
+    results = []
+    for network in (stored, other):
+        inputs = streams()
+        loss(network(*inputs)[used]).backward()
+        results.append([x.grad for x in (*inputs, *network.parameters()) if x.grad is not None])
+    assert worst(results[1], results[0]) <= tolerance(backprop, options)
+
+
+@recomputing
+def test_autograd_grad_of_some_parameters_leaves_grad_alone(backprop, options):
+    stored, other = pair(couplings(4), backprop, options)
+    results = []
+    for network in (stored, other):
+        some = list(network[1].parameters()) + list(network[3].F.parameters())
+        results.append(torch.autograd.grad(loss(network(*streams())), some))
+        assert all(p.grad is None for p in network.parameters())
+    assert worst(*map(list, results[::-1])) <= tolerance(backprop, options)
+
+
+@recomputing
+def test_hooks_on_a_parameter_see_its_gradient_once(backprop, options):
+    stored, other = pair(couplings(3), backprop, options)
+    calls = []
+    for network in (stored, other):
+        weight = network[0].F[2].weight
+        weight.register_hook(lambda grad: calls.append(1) or 2 * grad)
+    assert worst(gradients(other, streams()), gradients(stored, streams())) <= tolerance(backprop, options)
+    assert len(calls) == 2
+
+
+@recomputing
+def test_tied_weights_sum_over_their_uses(backprop, options):
+    F, G = basic(4), basic(4)
+    steps = [AdditiveCoupling(F, F), AdditiveCoupling(F, G), AdditiveCoupling(G, F), AdditiveCoupling(G, G)]
+    stored, other = pair(steps, backprop, options)
+    # in other orders of summation, the last bits differ
+    assert worst(gradients(other, streams()), gradients(stored, streams())) < 1e-4
+
+
+@recomputing
+def test_callers_tensors_are_left_as_they_are(backprop, options):
+    other = pair(couplings(3), backprop, options)[1]
+    inputs = streams()
+    kept = [x.detach().clone() for x in inputs]
+    versions = [x._version for x in inputs]
+    outputs = other(*inputs)
+    results = [y.detach().clone() for y in outputs]
+    grads = [torch.randn_like(y) for y in outputs]
+    copies = [grad.clone() for grad in grads]
+    torch.autograd.backward(outputs, grads)
+    assert same_bits([x.detach() for x in inputs], kept)
+    assert [x._version for x in inputs] == versions
+    assert same_bits([y.detach() for y in outputs], results)
+    assert same_bits(grads, copies)
+
+
+@recomputing
+def test_double_backward_is_refused_by_name(backprop, options):
+    other = pair(couplings(3, boundary=2), backprop, options)[1]
+    inputs = streams()
+    with pytest.raises(RuntimeError, match=r"double backward.*step 2 \(AdditiveCoupling\).*backprop=stored"):
+        torch.autograd.grad(loss(other(*inputs)), inputs, create_graph=True)
+
+
+def test_stored_allows_double_backward():
+    network = Chain([EulerStep(nn.Sequential(nn.Linear(3, 3), nn.Tanh()))])
+    x = torch.randn(2, 3, requires_grad=True)
+    (grad,) = torch.autograd.grad(loss(network(x)), x, create_graph=True)
+    grad.sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+@recomputing
+def test_a_parameter_changed_before_backward_is_an_error(backprop, options):
+    other = pair(couplings(3), backprop, options)[1]
+    value = loss(other(*streams()))
+    with torch.no_grad():
+        next(other[0].parameters()).mul_(2)
+    with pytest.raises(RuntimeError, match=r"step 0.*changed in place between forward and backward"):
+        value.backward()
+
+
+@recomputing
+def test_chains_nest(backprop, options):
+    def nested(inner):
+        torch.manual_seed(0)
+        body = [EulerStep(Chain([EulerStep(basic(4, dropout=0.2), 0.5) for _ in range(2)], backprop=inner))]
+        return [AdditiveCoupling(nn.Sequential(Chain(body, backprop=inner)), basic(4)) for _ in range(3)]
+
+    exact = {"exact": True} if options.get("exact") else {}
+    stored = Chain(nested("stored"), backprop="stored", **exact)
+    other = Chain(nested("checkpointed"), backprop=backprop, **options)
+    # three terms are summed in another order
+    assert worst(gradients(other, streams()), gradients(stored, streams())) < 1e-4
+    assert same_bits(list(other.buffers()), list(stored.buffers()))
+
+
+@pytest.mark.parametrize(
+    ("backprop", "options", "message"),
+    [
+        ("reversed", {}, "backprop='reversed': use one of stored, checkpointed, reversible, adjoint"),
+        ("reversible", {"every": 2}, "has no option every; it has exact, exact_bits"),
+        ("checkpointed", {"every": 0}, "every=0"),
+        ("reversible", {"exact": True, "exact_bits": 24}, "exact_bits=24: use an integer from 1 to 23"),
+        ("adjoint", {}, "no step has an approximate inverse .*AdditiveCoupling"),
+    ],
+)
+def test_options_that_do_not_fit(backprop, options, message):
+    with pytest.raises(ValueError, match=message):
+        Chain(couplings(1), backprop=backprop, **options)
+
+
+def test_reversible_needs_a_step_that_can_be_undone():
+    with pytest.raises(ValueError, match=r"no step has an exact inverse \(the Chain has EulerStep\).*checkpointed"):
+        Chain([EulerStep(nn.Identity())], backprop="reversible")
+    with pytest.raises(ValueError, match="no step has an exact inverse"):
+        Chain(couplings(1, boundary=0), backprop="reversible")
+
+
+class Shift(nn.Module):
+    """A user's own step with an exact inverse: a permutation of streams and an addition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.3), nn.Tanh())
+
+    def forward(self, a, b, c):
+        return b, c, a + self.f(b)
+
+    def inverse(self, a, b, c):
+        return c - self.f(a), a, b
+
+
+def test_a_users_own_invertible_step_on_three_streams():
+    torch.manual_seed(0)
+    steps = [Shift() for _ in range(5)]
+    stored, reversible = chain(steps, "stored"), chain(steps, "reversible")
+    inputs = [torch.randn(2, 4, requires_grad=True) for _ in range(3)]
+    assert worst(gradients(reversible, inputs), gradients(stored, inputs)) < 1e-5
+
+
+def test_exact_refuses_an_inverse_that_does_not_keep_to_the_grid():
+    with pytest.raises(ValueError, match=r"step 0 \(Shift\).*exact"):
+        Chain([Shift()], backprop="reversible", exact=True)
+
+
+def test_streams_that_do_not_fit_name_the_step():
+    with pytest.raises(ValueError, match=r"step 0 \(AdditiveCoupling\): takes two streams .* got 1; .*split"):
+        Chain(couplings(2))(streams()[0])
+    with pytest.raises(ValueError, match=r"step 1 \(EulerStep\) takes \(x\), got 2 streams"):
+        Chain([*couplings(1), EulerStep(nn.Identity())])(*streams())
+
+
+@recomputing
+def test_a_branch_that_changes_its_input_in_place_is_named(backprop, options):
+    steps = couplings(3)
+    steps[1].G = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1))
+    for network in pair(steps, backprop, options):
+        with pytest.raises(ValueError, match=r"step 1 \(AdditiveCoupling\): branch G changes its input in place"):
+            network(*streams())
+
+
+@recomputing
+def test_a_branch_that_changes_shape_is_named(backprop, options):
+    steps = couplings(3)
+    steps[2].F = nn.Conv2d(4, 1, 1)
+    for network in pair(steps, backprop, options):
+        with pytest.raises(ValueError, match=r"step 2 \(AdditiveCoupling\): branch F gives shape \(3, 1, 6, 6\)"):
+            network(*streams())
