@@ -134,7 +134,7 @@ def _join() -> int:
 def _groups() -> str:
     conf = next(p for p in (Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf") if p.is_dir())
     lines = []
-    for group in sorted(path for path in conf.iterdir() if path.is_dir() and path.name != "experiment"):
+    for group in sorted(path for path in conf.iterdir() if path.is_dir() and path.name not in ("experiment", "hydra")):
         lines.append(f"  {group.name:<10} {', '.join(sorted(path.stem for path in group.glob('*.yaml')))}")
     return "\n".join(lines)
 

@@ -7,6 +7,7 @@ for a misspelling, the nearest name.
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,8 @@ PACKAGE = Path(__file__).resolve().parent
 # A wheel carries the configs inside the package, a checkout beside it.
 CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if (path / "config.yaml").is_file())
 CONFIG_NAME = "config"
+# Hydra finds plugins by walking the namespace package hydra_plugins over sys.path.
+sys.path.append(str(PACKAGE / "plugins"))
 
 
 class ConfigError(ValueError):

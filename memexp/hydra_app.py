@@ -29,10 +29,14 @@ def train(arguments: list[str], hydra_only: bool) -> int:
         options = get_args_parser().parse_args(arguments)
         directories = [options.config_dir] if options.config_dir else []
         multirun = options.multirun or "hydra.mode=MULTIRUN" in options.overrides
-        config.check_command_line(options.overrides, options.config_name or CONFIG_NAME, directories, multirun)
+        name = options.config_name or CONFIG_NAME
+        if options.cfg == "job" and not options.package:  # composed once: this is what people wait for
+            print(OmegaConf.to_yaml(config.compose(options.overrides, name, directories), resolve=options.resolve), end="")
+            return 0
+        config.check_command_line(options.overrides, name, directories, multirun)
         job_name = "sweep" if multirun else "train"
-        launcher.start_sweep(options.config_name or CONFIG_NAME, directories)
-    _register_names()
+        launcher.start_sweep(name, directories)
+    _name_directories()
     application = hydra.main(config_path=str(CONF), config_name=CONFIG_NAME, version_base="1.3")(outcome.carry_out)
     argv, sys.argv = sys.argv, [f"memexp {job_name}", *arguments]
     full_error = os.environ.get("HYDRA_FULL_ERROR")
@@ -72,11 +76,10 @@ class _Outcome:
             print(summary(results, shown))
 
 
-def _register_names() -> None:
-    """The resolvers that name run directories, and the launcher of sweeps."""
-    OmegaConf.register_new_resolver("memexp.run", _run_name, replace=True, use_cache=True)
+def _name_directories() -> None:
+    """The resolvers that conf/config.yaml names run directories with."""
+    OmegaConf.register_new_resolver("memexp.run", _run_name, replace=True)
     OmegaConf.register_new_resolver("memexp.job", job_name, replace=True)
-    launcher.register()
 
 
 def _run_name(*, _root_: Any) -> str:

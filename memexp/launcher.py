@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -65,17 +63,6 @@ def sweep_status() -> int:
     if all(status == "refused" for status in _SWEEP.statuses):
         return 2
     return int(any(status != "done" for status in _SWEEP.statuses))
-
-
-def register() -> None:
-    """Makes hydra/launcher=local known to Hydra."""
-    ConfigStore.instance().store(
-        group="hydra/launcher",
-        name="local",
-        node={"_target_": f"{__name__}.LocalLauncher", "n_jobs": 1},
-        provider="memexp",
-    )
-    Plugins.instance().register(LocalLauncher)
 
 
 class LocalLauncher(Launcher):

@@ -21,7 +21,7 @@ from memexp import data, models, optim
 from memexp.backprop import Chain
 from memexp.config import ConfigError, config_hash, validate
 from memexp.data import DataError, Splits
-from memexp.memory.meter import Meter
+from memexp.memory.meter import Meter, macs_per_image
 from memexp.optim import schedules
 from memexp.record import SCHEMA, RunDirectory, RunDirectoryError
 from memexp.training import checkpoint, distribution

@@ -67,6 +67,46 @@ class Config:
     memory: Memory
 
 
+@dataclass
+class Precision:
+    name: Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass
+class Stored:
+    name: Literal["stored"]
+    exact: bool
+    exact_bits: Annotated[int, between(1, 22)]
+
+
+@dataclass
+class Checkpointed(Stored):
+    name: Literal["checkpointed"]  # type: ignore[assignment]
+    every: Positive
+
+
+@dataclass
+class Reversible(Stored):
+    name: Literal["reversible"]  # type: ignore[assignment]
+
+
+@dataclass
+class Adjoint:
+    name: Literal["adjoint"]
+    refine: Count
+    min_steps: Count
+
+
+GROUPS: dict[str, dict[str, type]] = {
+    "dataset": {},
+    "backprop": {"stored": Stored, "checkpointed": Checkpointed, "reversible": Reversible, "adjoint": Adjoint},
+    "optimizer": {},
+    "schedule": {},
+    "precision": {"fp32": Precision, "bf16": Precision, "fp16": Precision},
+    "model": {},
+}
+
+
 def nearest(word: str, allowed: typing.Iterable[str]) -> str:
     """' Did you mean ...?' for a misspelt word, or nothing."""
     allowed = list(allowed)

@@ -1,0 +1,7 @@
+"""Hydra takes plugins only from the namespace package hydra_plugins, so the launcher is named there; see memexp/config.py."""
+
+from memexp import launcher
+
+
+class LocalLauncher(launcher.LocalLauncher):
+    """hydra/launcher=local"""
