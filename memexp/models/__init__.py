@@ -1,0 +1,59 @@
+"""Architectures: what a network is. How its gradient is obtained is memexp.backprop's."""
+
+import importlib
+import inspect
+from typing import Any
+
+from torch import nn
+
+from memexp.models.chain import ChainFactory
+from memexp.models.layout import Shape
+
+FAMILIES = {
+    "resnet": "memexp.models.resnet.resnet",
+    "revnet": "memexp.models.revnet.revnet",
+    "torchvision": "memexp.models.torchvision.torchvision_model",
+    "vgg16": "memexp.models.vgg.vgg16",
+}
+
+
+def names() -> list[str]:
+    """The families that `create` knows."""
+    return sorted(FAMILIES)
+
+
+def create(
+    name: str | None = None,
+    *,
+    classes: int,
+    shape: Shape,
+    chain: ChainFactory,
+    _target_: str | None = None,
+    **settings: Any,
+) -> nn.Module:
+    """A freshly initialised network.
+
+    name: one of `names()`; or _target_: the dotted path of a user's own class or function, which is given `classes`,
+    `shape` and `chain` where its signature has them. settings: the family's own, such as depth.
+    shape: (channels, height, width) of the images. chain: makes the body from its steps.
+
+    Raises ValueError for a name, a target or a setting that does not fit.
+    """
+    path = _target_ or FAMILIES.get(name or "")
+    if path is None:
+        raise ValueError(f"{name!r} is not a model; there are {', '.join(names())}")
+    module, _, attribute = path.rpartition(".")
+    try:
+        build = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"_target_: {path!r} cannot be imported: {error}") from error
+    offered = {"classes": classes, "shape": shape, "chain": chain}
+    parameters = inspect.signature(build).parameters
+    wanted = {key: value for key, value in offered.items() if key in parameters}
+    unknown = [key for key in settings if key not in parameters]
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        raise ValueError(f"{path} takes no {', '.join(unknown)}; it takes {', '.join(parameters)}")
+    network = build(**wanted, **settings)
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"{path} made a {type(network).__name__}, not an nn.Module")
+    return network

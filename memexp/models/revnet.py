@@ -1,0 +1,70 @@
+"""RevNet (Gomez, Ren, Urtasun, Grosse 2017, arXiv 1707.04585): a residual network whose units can be undone.
+
+    y1 = s(x1) + F(x2)        y2 = s(x2) + G(y1)
+
+The streams are the halves of the channels; s is the identity but in the first unit of a stage, which is not undone.
+Parameters at 10 classes: RevNet-38 464,890, -110 1,729,194, -164 1,748,778; at 1000: -56 27,553,128, -104 45,428,072.
+Activation memory with reversible backprop: O(1) in the units of a stage.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from memexp.backprop import AdditiveCoupling, join, split
+from memexp.models import branch as parts
+from memexp.models.chain import ChainFactory
+from memexp.models.layout import Shape, choose
+
+CHANNELS = {38: (32, 32, 64, 112)}
+CHANNELS_DEEPER = (32, 32, 64, 128)
+IMAGENET_CHANNELS = (128, 128, 256, 512, 832)
+IMAGENET = {56: ((2, 2, 3, 2), IMAGENET_CHANNELS), 104: ((2, 2, 11, 2), IMAGENET_CHANNELS)}
+
+
+class RevNet(nn.Module):
+    """(n, channels, h, w) images -> (n, classes) scores."""
+
+    def __init__(self, stem: nn.Module, body: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = stem, body, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.head(join(*self.body(*split(self.stem(images)))))
+        return scores
+
+
+def revnet(
+    *,
+    classes: int,
+    shape: Shape,
+    chain: ChainFactory,
+    depth: int,
+    units: Sequence[int] | None = None,
+    channels: Sequence[int] | None = None,
+    bottleneck: bool | None = None,
+) -> RevNet:
+    """RevNet of the given depth, or of the given units per stage and channels (stem first; both streams together).
+
+    Raises ValueError for a depth that is no RevNet for images of `shape`, and for odd channel counts.
+    """
+    layout = choose("RevNet", depth, units, channels, bottleneck, shape, 2, CHANNELS, CHANNELS_DEEPER, IMAGENET)
+    odd = [c for c in layout.channels if c % 2]
+    if odd:
+        raise ValueError(f"channels={list(layout.channels)}: {odd} cannot be halved into two streams; use even numbers")
+    width = layout.channels[0] // 2
+    steps: list[nn.Module] = []
+    for count, whole, first_stride in layout.stages():
+        outputs = whole // 2
+        for unit in range(count):
+            stride = first_stride if unit == 0 else 1
+            F = parts.branch(width, outputs, stride, layout.bottleneck, activated=bool(steps))
+            G = parts.branch(outputs, outputs, 1, layout.bottleneck, activated=True)
+            changes = width != outputs or stride != 1
+            pair = [parts.shortcut(width, outputs, stride, layout.bottleneck) for _ in range(2)] if changes else None
+            steps.append(AdditiveCoupling(F, G, pair))
+            width = outputs
+    stem = parts.stem(shape[0], layout.channels[0], layout.large)
+    network = RevNet(stem, chain(steps), parts.head(2 * width, classes))
+    parts.initialise(network)
+    return network

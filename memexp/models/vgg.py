@@ -1,0 +1,77 @@
+"""VGG16 (Simonyan and Zisserman 2015, arXiv 1409.1556), as torchvision lays it out and as CIFAR papers do.
+
+imagenet: 13 convolutions with bias, 4096-4096-classes head; torchvision's names, so its weights load; 138,357,544 parameters
+at 1000 classes. cifar: conv-BN, 512-512-classes head (Li et al. 2017, arXiv 1608.08710: 1.5e7 parameters, 3.13e8 MACs).
+Activation memory with stored backprop: O(n) in the layers.
+"""
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from memexp.models.chain import ChainFactory
+from memexp.models.layout import LARGE, Shape
+from memexp.models.weights import load_file
+
+WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+
+class VGG(nn.Module):
+    """(n, channels, h, w) images -> (n, classes) scores. The names are torchvision's."""
+
+    def __init__(self, features: nn.Module, pooled: int, classifier: nn.Sequential) -> None:
+        super().__init__()
+        self.features = features
+        self.avgpool = nn.AdaptiveAvgPool2d(pooled)
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.classifier(self.avgpool(self.features(images)).flatten(1))
+        return scores
+
+
+def vgg16(
+    *, classes: int, shape: Shape, chain: ChainFactory, layout: str | None = None, weights: str | None = None
+) -> VGG:
+    """VGG16; layout "imagenet" or "cifar", by default the one for images of this size. weights: a torchvision file.
+
+    Raises ValueError for an image too small for five poolings, and for weights of another network.
+    """
+    layout = layout or ("imagenet" if min(shape[1:]) > LARGE else "cifar")
+    if min(shape[1:]) < 32:
+        raise ValueError(f"VGG16 halves its input five times: images of {shape[1]}x{shape[2]} are smaller than 32x32")
+    normalised = layout == "cifar"
+    layers: list[nn.Module] = []
+    inputs = shape[0]
+    for stage in WIDTHS:
+        for width in stage:
+            layers.append(nn.Conv2d(inputs, width, 3, padding=1, bias=not normalised))
+            if normalised:
+                layers.append(nn.BatchNorm2d(width))
+            layers.append(nn.ReLU(inplace=True))
+            inputs = width
+        layers.append(nn.MaxPool2d(2))
+    if normalised:
+        head = [nn.Linear(512, 512, bias=False), nn.BatchNorm1d(512), nn.ReLU(inplace=True), nn.Linear(512, classes)]
+        network = VGG(chain(layers), 1, nn.Sequential(*head))
+    else:
+        hidden: list[nn.Module] = [nn.Linear(512 * 7 * 7, 4096), nn.ReLU(inplace=True), nn.Dropout()]
+        hidden += [nn.Linear(4096, 4096), nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(4096, classes)]
+        network = VGG(chain(layers), 7, nn.Sequential(*hidden))
+    _initialise(network)
+    if weights is not None:
+        load_file(network, Path(weights), head="classifier.6" if not normalised else "classifier.3")
+    return network
+
+
+def _initialise(network: nn.Module) -> None:
+    """torchvision's: conv He et al. 2015 over the outputs, FC normal of standard deviation 0.01 without BN behind it."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, 0, 0.01)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
