@@ -6,6 +6,7 @@ Activation memory of N steps, with s the bytes of the streams and a those that a
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -74,6 +75,7 @@ class Chain(nn.Module):
         self.backprop = backprop
         self.strategy = make_strategy(backprop, options)
         self.strategy.plan(list(self), ())
+        self.monitor: list[float] | None = None
 
     def __len__(self) -> int:
         return len(self._modules)
@@ -83,6 +85,18 @@ class Chain(nn.Module):
 
     def __getitem__(self, index: int) -> nn.Module:
         return list(self)[index]
+
+    @contextmanager
+    def using(self, backprop: str, **options: Any) -> Iterator[None]:
+        """Another strategy for the forwards inside; the Chain stays the same function (`exact` stays as it is)."""
+        rounding = self.strategy.rounding
+        if rounding is not None:
+            options = {"exact": True, "exact_bits": rounding.bits} | options
+        own, self.strategy = self.strategy, make_strategy(backprop, options)
+        try:
+            yield
+        finally:
+            self.strategy = own
 
     def extra_repr(self) -> str:
         return f"backprop={self.strategy}"
@@ -109,7 +123,7 @@ class Chain(nn.Module):
             else:
                 top = position + 1 == len(plan) or plan[position + 1][0] == "stored"
                 members = {index: steps[index] for index in group}
-                below = Node(keep, members, self.strategy, surroundings, watch, below, top)
+                below = Node(keep, members, self.strategy, surroundings, watch, below, self.monitor, top)
                 outputs = below(*outputs)
         if watch:
             watch.check()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from memexp.backprop.determinism import explain, fingerprint
 from memexp.backprop.errors import StepError, describe
+from memexp.backprop.measures import relative_error
 from memexp.backprop.plan import Keep, Strategy
 from memexp.backprop.replay import Record, Surroundings, evaluate
 from memexp.backprop.rounding import RangeWatch, Rounding
@@ -69,6 +70,7 @@ class Node:
         surroundings: Surroundings,
         watch: RangeWatch | None,
         below: "Node | None",
+        monitor: list[float] | None,
         top: bool,
     ) -> None:
         self.keep = keep
@@ -83,7 +85,9 @@ class Node:
         )
         self._versions = [p._version for p in self.parameters]
         self._handed: Handed | None = None
+        self.monitor = monitor
         self._fingerprint: Tensor | None = None
+        self._original: Streams | None = None
         self._above: weakref.ref[Node] | None = None
         if self.below is not None:
             self.below._above = weakref.ref(self)
@@ -98,8 +102,9 @@ class Node:
         return as_tuple(_Recompute.apply(self, len(streams), *streams, *self.parameters))
 
     def forward(self, streams: Streams) -> Streams:
-        if self.strategy.rounding and self.keep == "undone" and self.below is None:
-            self._fingerprint = fingerprint(streams)
+        if self.keep == "undone" and self.below is None:
+            self._fingerprint = fingerprint(streams) if self.strategy.rounding else None
+            self._original = streams if self.monitor is not None else None
         for index, step in self.steps.items():
             with self.records[index].first():
                 streams = run(index, step, streams, self.strategy.rounding)
@@ -158,6 +163,8 @@ class Node:
 
     def _verify(self, inputs: Streams) -> None:
         """The first step of a run is undone: are these the streams that had entered?"""
+        if self.monitor is not None and self._original is not None:
+            self.monitor.append(relative_error(inputs, self._original))
         if self._fingerprint is None or torch.equal(fingerprint(inputs), self._fingerprint):
             return
         steps = []

@@ -59,12 +59,14 @@ class RangeWatch:
 
     def __init__(self, rounding: Rounding) -> None:
         self.rounding = rounding
-        self._peaks: list[tuple[str, Tensor]] = []
+        self._peaks: list[tuple[str, Tensor | float]] = []
 
     def see(self, name: str, streams: tuple[Tensor, ...]) -> None:
         for y in streams:
             # two reductions read y twice and are still several times faster than the infinity norm on CPU
-            self._peaks.append((name, torch.maximum(y.detach().amax(), y.detach().amin().neg())))
+            peak = torch.maximum(y.detach().amax(), y.detach().amin().neg())
+            # a number where that costs nothing, and on other devices a tensor to be read at the end
+            self._peaks.append((name, peak.item() if peak.device.type == "cpu" else peak))
 
     def check(self) -> None:
         """One synchronisation with the device.
@@ -72,9 +74,11 @@ class RangeWatch:
         Raises:
             StepError: a step left the range, or a value is not finite.
         """
-        if not self._peaks:
-            return
-        for (name, _), peak in zip(self._peaks, torch.stack([peak for _, peak in self._peaks]).tolist(), strict=True):
+        seen, self._peaks = self._peaks, []
+        waiting = [peak for _, peak in seen if isinstance(peak, Tensor)]
+        read = iter(torch.stack(waiting).tolist() if waiting else ())
+        for name, figure in seen:
+            peak = next(read) if isinstance(figure, Tensor) else figure
             if peak < self.rounding.limit:
                 continue
             if not math.isfinite(peak):

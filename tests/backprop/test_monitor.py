@@ -1,0 +1,76 @@
+"""Reconstruction error, gradient error and angle; that measuring leaves no trace."""
+
+import math
+
+import pytest
+import torch
+from chain_networks import couplings, loss, same_bits, streams
+from torch import nn
+
+from memexp.backprop import Chain, EulerStep
+from memexp.backprop.measures import angle, relative_error
+from memexp.backprop.monitor import Comparison, compare
+
+
+def figures(network, inputs, autocast=False):
+    def evaluate():
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return loss(network(*inputs))
+
+    return compare(network, evaluate)
+
+
+def test_exact_has_no_error_and_plain_reversible_a_small_one():
+    torch.manual_seed(0)
+    steps = couplings(8, boundary=3, dropout=0.1)
+    assert figures(Chain(steps, "reversible", exact=True), streams()) == Comparison(0.0, 0.0, 0.0)
+    assert figures(Chain(steps, "stored"), streams()) == Comparison(0.0, 0.0, 0.0)
+    plain = figures(Chain(steps, "reversible"), streams())
+    mixed = figures(Chain(steps, "reversible"), streams(), autocast=True)
+    assert 0 < plain.reconstruction_error < 1e-5 < mixed.reconstruction_error < 1
+    assert 0 < plain.gradient_error < 1e-3 < mixed.gradient_error
+    assert plain.gradient_angle < 0.1 < mixed.gradient_angle < 90
+
+
+def test_adjoint_errors_fall_with_refinement():
+    torch.manual_seed(0)
+    steps = [EulerStep(nn.Sequential(nn.Linear(4, 4), nn.Tanh()), 1 / 8) for _ in range(8)]
+    x = [torch.randn(3, 4, requires_grad=True)]
+    found = [figures(Chain(steps, "adjoint", refine=refine), x) for refine in (0, 2)]
+    assert found[0].reconstruction_error > 10 * found[1].reconstruction_error > 0
+    assert found[0].gradient_error > 10 * found[1].gradient_error > 0
+
+
+def test_measuring_leaves_no_trace():
+    network = nn.ModuleList([Chain(couplings(4, dropout=0.2), "reversible")])
+    first = network[0]
+    loss(first(*streams())).backward()
+    state, buffers = torch.get_rng_state(), [b.clone() for b in network.buffers()]
+    grads = [p.grad.clone() for p in network.parameters()]
+    compare(network, lambda: loss(first(*streams())))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same_bits(list(network.buffers()), buffers)
+    assert same_bits([p.grad for p in network.parameters()], grads)
+    assert first.monitor is None
+    assert type(first.strategy).__name__ == "Reversible"
+
+
+def test_using_another_strategy_keeps_the_function():
+    network = Chain(couplings(3), "reversible", exact=True, exact_bits=12)
+    with network.using("checkpointed", every=2):
+        assert network.strategy.rounding.bits == 12
+        assert network.strategy.every == 2
+    assert network.strategy.plan(list(network), ())[0] == "undone"
+
+
+@pytest.mark.parametrize("degrees", [0.0, 1e-6, 1.0, 60.0, 90.0, 180.0])
+def test_angle(degrees):
+    t = math.radians(degrees)
+    a, b = [torch.tensor([2.0, 0.0]).double()], [torch.tensor([math.cos(t), math.sin(t)], dtype=torch.float64) * 5]
+    assert angle(a, b) == pytest.approx(degrees, rel=1e-9, abs=1e-12)
+
+
+def test_relative_error():
+    assert (
+        relative_error([torch.tensor([3.0]), torch.tensor([1.0])], [torch.tensor([3.0]), torch.tensor([4.0])]) == 3 / 5
+    )
