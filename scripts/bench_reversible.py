@@ -1,0 +1,234 @@
+"""Step time and peak memory of recomputing strategies, and of memcnn and RevTorch, on the same F and G.
+
+    python scripts/bench_reversible.py OUT [--batch 100] [--repeats 7] [--threads 2] [--shapes revnet110 9x16 ...]
+
+A shape is `revnet110` (9-9-9 units of two streams of 16, 32 and 64 channels, boundaries between) or UNITSxWIDTH
+(one stage, two streams of WIDTH channels), on 32x32 images; branches are BN-ReLU-conv3x3-BN-ReLU-conv3x3. All variants
+have the same weights. A step is forward, backward and zero_grad; one of each variant in turn, so that other load on the
+machine meets all alike. Times are medians without the first (warm-up) round; ratios are medians of the rounds' ratios.
+Peaks are of what the allocator gives out during a step beyond what was there before, parameters' gradients included.
+Prints a table; writes bench_reversible.json and bench_reversible.png to OUT.
+"""
+
+import argparse
+import copy
+import json
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from memexp.backprop import AdditiveCoupling, Chain, join, split
+
+MB = 1e6
+
+
+def branch(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.BatchNorm2d(inputs),
+        nn.ReLU(),
+        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+        nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+    )
+
+
+class Shortcut(nn.Module):
+    """Average pool by 2, and zero channels on both sides."""
+
+    def __init__(self, more: int) -> None:
+        super().__init__()
+        self.more = more
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.pad(functional.avg_pool2d(x, 2), (0, 0, 0, 0, self.more // 2, self.more // 2))
+
+
+def stages(shape: str) -> tuple[list[AdditiveCoupling], int]:
+    """The steps of a shape, and the channels of one stream at entry."""
+    units, widths = (
+        (9, [16, 32, 64]) if shape == "revnet110" else (int(shape.split("x")[0]), [int(shape.split("x")[1])])
+    )
+    steps: list[AdditiveCoupling] = []
+    for width, below in zip(widths, [0, *widths], strict=False):
+        for unit in range(units):
+            if below and unit == 0:
+                steps.append(AdditiveCoupling(branch(below, width, 2), branch(width, width), Shortcut(width - below)))
+            else:
+                steps.append(AdditiveCoupling(branch(width, width), branch(width, width)))
+    return steps, widths[0]
+
+
+class Whole(nn.Module):
+    """A step on two streams as a module on one tensor, as the other libraries want it."""
+
+    def __init__(self, step: nn.Module) -> None:
+        super().__init__()
+        self.step = step
+
+    def forward(self, x: Tensor) -> Tensor:
+        return join(*self.step(*split(x)))
+
+
+def memcnn_network(steps: list[AdditiveCoupling]) -> nn.Module:
+    import memcnn
+
+    def wrap(step: AdditiveCoupling) -> nn.Module:
+        if not step.undoable:
+            return Whole(step)
+        return memcnn.InvertibleModuleWrapper(memcnn.AdditiveCoupling(Fm=step.F, Gm=step.G))
+
+    return nn.Sequential(*map(wrap, steps))
+
+
+def revtorch_network(steps: list[AdditiveCoupling]) -> nn.Module:
+    import revtorch
+
+    parts: list[nn.Module] = []
+    run: list[nn.Module] = []
+    for step in [*steps, None]:
+        if step is not None and step.undoable:
+            run.append(revtorch.ReversibleBlock(step.F, step.G))
+            continue
+        if run:
+            parts.append(revtorch.ReversibleSequence(nn.ModuleList(run)))
+            run = []
+        if step is not None:
+            parts.append(Whole(step))
+    return nn.Sequential(*parts)
+
+
+VARIANTS: dict[str, Callable[[list[AdditiveCoupling]], nn.Module]] = {
+    "stored": lambda steps: Chain(steps, "stored"),
+    "checkpointed every 1": lambda steps: Chain(steps, "checkpointed"),
+    "checkpointed every sqrt": lambda steps: Chain(steps, "checkpointed", every=round(math.sqrt(len(steps)))),
+    "reversible": lambda steps: Chain(steps, "reversible"),
+    "reversible exact": lambda steps: Chain(steps, "reversible", exact=True),
+    "memcnn 1.5.2": memcnn_network,
+    "RevTorch 0.2.4": revtorch_network,
+}
+
+
+def step_of(network: nn.Module, x: Tensor) -> Callable[[], None]:
+    """One training step; the two-stream engine and the one-tensor libraries get the same tensor and loss."""
+
+    def step() -> None:
+        entry = x.clone(memory_format=torch.preserve_format).requires_grad_()  # memcnn frees what it is given
+        entry = entry * 1.0
+        if isinstance(network, Chain):
+            y1, y2 = network(*split(entry))
+            loss = (y1.square().sum() + y2.square().sum()) / x.numel()
+        else:
+            loss = network(entry).square().sum() / x.numel()
+        loss.backward()
+        network.zero_grad(set_to_none=True)
+
+    return step
+
+
+def peak_bytes(step: Callable[[], None]) -> int:
+    """Highest sum of the CPU allocator's events in one step (torch.profiler)."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    total = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        total += event.nbytes()
+        peak = max(peak, total)
+    return peak
+
+
+def measure(shape: str, batch: int, repeats: int) -> list[dict]:
+    torch.manual_seed(0)
+    steps, width = stages(shape)
+    x = torch.randn(batch, 2 * width, 32, 32).to(memory_format=torch.channels_last)
+    runs: dict[str, Callable[[], None]] = {}
+    for name, build in VARIANTS.items():
+        run = step_of(build(copy.deepcopy(steps)).to(memory_format=torch.channels_last), x)
+        try:
+            run()
+        except (ImportError, RuntimeError) as error:
+            print(f"{name} left out: {type(error).__name__}: {error}")
+            continue
+        runs[name] = run
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    rows = []
+    for name, run in runs.items():
+        ratio = statistics.median(t / s for t, s in zip(times[name], times["stored"], strict=True))
+        rows.append(
+            {
+                "shape": shape,
+                "variant": name,
+                "step_median_s": statistics.median(times[name]),
+                "step_min_s": min(times[name]),
+                "ratio_to_stored": ratio,
+                "peak_bytes": peak_bytes(run),
+            }
+        )
+    return rows
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    markers = dict(zip(dict.fromkeys(row["shape"] for row in rows), "os^Dvp*", strict=False))
+    for index, variant in enumerate(VARIANTS):
+        for row in rows:
+            if row["variant"] == variant:
+                axes.scatter(
+                    row["peak_bytes"] / MB, row["ratio_to_stored"], color=f"C{index}", marker=markers[row["shape"]]
+                )
+        axes.scatter([], [], color=f"C{index}", label=variant)
+    for shape, marker in markers.items():
+        axes.scatter([], [], color="grey", marker=marker, label=shape)
+    axes.set_xscale("log")
+    axes.set_xlabel("peak memory of a step (MB)")
+    axes.set_ylabel("step time / stored")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--batch", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--shapes", nargs="+", default=["revnet110", "9x16", "27x16", "9x32", "9x64"])
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows: list[dict] = []
+    for shape in options.shapes:
+        found = measure(shape, options.batch, options.repeats)
+        rows += found
+        print(f"\n{shape}, batch {options.batch}, {options.threads} threads, median of {options.repeats}")
+        print(f"{'variant':<26}{'step (s)':>10}{'/ stored':>10}{'peak (MB)':>12}")
+        for row in found:
+            figures = f"{row['step_median_s']:>10.3f}{row['ratio_to_stored']:>10.3f}{row['peak_bytes'] / MB:>12.1f}"
+            print(f"{row['variant']:<26}{figures}", flush=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    host = {"torch": torch.__version__, "processor": platform.processor() or platform.machine()}
+    record = {"batch": options.batch, "repeats": options.repeats, "threads": options.threads, **host, "rows": rows}
+    (options.out / "bench_reversible.json").write_text(json.dumps(record, indent=2))
+    plot(rows, options.out / "bench_reversible.png")
+
+
+if __name__ == "__main__":
+    main()
