@@ -9,6 +9,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 
@@ -97,13 +98,136 @@ class Adjoint:
     min_steps: Count
 
 
+Three = Annotated[list[Share], Rule("of three", lambda value: len(value) == 3)]
+Numbers = Annotated[list[Positive], Rule("with at least one entry", lambda value: len(value) > 0)]
+Size = Annotated[int, at_least(8)]
+
+
+@dataclass
+class Dataset:
+    """What every data set has."""
+
+    name: str
+    image_size: Size
+    flip: bool
+    mean: Three | None
+    std: Three | None
+    limit: Positive | None
+    test_limit: Positive | None
+    classes: list[str | int] | None
+    val_fraction: ShareBelow1
+    epochs: Positive
+    batch_size: Positive
+
+
+@dataclass
+class Digits(Dataset):
+    padding: Count
+
+
+@dataclass
+class Synthetic(Digits):
+    images: Positive
+    test_images: Positive
+    num_classes: Annotated[int, at_least(2)]
+
+
+@dataclass
+class Downloadable(Digits):
+    root: str | None
+    download: bool
+
+
+@dataclass
+class Cifar(Downloadable):
+    skip_broken: bool
+
+
+@dataclass
+class ImageFolder(Dataset):
+    root: str | None
+    skip_broken: bool
+    resize_size: Size
+    augment: bool
+    workers: Count
+    mean: Three
+    std: Three
+
+
+@dataclass
+class Sgd:
+    name: Literal["sgd"]
+    lr: PositiveFloat
+    momentum: ShareBelow1
+    nesterov: bool
+    weight_decay: NonNegative
+
+
+@dataclass
+class Schedule:
+    name: str
+    warmup: NonNegative
+
+
+@dataclass
+class StepSchedule(Schedule):
+    milestones: list[PositiveFloat]
+    gamma: PositiveFloat
+
+
+@dataclass
+class FlatCosine(Schedule):
+    flat: Share
+
+
+@dataclass
+class ResNet:
+    """ResNet and RevNet."""
+
+    name: str
+    depth: Positive
+    units: Numbers | None
+    channels: Numbers | None
+    bottleneck: bool | None
+
+
+@dataclass
+class Vgg:
+    name: str
+    layout: Literal["imagenet", "cifar"] | None
+    weights: str | None
+
+
+@dataclass
+class Torchvision:
+    name: str
+    arch: str
+    weights: str | None
+
+
 GROUPS: dict[str, dict[str, type]] = {
-    "dataset": {},
+    "dataset": {
+        "digits": Digits,
+        "cifar10": Cifar,
+        "cifar100": Cifar,
+        "fashion_mnist": Downloadable,
+        "imagenet": ImageFolder,
+        "imagefolder": ImageFolder,
+        "synthetic": Synthetic,
+    },
     "backprop": {"stored": Stored, "checkpointed": Checkpointed, "reversible": Reversible, "adjoint": Adjoint},
-    "optimizer": {},
-    "schedule": {},
+    "optimizer": {"sgd": Sgd},
+    "schedule": {"constant": Schedule, "step": StepSchedule, "cosine": Schedule, "flat_cosine": FlatCosine},
     "precision": {"fp32": Precision, "bf16": Precision, "fp16": Precision},
-    "model": {},
+    "model": {"resnet": ResNet, "revnet": ResNet, "vgg16": Vgg, "torchvision": Torchvision},
+}
+
+# The strategies that are mathematically valid for a network; a user's own network is not restricted here.
+STRATEGIES = {
+    "resnet": ("stored", "checkpointed", "adjoint"),
+    "revnet": ("stored", "checkpointed", "reversible"),
+    "vgg16": ("stored", "checkpointed"),
+    "torchvision": ("stored",),
 }
 
 
@@ -135,6 +259,27 @@ def problems(cfg: Mapping[str, Any]) -> list[str]:
             sound.add(group)
     found.extend(_contradictions(cfg, sound))
     return found
+
+
+def _contradictions(cfg: Mapping[str, Any], sound: set[str]) -> typing.Iterator[str]:
+    """Values that are allowed alone but not together. `sound` are the groups without problems of their own."""
+    if {"model", "backprop"} <= sound and "name" in cfg["model"]:
+        model, backprop = cfg["model"]["name"], cfg["backprop"]["name"]
+        if backprop not in (allowed := STRATEGIES[model]):
+            yield f"backprop: {backprop!r} is not valid for model={model}, whose steps have no such inverse; use {' | '.join(allowed)}."
+    if "backprop" in sound and cfg.get("compile") is True and cfg["backprop"]["name"] != "stored":
+        yield f"compile: true needs backprop=stored; {cfg['backprop']['name']} is a custom gradient that torch.compile cannot trace."
+    if "dataset" in sound:
+        dataset = cfg["dataset"]
+        root = dataset.get("root")
+        if root is not None and not dataset.get("download") and not Path(root).expanduser().is_dir():
+            yield f"dataset.root: there is no folder {root!r}; name the one that holds the images of dataset={dataset['name']}."
+        if (dataset["mean"] is None) != (dataset["std"] is None):
+            yield "dataset.mean: set dataset.mean and dataset.std together, or neither."
+        if dataset["name"] == "fashion_mnist" and dataset["image_size"] < 28:
+            yield f"dataset.image_size: {dataset['image_size']} is below Fashion-MNIST's 28."
+    if "optimizer" in sound and cfg["optimizer"].get("nesterov") and not cfg["optimizer"]["momentum"]:
+        yield "optimizer.nesterov: true needs optimizer.momentum above 0."
 
 
 def _mismatches(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from memexp.backprop.errors import StepError
 from memexp.backprop.residual import residual
 from memexp.backprop.rounding import Rounding
-from memexp.backprop.task import Task, Undone, add
+from memexp.backprop.task import Task, Undone
 
 
 class AdditiveCoupling(nn.Module):
@@ -63,15 +63,14 @@ class AdditiveCoupling(nn.Module):
         """Inverse and gradient from one evaluation of each branch: G at y1, then F at x2."""
         (y1, y2), (g1, g2), (need1, need2) = task.outputs, task.grads, task.needs
         through_f = bool(task.wanted(self.F))
-        z, dy1 = task.branch("G", self.G, y1, g2, need1 or need2 or through_f)
-        g1 = add(g1, dy1)
+        z, g1 = task.branch("G", self.G, y1, g2, g1, need1 or need2 or through_f)
         if not (need1 or need2 or through_f):
             return Undone(None, (None, None))
         x2 = self._subtract(y2, z, task.owned)
-        del z, y2, dy1
-        z, dx2 = task.branch("F", self.F, x2, g1, need2)
+        del z, y2
+        z, g2 = task.branch("F", self.F, x2, g1, g2, need2)
         x1 = self._subtract(y1, z, task.owned)
-        return Undone((x1, x2), (g1 if need1 else None, add(g2, dx2) if need2 else None))
+        return Undone((x1, x2), (g1 if need1 else None, g2 if need2 else None))
 
     def _two(self, streams: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         if len(streams) != 2:

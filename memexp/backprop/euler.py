@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from memexp.backprop.replay import evaluate
 from memexp.backprop.residual import residual
-from memexp.backprop.task import Task, Undone, add
+from memexp.backprop.task import Task, Undone
 
 
 class EulerStep(nn.Module):
@@ -30,7 +30,7 @@ class EulerStep(nn.Module):
         return f"scale={self.scale:g}"
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.scale * residual("f", self.f, x, x)
+        return torch.add(x, residual("f", self.f, x, x), alpha=self.scale)
 
     def inverse(self, y: Tensor, refine: int = 0) -> Tensor:
         """x~ from y = x + scale f(x): y - scale f(y), then `refine` times x~ <- y - scale f(x~)."""
@@ -44,12 +44,12 @@ class EulerStep(nn.Module):
         with torch.no_grad():
             x = self._inverse(y, task.refine, evaluate("f", self.f, y) if known is None else known)
         scaled = None if grad is None else self.scale * grad
-        z, dx = task.branch("f", self.f, x, scaled, need)
+        z, grad = task.branch("f", self.f, x, scaled, grad, need)
         below = (self.f, z) if record.repeatable("f") else None
-        return Undone((x,), (add(grad, dx) if need else None,), below)
+        return Undone((x,), (grad if need else None,), below)
 
     def _inverse(self, y: Tensor, refine: int, value: Tensor) -> Tensor:
-        x = y - self.scale * value
+        x = torch.sub(y, value, alpha=self.scale)
         for _ in range(refine):
-            x = y - self.scale * evaluate("f", self.f, x)
+            x = torch.sub(y, evaluate("f", self.f, x), alpha=self.scale)
         return x

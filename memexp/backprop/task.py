@@ -39,28 +39,27 @@ class Task:
 
     def wanted(self, module: nn.Module) -> list[Tensor]:
         """Those of the module's parameters whose gradients are wanted."""
-        own = set(module.parameters())
-        return [p for p in self.parameters if p in own]
-
-    def value(self, key: str, branch: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """A branch's value, without a graph."""
-        with torch.no_grad():
-            return evaluate(key, branch, *inputs)
+        own = {id(p) for part in module.modules() for p in part._parameters.values()}
+        return [p for p in self.parameters if id(p) in own]
 
     def branch(
-        self, key: str, module: nn.Module, x: Tensor, grad: Tensor | None, need: bool
+        self, key: str, module: nn.Module, x: Tensor, grad: Tensor | None, direct: Tensor | None, need: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """A branch's value at `x` and, from the same evaluation, its gradients.
+        """A branch's value z at `x` and, from the same evaluation, its gradients.
 
-        Parameters' gradients are added to `parameter_grads`; `x`'s is returned if `need`, and if there is one.
+        Parameters' gradients are added to `parameter_grads`. If `need`, that of `x` is returned: what comes through the
+        branch from `grad`, the gradient of z, plus `direct`, what `x` has besides.
         """
         parameters = self.wanted(module)
         if grad is None or not (need or parameters):
-            return self.value(key, module, x), None
+            with torch.no_grad():
+                return evaluate(key, module, x), direct
         with torch.enable_grad():
-            x = x.detach().requires_grad_(need)
-            z = evaluate(key, module, x)
-        (dx,) = self.pull((z,), (grad,), (x,), parameters)
+            leaf = x.detach().requires_grad_(need)
+            # an output made before z: autograd reaches it last, and adds to a gradient that is its own in place
+            same = leaf.view_as(leaf)
+            z = evaluate(key, module, leaf)
+        (dx,) = self.pull((z, same), (grad, direct if need else None), (leaf,), parameters)
         return z.detach(), dx
 
     def pull(
@@ -119,10 +118,3 @@ def undo(step: nn.Module, task: Task) -> Undone:
 
 def as_tuple(streams: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (streams,) if isinstance(streams, Tensor) else tuple(streams)
-
-
-def add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    """Sum of two gradients, either of which may be absent."""
-    if a is None or b is None:
-        return b if a is None else a
-    return a + b

@@ -1,0 +1,50 @@
+"""Random crop and flip of a whole batch at once, on the device where the images lie."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """padding: zeros around each image before it is cropped back at a random place; flip: left-right, half of the time."""
+
+    padding: int
+    flip: bool
+
+
+def crop_and_flip(
+    padded: Tensor, indices: Tensor, augmentation: Augmentation, height: int, width: int, generator: torch.Generator
+) -> Tensor:
+    """Images `indices` of `padded` (n, height + 2 padding, width + 2 padding, channels), each at an offset of its own.
+
+    Offsets are uniform in 0..2 padding in both directions, as those of torchvision's RandomCrop(padding=...) are.
+    Returns (len(indices), height, width, channels).
+    """
+    n, device = len(indices), padded.device
+    places = 2 * augmentation.padding + 1
+    top, left = torch.randint(places, (2, n), generator=generator).to(device, non_blocking=True)
+    flipped = torch.rand(n, generator=generator) < 0.5
+    channels = padded.shape[3]
+    # A crop's row is one run of bytes: as a view, `rows[i, y, x]` is the row y of image i from column x on.
+    rows = padded.as_strided(
+        (len(padded), padded.shape[1], places, width * channels),
+        (padded.stride(0), padded.stride(1), padded.stride(2), 1),
+    )
+    y = top[:, None] + torch.arange(height, device=device)
+    cropped = rows[indices[:, None], y, left[:, None]].view(n, height, width, channels)
+    if augmentation.flip:
+        chosen = flipped.nonzero()[:, 0].to(device, non_blocking=True)
+        cropped[chosen] = cropped[chosen].flip(2)
+    return cropped
+
+
+def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 (n, h, w, channels) -> float32 (n, channels, h, w) in NHWC memory: (pixels / 255 - mean) / std."""
+    n, height, width, channels = pixels.shape
+    scale = 1 / (255 * std)
+    # over whole rows: broadcasting over three channels would run an inner loop of three elements
+    values = pixels.reshape(n, height, width * channels).float()
+    values.mul_(scale.repeat(width)).sub_((mean / std).repeat(width))
+    return values.view(n, height, width, channels).permute(0, 3, 1, 2)

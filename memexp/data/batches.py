@@ -1,0 +1,135 @@
+"""Batches in an order and with an augmentation that are pure functions of (seed, epoch, index).
+
+So a resumed run goes on in the middle of an epoch with bitwise the same batches, and there is no state to save.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from memexp.data.augment import Augmentation, crop_and_flip, normalise
+from memexp.data.errors import DataError
+
+
+class Batches(Protocol):
+    """One split of a data set in batches: float32 images, normalised, and int64 labels, on the device."""
+
+    images: int
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        ...
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches start, start + 1, ... of an epoch."""
+        ...
+
+
+@dataclass
+class Splits:
+    """A data set as a run sees it. notes: what a person should be told, such as files left out."""
+
+    train: Batches
+    val: Batches | None
+    test: Batches
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    plain_train: Batches
+    notes: list[str] = field(default_factory=list)
+
+    def named(self, name: str) -> Batches:
+        """The split `train` (without augmentation), `val` or `test`."""
+        found = {"train": self.plain_train, "val": self.val, "test": self.test}[name]
+        if found is None:
+            raise DataError("there is no val split: the data set was not divided; set dataset.val_fraction")
+        return found
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of each batch is this process's: every size-th image from `rank` on."""
+
+    rank: int = 0
+    size: int = 1
+
+
+def mix_seed(*numbers: int) -> int:
+    """One seed from several numbers, without the collisions of a sum."""
+    mixed = 0x9E3779B97F4A7C15
+    for number in numbers:
+        mixed = ((mixed ^ (number + 1)) * 0xBF58476D1CE4E5B9) % 2**64
+        mixed ^= mixed >> 31
+    return mixed % 2**63
+
+
+def order(seed: int, epoch: int, images: int) -> Tensor:
+    """The permutation of an epoch."""
+    return torch.randperm(images, generator=torch.Generator().manual_seed(mix_seed(seed, epoch)))
+
+
+def count_batches(images: int, batch_size: int, world: int, training: bool) -> int:
+    """Training leaves out an incomplete last batch, unless there would be none; evaluation keeps it."""
+    whole = batch_size * world
+    if training:
+        return max(1, images // whole)
+    return -(-images // whole)
+
+
+class ImageBatches:
+    """Batches of images that live as one uint8 tensor (n, height, width, channels) on the training device.
+
+    padded: `pixels` with `augmentation.padding` zeros around, when training; augmentation None: none.
+    """
+
+    def __init__(
+        self,
+        pixels: Tensor,
+        labels: Tensor,
+        batch_size: int,
+        seed: int,
+        mean: Tensor,
+        std: Tensor,
+        training: bool,
+        augmentation: Augmentation | None = None,
+        share: Share = Share(),
+    ) -> None:
+        self.images = len(labels)
+        self.labels = labels
+        self.batch_size, self.seed, self.share, self.training = batch_size, seed, share, training
+        self.augmentation = augmentation
+        self._mean, self._std = mean, std
+        self._height, self._width = pixels.shape[1:3]
+        padding = augmentation.padding if augmentation else 0
+        if padding:
+            self._pixels = pixels.new_zeros(
+                (len(pixels), self._height + 2 * padding, self._width + 2 * padding, pixels.shape[3])
+            )
+            self._pixels[:, padding:-padding, padding:-padding] = pixels
+        else:
+            self._pixels = pixels
+
+    def __len__(self) -> int:
+        return count_batches(self.images, self.batch_size, self.share.size, self.training)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        indices = order(self.seed, epoch, self.images) if self.training else torch.arange(self.images)
+        whole = self.batch_size * self.share.size
+        for batch in range(start, len(self)):
+            mine = indices[batch * whole : (batch + 1) * whole][self.share.rank :: self.share.size]
+            if len(mine):
+                yield self._batch(mine, epoch, batch)
+
+    def _batch(self, indices: Tensor, epoch: int, batch: int) -> tuple[Tensor, Tensor]:
+        device = self._pixels.device
+        on_device = indices.to(device, non_blocking=True)
+        if self.augmentation is None:
+            pixels = self._pixels[on_device]
+        else:
+            generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch, batch, self.share.rank))
+            pixels = crop_and_flip(
+                self._pixels, on_device, self.augmentation, self._height, self._width, generator
+            )
+        return normalise(pixels, self._mean, self._std), self.labels[on_device]

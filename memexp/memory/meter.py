@@ -1,0 +1,165 @@
+"""What a run used: the one seam over the accelerator's own counters, and the tracker where a device has none."""
+
+import resource
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from memexp.memory.tracker import Report, Tracker, track
+
+
+class Meter:
+    """Measures a run's memory. `step` goes around every training step; `results` is the "memory" of results.json."""
+
+    tracked_steps = 0
+
+    @staticmethod
+    def for_device(device: torch.device, steps: int) -> "Meter":
+        """The device's own counters, or the tracker over the first `steps` training steps."""
+        return TrackingMeter(steps) if device.type == "cpu" else AcceleratorMeter(device)
+
+    @contextmanager
+    def step(
+        self,
+        number: int,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        batches: Sequence[tuple[Tensor, Tensor]],
+    ) -> Iterator[None]:
+        """Around step `number` (from 0) of this process."""
+        yield
+
+    def peak(self) -> int:
+        """Bytes at the peak so far."""
+        raise NotImplementedError
+
+    def results(self) -> dict[str, Any]:
+        """The split of the peak in bytes and how it was measured."""
+        raise NotImplementedError
+
+
+class TrackingMeter(Meter):
+    """Follows the storages of the first steps, which are like all others once the optimizer has its state."""
+
+    def __init__(self, steps: int) -> None:
+        self.tracked_steps = steps
+        self._tracker: Tracker | None = None
+        self._report: Report | None = None
+
+    @contextmanager
+    def step(
+        self,
+        number: int,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        batches: Sequence[tuple[Tensor, Tensor]],
+    ) -> Iterator[None]:
+        if number >= self.tracked_steps:
+            yield
+            return
+        inputs = [tensor for batch in batches for tensor in batch]
+        if self._tracker is None:
+            self._tracker = Tracker(model, optimizer)
+        self._tracker.add_inputs(inputs)
+        with self._tracker:
+            yield
+        self._report = self._tracker.report()
+        if number + 1 == self.tracked_steps:
+            self._tracker = None
+
+    def peak(self) -> int:
+        return self._report.peak if self._report else 0
+
+    def results(self) -> dict[str, Any]:
+        held = dict(self._report.at_peak) if self._report else {}
+        named = {key: held.get(key, 0) for key in ("parameters", "gradients", "optimizer", "activations")}
+        return {
+            "device": "cpu",
+            "how": "tracked",
+            "peak": self.peak(),
+            "reserved": None,
+            **named,
+            "other": self.peak() - sum(named.values()),
+            "kept_for_backward": self._report.kept if self._report else 0,
+            "rss_peak": resident_peak(),
+            "estimate": None,
+            "estimate_ratio": None,
+        }
+
+
+class AcceleratorMeter(Meter):
+    """Reads the counters of the accelerator's allocator through torch.accelerator."""
+
+    def __init__(self, device: torch.device, counters: Any = torch.accelerator) -> None:
+        self.device, self._counters = device, counters
+        self._model: nn.Module | None = None
+        self._optimizer: torch.optim.Optimizer | None = None
+        counters.reset_peak_memory_stats(device)
+
+    @contextmanager
+    def step(
+        self,
+        number: int,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        batches: Sequence[tuple[Tensor, Tensor]],
+    ) -> Iterator[None]:
+        self._model, self._optimizer = model, optimizer
+        yield
+
+    def peak(self) -> int:
+        return int(self._counters.max_memory_allocated(self.device))
+
+    def results(self) -> dict[str, Any]:
+        """Parameters, gradients and optimizer state are counted; activations are what of the peak is left beside them."""
+        parameters = list(self._model.parameters()) if self._model is not None else []
+        state = self._optimizer.state.values() if self._optimizer is not None else ()
+        named = {
+            "parameters": sum(map(_bytes, parameters)),
+            "gradients": sum(_bytes(p) for p in parameters if p.requires_grad),
+            "optimizer": sum(_bytes(v) for entry in state for v in entry.values() if isinstance(v, Tensor)),
+        }
+        peak = self.peak()
+        statistics = self._counters.memory_stats(self.device)
+        return {
+            "device": str(self.device),
+            "how": f"{self.device.type}_max_memory_allocated",
+            "peak": peak,
+            "reserved": int(self._counters.max_memory_reserved(self.device)),
+            **named,
+            "activations": max(0, peak - sum(named.values())),
+            "other": 0,
+            "retries": statistics.get("num_alloc_retries"),
+            "ooms": statistics.get("num_ooms"),
+            "rss_peak": resident_peak(),
+            "estimate": None,
+            "estimate_ratio": None,
+        }
+
+
+def macs_per_image(model: nn.Module, shape: tuple[int, int, int]) -> int:
+    """Adds-multiplies of one image's forward pass in eval mode, counted on fake tensors: nothing is computed."""
+    training = model.training
+    model.eval()
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            device = next(model.parameters()).device
+            image = torch.empty(1, *shape, device=device)
+            return track(lambda: model(image)).macs_forward
+    finally:
+        model.train(training)
+
+
+def resident_peak() -> int:
+    """The most memory that this process has had in RAM, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,251 @@
+"""Follows every storage that a piece of PyTorch code makes, on any device, real or fake.
+
+Each new storage is counted once when it is made and taken off when it dies, rounded up to 512 bytes as the CUDA allocator
+does; views and in-place operations count nothing. A dispatch mode sees operations below autograd, so it works through
+custom autograd functions whose backward calls `torch.autograd.grad` (where PyTorch's own MemTracker and FlopCounterMode
+fail, pytorch#131753). FLOPs come from PyTorch's formulas in the same pass, recomputation included.
+"""
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry
+
+GRANULE = 512  # bytes: the CUDA caching allocator rounds every request up to a multiple of this
+CATEGORIES = ("parameters", "gradients", "optimizer", "buffers", "input", "activations", "temporary")
+
+
+@dataclass
+class Storage:
+    """One allocation. Its category is settled by what becomes of it."""
+
+    bytes: int
+    category: str
+    module: str
+    operation: str
+
+
+@dataclass
+class Report:
+    """What was seen: bytes at the peak, who held them, FLOPs, and the live bytes over time.
+
+    timeline: one entry per allocation or release: (operation, bytes by category).
+    kept: bytes of activations when backward began, at most over the steps.
+    """
+
+    peak: int
+    at_peak: dict[str, int]
+    by_module: dict[str, int]
+    operation: str
+    kept: int
+    flops_forward: int
+    flops_backward: int
+    timeline: list[tuple[str, dict[str, int]]] = field(repr=False)
+
+    @property
+    def macs_forward(self) -> int:
+        """Adds-multiplies: two FLOPs each."""
+        return self.flops_forward // 2
+
+    @property
+    def macs_backward(self) -> int:
+        return self.flops_backward // 2
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data without the timeline."""
+        return {key: value for key, value in vars(self).items() if key != "timeline"}
+
+
+class Tracker(TorchDispatchMode):
+    """Tracks what happens while it is entered; it may be entered again for the next step and goes on counting.
+
+    model, optimizer: what they hold already is counted from the start, and what they come to hold is told apart.
+    inputs: tensors of the caller that the code works on.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        inputs: Iterable[Tensor] = (),
+    ) -> None:
+        super().__init__()
+        self._model, self._optimizer = model, optimizer
+        self._storages: list[Storage] = []
+        self._live: dict[int, int] = {}  # storage address -> index of its record
+        self._references: dict[int, weakref.ref[Any]] = {}
+        self._events: list[tuple[int, int, str]] = []  # record, change in bytes, operation
+        self._modules: list[str] = []
+        self._names = {module: name for name, module in model.named_modules()} if model is not None else {}
+        self._hooks: list[Any] = []
+        self._forward: set[int] = set()  # records made since the last backward, outside of one
+        self._backward = False
+        self._kept = 0
+        self._flops = [0, 0]
+        self._operation = "before"
+        if model is not None:
+            self._known(model.parameters(), "parameters")
+            self._known(model.buffers(), "buffers")
+            self._known((p.grad for p in model.parameters() if p.grad is not None), "gradients")
+        self._known(self._optimizer_state(), "optimizer")
+        self.add_inputs(inputs)
+
+    def add_inputs(self, inputs: Iterable[Tensor]) -> None:
+        """Counts tensors of the caller, such as the batch of the next step."""
+        self._known(inputs, "input")
+
+    def __enter__(self) -> Self:
+        self._hooks = [
+            register_module_forward_pre_hook(self._into_module),
+            register_module_forward_hook(self._out_of_module, always_call=True),
+        ]
+        if self._model is not None:
+            self._hooks += [
+                p.register_post_accumulate_grad_hook(self._accumulated)
+                for p in self._model.parameters()
+                if p.requires_grad
+            ]
+        if self._optimizer is not None:
+            self._hooks.append(self._optimizer.register_step_post_hook(lambda *_: self._known(self._optimizer_state(), "optimizer")))
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for hook in self._hooks:
+            hook.remove()
+        self._modules.clear()
+        self._end_backward()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        backward = torch._C._current_graph_task_id() != -1
+        if backward != self._backward:
+            self._begin_backward() if backward else self._end_backward()
+        self._operation = name = func._overloadpacket.__name__
+        out = func(*args, **kwargs)
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self._flops[backward] += formula(*args, **kwargs, out_val=out)
+        for tensor in tree_iter(out):
+            if isinstance(tensor, Tensor):
+                self._see(tensor, name)
+        return out
+
+    def report(self) -> Report:
+        """Replays what was recorded, now that each storage's category is known."""
+        live: Counter[str] = Counter()
+        total = peak = at = 0
+        timeline: list[tuple[str, dict[str, int]]] = []
+        for position, (record, change, operation) in enumerate(self._events):
+            live[self._storages[record].category] += change
+            total += change
+            if total > peak:
+                peak, at = total, position
+            timeline.append((operation, dict(live)))
+        held: Counter[int] = Counter()
+        for record, change, _ in self._events[: at + 1]:
+            held[record] += change
+        modules: Counter[str] = Counter()
+        for record, size in held.items():
+            modules[self._storages[record].module] += size
+        return Report(
+            peak=peak,
+            at_peak={category: (timeline[at][1].get(category, 0) if timeline else 0) for category in CATEGORIES},
+            by_module={name: size for name, size in modules.most_common() if size},
+            operation=timeline[at][0] if timeline else "",
+            kept=self._kept,
+            flops_forward=self._flops[0],
+            flops_backward=self._flops[1],
+            timeline=timeline,
+        )
+
+    def _see(self, tensor: Tensor, operation: str, category: str = "temporary") -> int | None:
+        """The record of a tensor's storage, made if it is new."""
+        try:
+            storage = tensor.untyped_storage()
+        except NotImplementedError:  # sparse and nested tensors have none of their own
+            return None
+        size = -(-storage.nbytes() // GRANULE) * GRANULE
+        address = storage._cdata
+        record = self._live.get(address)
+        if record is None:
+            record = len(self._storages)
+            self._storages.append(Storage(0, category, self._modules[-1] if self._modules else "", operation))
+            self._live[address] = record
+            self._references[address] = weakref.ref(storage, lambda _: self._die(address))
+            if not self._backward:
+                self._forward.add(record)
+        if size != self._storages[record].bytes:  # new, or resized
+            self._events.append((record, size - self._storages[record].bytes, operation))
+            self._storages[record].bytes = size
+        return record
+
+    def _die(self, address: int) -> None:
+        record = self._live.pop(address, None)
+        self._references.pop(address, None)
+        if record is not None:
+            self._forward.discard(record)
+            self._events.append((record, -self._storages[record].bytes, self._operation))
+
+    def _known(self, tensors: Iterable[Tensor], category: str) -> None:
+        for tensor in tensors:
+            record = self._see(tensor, "before", category)
+            if record is not None:
+                self._storages[record].category = category
+                self._forward.discard(record)
+
+    def _begin_backward(self) -> None:
+        """What forward made and backward still finds alive is activations."""
+        self._backward = True
+        kept = 0
+        for record in self._forward:
+            self._storages[record].category = "activations"
+            kept += self._storages[record].bytes
+        self._kept = max(self._kept, kept)
+
+    def _end_backward(self) -> None:
+        self._backward = False
+        self._forward.clear()
+
+    def _accumulated(self, parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            self._known((parameter.grad,), "gradients")
+
+    def _optimizer_state(self) -> list[Tensor]:
+        if self._optimizer is None:
+            return []
+        return [value for value in tree_iter(list(self._optimizer.state.values())) if isinstance(value, Tensor)]
+
+    def _into_module(self, module: nn.Module, inputs: Any) -> None:
+        outer = self._modules[-1] if self._modules else ""
+        self._modules.append(self._names.get(module, outer))
+
+    def _out_of_module(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if self._modules:
+            self._modules.pop()
+
+
+def track(
+    fn: Callable[[], Any],
+    model: nn.Module | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    inputs: Iterable[Tensor] = (),
+) -> Report:
+    """Calls `fn` and reports the memory and FLOPs of everything PyTorch does in it.
+
+    >>> from memexp.memory import track
+    >>> report = track(lambda: loss_fn(model(x), y).backward(), model, inputs=(x, y))
+    >>> report.peak, report.at_peak["activations"], report.macs_forward
+    """
+    with Tracker(model, optimizer, inputs) as tracker:
+        fn()
+    return tracker.report()

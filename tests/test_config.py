@@ -1,0 +1,93 @@
+import pytest
+
+from memexp.config import ConfigError, check_command_line, compose, config_hash
+
+
+def problems(*overrides: str, **more: object) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        compose(overrides, **more)
+    return caught.value.problems
+
+
+def test_the_default_run_is_valid():
+    cfg = compose()
+    assert (cfg.model.name, cfg.dataset.name) == ("revnet", "digits")
+    assert cfg.epochs == cfg.dataset.epochs
+
+
+def test_every_problem_comes_at_once_with_the_nearest_name():
+    found = problems(
+        "modl.depth=3", "seed=x", "+typo=1", "model=resnt", "schedule=cosin", "epochs=-1", "optimizer.lr=[", "batch_size=0"
+    )
+    text = "\n".join(found)
+    assert len(found) == 8
+    for part in (
+        "modl.depth: unknown key",
+        "Did you mean 'model.depth'?",
+        "seed: 'x' is not allowed; it takes a whole number at least 0",
+        "typo: unknown key",
+        "model: 'resnt' is not one of",
+        "Did you mean 'resnet'?",
+        "Did you mean 'cosine'?",
+        "epochs: -1 is not allowed",
+        "'optimizer.lr=[' is not an override",
+        "batch_size: 0 is not allowed; it takes a whole number at least 1",
+    ):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("epochs=1.5", "epochs: 1.5 is not allowed; it takes a whole number at least 1"),
+        ("deterministic=3", "deterministic: 3 is not allowed; it takes true or false"),
+        ("epochs=null", "epochs: None is not allowed"),
+        ("epochs=???", "epochs: has no value"),
+        ("label_smoothing=1.0", "at least 0 and below 1"),
+        ("~seed", "seed: missing"),
+        ("epochs=${nowhere}", "nowhere"),
+        ("memory=3", "memory: 3 is not a node"),
+        ("dataset=null", "dataset: None is not a group option"),
+    ],
+)
+def test_wrong_values_are_named(override, message):
+    assert message in "\n".join(problems(override))
+
+
+def test_a_strategy_that_the_network_does_not_allow_is_refused():
+    (problem,) = problems("model=vgg16", "backprop=reversible")
+    assert "backprop: 'reversible'" in problem
+    assert "stored" in problem
+    assert "vgg16" in problem
+
+
+def test_an_unknown_key_in_a_users_yaml_file_is_found(tmp_path):
+    (tmp_path / "optimizer").mkdir()
+    (tmp_path / "optimizer" / "mine.yaml").write_text("name: sgd\nlr: 0.1\nmomentun: 0.9\n")
+    text = "\n".join(problems("optimizer=mine", config_dirs=[tmp_path]))
+    assert "optimizer.momentun: unknown key. Did you mean 'optimizer.momentum'?" in text
+    assert "optimizer.momentum: missing" in text
+
+
+def test_a_users_model_is_known_by_its_target_alone(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("_target_: some.where.Net\nwidth: 3\n")
+    cfg = compose(["model=mine", "model.width=4"], config_dirs=[tmp_path])
+    assert cfg.model.width == 4
+
+
+def test_a_missing_directory_of_configs_is_named():
+    assert "nowhere" in problems(config_dirs=["nowhere"])[0]
+
+
+def test_a_sweep_passes_while_one_job_is_valid():
+    check_command_line(["epochs=0,1"], multirun=True)
+    with pytest.raises(ConfigError):
+        check_command_line(["epochs=0,-1"], multirun=True)
+    with pytest.raises(ConfigError):
+        check_command_line(["epochs=0,1"], multirun=False)
+
+
+def test_the_hash_follows_values_not_spelling():
+    assert config_hash(compose(["seed=0"])) == config_hash(compose())
+    assert config_hash(compose(["seed=1"])) != config_hash(compose())
