@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"memexp {importlib.metadata.version('memexp')}")
         return 0
     command, rest = arguments[0], arguments[1:]
+    if command in ("-sc", "--shell-completion"):
+        return _guarded(_complete, rest)
     if command not in COMMANDS:
         import difflib
 
@@ -123,6 +125,18 @@ def _train(arguments: list[str]) -> int:
     return hydra_app.train(arguments, hydra_only=any(a.split("=")[0] in HYDRA_ONLY for a in arguments))
 
 
+def _complete(arguments: list[str]) -> int:
+    """What the shell asks while a person types `memexp train ...`: Hydra completes the words behind the command."""
+    line = os.environ.get("COMP_LINE", "")
+    program, _, typed = line.partition(" ")
+    if typed.startswith("train "):
+        os.environ["COMP_LINE"] = f"{program} {typed.removeprefix('train ')}"
+        os.environ["COMP_POINT"] = str(max(0, int(os.environ.get("COMP_POINT", len(line))) - len("train ")))
+    from memexp import hydra_app
+
+    return hydra_app.train(["-sc", *arguments], hydra_only=True)
+
+
 def _join() -> int:
     from memexp.runner import join
     from memexp.training.distribution import World
@@ -131,10 +145,15 @@ def _join() -> int:
     return 0
 
 
+def _conf() -> Path:
+    from memexp.paths import CONF
+
+    return CONF
+
+
 def _groups() -> str:
-    conf = next(p for p in (Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf") if p.is_dir())
     lines = []
-    for group in sorted(path for path in conf.iterdir() if path.is_dir() and path.name not in ("experiment", "hydra")):
+    for group in sorted(path for path in _conf().iterdir() if path.is_dir() and path.name not in ("experiment", "hydra")):
         lines.append(f"  {group.name:<10} {', '.join(sorted(path.stem for path in group.glob('*.yaml')))}")
     return "\n".join(lines)
 
@@ -182,6 +201,49 @@ def _evaluate(arguments: list[str]) -> int:
     return 0
 
 
+def _report(arguments: list[str]) -> int:
+    parser = _parser(
+        "report",
+        "Tables and plots of finished runs; report.md and plots/ are written beside them.",
+        "memexp report outputs/resnet-digits\n"
+        "  memexp report outputs --format latex\n"
+        "  memexp report outputs/revnet/table3 --paper revnet/table3   measured beside published",
+    )
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a run, a sweep, or a folder of them")
+    parser.add_argument("--paper", metavar="ID", help="an experiment with published numbers")
+    parser.add_argument("--format", default="terminal", help="terminal, markdown, csv or latex")
+    parser.add_argument("--output", type=Path, help="where report.md and plots/ go; by default the first PATH")
+    parser.add_argument("--no-plots", action="store_true", help="the table only")
+    options = parser.parse_args(arguments)
+    from memexp.report import write_report
+
+    first = options.paths[0] if options.paths[0].is_dir() else options.paths[0].parent
+    try:
+        text = write_report(
+            options.paths,
+            options.output or first,
+            form=options.format,
+            paper=options.paper,
+            plots=not options.no_plots,
+        )
+    except (ValueError, FileNotFoundError) as error:
+        return _fail(str(error), 2)
+    print(text)
+    return 0
+
+
+def _experiments(arguments: list[str]) -> int:
+    _parser("experiments", "Lists the published results that are one command each.", "memexp experiments").parse_args(
+        arguments
+    )
+    from memexp.report.experiments import listing
+
+    for name, text in listing(_conf()):
+        print(f"  {name:<20} {text}")
+    print("\nmemexp train -m experiment=ID [scale=laptop]; the file conf/experiment/ID.yaml says what to expect")
+    return 0
+
+
 def _parser(command: str, description: str, examples: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         prog=f"memexp {command}",
@@ -195,6 +257,8 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], Any]]] = {
     "train": ("one run, or with -m a sweep", _train),
     "resume": ("go on with a stopped run, in its own directory", _resume),
     "evaluate": ("accuracy of a run's checkpoint, on any split", _evaluate),
+    "report": ("tables and plots of finished runs", _report),
+    "experiments": ("list the published results that are one command each", _experiments),
 }
 
 

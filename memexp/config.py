@@ -25,11 +25,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from memexp import schema
+from memexp.paths import CONF, PACKAGE
 from memexp.schema import nearest
 
-PACKAGE = Path(__file__).resolve().parent
-# A wheel carries the configs inside the package, a checkout beside it.
-CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if (path / "config.yaml").is_file())
 CONFIG_NAME = "config"
 # Hydra finds plugins by walking the namespace package hydra_plugins over sys.path.
 sys.path.append(str(PACKAGE / "plugins"))
@@ -161,32 +159,25 @@ def _sorted_out(
             problems.append(f"'{text}' is not an override (key=value): {_one_line(error)}")
             continue
         group = override.key_or_group
-        options = loader.get_group_options(group, results_filter=ObjectType.CONFIG)
+        options = _options(loader, group)
         if not options or "." in group:
             values.append((text, override))
         elif override.value() is None or override.is_delete() or str(override.value()) in options:
             groups.append(text)
-        elif str(override.value()).rpartition("/")[0] and _nested_option(loader, group, str(override.value())):
-            groups.append(text)
         else:
             word = str(override.value())
-            every = options + _nested_options(loader, group)
-            problems.append(f"{group}: '{word}' is not one of {', '.join(every)}.{nearest(word, every)}")
+            problems.append(f"{group}: '{word}' is not one of {', '.join(options)}.{nearest(word, options)}")
     return problems, groups, values
 
 
-def _nested_options(loader: ConfigLoader, group: str) -> list[str]:
-    """Options in folders below a group, such as experiment=revnet/table3."""
-    return [
+def _options(loader: ConfigLoader, group: str) -> list[str]:
+    """The options of a group, those in folders below it (experiment=revnet/table3) included."""
+    nested = [
         f"{folder}/{option}"
         for folder in loader.get_group_options(group, results_filter=ObjectType.GROUP)
-        for option in loader.get_group_options(f"{group}/{folder}", results_filter=ObjectType.CONFIG)
+        for option in _options(loader, f"{group}/{folder}")
     ]
-
-
-def _nested_option(loader: ConfigLoader, group: str, option: str) -> bool:
-    folder, _, name = option.rpartition("/")
-    return name in loader.get_group_options(f"{group}/{folder}", results_filter=ObjectType.CONFIG)
+    return loader.get_group_options(group, results_filter=ObjectType.CONFIG) + nested
 
 
 def _jobs(overrides: Sequence[str]) -> Iterator[list[str]]:

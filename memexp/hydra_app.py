@@ -13,7 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from memexp import config, launcher
-from memexp.config import CONF, CONFIG_NAME
+from memexp.config import CONFIG_NAME
+from memexp.paths import CONF
 
 LONGEST_NAME = 120  # a directory name of overrides longer than this is cut and given a hash
 

@@ -65,6 +65,8 @@ class Config:
     channels_last: bool
     compile: bool
     sync_batchnorm: bool
+    scale: Literal["paper", "laptop"]
+    case: dict[str, Any] | None
     memory: Memory
 
 
@@ -321,7 +323,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
+    return isinstance(value, origin or hint)
 
 
 def _words(hint: Any) -> str:
