@@ -61,7 +61,9 @@ def _guarded(action: Callable[[list[str]], int], arguments: list[str]) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; flushing at exit would fail
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # the reader has gone; flushing at exit would fail
         return 1
     except Exception as error:
         return _explain(error)
@@ -153,7 +155,9 @@ def _conf() -> Path:
 
 def _groups() -> str:
     lines = []
-    for group in sorted(path for path in _conf().iterdir() if path.is_dir() and path.name not in ("experiment", "hydra")):
+    for group in sorted(
+        path for path in _conf().iterdir() if path.is_dir() and path.name not in ("experiment", "hydra")
+    ):
         lines.append(f"  {group.name:<10} {', '.join(sorted(path.stem for path in group.glob('*.yaml')))}")
     return "\n".join(lines)
 

@@ -50,7 +50,7 @@ def compose(
     """
     problems, cfg = _try_compose(list(overrides), config_name, config_dirs)
     if cfg is not None:
-        problems += schema.problems(_resolved(cfg, problems))
+        problems += _problems(cfg)
     if problems or cfg is None:
         raise ConfigError(problems)
     return cfg
@@ -58,9 +58,7 @@ def compose(
 
 def validate(cfg: DictConfig) -> None:
     """Raises ConfigError with every problem of an already composed configuration."""
-    problems: list[str] = []
-    problems += schema.problems(_resolved(cfg, problems))
-    if problems:
+    if problems := _problems(cfg):
         raise ConfigError(problems)
 
 
@@ -121,12 +119,12 @@ def _try_compose(
     with _hydra(config_dirs) as (loader, extra):
         try:
             return [], hydra_compose(config_name, overrides + extra)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             first = str(error).strip()
         problems, groups, values = _sorted_out(loader, overrides)
         try:
             cfg = hydra_compose(config_name, groups + extra)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             return [*problems, _one_line(error)], None
         known = list(_keys(cfg))
         accepted = []
@@ -139,14 +137,12 @@ def _try_compose(
                 accepted.append(text)
         try:
             cfg = hydra_compose(config_name, groups + accepted + extra)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             problems.append(_one_line(error))
         return problems or [first], cfg
 
 
-def _sorted_out(
-    loader: ConfigLoader, overrides: list[str]
-) -> tuple[list[str], list[str], list[tuple[str, Override]]]:
+def _sorted_out(loader: ConfigLoader, overrides: list[str]) -> tuple[list[str], list[str], list[tuple[str, Override]]]:
     """Problems with syntax and group options; the sound group overrides; the overrides of values."""
     problems: list[str] = []
     groups: list[str] = []
@@ -162,7 +158,7 @@ def _sorted_out(
         options = _options(loader, group)
         if not options or "." in group:
             values.append((text, override))
-        elif override.value() is None or override.is_delete() or str(override.value()) in options:
+        elif override.is_delete() or str(override.value()) in options:
             groups.append(text)
         else:
             word = str(override.value())
@@ -199,25 +195,30 @@ def _jobs(overrides: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in node:
-        path = f"{prefix}{key}"
-        yield path
-        if OmegaConf.is_dict(node) and not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
+    for key in map(str, node):
+        yield f"{prefix}{key}"
+        if not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
             child = node._get_node(key)
             if isinstance(child, DictConfig) and not child._is_none():
-                yield from _keys(child, f"{path}.")
+                yield from _keys(child, f"{prefix}{key}.")
 
 
-def _resolved(cfg: DictConfig, problems: list[str]) -> dict[str, Any]:
-    """Plain data; an interpolation that leads nowhere is added to `problems`."""
-    plain = OmegaConf.create({key: value for key, value in cfg._content.items() if key != "hydra"})  # type: ignore
-    try:
-        resolved = OmegaConf.to_container(plain, resolve=True)
-    except OmegaConfBaseException as error:
-        problems.append(_one_line(error))
-        return {}
-    assert isinstance(resolved, dict)
-    return {str(key): value for key, value in resolved.items()}
+def _problems(cfg: DictConfig) -> list[str]:
+    """Everything wrong with the values; an interpolation that leads nowhere is told once, by its key."""
+    found: list[str] = []
+    resolved: dict[str, Any] = {}
+    unresolved = []
+    for key in map(str, cfg):
+        if key == "hydra":
+            continue
+        try:
+            value = "???" if OmegaConf.is_missing(cfg, key) else cfg[key]
+            resolved[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        except OmegaConfBaseException as error:
+            found.append(_one_line(error))
+            unresolved.append(key)
+    known = (problem for problem in schema.problems(resolved) if problem.split(":")[0] not in unresolved)
+    return [*found, *known]
 
 
 def _one_line(error: Exception) -> str:

@@ -32,7 +32,9 @@ def train(arguments: list[str], hydra_only: bool) -> int:
         multirun = options.multirun or "hydra.mode=MULTIRUN" in options.overrides
         name = options.config_name or CONFIG_NAME
         if options.cfg == "job" and not options.package:  # composed once: this is what people wait for
-            print(OmegaConf.to_yaml(config.compose(options.overrides, name, directories), resolve=options.resolve), end="")
+            print(
+                OmegaConf.to_yaml(config.compose(options.overrides, name, directories), resolve=options.resolve), end=""
+            )
             return 0
         config.check_command_line(options.overrides, name, directories, multirun)
         job_name = "sweep" if multirun else "train"

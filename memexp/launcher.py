@@ -70,7 +70,9 @@ class LocalLauncher(Launcher):
 
     def __init__(self, n_jobs: int = 1) -> None:
         if not isinstance(n_jobs, int) or n_jobs < 1:
-            raise ConfigError([f"hydra.launcher.n_jobs: {n_jobs!r} is not allowed; it takes a whole number at least 1."])
+            raise ConfigError(
+                [f"hydra.launcher.n_jobs: {n_jobs!r} is not allowed; it takes a whole number at least 1."]
+            )
         self.n_jobs = n_jobs
         self.config: DictConfig | None = None
         self.hydra_context: HydraContext | None = None
@@ -79,7 +81,8 @@ class LocalLauncher(Launcher):
         self.config, self.hydra_context = config, hydra_context
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        assert _SWEEP is not None and self.config is not None
+        assert _SWEEP is not None
+        assert self.config is not None
         jobs = [self._job(initial_job_idx + i, list(overrides)) for i, overrides in enumerate(job_overrides)]
         handlers = {s: signal.signal(s, self._stop) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -99,7 +102,9 @@ class LocalLauncher(Launcher):
             child.send_signal(signal.SIGTERM)
 
     def _job(self, number: int, overrides: list[str]) -> Job:
-        assert self.hydra_context is not None and self.config is not None and _SWEEP is not None
+        assert self.hydra_context is not None
+        assert self.config is not None
+        assert _SWEEP is not None
         sweep = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
         job = Job(number, overrides, Path(str(sweep.hydra.sweep.dir)) / str(sweep.hydra.sweep.subdir))
         try:

@@ -39,7 +39,9 @@ def write_json(path: Path, data: Any) -> None:
         os.replace(aside, path)
     except OSError as error:
         aside.unlink(missing_ok=True)
-        raise RunDirectoryError(f"{path} could not be written: {error.strerror}. What it held before is intact.") from error
+        raise RunDirectoryError(
+            f"{path} could not be written: {error.strerror}. What it held before is intact."
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -20,11 +20,11 @@ from torchvision.transforms import v2
 from memexp import data, models, optim
 from memexp.backprop import Chain
 from memexp.config import ConfigError, config_hash, validate
-from memexp.data import DataError, Splits
+from memexp.data import DataError
 from memexp.memory.meter import Meter, macs_per_image
 from memexp.optim import schedules
 from memexp.record import SCHEMA, RunDirectory, RunDirectoryError
-from memexp.training import checkpoint, distribution
+from memexp.training import distribution
 from memexp.training.checkpoint import CheckpointError
 from memexp.training.distribution import World
 from memexp.training.loop import NotFinite, Settings, Trainer
@@ -51,7 +51,9 @@ def run(
     if directory is None:
         directory = Path("outputs") / cfg.name / run_name(cfg)
     order = {
-        "config": OmegaConf.to_container(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), resolve=True),
+        "config": OmegaConf.to_container(
+            OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]), resolve=True
+        ),
         "directory": str(directory.absolute()),
         "overrides": list(overrides),
         "go_on": go_on,
@@ -148,11 +150,15 @@ def prepare(cfg: DictConfig, directory: RunDirectory, world: World, stop: StopRe
         log.info("data: %s", note)
     log.info(
         "data: %s, %d training and %d test images, %d classes, %s",
-        cfg.dataset.name, splits.train.images, splits.test.images, len(splits.classes), "x".join(map(str, splits.shape)),
+        cfg.dataset.name,
+        splits.train.images,
+        splits.test.images,
+        len(splits.classes),
+        "x".join(map(str, splits.shape)),
     )
     network = build_model(cfg, len(splits.classes), splits.shape).to(device)
     if cfg.channels_last:
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = network.to(memory_format=torch.channels_last)
     try:
         model = distribution.distribute(network, world, device, cfg.sync_batchnorm)
         optimizer = optim.build(cfg.optimizer, network)
@@ -164,14 +170,26 @@ def prepare(cfg: DictConfig, directory: RunDirectory, world: World, stop: StopRe
     meter = Meter.for_device(device, cfg.memory.steps)
     settings = Settings(**{key: cfg[key] for key in Settings.__annotations__})
     log.info(
-        "effective batch size: %d images per forward x %d accumulated x %d processes = %d; the learning rate is used as given: %g",
-        cfg.batch_size, cfg.accumulate, world.size, cfg.batch_size * cfg.accumulate * world.size, cfg.optimizer.lr,
+        "effective batch size: %d images per forward x %d accumulated x %d processes = %d; lr as given: %g",
+        *(cfg.batch_size, cfg.accumulate, world.size),
+        cfg.batch_size * cfg.accumulate * world.size,
+        cfg.optimizer.lr,
     )
     return Trainer(
-        settings, network, model, optimizer, factor,
+        settings,
+        network,
+        model,
+        optimizer,
+        factor,
         functools.partial(functional.cross_entropy, label_smoothing=cfg.label_smoothing),
-        splits, Precision(cfg.precision.name, device), world, meter, directory, stop,
-        config_hash(cfg), mix=_mix(cfg, len(splits.classes)),
+        splits,
+        Precision(cfg.precision.name, device),
+        world,
+        meter,
+        directory,
+        stop,
+        config_hash(cfg),
+        mix=_mix(cfg, len(splits.classes)),
     )
 
 
@@ -190,7 +208,11 @@ def _train(results: dict[str, Any], cfg: DictConfig, trainer: Trainer, go_on: bo
         images, labels = next(iter(trainer.splits.train.epoch(0)))
         trainer.board.sample_batch(images, labels, trainer.splits.classes)
     watched = trainer.train()
-    results["stages"]["train"] = {**watched.as_dict(), "split": trainer.watched_name, "seconds": trainer.progress.seconds}
+    results["stages"]["train"] = {
+        **watched.as_dict(),
+        "split": trainer.watched_name,
+        "seconds": trainer.progress.seconds,
+    }
     results["time"]["stages"]["train"] = trainer.progress.seconds
     started = time.perf_counter()
     final = watched
@@ -241,7 +263,9 @@ def _describe(results: dict[str, Any], cfg: DictConfig, trainer: Trainer) -> Non
     """What is known of the network before it is trained."""
     results["parameters"] = sum(p.numel() for p in trainer.network.parameters())
     results["macs"] = macs_per_image(trainer.network, trainer.splits.shape)
-    log.info("model: %s, %s parameters, backprop %s", results["model"], f"{results['parameters']:,}", results["backprop"])
+    log.info(
+        "model: %s, %s parameters, backprop %s", results["model"], f"{results['parameters']:,}", results["backprop"]
+    )
 
 
 def _measure(results: dict[str, Any], trainer: Trainer) -> None:
@@ -265,7 +289,9 @@ def _status(error: BaseException) -> str:
 def _seed(cfg: DictConfig) -> None:
     torch.manual_seed(cfg.seed)
     if cfg.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a fixed workspace
+        os.environ.setdefault(
+            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+        )  # cuBLAS is deterministic only with a fixed workspace
         torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(cfg.deterministic)
 

@@ -268,14 +268,19 @@ def _contradictions(cfg: Mapping[str, Any], sound: set[str]) -> typing.Iterator[
     if {"model", "backprop"} <= sound and "name" in cfg["model"]:
         model, backprop = cfg["model"]["name"], cfg["backprop"]["name"]
         if backprop not in (allowed := STRATEGIES[model]):
-            yield f"backprop: {backprop!r} is not valid for model={model}, whose steps have no such inverse; use {' | '.join(allowed)}."
+            yield (
+                f"backprop: {backprop!r} is not valid for model={model}, whose steps have no such inverse; "
+                f"use {' | '.join(allowed)}."
+            )
     if "backprop" in sound and cfg.get("compile") is True and cfg["backprop"]["name"] != "stored":
-        yield f"compile: true needs backprop=stored; {cfg['backprop']['name']} is a custom gradient that torch.compile cannot trace."
+        name = cfg["backprop"]["name"]
+        yield f"compile: true needs backprop=stored; {name} is a custom gradient that torch.compile cannot trace."
     if "dataset" in sound:
         dataset = cfg["dataset"]
         root = dataset.get("root")
         if root is not None and not dataset.get("download") and not Path(root).expanduser().is_dir():
-            yield f"dataset.root: there is no folder {root!r}; name the one that holds the images of dataset={dataset['name']}."
+            name = dataset["name"]
+            yield f"dataset.root: there is no folder {root!r}; name the one that holds the images of dataset={name}."
         if (dataset["mean"] is None) != (dataset["std"] is None):
             yield "dataset.mean: set dataset.mean and dataset.std together, or neither."
         if dataset["name"] == "fashion_mnist" and dataset["image_size"] < 28:

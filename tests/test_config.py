@@ -17,7 +17,14 @@ def test_the_default_run_is_valid():
 
 def test_every_problem_comes_at_once_with_the_nearest_name():
     found = problems(
-        "modl.depth=3", "seed=x", "+typo=1", "model=resnt", "schedule=cosin", "epochs=-1", "optimizer.lr=[", "batch_size=0"
+        "modl.depth=3",
+        "seed=x",
+        "+typo=1",
+        "model=resnt",
+        "schedule=cosin",
+        "epochs=-1",
+        "optimizer.lr=[",
+        "batch_size=0",
     )
     text = "\n".join(found)
     assert len(found) == 8
@@ -47,7 +54,7 @@ def test_every_problem_comes_at_once_with_the_nearest_name():
         ("~seed", "seed: missing"),
         ("epochs=${nowhere}", "nowhere"),
         ("memory=3", "memory: 3 is not a node"),
-        ("dataset=null", "dataset: None is not a group option"),
+        ("dataset=null", "dataset: 'None' is not one of"),
     ],
 )
 def test_wrong_values_are_named(override, message):

@@ -45,12 +45,12 @@ def describe(settings: Any) -> tuple[int, tuple[int, int, int]]:
     return len(train.classes), shape
 
 
-def _in_memory(
-    arrays: Arrays, settings: Any, batch_size: int, seed: int, device: torch.device, share: Share
-) -> Splits:
+def _in_memory(arrays: Arrays, settings: Any, batch_size: int, seed: int, device: torch.device, share: Share) -> Splits:
     classes = list(settings.classes) if settings.get("classes") else None
     arrays = arrays.only(classes).limited(settings.limit, settings.test_limit, seed)
-    mean, std = (torch.tensor(list(m)) for m in (settings.mean, settings.std)) if settings.mean else moments(arrays.train)
+    mean, std = (
+        (torch.tensor(list(m)) for m in (settings.mean, settings.std)) if settings.mean else moments(arrays.train)
+    )
     mean, std = mean.to(device), std.to(device)
     images, labels = (torch.from_numpy(a).to(device) for a in (arrays.train, arrays.train_labels))
     augmentation = Augmentation(settings.padding, settings.flip) if settings.padding or settings.flip else None
@@ -63,7 +63,9 @@ def _in_memory(
 
     val = None
     if settings.val_fraction:
-        kept, held = (torch.from_numpy(i).to(device) for i in hold_out(arrays.train_labels, settings.val_fraction, seed))
+        kept, held = (
+            torch.from_numpy(i).to(device) for i in hold_out(arrays.train_labels, settings.val_fraction, seed)
+        )
         val = batches(images[held], labels[held])
         images, labels = images[kept], labels[kept]
     test = batches(torch.from_numpy(arrays.test).to(device), torch.from_numpy(arrays.test_labels).to(device))
@@ -83,7 +85,10 @@ def _streamed(settings: Any, batch_size: int, seed: int, device: torch.device, s
         numbers = class_numbers(list(settings.classes), names)
         train, test = (_only(listing, numbers) for listing in (train, test))
         names = tuple(names[number] for number in numbers)
-    train, test = _limited(train, settings.limit, seed, "limit"), _limited(test, settings.test_limit, seed, "test_limit")
+    train, test = (
+        _limited(train, settings.limit, seed, "limit"),
+        _limited(test, settings.test_limit, seed, "test_limit"),
+    )
     _enough(len(train.files), batch_size * share.size, notes)
 
     def batches(listing: folders.Listing, training: bool = False) -> StreamedBatches:

@@ -129,7 +129,5 @@ class ImageBatches:
             pixels = self._pixels[on_device]
         else:
             generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch, batch, self.share.rank))
-            pixels = crop_and_flip(
-                self._pixels, on_device, self.augmentation, self._height, self._width, generator
-            )
+            pixels = crop_and_flip(self._pixels, on_device, self.augmentation, self._height, self._width, generator)
         return normalise(pixels, self._mean, self._std), self.labels[on_device]

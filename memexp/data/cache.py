@@ -36,7 +36,7 @@ def cached(name: str, make: Callable[[], dict[str, np.ndarray]], notes: list[str
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(aside, "wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, allow_pickle=False, **arrays)
         os.replace(aside, path)
         notes.append(f"decoded images are cached in {path}")
     except OSError as error:

@@ -25,8 +25,7 @@ class Listing:
 
 def layout(root: Path) -> str:
     return (
-        f"expected: {root}/train/CLASS/*.jpg and {root}/test/CLASS/*.jpg (or val in place of test), "
-        "one folder a class"
+        f"expected: {root}/train/CLASS/*.jpg and {root}/test/CLASS/*.jpg (or val in place of test), one folder a class"
     )
 
 

@@ -52,7 +52,11 @@ def cifar(settings: Any) -> Arrays:
 
     train, test = make(True), make(False)
     return Arrays(
-        train.data, np.asarray(train.targets, np.int64), test.data, np.asarray(test.targets, np.int64), tuple(train.classes)
+        train.data,
+        np.asarray(train.targets, np.int64),
+        test.data,
+        np.asarray(test.targets, np.int64),
+        tuple(train.classes),
     )
 
 
@@ -105,9 +109,7 @@ def image_folders(settings: Any, root: Path) -> Arrays:
     left_out = [str(path) for name in ("train", "test") for path in arrays[f"{name}_left_out"]]
     if left_out:
         notes.append(f"{len(left_out)} broken images are left out: {', '.join(left_out)}")
-    return Arrays(
-        arrays["train"], arrays["train_labels"], arrays["test"], arrays["test_labels"], train.classes, notes
-    )
+    return Arrays(arrays["train"], arrays["train_labels"], arrays["test"], arrays["test_labels"], train.classes, notes)
 
 
 def search_root(settings: Any, expected: str) -> Path:

@@ -22,7 +22,7 @@ class _Samples(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:  # type: ignore[override]
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
         index, seed = item
         image = folders.read(self.files[index])
         with torch.random.fork_rng(devices=[]):
@@ -76,7 +76,7 @@ class StreamedBatches:
                 batches.append([(index, mix_seed(self.seed, epoch, index)) for index in mine])
         loader = DataLoader(
             self._samples,
-            batch_sampler=batches,  # type: ignore[arg-type]
+            batch_sampler=batches,
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
         )

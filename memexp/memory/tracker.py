@@ -114,7 +114,9 @@ class Tracker(TorchDispatchMode):
                 if p.requires_grad
             ]
         if self._optimizer is not None:
-            self._hooks.append(self._optimizer.register_step_post_hook(lambda *_: self._known(self._optimizer_state(), "optimizer")))
+            self._hooks.append(
+                self._optimizer.register_step_post_hook(lambda *_: self._known(self._optimizer_state(), "optimizer"))
+            )
         super().__enter__()
         return self
 

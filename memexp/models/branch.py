@@ -1,7 +1,7 @@
 """The pre-activation residual branch that ResNet and RevNet share (He et al. 2016, arXiv 1603.05027; Gomez et al. 2017).
 
-    basic        [BN-ReLU] - conv3x3(stride) - BN-ReLU - conv3x3
-    bottleneck   [BN-ReLU] - conv1x1(stride, out/4) - BN-ReLU - conv3x3 - BN-ReLU - conv1x1(out)
+basic        [BN-ReLU] - conv3x3(stride) - BN-ReLU - conv3x3
+bottleneck   [BN-ReLU] - conv1x1(stride, out/4) - BN-ReLU - conv3x3 - BN-ReLU - conv1x1(out)
 """
 
 import math

@@ -1,6 +1,6 @@
 """From depth to units: the layouts of ResNet (He et al. 2016) and RevNet (Gomez et al. 2017, table 1)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 Shape = tuple[int, int, int]
@@ -30,9 +30,9 @@ def choose(
     bottleneck: bool | None,
     shape: Shape,
     per_unit: int,
-    cifar_channels: dict[int, tuple[int, ...]],
+    cifar_channels: Mapping[int, tuple[int, ...]],
     cifar_default: tuple[int, ...],
-    imagenet: dict[int, tuple[tuple[int, ...], tuple[int, ...]]],
+    imagenet: Mapping[int, tuple[tuple[int, ...], tuple[int, ...]]],
 ) -> Layout:
     """The layout of a family's `depth` on images of `shape`, or the one that `units` and `channels` spell out.
 

@@ -93,7 +93,10 @@ class Group:
 
     @property
     def status(self) -> str:
-        counts = {status: sum(run.status == status for run in self.runs) for status in dict.fromkeys(r.status for r in self.runs)}
+        counts = {
+            status: sum(run.status == status for run in self.runs)
+            for status in dict.fromkeys(r.status for r in self.runs)
+        }
         if len(self.runs) == 1:
             return self.first.status
         return ", ".join(f"{count} {status}" for status, count in counts.items())

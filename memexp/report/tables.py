@@ -42,7 +42,9 @@ def of_groups(groups: Sequence[Group]) -> Table:
     table = Table([*keys, "status", "n", *(heading for heading, *_ in measured)], rows)
     how = sorted({str(run.get("memory.how")) for run in runs if run.get("memory.how")})
     if how:
-        table.notes.append(f"peak and activations: {', '.join(how)}; MiB is 2^20 bytes. step: median, warm-up excluded.")
+        table.notes.append(
+            f"peak and activations: {', '.join(how)}; MiB is 2^20 bytes. step: median, warm-up excluded."
+        )
     if any(len(group.done) > 1 for group in groups):
         table.notes.append("± is the sample standard deviation over n seeds.")
     small = sorted({str(run.get("name")) for run in runs if run.get("scale") == "laptop"})
@@ -106,7 +108,9 @@ def terminal(table: Table) -> str:
     interactive = sys.stdout.isatty()
     console = Console(file=out, force_terminal=interactive, width=None if interactive else 400)
     console.print(grid)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "".join(f"\n{note}" for note in table.notes)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "".join(
+        f"\n{note}" for note in table.notes
+    )
 
 
 FORMATS: dict[str, Callable[[Table], str]] = {

@@ -25,7 +25,9 @@ class Board:
 
     def hyper_parameters(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Fills the hparams tab from the run's own directory, so that a sweep's jobs stand in one table."""
-        plain = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in settings.items()}
+        plain = {
+            key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in settings.items()
+        }
         for summary in hparams(plain, dict.fromkeys(metrics, 0.0)):
             assert self._writer.file_writer is not None
             self._writer.file_writer.add_summary(summary)
@@ -58,7 +60,9 @@ class Board:
             axes.set_yticks(range(len(names)), names)
             for row, column in torch.nonzero(counts).tolist():
                 colour = "white" if share[row, column] > 0.5 else "black"
-                axes.text(column, row, str(int(counts[row, column])), ha="center", va="center", fontsize=7, color=colour)
+                axes.text(
+                    column, row, str(int(counts[row, column])), ha="center", va="center", fontsize=7, color=colour
+                )
         self._writer.add_figure("confusion matrix", figure, step)
 
     def figure(self, name: str, step: int, figure: Figure) -> None:

@@ -67,9 +67,9 @@ def start_logging() -> None:
     """Log lines to standard output; without control characters unless that is a terminal."""
     log.setLevel(logging.DEBUG)
     log.propagate = False
-    for handler in list(log.handlers):
-        if not isinstance(handler, logging.FileHandler):
-            log.removeHandler(handler)
+    for old in list(log.handlers):
+        if not isinstance(old, logging.FileHandler):
+            log.removeHandler(old)
     handler: logging.Handler
     if sys.stdout.isatty():
         handler = RichHandler(console=terminal(), show_time=False, show_level=False, show_path=False, markup=False)

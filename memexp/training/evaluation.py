@@ -53,7 +53,9 @@ def evaluate(
             ranked = scores.topk(min(5, classes), dim=1).indices
             hits = ranked == labels[:, None]
             loss = functional.cross_entropy(scores, labels, reduction="sum")
-            sums += torch.stack([hits[:, 0].sum(), hits.any(1).sum(), loss, torch.tensor(len(labels)).to(loss)]).double()
+            sums += torch.stack(
+                [hits[:, 0].sum(), hits.any(1).sum(), loss, torch.tensor(len(labels)).to(loss)]
+            ).double()
             counts = torch.bincount(labels * classes + ranked[:, 0], minlength=classes * classes)
             confusion = counts if confusion is None else confusion + counts
     finally:

@@ -236,15 +236,11 @@ class Trainer:
     def _evaluate(self) -> None:
         done = self.progress
         result = self.evaluation = self.evaluate(self.watched)
-        log.info(
-            "epoch %d: %s top-1 %.2f %%, loss %.4f", done.epoch + 1, self.watched_name, result.top1, result.loss
-        )
+        log.info("epoch %d: %s top-1 %.2f %%, loss %.4f", done.epoch + 1, self.watched_name, result.top1, result.loss)
         epoch = done.epoch + done.position / self.steps_per_epoch
         if self.world.is_main:
             self.directory.append_metrics(split=self.watched_name, step=done.step, epoch=epoch, **result.as_dict())
-        self._scalars(
-            {f"accuracy/{self.watched_name}_top1": result.top1, f"loss/{self.watched_name}": result.loss}
-        )
+        self._scalars({f"accuracy/{self.watched_name}_top1": result.top1, f"loss/{self.watched_name}": result.loss})
         if self.board is not None:
             self.board.confusion(done.step, result.confusion, self.splits.classes)
         if result.top1 > done.best:
