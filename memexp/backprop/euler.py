@@ -39,13 +39,12 @@ class EulerStep(nn.Module):
     def undo(self, task: Task) -> Undone:
         """One evaluation (and `refine` more) for x~, one for the gradient at x~."""
         (y,), (grad,), (need,) = task.outputs, task.grads, task.needs
-        record = task.record
-        known = task.known[1] if task.known and task.known[0] is self.f and record.repeatable("f") else None
+        known = task.known[1] if task.known and task.known[0] is self.f else None
         with torch.no_grad():
             x = self._inverse(y, task.refine, evaluate("f", self.f, y) if known is None else known)
         scaled = None if grad is None else self.scale * grad
         z, grad = task.branch("f", self.f, x, scaled, grad, need)
-        below = (self.f, z) if record.repeatable("f") else None
+        below = (self.f, z) if task.record.repeatable("f") else None
         return Undone((x,), (grad if need else None,), below)
 
     def _inverse(self, y: Tensor, refine: int, value: Tensor) -> Tensor:

@@ -46,15 +46,14 @@ class HeunStep(nn.Module):
     def undo(self, task: Task) -> Undone:
         """x~ and the gradient there; f1(y) is taken over from the step above where that has evaluated it as its f0."""
         (y,), (need,) = task.outputs, task.needs
-        record = task.record
-        known = task.known[1] if task.known and task.known[0] is self.f1 and record.repeatable("f1") else None
+        known = task.known[1] if task.known and task.known[0] is self.f1 else None
         with torch.no_grad():
             x = self._inverse(y, task.refine, evaluate("f1", self.f1, y) if known is None else known)
         with torch.enable_grad():
             leaf = x.detach().requires_grad_(need)
             a = evaluate("f0", self.f0, leaf)
             out = leaf + self.scale / 2 * (a + evaluate("f1", self.f1, leaf + self.scale * a))
-        below = (self.f0, a.detach()) if record.repeatable("f0") else None
+        below = (self.f0, a.detach()) if task.record.repeatable("f0") else None
         return Undone((x,), task.pull((out,), task.grads, (leaf,), task.parameters), below)
 
     def _inverse(self, y: Tensor, refine: int, value: Tensor) -> Tensor:

@@ -322,6 +322,24 @@ def test_chains_nest(backprop, options):
     assert same_bits(list(other.buffers()), list(stored.buffers()))
 
 
+class Coupled(nn.Module):
+    """A coupling inside a branch, without a Chain of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = AdditiveCoupling(basic(2, dropout=0.3), basic(2, dropout=0.3))
+
+    def forward(self, x):
+        return torch.cat(self.inner(*x.chunk(2, 1)), 1) / 2
+
+
+@recomputing
+def test_steps_nest_without_a_chain(backprop, options):
+    torch.manual_seed(0)
+    stored, other = pair([AdditiveCoupling(Coupled(), Coupled()) for _ in range(3)], backprop, options)
+    assert worst(gradients(other, streams()), gradients(stored, streams())) <= tolerance(backprop, options)
+
+
 @pytest.mark.parametrize(
     ("backprop", "options", "message"),
     [
