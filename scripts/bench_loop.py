@@ -79,8 +79,12 @@ def main() -> None:
                 ours += trainer.durations[trainer.meter.tracked_steps + WARM_UP :]
             theirs += bare(trainer_for(options, Path(scratch), stop), options.steps)[WARM_UP:]
     mine, bare_step = statistics.median(ours), statistics.median(theirs)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, ResNet-{options.depth}, batch {options.batch}")
-    print(f"memexp loop {mine * 1e3:.2f} ms (median of {len(ours)}), bare loop {bare_step * 1e3:.2f} ms ({len(theirs)})")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, ResNet-{options.depth}, batch {options.batch}"
+    )
+    print(
+        f"memexp loop {mine * 1e3:.2f} ms (median of {len(ours)}), bare loop {bare_step * 1e3:.2f} ms ({len(theirs)})"
+    )
     print(f"ratio {mine / bare_step:.3f}")
 
 

@@ -39,6 +39,7 @@ class Report:
 
     timeline: one entry per allocation or release: (operation, bytes by category).
     kept: bytes of activations when backward began, at most over the steps.
+    flops_backward: all of backward; flops_recomputed: the part of it in which modules ran forward once more.
     """
 
     peak: int
@@ -48,6 +49,7 @@ class Report:
     kept: int
     flops_forward: int
     flops_backward: int
+    flops_recomputed: int
     timeline: list[tuple[str, dict[str, int]]] = field(repr=False)
 
     @property
@@ -58,6 +60,11 @@ class Report:
     @property
     def macs_backward(self) -> int:
         return self.flops_backward // 2
+
+    @property
+    def recompute_ratio(self) -> float:
+        """Forward passes done again in backward: 0 for stored, 1 for checkpointed."""
+        return self.flops_recomputed / self.flops_forward if self.flops_forward else 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data without the timeline."""
@@ -89,7 +96,7 @@ class Tracker(TorchDispatchMode):
         self._forward: set[int] = set()  # records made since the last backward, outside of one
         self._backward = False
         self._kept = 0
-        self._flops = [0, 0]
+        self._flops: Counter[str] = Counter()
         self._operation = "before"
         if model is not None:
             self._known(model.parameters(), "parameters")
@@ -136,7 +143,10 @@ class Tracker(TorchDispatchMode):
         out = func(*args, **kwargs)
         formula = flop_registry.get(func._overloadpacket)
         if formula is not None:
-            self._flops[backward] += formula(*args, **kwargs, out_val=out)
+            flops = formula(*args, **kwargs, out_val=out)
+            self._flops["backward" if backward else "forward"] += flops
+            if backward and self._modules:
+                self._flops["recomputed"] += flops
         for tensor in tree_iter(out):
             if isinstance(tensor, Tensor):
                 self._see(tensor, name)
@@ -165,8 +175,9 @@ class Tracker(TorchDispatchMode):
             by_module={name: size for name, size in modules.most_common() if size},
             operation=timeline[at][0] if timeline else "",
             kept=self._kept,
-            flops_forward=self._flops[0],
-            flops_backward=self._flops[1],
+            flops_forward=self._flops["forward"],
+            flops_backward=self._flops["backward"],
+            flops_recomputed=self._flops["recomputed"],
             timeline=timeline,
         )
 

@@ -127,6 +127,7 @@ def test_flops_count_recomputation(strategy, forwards):
     forward = 3 * 32 * 64 * 64
     assert report.macs_forward == forward
     assert report.macs_backward == (2 + forwards) * forward
+    assert report.recompute_ratio == forwards
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
