@@ -28,6 +28,7 @@ from memexp.training import distribution
 from memexp.training.checkpoint import CheckpointError
 from memexp.training.distribution import World
 from memexp.training.loop import NotFinite, Settings, Trainer
+from memexp.training.monitor import strategy_monitor
 from memexp.training.precision import Precision
 from memexp.training.signals import Interrupted, StopRequest
 
@@ -167,6 +168,8 @@ def prepare(cfg: DictConfig, directory: RunDirectory, world: World, stop: StopRe
         raise ConfigError([str(error)]) from error
     if cfg.compile:
         model = torch.compile(model)  # type: ignore[assignment]
+    precision = Precision(cfg.precision.name, device)
+    loss_fn = functools.partial(functional.cross_entropy, label_smoothing=cfg.label_smoothing)
     meter = Meter.for_device(device, cfg.memory.steps)
     settings = Settings(**{key: cfg[key] for key in Settings.__annotations__})
     log.info(
@@ -181,15 +184,16 @@ def prepare(cfg: DictConfig, directory: RunDirectory, world: World, stop: StopRe
         model,
         optimizer,
         factor,
-        functools.partial(functional.cross_entropy, label_smoothing=cfg.label_smoothing),
+        loss_fn,
         splits,
-        Precision(cfg.precision.name, device),
+        precision,
         world,
         meter,
         directory,
         stop,
         config_hash(cfg),
         mix=_mix(cfg, len(splits.classes)),
+        monitor=strategy_monitor(network, loss_fn, precision, cfg.monitor_gradient),
     )
 
 

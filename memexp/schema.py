@@ -57,6 +57,7 @@ class Config:
     checkpoint_every: Positive | None
     log_every: Positive
     monitor_every: Count
+    monitor_gradient: bool
     clip_grad: PositiveFloat | None
     label_smoothing: ShareBelow1
     mixup: NonNegative

@@ -27,40 +27,57 @@ class Comparison:
     gradient_angle: float
 
 
+def reconstruction_error(model: nn.Module, loss_fn: Callable[[], Tensor]) -> float:
+    """|x~ - x| / |x| at the first step of a run of undone steps, the largest of all runs; 0 where nothing is undone.
+
+    Costs one forward and backward pass, and the memory of the streams that enter each run. Leaves everything as it was.
+    """
+    return _observe(model, loss_fn)[1]
+
+
 def compare(model: nn.Module, loss_fn: Callable[[], Tensor]) -> Comparison:
     """Runs `loss_fn` with the model's own strategies and with stored activations, and compares the gradients.
 
-    Costs two forward and backward passes. Leaves parameters, their `.grad`, buffers (batch statistics) and random state
-    as they were.
+    Costs two forward and backward passes and the memory of stored activations. Leaves parameters, their `.grad`, buffers
+    (batch statistics) and random state as they were.
 
     Args:
         model: holds one Chain or more.
         loss_fn: evaluates `model` on a batch, under autocast if that is how it is trained, and returns the loss.
     """
-    chains = [module for module in model.modules() if isinstance(module, Chain)]
+    own, error = _observe(model, loss_fn)
+    with ExitStack() as stack:
+        for chain in _chains(model):
+            stack.enter_context(chain.using("stored"))
+        stored = _gradient(model, loss_fn)
+    return Comparison(error, relative_error(own, stored), angle(own, stored))
+
+
+def _chains(model: nn.Module) -> list[Chain]:
+    return [module for module in model.modules() if isinstance(module, Chain)]
+
+
+def _observe(model: nn.Module, loss_fn: Callable[[], Tensor]) -> tuple[list[Tensor], float]:
+    """The gradient with the model's own strategies, and the largest reconstruction error on the way."""
+    errors: list[float] = []
+    try:
+        for chain in _chains(model):
+            chain.monitor = errors
+        gradient = _gradient(model, loss_fn)
+    finally:
+        for chain in _chains(model):
+            chain.monitor = None
+    return gradient, max(errors, default=0.0)
+
+
+def _gradient(model: nn.Module, loss_fn: Callable[[], Tensor]) -> list[Tensor]:
     parameters = [p for p in model.parameters() if p.requires_grad]
+    device = next((p.device for p in parameters if p.device.type != "cpu"), torch.device("cpu"))
     devices = {p.device for p in parameters if p.device.type != "cpu"}
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    errors: list[float] = []
-
-    def gradient() -> list[Tensor]:
-        with torch.enable_grad(), torch.random.fork_rng(list(devices), device_type=next(iter(devices), cpu).type):
-            found = torch.autograd.grad(loss_fn(), parameters, allow_unused=True)
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
-        return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
-
-    cpu = torch.device("cpu")
-    try:
-        for chain in chains:
-            chain.monitor = errors
-        own = gradient()
-    finally:
-        for chain in chains:
-            chain.monitor = None
-    with ExitStack() as stack:
-        for chain in chains:
-            stack.enter_context(chain.using("stored"))
-        stored = gradient()
-    return Comparison(max(errors, default=0.0), relative_error(own, stored), angle(own, stored))
+    with torch.enable_grad(), torch.random.fork_rng(list(devices), device_type=device.type):
+        found = torch.autograd.grad(loss_fn(), parameters, allow_unused=True)
+    with torch.no_grad():
+        for buffer, value in buffers:
+            buffer.copy_(value)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]

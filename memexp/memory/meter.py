@@ -34,6 +34,11 @@ class Meter:
         """Around step `number` (from 0) of this process."""
         yield
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Around work beside training, such as evaluation, whose memory is not the training step's."""
+        yield
+
     def peak(self) -> int:
         """Bytes at the peak so far."""
         raise NotImplementedError
@@ -99,6 +104,7 @@ class AcceleratorMeter(Meter):
         self.device, self._counters = device, counters
         self._model: nn.Module | None = None
         self._optimizer: torch.optim.Optimizer | None = None
+        self._before = (0, 0)
         counters.reset_peak_memory_stats(device)
 
     @contextmanager
@@ -112,8 +118,19 @@ class AcceleratorMeter(Meter):
         self._model, self._optimizer = model, optimizer
         yield
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        self._before = (self.peak(), self._reserved())
+        try:
+            yield
+        finally:
+            self._counters.reset_peak_memory_stats(self.device)
+
     def peak(self) -> int:
-        return int(self._counters.max_memory_allocated(self.device))
+        return max(self._before[0], int(self._counters.max_memory_allocated(self.device)))
+
+    def _reserved(self) -> int:
+        return max(self._before[1], int(self._counters.max_memory_reserved(self.device)))
 
     def results(self) -> dict[str, Any]:
         """Parameters, gradients and optimizer state are counted; activations are what of the peak is left beside them."""
@@ -130,7 +147,7 @@ class AcceleratorMeter(Meter):
             "device": str(self.device),
             "how": f"{self.device.type}_max_memory_allocated",
             "peak": peak,
-            "reserved": int(self._counters.max_memory_reserved(self.device)),
+            "reserved": self._reserved(),
             **named,
             "activations": max(0, peak - sum(named.values())),
             "other": 0,

@@ -24,6 +24,7 @@ from memexp.training.board import Board
 from memexp.training.console import Console
 from memexp.training.distribution import World
 from memexp.training.evaluation import Evaluation, evaluate
+from memexp.training.monitor import Monitor
 from memexp.training.precision import Precision
 from memexp.training.signals import Interrupted, StopRequest
 from memexp.training.step import Loss, train_step
@@ -83,7 +84,7 @@ class Trainer:
         stop: StopRequest,
         config_hash: str,
         mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
-        monitor: Callable[[Tensor, Tensor], dict[str, float]] | None = None,
+        monitor: Monitor | None = None,
     ) -> None:
         """`model` is `network` as it is called (wrapped for several processes or compiled); `factor(step, total)` scales
         the learning rate; `mix` blends images and labels of a batch; `monitor` reads the strategy's own figures.
@@ -136,7 +137,7 @@ class Trainer:
 
     def evaluate(self, batches: Batches) -> Evaluation:
         """Accuracy of the state that a user would deploy: averaged or slow weights where there are any."""
-        with self.evaluated_weights() as model:
+        with self.meter.aside(), self.evaluated_weights() as model:
             return evaluate(model, batches, self.precision, self.world, self.stop.check)
 
     def open_board(self) -> None:
@@ -171,7 +172,8 @@ class Trainer:
             if done.step % settings.log_every == 0 or self._finished():
                 self._log(console, self._check_loss())
             if self.monitor is not None and settings.monitor_every and (done.step - 1) % settings.monitor_every == 0:
-                done.strategy.update(self.monitor(*batches[0]))
+                with self.meter.aside():
+                    done.strategy.update(self.monitor(*batches[0]))
                 self._scalars({f"strategy/{name}": figure for name, figure in done.strategy.items()})
                 before = time.perf_counter()
             if settings.checkpoint_every and done.step % settings.checkpoint_every == 0:
