@@ -92,7 +92,8 @@ class LocalLauncher(Launcher):
             for signum, handler in handlers.items():
                 signal.signal(signum, handler)
         _SWEEP.statuses += statuses
-        _print_report(Path(str(self.config.hydra.sweep.dir)), jobs)
+        identifier = self.config.case.id if self.config.case else None
+        _print_report(Path(str(self.config.hydra.sweep.dir)), jobs, identifier)
         return [self._returned(job) for job in jobs]
 
     def _stop(self, signum: int, frame: Any) -> None:
@@ -200,8 +201,12 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
-def _print_report(directory: Path, jobs: Sequence[Job]) -> None:
-    """One table of all jobs, also written as report.md with its plots into the sweep's directory."""
-    from memexp import report
+def _print_report(directory: Path, jobs: Sequence[Job], identifier: str | None) -> None:
+    """One table of all jobs, also written as report.md with its plots into the sweep's directory.
 
-    print(report.write_report([job.directory for job in jobs], output_dir=directory))
+    identifier: of the experiment, whose published numbers stand beside the measured ones where there are some.
+    """
+    from memexp.report import published, write_report
+
+    paper = identifier if identifier in published.identifiers() else None
+    print(write_report([job.directory for job in jobs], output_dir=directory, paper=paper))

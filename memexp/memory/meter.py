@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from memexp.memory.fake import without_data
 from memexp.memory.tracker import Report, Tracker, track
 
 
@@ -164,7 +164,7 @@ def macs_per_image(model: nn.Module, shape: tuple[int, int, int]) -> int:
     training = model.training
     model.eval()
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        with without_data(), torch.no_grad():
             device = next(model.parameters()).device
             image = torch.empty(1, *shape, device=device)
             return track(lambda: model(image)).macs_forward

@@ -21,6 +21,7 @@ def draw(groups: Sequence[Group], directory: Path) -> list[Path]:
         "memory-depth": memory_against_depth,
         "time-depth": time_against_depth,
         "curves": curves,
+        "gradient-angle": gradient_angle,
     }
     written = []
     for name, plot in plots.items():
@@ -97,6 +98,22 @@ def curves(groups: Sequence[Group]) -> Figure | None:
         axes.grid(alpha=0.3)
         if axes.has_data():
             _legend(axes)
+    return figure
+
+
+def gradient_angle(groups: Sequence[Group]) -> Figure | None:
+    """Angle between the strategy's gradient and that of stored activations over training, of each group's first run."""
+    lines = [(group, *group.done[0].curve("strategy", "gradient_angle")) for group in groups]
+    lines = [line for line in lines if len(line[1]) > 1]
+    if not lines:
+        return None
+    names = _names(groups)
+    figure, axes = _axes("epoch", "angle to the stored gradient (degrees)")
+    for i, (group, xs, ys) in enumerate(lines):
+        axes.plot(xs, ys, MARKERS[i % 8] + "-", color=COLOURS[i % 8], markersize=4, label=names[id(group)])
+    axes.set_yscale("symlog", linthresh=1e-3)  # exact reversal is 0
+    axes.set_ylim(bottom=0)
+    _legend(axes)
     return figure
 
 

@@ -149,6 +149,10 @@ class Trainer:
         if self.board is not None:
             self.board.close()
 
+    def _at(self) -> float:
+        """Epochs done, in parts."""
+        return self.progress.epoch + self.progress.position / self.steps_per_epoch
+
     def _finished(self) -> bool:
         return self.progress.step >= self.total_steps
 
@@ -174,6 +178,8 @@ class Trainer:
             if self.monitor is not None and settings.monitor_every and (done.step - 1) % settings.monitor_every == 0:
                 with self.meter.aside():
                     done.strategy.update(self.monitor(*batches[0]))
+                if self.world.is_main:
+                    self.directory.append_metrics(split="strategy", step=done.step, epoch=self._at(), **done.strategy)
                 self._scalars({f"strategy/{name}": figure for name, figure in done.strategy.items()})
                 before = time.perf_counter()
             if settings.checkpoint_every and done.step % settings.checkpoint_every == 0:
@@ -223,8 +229,7 @@ class Trainer:
         done = self.progress
         rate = self.images_per_step / _median(self.durations[-self.settings.log_every :])
         lr = self.optimizer.param_groups[0]["lr"]
-        epoch = done.epoch + done.position / self.steps_per_epoch
-        peak = self.meter.peak()
+        epoch, peak = self._at(), self.meter.peak()
         console.step(
             done.step,
             f"epoch {epoch:.2f}  loss {loss:.4f}  lr {lr:.4g}  {rate:.0f} images/s  peak {peak / 2**20:.1f} MiB",
@@ -239,9 +244,8 @@ class Trainer:
         done = self.progress
         result = self.evaluation = self.evaluate(self.watched)
         log.info("epoch %d: %s top-1 %.2f %%, loss %.4f", done.epoch + 1, self.watched_name, result.top1, result.loss)
-        epoch = done.epoch + done.position / self.steps_per_epoch
         if self.world.is_main:
-            self.directory.append_metrics(split=self.watched_name, step=done.step, epoch=epoch, **result.as_dict())
+            self.directory.append_metrics(split=self.watched_name, step=done.step, epoch=self._at(), **result.as_dict())
         self._scalars({f"accuracy/{self.watched_name}_top1": result.top1, f"loss/{self.watched_name}": result.loss})
         if self.board is not None:
             self.board.confusion(done.step, result.confusion, self.splits.classes)
