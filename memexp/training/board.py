@@ -38,7 +38,7 @@ class Board:
         """The first images of a batch as the network sees them, each under its class."""
         shown = images[:32].float().cpu()
         low, high = shown.amin(), shown.amax()
-        shown = ((shown - low) / (high - low).clamp_min(1e-12)).permute(0, 2, 3, 1)
+        shown = ((shown - low) / (high - low).clamp_min(1e-12)).permute(0, 2, 3, 1).numpy()
         figure = Figure(figsize=(12, 7), layout="constrained")
         for axes in (grid := figure.subplots(4, 8)).flat:
             axes.axis("off")
@@ -52,7 +52,7 @@ class Board:
         share = counts / counts.sum(1, keepdim=True).clamp_min(1)
         figure = Figure(figsize=(7, 6), layout="constrained")
         axes = figure.subplots()
-        figure.colorbar(axes.imshow(share, vmin=0, vmax=1, cmap="Blues"), label="share of the true class")
+        figure.colorbar(axes.imshow(share.numpy(), vmin=0, vmax=1, cmap="Blues"), label="share of the true class")
         axes.set(xlabel="predicted class", ylabel="true class")
         if len(classes) <= 20:
             names = [_short(name) for name in classes]
