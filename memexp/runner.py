@@ -18,7 +18,7 @@ from torch.nn import functional
 from torchvision.transforms import v2
 
 from memexp import data, models, optim
-from memexp.backprop import Chain
+from memexp.backprop import Chain, StepError
 from memexp.config import ConfigError, config_hash, validate
 from memexp.data import DataError
 from memexp.memory.meter import Meter, macs_per_image
@@ -34,7 +34,7 @@ from memexp.training.signals import Interrupted, StopRequest
 
 log = logging.getLogger("memexp")
 # What a run may end with that its message explains in full; anything else is a fault and shows its traceback.
-EXPLAINED = (ConfigError, DataError, CheckpointError, RunDirectoryError, NotFinite, Interrupted)
+EXPLAINED = (ConfigError, StepError, DataError, CheckpointError, RunDirectoryError, NotFinite, Interrupted)
 STATUS = {Interrupted: "interrupted", NotFinite: "nan", torch.OutOfMemoryError: "oom", MemoryError: "oom"}
 
 

@@ -27,7 +27,9 @@ class CasesSweeper(BasicSweeper):
             )
         self.cases = [[str(text) for text in case] for case in cases or [[]]]
 
-    def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
+    def split_arguments(  # type: ignore[override]  # there it is static, but called on self
+        self, overrides: list[Override], max_batch_size: int | None
+    ) -> list[list[list[str]]]:
         combinations = [job for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
         jobs = [[*case, *job] for job in combinations for case in self.cases]
         return list(self.split_overrides_to_chunks(jobs, max_batch_size))

@@ -107,8 +107,11 @@ class Chain(nn.Module):
             if hasattr(step, "rounding"):
                 step.rounding = self.strategy.rounding  # type: ignore[assignment]
         outputs = self._enter(streams)
-        watch = RangeWatch(self.strategy.rounding) if self.strategy.rounding else None
-        if torch.is_grad_enabled() and any(x.requires_grad for x in (*streams, *self.parameters())):
+        differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (*streams, *self.parameters()))
+        # what leaves the range cannot be undone; in evaluation nothing is
+        rounding = self.strategy.rounding
+        watch = RangeWatch(rounding) if rounding is not None and (differentiated or self.training) else None
+        if differentiated:
             plan = groups(steps, self.strategy.plan(steps, streams))
         else:
             plan = [("stored", range(index, index + 1)) for index in range(len(steps))]
@@ -117,7 +120,7 @@ class Chain(nn.Module):
         for position, (keep, group) in enumerate(plan):
             if keep == "stored":
                 below = None
-                outputs = run(group.start, steps[group.start], outputs, self.strategy.rounding)
+                outputs = run(group.start, steps[group.start], outputs, rounding)
                 if watch:
                     watch.see(describe(group.start, steps[group.start]), outputs)
             else:

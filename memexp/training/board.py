@@ -38,11 +38,11 @@ class Board:
         """The first images of a batch as the network sees them, each under its class."""
         shown = images[:32].float().cpu()
         low, high = shown.amin(), shown.amax()
-        shown = ((shown - low) / (high - low).clamp_min(1e-12)).permute(0, 2, 3, 1).numpy()
+        pictures = ((shown - low) / (high - low).clamp_min(1e-12)).permute(0, 2, 3, 1).numpy()
         figure = Figure(figsize=(12, 7), layout="constrained")
         for axes in (grid := figure.subplots(4, 8)).flat:
             axes.axis("off")
-        for axes, image, label in zip(grid.flat, shown, labels.tolist(), strict=False):
+        for axes, image, label in zip(grid.flat, pictures, labels.tolist(), strict=False):
             axes.imshow(image if image.shape[2] == 3 else image[..., 0], cmap="gray")
             axes.set_title(_short(classes[label]), fontsize=8)
         self._writer.add_figure("sample batch", figure)

@@ -128,6 +128,12 @@ def test_leaving_the_range_is_an_error_that_names_the_step_and_a_smaller_k(backp
     Chain(steps, backprop=backprop, exact=True, exact_bits=14)(*streams())
 
 
+def test_evaluation_undoes_nothing_and_may_leave_the_range():
+    network = Chain([AdditiveCoupling(Offset(400.0), Offset(0.0))], backprop="reversible", exact=True).eval()
+    with torch.no_grad():
+        assert max(y.max() for y in network(*streams())) > 256
+
+
 def test_values_that_are_not_finite_are_an_error():
     steps = [AdditiveCoupling(Offset(float("nan")), Offset(0.0))]
     with pytest.raises(ValueError, match=r"step 0 .*not finite"):
