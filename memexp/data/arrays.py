@@ -109,8 +109,8 @@ def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray
 def moments(images: np.ndarray) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel, of pixels in 0..1."""
     pixels = images.reshape(-1, images.shape[-1])
-    count = len(pixels)
-    mean = np.array([pixels[:, c].sum(dtype=np.float64) / count for c in range(pixels.shape[1])]) / 255
-    square = np.array([np.einsum("i,i->", p, p) / count for p in pixels.T.astype(np.float64)]) / 255**2
-    std = np.sqrt(np.maximum(square - mean**2, 1e-12))
+    values = np.arange(256) / 255
+    share = np.stack([np.bincount(channel, minlength=256) for channel in pixels.T]) / len(pixels)
+    mean = share @ values
+    std = np.sqrt(np.maximum(share @ values**2 - mean**2, 1e-12))
     return torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)

@@ -32,11 +32,13 @@ def crop_and_flip(
         (len(padded), padded.shape[1], places, width * channels),
         (padded.stride(0), padded.stride(1), padded.stride(2), 1),
     )
-    y = top[:, None] + torch.arange(height, device=device)
-    cropped = rows[indices[:, None], y, left[:, None]].view(n, height, width, channels)
+    at = (indices[:, None], top[:, None] + torch.arange(height, device=device), left[:, None])
+    # on a CPU, NumPy copies a row as a whole where PyTorch goes byte by byte
+    found = torch.from_numpy(rows.numpy()[tuple(i.numpy() for i in at)]) if device.type == "cpu" else rows[at]
+    cropped = found.view(n, height, width, channels)
     if augmentation.flip:
         chosen = flipped.nonzero()[:, 0].to(device, non_blocking=True)
-        cropped[chosen] = cropped[chosen].flip(2)
+        cropped.index_copy_(0, chosen, cropped.index_select(0, chosen).flip(2))
     return cropped
 
 

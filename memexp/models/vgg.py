@@ -2,7 +2,8 @@
 
 imagenet: 13 convolutions with bias, 4096-4096-classes head; torchvision's names, so its weights load; 138,357,544 parameters
 at 1000 classes. cifar: conv-BN, 512-512-classes head (Li et al. 2017, arXiv 1608.08710: 1.5e7 parameters, 3.13e8 MACs).
-Activation memory with stored backprop: O(n) in the layers.
+Activation memory with stored backprop: O(n) in the layers. A step of the Chain is one layer, so checkpointed saves memory from
+backprop.every=4 on.
 """
 
 from pathlib import Path
@@ -48,7 +49,7 @@ def vgg16(
             layers.append(nn.Conv2d(inputs, width, 3, padding=1, bias=not normalised))
             if normalised:
                 layers.append(nn.BatchNorm2d(width))
-            layers.append(nn.ReLU(inplace=True))
+            layers.append(nn.ReLU())  # a step of its own, so not in place; ReLU keeps its output, not its input
             inputs = width
         layers.append(nn.MaxPool2d(2))
     if normalised:

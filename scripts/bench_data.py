@@ -1,0 +1,102 @@
+"""Batches of CIFAR-size images per second, ours and those of torchvision's CIFAR10 in a DataLoader, in one run.
+
+    python scripts/bench_data.py [--images 20000] [--batch 100] [--workers 2] [--rounds 5] [--threads 2]
+
+Both crop at random out of 4 zeros of padding, flip, and normalise by channel. torchvision reads the same random pixels
+from files of CIFAR's own format in a temporary folder; its DataLoader keeps its workers, and a round is an epoch of each
+in turn, the first of which is warm-up. Both give what a training loop takes: float32 images and int64 labels.
+"""
+
+import argparse
+import hashlib
+import pickle
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import CIFAR10
+
+from memexp.data.augment import Augmentation
+from memexp.data.batches import ImageBatches
+
+MEAN, STD = [0.49, 0.48, 0.45], [0.25, 0.24, 0.26]
+
+
+def as_cifar10(folder: Path, pixels: torch.Tensor, labels: torch.Tensor) -> CIFAR10:
+    """torchvision's own reader over `pixels`, written as the five training files of CIFAR-10."""
+    base = folder / CIFAR10.base_folder
+    base.mkdir()
+
+    def write(name: str, content: dict[str, object]) -> str:
+        (base / name).write_bytes(pickle.dumps(content))
+        return hashlib.md5((base / name).read_bytes()).hexdigest()
+
+    planes = pixels.permute(0, 3, 1, 2).reshape(len(pixels), -1).numpy()
+
+    class Files(CIFAR10):
+        train_list = [
+            [name, write(name, {"data": data, "labels": numbers.tolist()})]
+            for (name, _), data, numbers in zip(
+                CIFAR10.train_list, [planes[i::5] for i in range(5)], [labels[i::5] for i in range(5)], strict=True
+            )
+        ]
+        test_list = []
+        meta = CIFAR10.meta | {
+            "md5": write(CIFAR10.meta["filename"], {CIFAR10.meta["key"]: [str(number) for number in range(10)]})
+        }
+
+    augment = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
+    transform = transforms.Compose([*augment, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+    return Files(str(folder), train=True, transform=transform)
+
+
+def seconds(batches: Iterable[object]) -> float:
+    started = time.perf_counter()
+    for _ in batches:
+        pass
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("images", 20000), ("batch", 100), ("workers", 2), ("rounds", 5), ("threads", 2)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    pixels = torch.randint(0, 256, (options.images, 32, 32, 3), dtype=torch.uint8)
+    labels = torch.randint(10, (options.images,))
+    ours = ImageBatches(
+        pixels,
+        labels,
+        options.batch,
+        0,
+        torch.tensor(MEAN),
+        torch.tensor(STD),
+        True,
+        Augmentation(padding=4, flip=True),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        theirs = DataLoader(
+            as_cifar10(Path(folder), pixels, labels),
+            batch_size=options.batch,
+            shuffle=True,
+            drop_last=True,
+            num_workers=options.workers,
+            persistent_workers=True,
+        )
+        times = [(seconds(ours.epoch(epoch)), seconds(theirs)) for epoch in range(options.rounds + 1)][1:]
+    mine, loader = (statistics.median(column) for column in zip(*times, strict=True))
+    ratio = statistics.median(b / a for a, b in times)
+    print(f"torch {torch.__version__}, {options.threads} threads, {options.workers} workers, batch {options.batch}")
+    print(f"memexp       {options.images / mine:10,.0f} images/s (median of {options.rounds} epochs)")
+    print(f"torchvision  {options.images / loader:10,.0f} images/s")
+    print(f"ratio        {ratio:10.1f}")
+
+
+if __name__ == "__main__":
+    main()
