@@ -211,6 +211,8 @@ def _train(results: dict[str, Any], cfg: DictConfig, trainer: Trainer, go_on: bo
     if trainer.board is not None:
         images, labels = next(iter(trainer.splits.train.epoch(0)))
         trainer.board.sample_batch(images, labels, trainer.splits.classes)
+    if cfg.report.tsne:
+        trainer.picture = _tsne(trainer, cfg.report.tsne_epochs, cfg.seed)
     watched = trainer.train()
     results["stages"]["train"] = {
         **watched.as_dict(),
@@ -229,6 +231,25 @@ def _train(results: dict[str, Any], cfg: DictConfig, trainer: Trainer, go_on: bo
         settings |= {group: results[group] for group in ("model", "dataset", "backprop", "optimizer", "precision")}
         settings |= {f"model.{key}": value for key, value in cfg.model.items() if key in ("depth", "kind")}
         trainer.board.hyper_parameters(settings, {"hparam/top1": final.top1, "hparam/loss": final.loss})
+
+
+def _tsne(trainer: Trainer, epochs: Sequence[int] | None, seed: int) -> Callable[[int, bool], None]:
+    """Draws the features after the chosen epochs, or the last, as plots/tsne-EPOCH.png and in TensorBoard."""
+    from memexp.report import tsne  # scikit-learn and matplotlib take their time to import
+
+    def picture(epoch: int, last: bool) -> None:
+        if epoch not in epochs if epochs is not None else not last:
+            return
+        with trainer.meter.aside(), trainer.evaluated_weights() as model, trainer.precision.autocast():
+            points, labels = tsne.features(model, trainer.splits.test)
+        figure = tsne.draw(points, labels, trainer.splits.classes, seed)
+        plots = trainer.directory.path / "plots"
+        plots.mkdir(exist_ok=True)
+        figure.savefig(plots / f"tsne-{epoch}.png", dpi=150)
+        if trainer.board is not None:
+            trainer.board.figure("t-SNE of test images", trainer.progress.step, figure)
+
+    return picture
 
 
 def _skeleton(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:

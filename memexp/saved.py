@@ -50,6 +50,7 @@ def evaluate(path: Path, overrides: Sequence[str], split: str, checkpoint: str) 
     cfg, _ = config_of(path, overrides)
     from memexp.runner import prepare
     from memexp.training import checkpoint as checkpoints
+    from memexp.training import evaluation
     from memexp.training.distribution import World
     from memexp.training.signals import StopRequest
 
@@ -61,7 +62,8 @@ def evaluate(path: Path, overrides: Sequence[str], split: str, checkpoint: str) 
             batches = trainer.splits.named(split)
             result = trainer.evaluate(batches)
         else:
+            # best.pt holds the weights as they were evaluated, averaged or slow ones included
             checkpoints.load_weights(trainer.network, checkpoints.load(file)["model"], file)
             batches = trainer.splits.named(split)
-            result = trainer.evaluate(batches)
+            result = evaluation.evaluate(trainer.network, batches, trainer.precision, trainer.world, stop.check)
     return {**result.as_dict(), "split": split, "images": result.images, "checkpoint": str(file)}

@@ -42,6 +42,12 @@ class Memory:
 
 
 @dataclass
+class Report:
+    tsne: bool
+    tsne_epochs: list[Positive] | None
+
+
+@dataclass
 class Config:
     """The keys outside the groups."""
 
@@ -69,6 +75,7 @@ class Config:
     scale: Literal["paper", "laptop"]
     case: dict[str, Any] | None
     memory: Memory
+    report: Report
 
 
 @dataclass
@@ -158,12 +165,40 @@ class ImageFolder(Dataset):
 
 
 @dataclass
-class Sgd:
-    name: Literal["sgd"]
+class Lookahead:
+    k: Positive | None
+    alpha: Share
+
+
+@dataclass
+class Optimizer:
+    """What every optimizer has."""
+
+    name: str
     lr: PositiveFloat
+    weight_decay: NonNegative
+    lookahead: Lookahead
+    gradient_centralization: bool
+    centralize: Literal["gradient", "update"]
+    conv_only: bool
+    evaluate_slow: bool
+
+
+@dataclass
+class Sgd(Optimizer):
     momentum: ShareBelow1
     nesterov: bool
-    weight_decay: NonNegative
+
+
+Betas = Annotated[list[ShareBelow1], Rule("of two", lambda value: len(value) == 2)]
+
+
+@dataclass
+class Adam(Optimizer):
+    """Ranger and AdamW."""
+
+    betas: Betas
+    eps: NonNegative
 
 
 @dataclass
@@ -219,7 +254,7 @@ GROUPS: dict[str, dict[str, type]] = {
         "synthetic": Synthetic,
     },
     "backprop": {"stored": Stored, "checkpointed": Checkpointed, "reversible": Reversible, "adjoint": Adjoint},
-    "optimizer": {"sgd": Sgd},
+    "optimizer": {"sgd": Sgd, "ranger": Adam, "adamw": Adam},
     "schedule": {"constant": Schedule, "step": StepSchedule, "cosine": Schedule, "flat_cosine": FlatCosine},
     "precision": {"fp32": Precision, "bf16": Precision, "fp16": Precision},
     "model": {"resnet": ResNet, "revnet": ResNet, "vgg16": Vgg, "torchvision": Torchvision},

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 _equal = torch.ops.aten.equal.default
@@ -16,21 +17,40 @@ _item = torch.ops.aten._local_scalar_dense.default
 @contextmanager
 def without_data() -> Iterator[None]:
     """Inside, tensors have shape, dtype and device but no memory; the caller's random state is left alone."""
-    with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True), _Answers():
-        yield
+    answers = _Answers()
+    hooks = [
+        register_optimizer_step_pre_hook(lambda *_: answers.count(1)),
+        register_optimizer_step_post_hook(lambda *_: answers.count(-1)),
+    ]
+    try:
+        with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True), answers:
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class _Answers(TorchDispatchMode):
     """Answers what code asks of values that are not there, as in a run where nothing goes wrong.
 
-    A number read is 0 (a gradient that overflowed, values outside of a range, draws to be repeated: none); tensors are
-    equal. Random numbers that are drawn move the real generator's state, as that is what recomputation compares.
+    A number read is 0 (a gradient that overflowed, values outside of a range, draws to be repeated: none), but 1 inside an
+    optimizer, which reads there which step it is; tensors are equal. Random numbers
+    that are drawn move the real generator's state, as that is what recomputation compares.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._optimizers = 0
+
+    def count(self, change: int) -> None:
+        """Optimizers whose step is running; wrapped ones are nested."""
+        self._optimizers += change
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is _item:
             kind = args[0].dtype
-            return False if kind is torch.bool else 0.0 if kind.is_floating_point else 0
+            number = 1 if self._optimizers else 0
+            return bool(number) if kind is torch.bool else float(number) if kind.is_floating_point else number
         if func is _equal and not any(isinstance(t, FakeTensor) for t in args):
             with _disable_current_modes():
                 return func(*args)

@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from memexp.data import Batches, Splits
 from memexp.memory.meter import Meter
+from memexp.optim import Lookahead
 from memexp.record import RunDirectory
 from memexp.training import checkpoint, distribution
 from memexp.training.board import Board
@@ -93,6 +94,7 @@ class Trainer:
         self.factor, self.loss_fn, self.splits, self.precision = factor, loss_fn, splits, precision
         self.world, self.meter, self.directory, self.stop = world, meter, directory, stop
         self.board: Board | None = None
+        self.picture: Callable[[int, bool], None] | None = None  # called with (epoch, whether it is the last)
         self.config_hash, self.mix, self.monitor = config_hash, mix, monitor
         self.average = (
             AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
@@ -249,6 +251,8 @@ class Trainer:
         self._scalars({f"accuracy/{self.watched_name}_top1": result.top1, f"loss/{self.watched_name}": result.loss})
         if self.board is not None:
             self.board.confusion(done.step, result.confusion, self.splits.classes)
+        if self.picture is not None and self.world.is_main:
+            self.picture(done.epoch + 1, self._finished())
         if result.top1 > done.best:
             done.best = result.top1
             if self.world.is_main:
@@ -261,9 +265,8 @@ class Trainer:
         """The network as it is to be evaluated: its average, its Lookahead's slow weights, or itself."""
         if self.average is not None:
             return nullcontext(self.average.module)
-        slow = getattr(self.optimizer, "evaluate_slow", None)
-        if slow is not None:
-            return _Entered(slow(), self.network)
+        if isinstance(self.optimizer, Lookahead):
+            return _Entered(self.optimizer.evaluation_weights(), self.network)
         return nullcontext(self.network)
 
     @property

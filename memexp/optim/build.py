@@ -1,0 +1,53 @@
+"""The optimizer of a configuration."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from memexp.optim import checks
+from memexp.optim.centralization import Centralized
+from memexp.optim.lookahead import Lookahead
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weights of more than one dimension decay; biases and BN do not (Gomez et al. 2017)."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.ndim > 1]
+    others = [p for p in trained if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def build(settings: Any, model: nn.Module) -> Optimizer:
+    """The optimizer that `settings` (the keys of conf/optimizer/*.yaml) describe, over the parameters of `model`.
+
+    Raises ValueError for a name or value that is not allowed, and for a model without parameters to train.
+    """
+    if settings.name not in OPTIMIZERS:
+        raise ValueError(f"optimizer={settings.name!r}: there are {', '.join(OPTIMIZERS)}")
+    groups = checks.filled(parameter_groups(model, settings.weight_decay))
+    optimizer: Optimizer = OPTIMIZERS[settings.name](settings, groups)
+    if settings.gradient_centralization:
+        optimizer = Centralized(optimizer, where=settings.centralize, conv_only=settings.conv_only)
+    if settings.lookahead.k is not None:
+        optimizer = Lookahead(optimizer, settings.lookahead.k, settings.lookahead.alpha, settings.evaluate_slow)
+    return optimizer
+
+
+def _sgd(settings: Any, groups: list[dict[str, Any]]) -> Optimizer:
+    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
+
+
+def _adamw(settings: Any, groups: list[dict[str, Any]]) -> Optimizer:
+    return torch.optim.AdamW(groups, settings.lr, tuple(settings.betas), settings.eps, foreach=True)
+
+
+def _ranger(settings: Any, groups: list[dict[str, Any]]) -> Optimizer:
+    """RAdam, which with centralization and Lookahead around it is `memexp.optim.Ranger`."""
+    betas = tuple(settings.betas)
+    return torch.optim.RAdam(groups, settings.lr, betas, settings.eps, decoupled_weight_decay=True, foreach=True)
+
+
+OPTIMIZERS = {"sgd": _sgd, "ranger": _ranger, "adamw": _adamw}

@@ -1,0 +1,58 @@
+"""t-SNE (van der Maaten and Hinton 2008): the last layer's features of test images in two dimensions."""
+
+import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from sklearn.manifold import TSNE
+from torch import Tensor, nn
+
+from memexp.data import Batches
+
+IMAGES = 500
+
+
+@torch.no_grad()
+def features(network: nn.Module, batches: Batches, images: int = IMAGES) -> tuple[Tensor, Tensor]:
+    """What enters the last linear layer, (n, width), and the labels (n,), of images spread evenly over a split.
+
+    Raises ValueError for a network that has no linear layer.
+    """
+    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise ValueError(
+            "report.tsne: the network has no linear layer whose input could be shown; use report.tsne=false"
+        )
+    chosen = torch.zeros(batches.images, dtype=torch.bool)
+    chosen[torch.linspace(0, batches.images - 1, min(images, batches.images)).long()] = True
+    found: list[Tensor] = []
+    labels: list[Tensor] = []
+    hook = linear[-1].register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].flatten(1).float().cpu()))
+    training = network.training
+    network.eval()
+    try:
+        start = 0
+        for pictures, classes in batches.epoch(0):
+            wanted, start = chosen[start : start + len(classes)].to(classes.device), start + len(classes)
+            if wanted.any():
+                network(pictures[wanted])
+                labels.append(classes[wanted].cpu())
+    finally:
+        hook.remove()
+        network.train(training)
+    return torch.cat(found), torch.cat(labels)
+
+
+def draw(points: Tensor, labels: Tensor, classes: tuple[str, ...], seed: int = 0) -> Figure:
+    """The features in two dimensions, coloured by class."""
+    perplexity = min(30.0, (len(points) - 1) / 3)
+    plane = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(points.numpy())
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    axes = figure.subplots()
+    colours = colormaps["tab10" if len(classes) <= 10 else "tab20"]
+    for number in labels.unique().tolist():
+        x, y = plane[(labels == number).numpy()].T
+        axes.scatter(x, y, s=14, color=colours(number % colours.N), label=classes[number])
+    if len(classes) <= 20:
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.set(xticks=[], yticks=[], title=f"last layer's features of {len(points)} test images, t-SNE")
+    return figure
