@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from memexp.optim import checks
 from memexp.optim.centralization import Centralized
 from memexp.optim.lookahead import Lookahead
+from memexp.optim.radam import RAdam
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -46,8 +47,7 @@ def _adamw(settings: Any, groups: list[dict[str, Any]]) -> Optimizer:
 
 def _ranger(settings: Any, groups: list[dict[str, Any]]) -> Optimizer:
     """RAdam, which with centralization and Lookahead around it is `memexp.optim.Ranger`."""
-    betas = tuple(settings.betas)
-    return torch.optim.RAdam(groups, settings.lr, betas, settings.eps, decoupled_weight_decay=True, foreach=True)
+    return RAdam(groups, settings.lr, (settings.betas[0], settings.betas[1]), settings.eps)
 
 
 OPTIMIZERS = {"sgd": _sgd, "ranger": _ranger, "adamw": _adamw}

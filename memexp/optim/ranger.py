@@ -1,19 +1,12 @@
-"""Ranger: RAdam (Liu et al. 2020, arXiv 1908.03265) with Lookahead and gradient centralization.
+"""Ranger: RAdam (arXiv 1908.03265) with Lookahead (arXiv 1907.08610) and gradient centralization (arXiv 2004.01461)."""
 
-    m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2,  rho_t = rho_inf - 2 t beta2^t / (1 - beta2^t)
-    w = (1 - lr wd) w - lr m^ r_t / (sqrt(v^) + eps)   once rho_t > 5, and   w = (1 - lr wd) w - lr m^   before
+from typing import Literal
 
-with m^ and v^ corrected for bias, eps scaled as torch.optim.RAdam does, and rho_inf = 2 / (1 - beta2) - 1.
-"""
-
-from typing import Any, Literal
-
-import torch
 from torch.optim.optimizer import ParamsT
 
-from memexp.optim import checks
 from memexp.optim.centralization import Centralized
 from memexp.optim.lookahead import Lookahead
+from memexp.optim.radam import RAdam
 
 
 class Ranger(Lookahead):
@@ -37,12 +30,5 @@ class Ranger(Lookahead):
         conv_only: bool = False,
         evaluate_slow: bool = True,
     ) -> None:
-        checks.in_range({"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        inner = torch.optim.RAdam(
-            checks.filled(params), lr, betas, eps, weight_decay, decoupled_weight_decay=True, foreach=True
-        )
+        inner = RAdam(params, lr, betas, eps, weight_decay)
         super().__init__(Centralized(inner, gradient_centralization, where, conv_only), k, alpha, evaluate_slow)
-
-    def check(self, group: dict[str, Any]) -> None:
-        super().check(group)
-        checks.in_range(group)

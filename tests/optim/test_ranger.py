@@ -90,7 +90,7 @@ def test_two_hundred_steps_agree_with_the_equations_group_by_group(dtype, tolera
         assert (p.detach().double() - expected).abs().max() < tolerance
 
 
-def test_without_its_parts_it_is_torchs_radam_bit_for_bit():
+def test_without_its_parts_it_is_torchs_radam():
     ours, theirs = parameters(torch.float32), parameters(torch.float32)
     follow(Ranger(ours, gradient_centralization=False, k=1, alpha=1.0, weight_decay=0.01), ours, range(50))
     options = {"betas": (0.95, 0.999), "eps": 1e-5, "weight_decay": 0.01, "decoupled_weight_decay": True}
