@@ -108,7 +108,7 @@ class Adjoint:
     min_steps: Count
 
 
-Three = Annotated[list[Share], Rule("of three", lambda value: len(value) == 3)]
+Three = Annotated[list[Share], Rule("(three of them)", lambda value: len(value) == 3)]
 Numbers = Annotated[list[Positive], Rule("with at least one entry", lambda value: len(value) > 0)]
 Size = Annotated[int, at_least(8)]
 
@@ -190,7 +190,7 @@ class Sgd(Optimizer):
     nesterov: bool
 
 
-Betas = Annotated[list[ShareBelow1], Rule("of two", lambda value: len(value) == 2)]
+Betas = Annotated[list[ShareBelow1], Rule("(two of them)", lambda value: len(value) == 2)]
 
 
 @dataclass
