@@ -22,9 +22,10 @@ from memexp.backprop import Chain, StepError
 from memexp.config import ConfigError, config_hash, validate
 from memexp.data import DataError
 from memexp.memory.meter import Meter, macs_per_image
+from memexp.models.warm_start import warm_start
 from memexp.optim import schedules
-from memexp.record import SCHEMA, RunDirectory, RunDirectoryError
-from memexp.training import distribution
+from memexp.record import SCHEMA, RunDirectory, RunDirectoryError, read_json
+from memexp.training import checkpoint, distribution
 from memexp.training.checkpoint import CheckpointError
 from memexp.training.distribution import World
 from memexp.training.loop import NotFinite, Settings, Trainer
@@ -80,12 +81,31 @@ def build_model(cfg: DictConfig, classes: int | None = None, shape: tuple[int, i
         classes, shape = data.describe(cfg.dataset)
     options = {key: value for key, value in cfg.backprop.items() if key != "name"}
     chain = functools.partial(Chain, backprop=cfg.backprop.name, **options)
-    settings = OmegaConf.to_container(cfg.model, resolve=True)
-    assert isinstance(settings, dict)
+    resolved = OmegaConf.to_container(cfg.model, resolve=True)
+    assert isinstance(resolved, dict)
+    settings = {str(key): value for key, value in resolved.items()}
+    trained = settings.pop("init_from", None)
     try:
-        return models.create(classes=classes, shape=shape, chain=chain, **{str(k): v for k, v in settings.items()})
+        network = models.create(classes=classes, shape=shape, chain=chain, **settings)
+        if trained is not None:
+            warm_start(network, _trained(Path(trained), classes, shape))
     except ValueError as error:
         raise ConfigError([f"model: {error}"]) from error
+    return network
+
+
+def _trained(run: Path, classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    """The network of a run at its last checkpoint. Raises ValueError where there is none."""
+    results = read_json(run / "results.json")
+    if results is None or "config" not in results:
+        raise ValueError(f"init_from: {run} is no run directory (it has no results.json)")
+    network = build_model(OmegaConf.create(results["config"]), classes, shape)
+    path = run / "checkpoints" / "last.pt"
+    try:
+        checkpoint.load_weights(network, checkpoint.load(path)["model"], path)
+    except CheckpointError as error:
+        raise ValueError(f"init_from: {error}") from error
+    return network
 
 
 def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
@@ -170,6 +190,11 @@ def prepare(cfg: DictConfig, directory: RunDirectory, world: World, stop: StopRe
         model = torch.compile(model)  # type: ignore[assignment]
     precision = Precision(cfg.precision.name, device)
     loss_fn = functools.partial(functional.cross_entropy, label_smoothing=cfg.label_smoothing)
+    if cfg.backprop.name == "adjoint" and cfg.model.get("kind") == "preactivation":
+        log.warning(
+            "warning: backprop=adjoint on a ResNet whose steps have scale 1 is the paper's failure case: reconstruction and "
+            "gradient are wrong by as much as they are large; use model.kind=simple or ode, model=heunnet, or backprop.refine"
+        )
     meter = Meter.for_device(device, cfg.memory.steps)
     settings = Settings(**{key: cfg[key] for key in Settings.__annotations__})
     log.info(

@@ -219,14 +219,26 @@ class FlatCosine(Schedule):
 
 
 @dataclass
-class ResNet:
-    """ResNet and RevNet."""
-
+class RevNet:
     name: str
     depth: Positive
     units: Numbers | None
     channels: Numbers | None
     bottleneck: bool | None
+
+
+@dataclass
+class ResNet(RevNet):
+    kind: Literal["preactivation", "simple", "ode"]
+    tied: bool
+    init_from: str | None
+
+
+@dataclass
+class HeunNet:
+    name: str
+    depth: Annotated[int, at_least(2)]
+    init_from: str | None
 
 
 @dataclass
@@ -257,13 +269,14 @@ GROUPS: dict[str, dict[str, type]] = {
     "optimizer": {"sgd": Sgd, "ranger": Adam, "adamw": Adam},
     "schedule": {"constant": Schedule, "step": StepSchedule, "cosine": Schedule, "flat_cosine": FlatCosine},
     "precision": {"fp32": Precision, "bf16": Precision, "fp16": Precision},
-    "model": {"resnet": ResNet, "revnet": ResNet, "vgg16": Vgg, "torchvision": Torchvision},
+    "model": {"resnet": ResNet, "revnet": RevNet, "heunnet": HeunNet, "vgg16": Vgg, "torchvision": Torchvision},
 }
 
 # The strategies that are mathematically valid for a network; a user's own network is not restricted here.
 STRATEGIES = {
     "resnet": ("stored", "checkpointed", "adjoint"),
     "revnet": ("stored", "checkpointed", "reversible"),
+    "heunnet": ("stored", "checkpointed", "adjoint"),
     "vgg16": ("stored", "checkpointed"),
     "torchvision": ("stored",),
 }

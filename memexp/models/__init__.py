@@ -10,6 +10,7 @@ from memexp.models.chain import ChainFactory
 from memexp.models.layout import Shape
 
 FAMILIES = {
+    "heunnet": "memexp.models.ode.heunnet",
     "resnet": "memexp.models.resnet.resnet",
     "revnet": "memexp.models.revnet.revnet",
     "torchvision": "memexp.models.torchvision.torchvision_model",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from memexp.backprop import EulerStep
 from memexp.models import branch as parts
+from memexp.models import ode
 from memexp.models.chain import ChainFactory
 from memexp.models.layout import Shape, choose
 
@@ -51,11 +52,28 @@ def resnet(
     units: Sequence[int] | None = None,
     channels: Sequence[int] | None = None,
     bottleneck: bool | None = None,
-) -> ResNet:
+    kind: str = "preactivation",
+    tied: bool = False,
+) -> ResNet | ode.OdeNet:
     """ResNet of the given depth, or of the given units per stage and channels (stem first).
 
-    Raises ValueError for a depth that is no ResNet for images of `shape`.
+    kind: preactivation, or simple or ode (memexp.models.ode), which alone can be tied.
+    Raises ValueError for a depth that is no ResNet for images of `shape`, and for what its kind does not have.
     """
+    if kind == "simple":
+        if units is not None or channels is not None or bottleneck is not None or tied:
+            raise ValueError("kind=simple has a depth only: no units, channels, bottleneck or tied")
+        return ode.simple(classes=classes, shape=shape, chain=chain, depth=depth)
+    if kind == "ode":
+        if bottleneck is False:
+            raise ValueError("kind=ode has bottlenecks only: leave bottleneck out")
+        return ode.staged(
+            classes=classes, shape=shape, chain=chain, depth=depth, units=units, channels=channels, tied=tied
+        )
+    if kind != "preactivation":
+        raise ValueError(f"kind={kind!r}: use preactivation, simple or ode")
+    if tied:
+        raise ValueError("tied=true is for kind=ode")
     layout = choose("ResNet", depth, units, channels, bottleneck, shape, 1, {}, CHANNELS, IMAGENET)
     width = layout.channels[0]
     steps: list[nn.Module] = []
