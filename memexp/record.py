@@ -212,5 +212,6 @@ def summary(results: dict[str, Any], directory: Path) -> str:
             f"speed              {timing['images_per_second']:.1f} images/s, step {timing['step_median'] * 1e3:.1f} ms "
             f"({note}, {timing['steps_measured']} steps)"
         )
+    lines += [f"{name:<18} {figure:,.6g}" for name, figure in (results.get("study") or {}).items()]
     lines.append(f"wall time          {timing['wall']:.1f} s")
     return "\n".join(lines)

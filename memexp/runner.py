@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms import v2
 
-from memexp import data, models, optim
+from memexp import data, models, optim, studies
 from memexp.backprop import Chain, StepError
 from memexp.config import ConfigError, config_hash, validate
 from memexp.data import DataError
@@ -132,10 +132,14 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
                 directory.write_environment(config_hash=results["config_hash"], seed=cfg.seed, device=cfg.device)
                 directory.write_results(results)
             log.info("run directory: %s", directory.path)
-            trainer = prepare(cfg, directory, world, stop)
-            stack.callback(trainer.close)
-            _describe(results, cfg, trainer)
-            _train(results, cfg, trainer, order["go_on"])
+            if cfg.case and cfg.case.get("study"):
+                results["study"] = studies.carry_out(cfg, directory.path)
+                results["parameters"] = results["study"].get("parameters")
+            else:
+                trainer = prepare(cfg, directory, world, stop)
+                stack.callback(trainer.close)
+                _describe(results, cfg, trainer)
+                _train(results, cfg, trainer, order["go_on"])
             results["status"] = "done"
         except BaseException as error:
             results["status"] = _status(error)
@@ -302,6 +306,7 @@ def _skeleton(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         "memory": None,
         "time": {"wall": 0.0, "step_median": None, "steps_measured": 0, "images_per_second": None, "stages": {}},
         "strategy": {},
+        "study": None,
     }
 
 

@@ -242,6 +242,12 @@ class HeunNet:
 
 
 @dataclass
+class Linear:
+    name: str
+    d: Positive
+
+
+@dataclass
 class Vgg:
     name: str
     layout: Literal["imagenet", "cifar"] | None
@@ -269,14 +275,25 @@ GROUPS: dict[str, dict[str, type]] = {
     "optimizer": {"sgd": Sgd, "ranger": Adam, "adamw": Adam},
     "schedule": {"constant": Schedule, "step": StepSchedule, "cosine": Schedule, "flat_cosine": FlatCosine},
     "precision": {"fp32": Precision, "bf16": Precision, "fp16": Precision},
-    "model": {"resnet": ResNet, "revnet": RevNet, "heunnet": HeunNet, "vgg16": Vgg, "torchvision": Torchvision},
+    "model": {
+        "resnet": ResNet,
+        "revnet": RevNet,
+        "heunnet": HeunNet,
+        "linear": Linear,
+        "vgg16": Vgg,
+        "torchvision": Torchvision,
+    },
 }
+
+# What an experiment may measure without a training run: the modules of memexp.studies.
+STUDIES = ("gradient_error", "linear_ode", "parameters")
 
 # The strategies that are mathematically valid for a network; a user's own network is not restricted here.
 STRATEGIES = {
     "resnet": ("stored", "checkpointed", "adjoint"),
     "revnet": ("stored", "checkpointed", "reversible"),
     "heunnet": ("stored", "checkpointed", "adjoint"),
+    "linear": ("stored", "checkpointed", "adjoint"),
     "vgg16": ("stored", "checkpointed"),
     "torchvision": ("stored",),
 }
@@ -314,6 +331,11 @@ def problems(cfg: Mapping[str, Any]) -> list[str]:
 
 def _contradictions(cfg: Mapping[str, Any], sound: set[str]) -> typing.Iterator[str]:
     """Values that are allowed alone but not together. `sound` are the groups without problems of their own."""
+    study = (cfg.get("case") or {}).get("study")
+    if study is not None and study not in STUDIES:
+        yield f"case.study: {study!r} is not one of {', '.join(STUDIES)}.{nearest(str(study), STUDIES)}"
+    if "model" in sound and cfg["model"].get("name") == "linear" and study is None:
+        yield "model: 'linear' is fitted to a matrix and takes no images; use experiment=node/fig2."
     if {"model", "backprop"} <= sound and "name" in cfg["model"]:
         model, backprop = cfg["model"]["name"], cfg["backprop"]["name"]
         if backprop not in (allowed := STRATEGIES[model]):

@@ -1,5 +1,6 @@
 """Collects runs into tables and plots, beside published numbers where a paper has some."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -42,6 +43,8 @@ def write_report(
     output_dir.mkdir(parents=True, exist_ok=True)
     document = [tables.markdown(table) for table in shown]
     document += [f"![{path.stem}](plots/{path.name})" for path in pictures]
+    own = [path for run in runs if run.results.get("study") for path in sorted((run.path / "plots").glob("*.png"))]
+    document += [f"![{path.stem}]({Path(os.path.relpath(path, output_dir)).as_posix()})" for path in own]
     (output_dir / "report.md").write_text("\n\n".join(document) + "\n", encoding="utf-8")
     text = "\n\n".join(tables.FORMATS[form](table) for table in shown)
     return text if form == "csv" or form == "latex" else f"{text}\n{output_dir / 'report.md'}"

@@ -18,6 +18,7 @@ def draw(groups: Sequence[Group], directory: Path) -> list[Path]:
     done = [group for group in groups if group.done]
     plots: dict[str, Callable[[Sequence[Group]], Figure | None]] = {
         "accuracy-memory": accuracy_against_memory,
+        "accuracy-depth": accuracy_against_depth,
         "memory-depth": memory_against_depth,
         "time-depth": time_against_depth,
         "curves": curves,
@@ -49,6 +50,10 @@ def accuracy_against_memory(groups: Sequence[Group]) -> Figure | None:
     return figure
 
 
+def accuracy_against_depth(groups: Sequence[Group]) -> Figure | None:
+    return _against_depth(groups, "accuracy.top1", 1, "top-1 accuracy (%)", from_zero=False)
+
+
 def memory_against_depth(groups: Sequence[Group]) -> Figure | None:
     return _against_depth(groups, "memory.peak", 2**20, "peak memory (MiB)")
 
@@ -57,7 +62,7 @@ def time_against_depth(groups: Sequence[Group]) -> Figure | None:
     return _against_depth(groups, "time.step_median", 1e-3, "step time (ms, median)")
 
 
-def _against_depth(groups: Sequence[Group], key: str, unit: float, label: str) -> Figure | None:
+def _against_depth(groups: Sequence[Group], key: str, unit: float, label: str, from_zero: bool = True) -> Figure | None:
     """One line for each combination of the other settings."""
     others = [k for k in varying([run for g in groups for run in g.runs]) if k != "model.depth"]
     lines: dict[str, list[tuple[float, float]]] = {}
@@ -72,7 +77,8 @@ def _against_depth(groups: Sequence[Group], key: str, unit: float, label: str) -
     for i, (name, line) in enumerate(lines.items()):
         xs, ys = zip(*sorted(line), strict=True)
         axes.plot(xs, ys, MARKERS[i % 8] + "-", color=COLOURS[i % 8], label=name)
-    axes.set_ylim(bottom=0)
+    if from_zero:
+        axes.set_ylim(bottom=0)
     _legend(axes)
     return figure
 

@@ -34,7 +34,12 @@ def of_groups(groups: Sequence[Group]) -> Table:
     """One row a group: what it was told, how it ended, what was measured (mean and deviation over n seeds)."""
     runs = [run for group in groups for run in group.runs]
     keys = varying(runs) or ["model"]
-    measured = [column for column in COLUMNS if any(group.figure(column[1]) for group in groups)]
+    studied = dict.fromkeys(name for run in runs for name in run.results.get("study") or {} if name != "parameters")
+    columns: list[tuple[str, str, float, int | None]] = [
+        *COLUMNS,
+        *((name, f"study.{name}", 1.0, None) for name in studied),
+    ]
+    measured = [column for column in columns if any(group.figure(column[1]) for group in groups)]
     rows = []
     for group in groups:
         figures = [shown(group.figure(key), divisor, decimals) for _, key, divisor, decimals in measured]
@@ -56,12 +61,14 @@ def of_groups(groups: Sequence[Group]) -> Table:
     return table
 
 
-def shown(figure: Figure | None, divisor: float = 1, decimals: int = 2) -> str:
+def shown(figure: Figure | None, divisor: float = 1, decimals: int | None = 2) -> str:
+    """Mean ± deviation with so many decimals; None: four significant digits."""
     if figure is None:
         return "-"
-    text = f"{figure.mean / divisor:,.{decimals}f}"
+    form = ",.4g" if decimals is None else f",.{decimals}f"
+    text = f"{figure.mean / divisor:{form}}"
     if figure.deviation is not None and figure.deviation > 0:
-        text += f" ± {figure.deviation / divisor:,.{decimals}f}"
+        text += f" ± {figure.deviation / divisor:{form}}"
     return text
 
 
