@@ -5,6 +5,6 @@ from memexp.backprop.coupling import AdditiveCoupling
 from memexp.backprop.errors import StepError
 from memexp.backprop.euler import EulerStep
 from memexp.backprop.heun import HeunStep
-from memexp.backprop.streams import join, split
+from memexp.backprop.streams import full_precision, join, split
 
-__all__ = ["AdditiveCoupling", "Chain", "EulerStep", "HeunStep", "StepError", "join", "split"]
+__all__ = ["AdditiveCoupling", "Chain", "EulerStep", "HeunStep", "StepError", "full_precision", "join", "split"]

@@ -21,6 +21,7 @@ from memexp.backprop.replay import Surroundings
 from memexp.backprop.reversible import Reversible
 from memexp.backprop.rounding import RangeWatch
 from memexp.backprop.stored import Stored
+from memexp.backprop.streams import full_precision
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "stored": Stored,
@@ -137,9 +138,5 @@ class Chain(nn.Module):
         if rounding is not None:
             return tuple(rounding.enter(x) for x in streams)
         if any(has_inverse(step, approximate=False) for step in self):
-            # a sum in half precision cannot be undone: under autocast branches compute in it, streams do not
-            halves = (torch.float16, torch.bfloat16)
-            return tuple(
-                x.float() if x.dtype in halves and torch.is_autocast_enabled(x.device.type) else x for x in streams
-            )
+            return tuple(map(full_precision, streams))
         return streams

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from memexp.backprop.errors import StepError
 from memexp.backprop.residual import residual
 from memexp.backprop.rounding import Rounding
+from memexp.backprop.streams import full_precision
 from memexp.backprop.task import Task, Undone
 
 
@@ -44,8 +45,8 @@ class AdditiveCoupling(nn.Module):
     def forward(self, *streams: Tensor) -> tuple[Tensor, Tensor]:
         x1, x2 = self._two(streams)
         s1, s2 = self._shortcuts()
-        y1 = self._add(x1 if s1 is None else s1(x1), "F", self.F, x2)
-        return y1, self._add(x2 if s2 is None else s2(x2), "G", self.G, y1)
+        y1 = self._add(x1 if s1 is None else full_precision(s1(x1)), "F", self.F, x2)
+        return y1, self._add(x2 if s2 is None else full_precision(s2(x2)), "G", self.G, y1)
 
     def inverse(self, *streams: Tensor) -> tuple[Tensor, Tensor]:
         """x1, x2 from y1, y2.

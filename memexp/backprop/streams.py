@@ -24,6 +24,12 @@ def join(x1: Tensor, x2: Tensor) -> Tensor:
     return torch.cat((x1, x2), dim=1)
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """`x`, in float32 where autocast made it half precision: branches may compute in that, but a sum in it cannot be undone."""
+    half = x.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(x.device.type)
+    return x.float() if half else x
+
+
 def _format(x: Tensor) -> torch.memory_format:
     nhwc = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if nhwc else torch.contiguous_format

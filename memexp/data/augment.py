@@ -38,15 +38,25 @@ def crop_and_flip(
     cropped = found.view(n, height, width, channels)
     if augmentation.flip:
         chosen = flipped.nonzero()[:, 0].to(device, non_blocking=True)
-        cropped.index_copy_(0, chosen, cropped.index_select(0, chosen).flip(2))
+        mirrored = cropped.index_select(0, chosen).flip(2)
+        if device.type == "cpu":
+            cropped.numpy()[chosen.numpy()] = mirrored.numpy()  # whole images, where index_copy_ goes byte by byte
+        else:
+            cropped.index_copy_(0, chosen, mirrored)
     return cropped
 
 
-def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 (n, h, w, channels) -> float32 (n, channels, h, w) in NHWC memory: (pixels / 255 - mean) / std."""
-    n, height, width, channels = pixels.shape
-    scale = 1 / (255 * std)
-    # over whole rows: broadcasting over three channels would run an inner loop of three elements
-    values = pixels.reshape(n, height, width * channels).float()
-    values.mul_(scale.repeat(width)).sub_((mean / std).repeat(width))
-    return values.view(n, height, width, channels).permute(0, 3, 1, 2)
+class Normalise:
+    """uint8 (n, height, width, channels) -> float32 (n, channels, height, width) in NHWC memory.
+
+    (pixels / 255 - mean) / std, with mean and std of each channel in 0..1, on the device of the images.
+    """
+
+    def __init__(self, mean: Tensor, std: Tensor, height: int, width: int) -> None:
+        # over whole images: broadcasting over three channels would run an inner loop of three elements
+        self._scale = (1 / (255 * std)).repeat(height * width)
+        self._shift = (mean / std).repeat(height * width)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        values = pixels.flatten(1).float().mul_(self._scale).sub_(self._shift)
+        return values.view(pixels.shape).permute(0, 3, 1, 2)

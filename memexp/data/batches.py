@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from memexp.data.augment import Augmentation, crop_and_flip, normalise
+from memexp.data.augment import Augmentation, Normalise, crop_and_flip
 from memexp.data.errors import DataError
 
 
@@ -100,8 +100,8 @@ class ImageBatches:
         self.labels = labels
         self.batch_size, self.seed, self.share, self.training = batch_size, seed, share, training
         self.augmentation = augmentation
-        self._mean, self._std = mean, std
         self._height, self._width = pixels.shape[1:3]
+        self._normalise = Normalise(mean, std, self._height, self._width)
         padding = augmentation.padding if augmentation else 0
         if padding:
             self._pixels = pixels.new_zeros(
@@ -130,4 +130,4 @@ class ImageBatches:
         else:
             generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch, batch, self.share.rank))
             pixels = crop_and_flip(self._pixels, on_device, self.augmentation, self._height, self._width, generator)
-        return normalise(pixels, self._mean, self._std), self.labels[on_device]
+        return self._normalise(pixels), self.labels[on_device]

@@ -82,7 +82,9 @@ class TrackingMeter(Meter):
 
     def results(self) -> dict[str, Any]:
         held = dict(self._report.at_peak) if self._report else {}
-        named = {key: held.get(key, 0) for key in ("parameters", "gradients", "optimizer", "activations")}
+        named = {key: held.get(key, 0) for key in ("parameters", "gradients", "optimizer")}
+        # kept and recomputed alike, as measurements on accelerators cannot tell them apart
+        named["activations"] = held.get("activations", 0) + held.get("temporary", 0)
         return {
             "device": "cpu",
             "how": "tracked",

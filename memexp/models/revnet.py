@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from memexp.backprop import AdditiveCoupling, join, split
+from memexp.backprop import AdditiveCoupling, full_precision, join, split
 from memexp.models import branch as parts
 from memexp.models.chain import ChainFactory
 from memexp.models.layout import Shape, choose
@@ -22,15 +22,22 @@ IMAGENET_CHANNELS = (128, 128, 256, 512, 832)
 IMAGENET = {56: ((2, 2, 3, 2), IMAGENET_CHANNELS), 104: ((2, 2, 11, 2), IMAGENET_CHANNELS)}
 
 
-class RevNet(nn.Module):
-    """(n, channels, h, w) images -> (n, classes) scores."""
+class Stem(nn.Sequential):
+    """Images to two streams. A step of the Chain, so that it is recomputed where units are: it holds more than they do."""
 
-    def __init__(self, stem: nn.Module, body: nn.Module, head: nn.Module) -> None:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return split(full_precision(super().forward(images)))
+
+
+class RevNet(nn.Module):
+    """(n, channels, h, w) images -> (n, classes) scores. The body starts with the stem and ends with two streams."""
+
+    def __init__(self, body: nn.Module, head: nn.Module) -> None:
         super().__init__()
-        self.stem, self.body, self.head = stem, body, head
+        self.body, self.head = body, head
 
     def forward(self, images: Tensor) -> Tensor:
-        scores: Tensor = self.head(join(*self.body(*split(self.stem(images)))))
+        scores: Tensor = self.head(join(*self.body(images)))
         return scores
 
 
@@ -53,18 +60,17 @@ def revnet(
     if odd:
         raise ValueError(f"channels={list(layout.channels)}: {odd} cannot be halved into two streams; use even numbers")
     width = layout.channels[0] // 2
-    steps: list[nn.Module] = []
+    steps: list[nn.Module] = [Stem(*parts.stem(shape[0], layout.channels[0], layout.large))]
     for count, whole, first_stride in layout.stages():
         outputs = whole // 2
         for unit in range(count):
             stride = first_stride if unit == 0 else 1
-            F = parts.branch(width, outputs, stride, layout.bottleneck, activated=bool(steps))
+            F = parts.branch(width, outputs, stride, layout.bottleneck, activated=len(steps) > 1)
             G = parts.branch(outputs, outputs, 1, layout.bottleneck, activated=True)
             changes = width != outputs or stride != 1
             pair = [parts.shortcut(width, outputs, stride, layout.bottleneck) for _ in range(2)] if changes else None
             steps.append(AdditiveCoupling(F, G, pair))
             width = outputs
-    stem = parts.stem(shape[0], layout.channels[0], layout.large)
-    network = RevNet(stem, chain(steps), parts.head(2 * width, classes))
+    network = RevNet(chain(steps), parts.head(2 * width, classes))
     parts.initialise(network)
     return network

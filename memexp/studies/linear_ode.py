@@ -107,6 +107,8 @@ def _draw(
     middle.set(xlabel="N", ylabel="max N |A_{n+1} - A_n|", title="smoothness in depth", ylim=(0, None))
     right.loglog(depths, distances, "o-", label=f"fitted slope {slope:.2f}")
     right.set(xlabel="N", ylabel="max |x_n - x(n/N)|", title="distance to the Neural ODE")
+    right.set_xticks(depths, [str(n) for n in depths])
+    right.minorticks_off()
     for axes in (left, right):
         axes.legend(fontsize=8)
     return figure

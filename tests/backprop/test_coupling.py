@@ -102,3 +102,12 @@ def test_split_makes_dense_halves_and_join_undoes_it(memory_format):
     assert torch.equal(join(*halves), x)
     with pytest.raises(StepError, match=r"\(2, 5, 4, 5\) has no even number of channels"):
         split(x[:, :5])
+
+
+def test_streams_are_in_full_precision_under_autocast_also_behind_a_shortcut():
+    """A sum in bfloat16 could not be undone."""
+    pair = [nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)]
+    network = Chain([AdditiveCoupling(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), pair)], backprop="checkpointed")
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = network(torch.randn(2, 4, 5, 5), torch.randn(2, 4, 5, 5, dtype=torch.bfloat16))
+    assert [y.dtype for y in outputs] == [torch.float32, torch.float32]

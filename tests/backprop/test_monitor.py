@@ -27,9 +27,10 @@ def test_exact_has_no_error_and_plain_reversible_a_small_one():
     assert figures(Chain(steps, "stored"), streams()) == Comparison(0.0, 0.0, 0.0)
     plain = figures(Chain(steps, "reversible"), streams())
     mixed = figures(Chain(steps, "reversible"), streams(), autocast=True)
-    assert 0 < plain.reconstruction_error < 1e-5 < mixed.reconstruction_error < 1
-    assert 0 < plain.gradient_error < 1e-3 < mixed.gradient_error
-    assert plain.gradient_angle < 0.1 < mixed.gradient_angle < 90
+    assert 0 < plain.reconstruction_error < 1e-5
+    assert 0 < plain.gradient_error < 1e-3
+    assert plain.gradient_angle < 0.1
+    assert 0 < mixed.gradient_error < 1e-2
 
 
 def test_adjoint_errors_fall_with_refinement():

@@ -8,7 +8,7 @@ import memexp
 from memexp import data
 from memexp.data import DataError
 from memexp.data.arrays import Arrays, even_sample, hold_out, moments
-from memexp.data.augment import Augmentation, crop_and_flip, normalise
+from memexp.data.augment import Augmentation, Normalise, crop_and_flip
 from memexp.data.batches import ImageBatches, Share
 
 
@@ -66,7 +66,7 @@ def test_crops_are_uniform_over_the_offsets_and_flips_independent_halves():
 def test_normalised_by_channel_and_laid_out_channels_last():
     pixels = torch.randint(0, 256, (2, 5, 7, 3), dtype=torch.uint8)
     mean, std = torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0.2, 0.3, 0.4])
-    found = normalise(pixels, mean, std)
+    found = Normalise(mean, std, 5, 7)(pixels)
     expected = (pixels.permute(0, 3, 1, 2) / 255 - mean[:, None, None]) / std[:, None, None]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert found.is_contiguous(memory_format=torch.channels_last)
