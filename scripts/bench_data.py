@@ -1,10 +1,11 @@
 """Batches of CIFAR-size images per second, ours and those of torchvision's CIFAR10 in a DataLoader, in one run.
 
-    python scripts/bench_data.py [--images 20000] [--batch 100] [--workers 2] [--rounds 5] [--threads 2]
+    python scripts/bench_data.py [--images 20000] [--batch 100] [--workers 2] [--rounds 5] [--threads 1]
 
 Both crop at random out of 4 zeros of padding, flip, and normalise by channel. torchvision reads the same random pixels
 from files of CIFAR's own format in a temporary folder; its DataLoader keeps its workers, and a round is an epoch of each
 in turn, the first of which is warm-up. Both give what a training loop takes: float32 images and int64 labels.
+threads: of this process; with more than one, other work on the same cores makes the parts of an operation wait for each other.
 """
 
 import argparse
@@ -64,7 +65,7 @@ def seconds(batches: Iterable[object]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("images", 20000), ("batch", 100), ("workers", 2), ("rounds", 5), ("threads", 2)):
+    for name, default in (("images", 20000), ("batch", 100), ("workers", 2), ("rounds", 5), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
