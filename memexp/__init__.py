@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import nn
 
-__all__ = ["build_model", "compose", "run"]
+__all__ = ["build_model", "compose", "estimate", "run"]
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
@@ -35,3 +35,10 @@ def run(cfg: DictConfig, directory: Path | None = None) -> dict[str, Any]:
     from memexp import runner
 
     return runner.run(cfg, directory)
+
+
+def estimate(cfg: DictConfig) -> dict[str, Any]:
+    """Peak memory and compute of one training step of `cfg`, of which nothing is allocated and no data set is read."""
+    from memexp.memory.estimate import estimate
+
+    return estimate(cfg)

@@ -205,6 +205,37 @@ def _evaluate(arguments: list[str]) -> int:
     return 0
 
 
+def _estimate(arguments: list[str]) -> int:
+    parser = _parser(
+        "estimate",
+        "Peak memory and compute of a training step, without training it, without a GPU and without data.",
+        "memexp estimate model=revnet model.depth=104 dataset=imagenet batch_size=256\n"
+        "  memexp estimate model=resnet model.depth=101 dataset=imagenet memory.limit=11GB   what fits\n"
+        "  memexp estimate -m model=revnet model.depth=38,74,110 backprop=stored,reversible  a table and plots\n"
+        "  memexp estimate model=vgg16 dataset=imagenet --summary                            the layer table",
+    )
+    parser.add_argument("overrides", nargs="*", help="key=value")
+    parser.add_argument("-m", "--multirun", action="store_true", help="every combination of comma-separated values")
+    parser.add_argument("--summary", action="store_true", help="layers, their output shapes and parameters")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("-cn", "--config-name", default="config")
+    parser.add_argument("--config-dir", action="append", default=[], help="your own configs")
+    options = parser.parse_intermixed_args(arguments)
+    from memexp.config import compose
+
+    if not options.multirun:
+        compose(
+            options.overrides, options.config_name, options.config_dir
+        )  # wrong input is told before torch is imported
+    from memexp.memory import command
+
+    if options.multirun:
+        print(command.sweep(options.overrides, options.config_name, options.config_dir))
+        return 0
+    print(command.one(options.overrides, options.config_name, options.config_dir, options.summary, options.json))
+    return 0
+
+
 def _report(arguments: list[str]) -> int:
     parser = _parser(
         "report",
@@ -259,6 +290,7 @@ def _parser(command: str, description: str, examples: str) -> argparse.ArgumentP
 
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], Any]]] = {
     "train": ("one run, or with -m a sweep", _train),
+    "estimate": ("peak memory and compute of a run, without training and without a GPU", _estimate),
     "resume": ("go on with a stopped run, in its own directory", _resume),
     "evaluate": ("accuracy of a run's checkpoint, on any split", _evaluate),
     "report": ("tables and plots of finished runs", _report),

@@ -76,7 +76,7 @@ def check_command_line(
         compose(overrides, config_name, config_dirs)
         return
     problems: list[str] = []
-    for job in _jobs(overrides):
+    for job in jobs(overrides):
         try:
             compose(job, config_name, config_dirs)
             return
@@ -176,7 +176,7 @@ def _options(loader: ConfigLoader, group: str) -> list[str]:
     return loader.get_group_options(group, results_filter=ObjectType.CONFIG) + nested
 
 
-def _jobs(overrides: Sequence[str]) -> Iterator[list[str]]:
+def jobs(overrides: Sequence[str]) -> Iterator[list[str]]:
     """The overrides of each job of a basic sweep."""
     choices: list[list[str]] = [[]]
     parser = OverridesParser.create()

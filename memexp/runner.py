@@ -294,7 +294,7 @@ def _skeleton(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         "seed": cfg.seed,
         "overrides": list(overrides),
         "config": OmegaConf.to_container(cfg, resolve=True),
-        **{group: _name(cfg[group]) for group in ("model", "dataset", "backprop", "optimizer", "precision")},
+        **{group: name_of(cfg[group]) for group in ("model", "dataset", "backprop", "optimizer", "precision")},
         "prune": None,
         "parameters": None,
         "macs": None,
@@ -310,7 +310,7 @@ def _skeleton(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _name(node: DictConfig) -> str:
+def name_of(node: DictConfig) -> str:
     return str(node.get("name") or node.get("_target_"))
 
 

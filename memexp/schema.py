@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
+from memexp.units import parse_bytes
+
 
 class Rule(NamedTuple):
     """A range: what it allows, in words, and the test."""
@@ -28,6 +30,13 @@ def between(low: float, high: float) -> Rule:
     return Rule(f"between {low} and {high}", lambda value: low <= value <= high)
 
 
+def _is_bytes(value: Any) -> bool:
+    try:
+        return parse_bytes(value) > 0
+    except ValueError:
+        return False
+
+
 Positive = Annotated[int, at_least(1)]
 Count = Annotated[int, at_least(0)]
 PositiveFloat = Annotated[float, Rule("above 0", lambda value: value > 0)]
@@ -39,6 +48,7 @@ ShareBelow1 = Annotated[float, Rule("at least 0 and below 1", lambda value: 0 <=
 @dataclass
 class Memory:
     steps: Positive
+    limit: Annotated[str | int | float, Rule("of bytes, such as 11GB or 900MiB", _is_bytes)] | None
 
 
 @dataclass

@@ -82,12 +82,14 @@ def trace(cfg: DictConfig) -> Trace:
         except ValueError as error:
             raise ConfigError([str(error)]) from error
         tracker = Tracker(model, optimizer)
+        latest: Tensor | None = None  # the loop holds the loss until the next step is done, as it reads it late
         with _boundaries(model) as boundaries:
             for _ in range(STEPS):
                 batches = [_batch(cfg, classes, shape) for _ in range(cfg.accumulate)]
                 tracker.add_inputs([tensor for batch in batches for tensor in batch])
                 with tracker:
-                    train_step(model, loss, optimizer, batches, precision, cfg.clip_grad)
+                    latest = train_step(model, loss, optimizer, batches, precision, cfg.clip_grad)
+        del latest
         return Trace(tracker.report(), sum(p.numel() for p in model.parameters()), sum(boundaries.values()))
 
 

@@ -20,6 +20,7 @@ def draw(groups: Sequence[Group], directory: Path) -> list[Path]:
         "accuracy-memory": accuracy_against_memory,
         "accuracy-depth": accuracy_against_depth,
         "memory-depth": memory_against_depth,
+        "memory-batch": memory_against_batch,
         "time-depth": time_against_depth,
         "curves": curves,
         "gradient-angle": gradient_angle,
@@ -51,29 +52,35 @@ def accuracy_against_memory(groups: Sequence[Group]) -> Figure | None:
 
 
 def accuracy_against_depth(groups: Sequence[Group]) -> Figure | None:
-    return _against_depth(groups, "accuracy.top1", 1, "top-1 accuracy (%)", from_zero=False)
+    return _against(groups, "model.depth", "depth (layers)", "accuracy.top1", 1, "top-1 accuracy (%)", from_zero=False)
 
 
 def memory_against_depth(groups: Sequence[Group]) -> Figure | None:
-    return _against_depth(groups, "memory.peak", 2**20, "peak memory (MiB)")
+    return _against(groups, "model.depth", "depth (layers)", "memory.peak", 2**20, "peak memory (MiB)")
+
+
+def memory_against_batch(groups: Sequence[Group]) -> Figure | None:
+    return _against(groups, "batch_size", "images of a batch", "memory.peak", 2**20, "peak memory (MiB)")
 
 
 def time_against_depth(groups: Sequence[Group]) -> Figure | None:
-    return _against_depth(groups, "time.step_median", 1e-3, "step time (ms, median)")
+    return _against(groups, "model.depth", "depth (layers)", "time.step_median", 1e-3, "step time (ms, median)")
 
 
-def _against_depth(groups: Sequence[Group], key: str, unit: float, label: str, from_zero: bool = True) -> Figure | None:
+def _against(
+    groups: Sequence[Group], setting: str, x: str, key: str, unit: float, y: str, from_zero: bool = True
+) -> Figure | None:
     """One line for each combination of the other settings."""
-    others = [k for k in varying([run for g in groups for run in g.runs]) if k != "model.depth"]
+    others = [k for k in varying([run for g in groups for run in g.runs]) if k != setting]
     lines: dict[str, list[tuple[float, float]]] = {}
     for group in groups:
-        depth, value = group.first.setting("model.depth"), group.figure(key)
-        if isinstance(depth, int) and value is not None:
+        place, value = group.first.setting(setting), group.figure(key)
+        if isinstance(place, int) and value is not None:
             name = ", ".join(_short(k, group.first.setting(k)) for k in others) or str(group.first.setting("model"))
-            lines.setdefault(name, []).append((depth, value.mean / unit))
-    if not any(len({depth for depth, _ in line}) > 1 for line in lines.values()):
+            lines.setdefault(name, []).append((place, value.mean / unit))
+    if not any(len({place for place, _ in line}) > 1 for line in lines.values()):
         return None
-    figure, axes = _axes("depth (layers)", label)
+    figure, axes = _axes(x, y)
     for i, (name, line) in enumerate(lines.items()):
         xs, ys = zip(*sorted(line), strict=True)
         axes.plot(xs, ys, MARKERS[i % 8] + "-", color=COLOURS[i % 8], label=name)

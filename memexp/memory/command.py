@@ -1,0 +1,120 @@
+"""`memexp estimate`: what a run will take, as tables and plots."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from memexp import config, data, runner
+from memexp.config import ConfigError
+from memexp.memory.estimate import NOT_IN_IT, build, estimate
+from memexp.memory.fake import without_data
+from memexp.memory.limit import Answer, answer
+from memexp.memory.summary import summarise, text
+from memexp.memory.tracker import CATEGORIES
+from memexp.report.collect import Run, group
+from memexp.report.plots import draw
+from memexp.report.tables import of_groups, terminal
+from memexp.units import parse_bytes, shown_bytes
+
+
+def one(overrides: Sequence[str], name: str, directories: Sequence[str], summary: bool, as_json: bool) -> str:
+    """What `memexp estimate` prints for one configuration."""
+    cfg = config.compose(overrides, name, directories)
+    if summary:
+        classes, shape = data.describe(cfg.dataset)
+        with without_data():
+            network = build(cfg, classes, shape)
+        return text(summarise(network, shape))
+    found = estimate(cfg)
+    limit = None if cfg.memory.limit is None else answer(cfg, parse_bytes(cfg.memory.limit))
+    if as_json:
+        return json.dumps(
+            found | ({"limit": vars(limit) | {"fits": limit.fits, "fastest": limit.fastest}} if limit else {})
+        )
+    return "\n".join([_breakdown(cfg, found), *(_fits(cfg, limit) if limit else [])])
+
+
+def sweep(overrides: Sequence[str], name: str, directories: Sequence[str]) -> str:
+    """A table of every combination, and plots of memory against depth and batch in outputs/estimate/<time>."""
+    runs = []
+    problems: list[str] = []
+    for job in config.jobs(overrides):
+        try:
+            cfg = config.compose(job, name, directories)
+            runs.append(_as_run(cfg, job, estimate(cfg)))
+        except ConfigError as error:
+            problems += [f"{' '.join(job)}: {problem}" for problem in error.problems]
+    if not runs:
+        raise ConfigError(problems)
+    groups = group(runs)
+    directory = Path("outputs") / "estimate" / time.strftime("%Y-%m-%d_%H-%M-%S")
+    pictures = draw(groups, directory)
+    table = of_groups(groups)
+    table.notes += [f"not in it: {NOT_IN_IT}", *problems]
+    return "\n".join([terminal(table), *map(str, pictures)])
+
+
+def _breakdown(cfg: DictConfig, found: dict[str, Any]) -> str:
+    peak = found["peak"]
+    lines = [
+        f"{runner.name_of(cfg.model)} on {runner.name_of(cfg.dataset)}, backprop {cfg.backprop.name}, "
+        f"{cfg.precision.name}, batch {cfg.batch_size} x {cfg.accumulate}, {runner.name_of(cfg.optimizer)}",
+        f"peak             {shown_bytes(peak):>12}  at {found['operation']}",
+        *(
+            f"  {category:<14} {shown_bytes(found['at_peak'][category]):>12}  {found['at_peak'][category] / peak:6.1%}"
+            for category in CATEGORIES
+        ),
+        "largest at the peak, by module",
+        *(
+            f"  {name or '(outside)':<14} {shown_bytes(size):>12}"
+            for name, size in list(found["by_module"].items())[:8]
+        ),
+        f"kept for backward {shown_bytes(found['kept_for_backward']):>11}; streams at the boundaries of stages "
+        f"{shown_bytes(found['boundaries'])}",
+        f"parameters       {found['parameters']:,}",
+        f"MACs of a step   {found['macs_forward']:,} forward, {found['macs_backward']:,} backward; "
+        f"{found['recompute_ratio']:.2f} of a forward pass is done again",
+        f"not in it: {NOT_IN_IT}",
+    ]
+    return "\n".join(lines)
+
+
+def _fits(cfg: DictConfig, found: Answer) -> list[str]:
+    limit = shown_bytes(found.limit)
+    verdict = "fits" if found.fits else "does not fit"
+    batch = f"largest batch    {found.batch} ({shown_bytes(found.batch_peak)})"
+    lines = [
+        f"limit            {limit}: batch {cfg.batch_size} {verdict}",
+        batch if found.batch else f"largest batch    none with backprop={cfg.backprop.name}",
+    ]
+    if found.depth is not None:
+        more = " or more: deeper ones were not traced" if found.depth_is_more else ""
+        lines.append(f"largest depth    {found.depth or 'none'}{more} (at batch {cfg.batch_size})")
+    lines.append(f"fastest strategy {found.fastest or 'none fits'} (fewest MACs at batch {cfg.batch_size})")
+    lines += [
+        f"  {name:<14} {shown_bytes(peak):>12}  {macs / found.strategies[0][2]:.2f} x the MACs of {found.strategies[0][0]}"
+        + ("" if peak <= found.limit else "  (does not fit)")
+        for name, peak, macs in found.strategies
+    ]
+    return lines
+
+
+def _as_run(cfg: DictConfig, job: Sequence[str], found: dict[str, Any]) -> Run:
+    held = found["at_peak"]
+    results = {
+        **{key: runner.name_of(cfg[key]) for key in ("model", "dataset", "backprop", "optimizer", "precision")},
+        "status": "done",
+        "overrides": list(job),
+        "config": OmegaConf.to_container(cfg, resolve=True),
+        "parameters": found["parameters"],
+        "memory": {
+            "peak": found["peak"],
+            "activations": held["activations"] + held["temporary"],
+            "how": "estimated",
+        },
+    }
+    return Run(Path(), results)

@@ -1,0 +1,147 @@
+"""What fits a given memory: largest batch and depth, fastest strategy, each found by tracing training steps."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from memexp import data
+from memexp.config import ConfigError
+from memexp.memory.estimate import trace
+from memexp.models.layout import LARGE
+from memexp.models.resnet import IMAGENET as RESNETS
+from memexp.models.revnet import IMAGENET as REVNETS
+from memexp.paths import CONF
+from memexp.schema import STRATEGIES
+from memexp.units import shown_bytes
+
+DEEPEST = 1000  # layers beyond which a depth is not traced
+
+
+@dataclass(frozen=True)
+class Answer:
+    """For one configuration and one limit in bytes.
+
+    batch: the largest that fits, in `batch_peak` bytes, 0 where not even one image does. depth: the largest, None where
+    the model has none to choose; depth_is_more: it may be more, as deeper ones were not traced. strategies: (name, peak, adds-
+    multiplies) of each that is valid for the model, at the batch asked for.
+    """
+
+    limit: int
+    peak: int
+    batch: int
+    batch_peak: int
+    depth: int | None
+    depth_is_more: bool
+    strategies: list[tuple[str, int, int]]
+
+    @property
+    def fits(self) -> bool:
+        return self.peak <= self.limit
+
+    @property
+    def fastest(self) -> str | None:
+        """The strategy that fits with the fewest adds-multiplies."""
+        fitting = [(macs, name) for name, peak, macs in self.strategies if peak <= self.limit]
+        return min(fitting)[1] if fitting else None
+
+
+def answer(cfg: DictConfig, limit: int) -> Answer:
+    """Raises ConfigError, saying what the least is, where no batch fits with any strategy."""
+    strategies = [(name, *_cost(_with_strategy(cfg, name))) for name in _strategies(cfg)]
+    peak = trace(cfg).report.peak
+    batch, batch_peak = largest(lambda size: trace(_with(cfg, "batch_size", size)).report.peak, limit, cfg.batch_size)
+    if batch == 0:
+        least = min(trace(_with(_with_strategy(cfg, name), "batch_size", 1)).report.peak for name in _strategies(cfg))
+        if least > limit:
+            raise ConfigError(
+                [
+                    f"memory.limit: {shown_bytes(limit)} is below the least that this network takes, "
+                    f"{shown_bytes(least)} at batch_size=1; use a smaller network or at least that limit"
+                ]
+            )
+    depth, more = _depth(cfg, limit)
+    return Answer(limit, peak, batch, batch_peak, depth, more, strategies)
+
+
+def largest(peak: Callable[[int], int], limit: int, start: int, most: int = 1 << 24) -> tuple[int, int]:
+    """The largest n in 1..most with peak(n) <= limit, and its peak; (0, peak(1)) where not even 1 fits.
+
+    Peaks grow with n, nearly linearly, so interpolation finds it in a few evaluations.
+    """
+    low, at_low = 1, peak(1)
+    if at_low > limit:
+        return 0, at_low
+    high, at_high = max(2, start), peak(max(2, start))
+    while at_high <= limit and high < most:
+        slope = max((at_high - at_low) / (high - low), 1e-9)
+        low, at_low = high, at_high
+        high = min(most, max(low + 1, int(low + (limit - at_low) / slope * 1.02) + 1))
+        at_high = peak(high)
+    if at_high <= limit:
+        return high, at_high
+    while high - low > 1:
+        guess = low + int((limit - at_low) / max(at_high - at_low, 1) * (high - low))
+        guess = min(max(guess, low + 1), high - 1)
+        found = peak(guess)
+        if found <= limit:
+            low, at_low = guess, found
+            if high - low > 1 and (above := peak(low + 1)) > limit:
+                high, at_high = low + 1, above
+        else:
+            high, at_high = guess, found
+    return low, at_low
+
+
+def _depth(cfg: DictConfig, limit: int) -> tuple[int | None, bool]:
+    family, kind = cfg.model.get("name"), cfg.model.get("kind")
+    if cfg.model.get("units") is not None or cfg.model.get("depth") is None or kind == "ode":
+        return None, False
+
+    def peak(depth: int) -> int:
+        return trace(_with(cfg, "model.depth", depth)).report.peak
+
+    if family == "heunnet" or kind == "simple":
+        first, step = (2 if family == "heunnet" else 1), 1
+    elif min(data.describe(cfg.dataset)[1][1:]) > LARGE:
+        fitting = [depth for depth in (RESNETS if family == "resnet" else REVNETS) if peak(depth) <= limit]
+        return max(fitting, default=0), False
+    else:
+        per_unit = {"resnet": 1, "revnet": 2}[str(family)]
+        basic, bottlenecked = 6 * per_unit, 9 * per_unit
+        step = (
+            bottlenecked if cfg.model.bottleneck or (cfg.model.depth - 2) % basic or cfg.model.depth == 164 else basic
+        )
+        first = step + 2
+        if step == bottlenecked:
+            cfg = _with(cfg, "model.bottleneck", True)
+    if family == "revnet":  # with one unit a stage there is nothing to undo in a bottleneck network
+        first += step
+    most = (DEEPEST - first) // step + 1
+    n, _ = largest(lambda n: peak(first + (n - 1) * step), limit, max(2, (cfg.model.depth - first) // step + 1), most)
+    return (first + (n - 1) * step if n else 0), n == most
+
+
+def _strategies(cfg: DictConfig) -> tuple[str, ...]:
+    return STRATEGIES.get(str(cfg.model.get("name")), (cfg.backprop.name,))
+
+
+def _cost(cfg: DictConfig) -> tuple[int, int]:
+    report = trace(cfg).report
+    return report.peak, report.macs_forward + report.macs_backward
+
+
+def _with(cfg: DictConfig, key: str, value: Any) -> DictConfig:
+    changed = cfg.copy()
+    OmegaConf.update(changed, key, value)
+    return changed
+
+
+def _with_strategy(cfg: DictConfig, name: str) -> DictConfig:
+    """The strategy with its own defaults, or as configured where it is the configured one."""
+    if name == cfg.backprop.name:
+        return cfg
+    changed = cfg.copy()
+    changed.backprop = OmegaConf.load(CONF / "backprop" / f"{name}.yaml")
+    return changed
