@@ -49,6 +49,8 @@ ShareBelow1 = Annotated[float, Rule("at least 0 and below 1", lambda value: 0 <=
 class Memory:
     steps: Positive
     limit: Annotated[str | int | float, Rule("of bytes, such as 11GB or 900MiB", _is_bytes)] | None
+    timeline: bool
+    snapshot: bool
 
 
 @dataclass
@@ -109,6 +111,16 @@ class Checkpointed(Stored):
 @dataclass
 class Reversible(Stored):
     name: Literal["reversible"]  # type: ignore[assignment]
+
+
+def _is_budget(value: Any) -> bool:
+    return (isinstance(value, int | float) and 0 <= value <= 1) or _is_bytes(value)
+
+
+@dataclass
+class Budget(Stored):
+    name: Literal["budget"]  # type: ignore[assignment]
+    limit: Annotated[str | int | float, Rule("of bytes, such as 6GB, or a share of stored's peak in 0..1", _is_budget)]
 
 
 @dataclass
@@ -281,7 +293,13 @@ GROUPS: dict[str, dict[str, type]] = {
         "imagefolder": ImageFolder,
         "synthetic": Synthetic,
     },
-    "backprop": {"stored": Stored, "checkpointed": Checkpointed, "reversible": Reversible, "adjoint": Adjoint},
+    "backprop": {
+        "stored": Stored,
+        "checkpointed": Checkpointed,
+        "reversible": Reversible,
+        "adjoint": Adjoint,
+        "budget": Budget,
+    },
     "optimizer": {"sgd": Sgd, "ranger": Adam, "adamw": Adam},
     "schedule": {"constant": Schedule, "step": StepSchedule, "cosine": Schedule, "flat_cosine": FlatCosine},
     "precision": {"fp32": Precision, "bf16": Precision, "fp16": Precision},
@@ -300,11 +318,11 @@ STUDIES = ("gradient_error", "linear_ode", "parameters")
 
 # The strategies that are mathematically valid for a network; a user's own network is not restricted here.
 STRATEGIES = {
-    "resnet": ("stored", "checkpointed", "adjoint"),
-    "revnet": ("stored", "checkpointed", "reversible"),
-    "heunnet": ("stored", "checkpointed", "adjoint"),
+    "resnet": ("stored", "checkpointed", "adjoint", "budget"),
+    "revnet": ("stored", "checkpointed", "reversible", "budget"),
+    "heunnet": ("stored", "checkpointed", "adjoint", "budget"),
     "linear": ("stored", "checkpointed", "adjoint"),
-    "vgg16": ("stored", "checkpointed"),
+    "vgg16": ("stored", "checkpointed", "budget"),
     "torchvision": ("stored",),
 }
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from memexp.backprop.adjoint import Adjoint
+from memexp.backprop.budget import Budget
 from memexp.backprop.checkpointed import Checkpointed
 from memexp.backprop.errors import describe
 from memexp.backprop.node import Node, run
@@ -28,6 +29,7 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "checkpointed": Checkpointed,
     "reversible": Reversible,
     "adjoint": Adjoint,
+    "budget": Budget,
 }
 
 
@@ -58,8 +60,8 @@ class Chain(nn.Module):
 
     Args:
         steps: the steps, in order.
-        backprop: `stored`, `checkpointed`, `reversible` or `adjoint`.
-        **options: the strategy's options: `every`; `exact`, `exact_bits`; `refine`, `min_steps`.
+        backprop: `stored`, `checkpointed`, `reversible`, `adjoint` or `budget`.
+        **options: the strategy's options: `every`; `exact`, `exact_bits`; `refine`, `min_steps`; `stored`.
 
     Shapes: streams of any shapes that the steps take; one stream that comes out is returned as a Tensor, more as a
         tuple.

@@ -49,7 +49,7 @@ def compare(model: nn.Module, loss_fn: Callable[[], Tensor]) -> Comparison:
     with ExitStack() as stack:
         for chain in _chains(model):
             stack.enter_context(chain.using("stored"))
-        stored = _gradient(model, loss_fn)
+        stored = gradient(model, loss_fn)
     return Comparison(error, relative_error(own, stored), angle(own, stored))
 
 
@@ -63,14 +63,15 @@ def _observe(model: nn.Module, loss_fn: Callable[[], Tensor]) -> tuple[list[Tens
     try:
         for chain in _chains(model):
             chain.monitor = errors
-        gradient = _gradient(model, loss_fn)
+        found = gradient(model, loss_fn)
     finally:
         for chain in _chains(model):
             chain.monitor = None
-    return gradient, max(errors, default=0.0)
+    return found, max(errors, default=0.0)
 
 
-def _gradient(model: nn.Module, loss_fn: Callable[[], Tensor]) -> list[Tensor]:
+def gradient(model: nn.Module, loss_fn: Callable[[], Tensor]) -> list[Tensor]:
+    """Of all parameters that are trained; leaves `.grad`, buffers and random state as they were."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     device = next((p.device for p in parameters if p.device.type != "cpu"), torch.device("cpu"))
     devices = {p.device for p in parameters if p.device.type != "cpu"}

@@ -5,8 +5,8 @@ The traced step is the one that is trained, so the numbers are those of the trac
 
 import functools
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,13 +70,21 @@ def estimate(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
-def trace(cfg: DictConfig) -> Trace:
-    """Follows `STEPS` training steps of `cfg` on tensors without data."""
+def trace(
+    cfg: DictConfig,
+    configure: Callable[[nn.Module], None] = lambda model: None,
+    observe: Callable[[nn.Module, Tracker], AbstractContextManager[None]] = lambda model, tracker: nullcontext(),
+) -> Trace:
+    """Follows `STEPS` training steps of `cfg` on tensors without data.
+
+    configure: called with the model once it is built. observe: a context around each training step.
+    """
     classes, shape = data.describe(cfg.dataset)
     precision = Precision(cfg.precision.name, torch.device("cpu"))
     loss = functools.partial(functional.cross_entropy, label_smoothing=cfg.label_smoothing)
     with without_data():
         model = build(cfg, classes, shape)
+        configure(model)
         try:
             optimizer = optim.build(cfg.optimizer, model)
         except ValueError as error:
@@ -87,7 +95,7 @@ def trace(cfg: DictConfig) -> Trace:
             for _ in range(STEPS):
                 batches = [_batch(cfg, classes, shape) for _ in range(cfg.accumulate)]
                 tracker.add_inputs([tensor for batch in batches for tensor in batch])
-                with tracker:
+                with observe(model, tracker), tracker:
                     latest = train_step(model, loss, optimizer, batches, precision, cfg.clip_grad)
         del latest
         return Trace(tracker.report(), sum(p.numel() for p in model.parameters()), sum(boundaries.values()))

@@ -152,6 +152,20 @@ class Tracker(TorchDispatchMode):
                 self._see(tensor, name)
         return out
 
+    @property
+    def position(self) -> int:
+        """Index in the timeline of what comes next."""
+        return len(self._events)
+
+    @property
+    def in_backward(self) -> bool:
+        return torch._C._current_graph_task_id() != -1
+
+    @property
+    def flops(self) -> int:
+        """All so far."""
+        return self._flops["forward"] + self._flops["backward"]
+
     def report(self) -> Report:
         """Replays what was recorded, now that each storage's category is known."""
         live: Counter[str] = Counter()

@@ -1,0 +1,32 @@
+"""Budget: chosen steps are stored, as far as a given memory allows; the others cost least memory. Backward 2N to 3N.
+
+Of a step there are two choices worth having. Stored, it costs its activations and no time. Otherwise it is undone where it
+has an exact inverse (nothing kept), or else checkpointed (its input kept); both evaluate it once more. memexp.memory.planner
+makes the choice.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from memexp.backprop.checkpointed import Checkpointed
+from memexp.backprop.plan import Keep, has_inverse
+from memexp.backprop.reversible import Reversible
+from memexp.backprop.stored import Stored
+
+
+@dataclass(frozen=True)
+class Budget(Stored):
+    """The plan of least memory, but for the steps in `stored`.
+
+    Args:
+        stored: indices of steps; none of them is reversible, or checkpointed where nothing can be undone.
+    """
+
+    stored: frozenset[int] = frozenset()
+
+    def plan(self, steps: Sequence[nn.Module], streams: tuple[Tensor, ...]) -> list[Keep]:
+        reversible = any(has_inverse(step, approximate=False) for step in steps)
+        least = (Reversible if reversible else Checkpointed)(exact=self.exact, exact_bits=self.exact_bits)
+        return ["stored" if i in self.stored else keep for i, keep in enumerate(least.plan(steps, streams))]

@@ -1,0 +1,65 @@
+"""A run with backprop=budget: measured, planned, and set up before its first step."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from memexp.backprop.monitor import gradient
+from memexp.memory.planner import Plan, measure, plan
+from memexp.training.precision import Precision
+from memexp.training.step import Loss
+from memexp.units import shown_bytes
+
+log = logging.getLogger("memexp")
+
+
+def set_up(
+    cfg: DictConfig,
+    model: nn.Module,
+    loss_fn: Loss,
+    batch: tuple[Tensor, Tensor],
+    precision: Precision,
+    before: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Chooses the steps to store and sets the Chains of `model`; returns the figures of results.json's "strategy".
+
+    before: these figures of a run that is resumed, which keeps its choice, as another would change the last bits.
+    """
+    if "stored_steps" in before:
+        stored = [frozenset(steps) for steps in before["stored_steps"]]
+        Plan(stored, 0, 0, 0, 0, 0.0).apply(model)
+        return dict(before)
+    images, labels = batch
+
+    def step() -> None:
+        def loss() -> Tensor:
+            with precision.autocast():
+                return loss_fn(model(images), labels)
+
+        gradient(model, loss)
+
+    seconds, times = measure(model, step)
+    chosen = plan(cfg, times)
+    chosen.apply(model)
+    count, steps = sum(map(len, chosen.stored)), len(times)
+    log.info(
+        "budget %s (stored takes %s, the least is %s): %d of %d steps stored, predicted peak %s, step %.3f s",
+        *map(shown_bytes, (chosen.budget, chosen.most, chosen.least)),
+        count,
+        steps,
+        shown_bytes(chosen.peak),
+        seconds - chosen.saved,
+    )
+    if chosen.peak > chosen.budget:
+        log.warning("warning: the budget is below the least that this run takes; it is run with the least")
+    return {
+        "budget": chosen.budget,
+        "predicted_peak": chosen.peak,
+        "predicted_step_time": seconds - chosen.saved,
+        "least_peak": chosen.least,
+        "stored_peak": chosen.most,
+        "stored_steps": [sorted(steps) for steps in chosen.stored],
+    }

@@ -1,0 +1,241 @@
+"""Which steps to store so that a run fits a number of bytes and the added compute is least.
+
+The model of cost: storing step i keeps a_i bytes from its forward to its backward and saves the time f_i of evaluating it
+again. While backward is at step j, m_j bytes stand beside what the stored steps i < j keep (the later ones have let go), so
+that a choice S fits B when m_j + sum of a_i over i in S, i < j, is at most B for every j. Most time saved under these nested
+capacities is a knapsack whose capacity is checked again at every step; dynamic programming over the steps and the bytes used
+(in 2,000 parts of B, rounded up) solves it exactly.
+
+a_i and m_j are read off two traces on tensors without data, f_i is measured, or counted in MACs where there is no device. What
+the model leaves out (streams kept where an undone run meets a stored step) shows when the choice itself is traced; where it
+is above B the choice is made again with as much less.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import accumulate, chain
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from memexp.backprop import Chain
+from memexp.backprop.budget import Budget
+from memexp.memory.estimate import Trace, trace
+from memexp.memory.tracker import Tracker
+from memexp.units import parse_bytes
+
+PARTS = 2000
+ATTEMPTS = 6
+
+
+@dataclass(frozen=True)
+class Plan:
+    """stored: indices of the stored steps of each Chain. Bytes: budget, predicted peak, least and stored peak. saved: time."""
+
+    stored: list[frozenset[int]]
+    budget: int
+    peak: int
+    least: int
+    most: int
+    saved: float
+
+    def apply(self, model: nn.Module) -> None:
+        for module, stored in zip(_chains(model), self.stored, strict=True):
+            assert isinstance(module.strategy, Budget)
+            module.strategy = Budget(module.strategy.exact, module.strategy.exact_bits, stored)
+
+
+def plan(cfg: DictConfig, times: Sequence[float] | None = None) -> Plan:
+    """The best choice for `cfg`, whose backprop is budget. times: seconds of each step's forward, or none: by MACs."""
+    sizes, most = _follow(cfg, everything=True)
+    steps, lowest = _follow(cfg, everything=False)
+    least, stored_peak = lowest.report.peak, most.report.peak
+    limit = cfg.backprop.limit
+    share = isinstance(limit, int | float) and 0 <= limit <= 1
+    budget = round(limit * stored_peak) if share else parse_bytes(limit)
+    gains = list(times) if times is not None else [float(flops) for flops in sizes.flops]
+    every = range(len(sizes.kept))
+
+    def made(chosen: frozenset[int], peak: int) -> Plan:
+        return Plan(_by_chain(chosen, steps.lengths), budget, peak, least, stored_peak, sum(gains[i] for i in chosen))
+
+    if budget >= stored_peak:
+        return made(frozenset(every), stored_peak)
+    effective, best, tried = budget, made(frozenset(), least), set[frozenset[int]]()
+    for _ in range(ATTEMPTS):
+        chosen = choose(sizes.kept, gains, steps.capacities(effective), effective)
+        if not chosen or chosen in tried:
+            break
+        tried.add(chosen)
+        peak = _traced(cfg, _by_chain(chosen, steps.lengths)).report.peak
+        if peak <= budget and (found := made(chosen, peak)).saved > best.saved:
+            best = found
+        effective += budget - peak  # down where the choice takes more than the model says, up where it leaves room
+    return best
+
+
+def choose(kept: Sequence[int], gains: Sequence[float], capacities: Sequence[int], budget: int) -> frozenset[int]:
+    """The steps to store: most gain, where the bytes kept by the chosen i < j are at most capacities[j], j = 1 ... len(kept).
+
+    Exact up to the rounding of bytes to parts of the budget, upwards.
+    """
+    unit = max(1, -(-budget // PARTS))
+    best: dict[int, tuple[float, tuple[int, ...] | None]] = {0: (0.0, None)}
+    chosen: dict[int, Any] = {0: None}  # linked lists, so that a state costs one cell
+    for i, (size, gain) in enumerate(zip(kept, gains, strict=True)):
+        weight, capacity = -(-size // unit), capacities[i] // unit
+        after: dict[int, tuple[float, Any]] = {}
+        for used, (value, _) in best.items():
+            for take in (False, True):
+                total = used + weight * take
+                worth = value + gain * take
+                if total <= capacity and (total not in after or worth > after[total][0]):
+                    after[total] = (worth, (i, chosen[used]) if take else chosen[used])
+        if not after:  # not even nothing fits here: capacities below zero
+            return frozenset()
+        frontier: dict[int, tuple[float, Any]] = {}
+        top = -1.0
+        for used in sorted(after):  # a state that keeps more and gains no more is never better
+            if after[used][0] > top:
+                top = after[used][0]
+                frontier[used] = after[used]
+        best = {used: (worth, None) for used, (worth, _) in frontier.items()}
+        chosen = {used: cell for used, (_, cell) in frontier.items()}
+    found, cell = set(), chosen[max(best, key=lambda used: best[used][0])]
+    while cell is not None:
+        i, cell = cell
+        found.add(i)
+    return frozenset(found)
+
+
+@dataclass
+class Steps:
+    """Where each step of every Chain begins and ends, in events of the tracker, in the last training step traced."""
+
+    lengths: list[int]
+    before: list[int] = field(default_factory=list)
+    after: list[int] = field(default_factory=list)
+    backward: dict[int, int] = field(default_factory=dict)
+    flops: list[int] = field(default_factory=list)
+    live: list[int] = field(default_factory=list)
+
+    @property
+    def kept(self) -> list[int]:
+        """Bytes that stand after a step's forward and did not before."""
+        return [max(0, self.live[b] - self.live[a]) for a, b in zip(self.before, self.after, strict=True)]
+
+    def capacities(self, budget: int) -> list[int]:
+        """What stored steps 0 ... i may keep together, after the moments from backward's beginning to step i + 1's."""
+        marks = sorted((position, step) for step, position in self.backward.items())
+        ends = [position for position, _ in marks[1:]] + [len(self.live)]
+        highest = {step: max(self.live[p:end]) for (p, step), end in zip(marks, ends, strict=True)}
+        first = marks[0][0] if marks else len(self.live)
+        head = max(self.live[self.after[-1] : first], default=0)
+        base = [highest.get(i + 1, 0) for i in range(len(self.after))]
+        base[-1] = max(base[-1], head)
+        return [budget - b for b in base]
+
+
+def _chains(model: nn.Module) -> list[Chain]:
+    return [module for module in model.modules() if isinstance(module, Chain)]
+
+
+def _by_chain(chosen: frozenset[int], lengths: Sequence[int]) -> list[frozenset[int]]:
+    starts = [0, *accumulate(lengths)]
+    return [frozenset(i - s for i in chosen if s <= i < s + n) for s, n in zip(starts, lengths, strict=False)]
+
+
+def _traced(cfg: DictConfig, stored: list[frozenset[int]]) -> Trace:
+    return trace(cfg, lambda model: Plan(stored, 0, 0, 0, 0, 0.0).apply(model))
+
+
+def _follow(cfg: DictConfig, everything: bool) -> tuple[Steps, Trace]:
+    """Traces with all steps stored, or none, and notes where each stands."""
+    found: list[Steps] = []
+
+    def configure(model: nn.Module) -> None:
+        lengths = [len(module) for module in _chains(model)]
+        found.append(Steps(lengths))
+        if everything:
+            Plan([frozenset(range(n)) for n in lengths], 0, 0, 0, 0, 0.0).apply(model)
+
+    @contextmanager
+    def observe(model: nn.Module, tracker: Tracker) -> Iterator[None]:
+        steps = found[0]
+        steps.before, steps.after, steps.backward, steps.flops = [], [], {}, []  # of the last training step
+        hooks = []
+
+        def enters(*_: Any) -> None:
+            if not tracker.in_backward:
+                steps.before.append(tracker.position)
+                steps.flops.append(-tracker.flops)
+
+        def leaves(*_: Any) -> None:
+            if not tracker.in_backward:
+                steps.after.append(tracker.position)
+                steps.flops[-1] += tracker.flops
+
+        def again(index: int) -> Callable[..., None]:
+            def mark(*_: Any) -> None:
+                if tracker.in_backward:
+                    steps.backward.setdefault(index, tracker.position)
+
+            return mark
+
+        for index, step in enumerate(chain.from_iterable(_chains(model))):
+            hooks += [step.register_forward_pre_hook(enters), step.register_forward_hook(leaves)]
+            hooks += [module.register_forward_pre_hook(again(index)) for module in step.modules()]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    traced = trace(cfg, configure, observe)
+    found[0].live = [sum(held.values()) for _, held in traced.report.timeline]
+    found[0].live.append(found[0].live[-1])
+    return found[0], traced
+
+
+def measure(model: nn.Module, step: Callable[[], None], repeats: int = 3) -> tuple[float, list[float]]:
+    """Median seconds of `step()`, a forward and backward pass of `model`, and of each Chain step's forward in it.
+
+    The first call is warm-up and left out.
+    """
+    device = next(model.parameters()).device
+    synchronise = torch.accelerator.synchronize if device.type != "cpu" else lambda: None
+    rounds: list[tuple[float, list[float]]] = []
+    spans: list[float] = []
+
+    def begin(*_: Any) -> None:
+        if torch._C._current_graph_task_id() == -1:
+            synchronise()
+            spans.append(-time.perf_counter())
+
+    def end(*_: Any) -> None:
+        if torch._C._current_graph_task_id() == -1:
+            synchronise()
+            spans[-1] += time.perf_counter()
+
+    hooks = []
+    for module in chain.from_iterable(_chains(model)):
+        hooks += [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
+    try:
+        for _ in range(repeats + 1):
+            spans.clear()
+            synchronise()
+            started = time.perf_counter()
+            step()
+            synchronise()
+            rounds.append((time.perf_counter() - started, list(spans)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    rounds = rounds[1:]
+    middle = len(rounds) // 2
+    whole = sorted(seconds for seconds, _ in rounds)[middle]
+    return whole, [sorted(column)[middle] for column in zip(*(spans for _, spans in rounds), strict=True)]

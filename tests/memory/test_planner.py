@@ -1,0 +1,72 @@
+"""The choice is the best there is for its model of cost, and what is planned is what is measured."""
+
+import json
+from itertools import chain, combinations
+
+import pytest
+import torch
+
+import memexp
+from memexp.memory.planner import choose, plan
+
+SMALL = ["dataset=digits", "dataset.limit=64", "dataset.test_limit=10", "batch_size=8", "device=cpu", "monitor_every=0"]
+REVNET = ["model=revnet", "model.units=[4,4]", "model.channels=[8,8,16]"]
+
+
+def best_by_trying_all(kept, gains, capacities):
+    every = range(len(kept))
+    subsets = chain.from_iterable(combinations(every, n) for n in range(len(kept) + 1))
+    fitting = [s for s in subsets if all(sum(kept[i] for i in s if i <= j) <= capacities[j] for j in every)]
+    return max(sum(gains[i] for i in s) for s in fitting)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_choice_is_exact(seed):
+    generator = torch.Generator().manual_seed(seed)
+    kept = torch.randint(1, 60, (9,), generator=generator).tolist()
+    gains = torch.rand(9, generator=generator).tolist()
+    capacities = torch.randint(20, 200, (9,), generator=generator).tolist()
+    chosen = choose(kept, gains, capacities, 200)  # a part of the budget is one byte
+    for j in range(9):
+        assert sum(kept[i] for i in chosen if i <= j) <= capacities[j]
+    assert sum(gains[i] for i in chosen) == pytest.approx(best_by_trying_all(kept, gains, capacities))
+
+
+@pytest.mark.parametrize("model", [REVNET, ["model=resnet", "model.depth=20"], ["model=vgg16"]], ids=lambda m: m[0])
+def test_between_least_and_stored_more_memory_saves_more_and_never_takes_more_than_given(model):
+    found = []
+    for share in (0, 0.3, 0.5, 0.7, 0.9, 1.0):
+        cfg = memexp.compose([*SMALL, *model, "backprop=budget", f"backprop.limit={share}"])
+        found.append(plan(cfg))
+        assert found[-1].peak <= max(found[-1].budget, found[-1].least)
+    saved = [p.saved for p in found]
+    assert saved == sorted(saved)
+    assert saved[0] == 0 < saved[-1]
+    least = "reversible" if model is REVNET else "checkpointed"
+    ends = [memexp.estimate(memexp.compose([*SMALL, *model, f"backprop={b}"]))["peak"] for b in (least, "stored")]
+    assert [found[0].peak, found[-1].peak] == ends
+
+
+def test_a_run_takes_what_was_predicted_and_a_resumed_one_keeps_its_plan(tmp_path):
+    cfg = memexp.compose([*SMALL, *REVNET, "backprop=budget", "backprop.limit=0.6", "max_steps=6"])
+    results = memexp.run(cfg, tmp_path)
+    strategy = results["strategy"]
+    assert results["memory"]["peak"] == strategy["predicted_peak"] <= strategy["budget"]
+    assert strategy["least_peak"] < strategy["predicted_peak"] < strategy["stored_peak"]
+    assert strategy["predicted_step_time"] > 0
+    assert 0 < len(strategy["stored_steps"][0]) < 9
+    from memexp import runner
+
+    strategy["stored_steps"] = [[8]]
+    (tmp_path / "results.json").write_text(json.dumps(results | {"status": "interrupted"}))
+    resumed = runner.run(memexp.compose([*SMALL, *REVNET, "backprop=budget", "max_steps=8"]), tmp_path, go_on=True)
+    assert resumed["strategy"]["stored_steps"] == [[8]]
+
+
+def test_a_budget_gives_the_gradients_of_stored_bit_for_bit_when_exact(tmp_path):
+    weights = []
+    for name, backprop in (("a", ["backprop=stored"]), ("b", ["backprop=budget", "backprop.limit=0.6"])):
+        cfg = memexp.compose([*SMALL, *REVNET, *backprop, "backprop.exact=true", "max_steps=3"])
+        memexp.run(cfg, tmp_path / name)
+        weights.append(torch.load(tmp_path / name / "checkpoints" / "last.pt", weights_only=True)["model"])
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
