@@ -28,7 +28,8 @@ def load(
     """
     share = Share(rank, world_size)
     if settings.name in SOURCES:
-        return _in_memory(SOURCES[settings.name](settings).checked(), settings, batch_size, seed, device, share)
+        arrays = SOURCES[settings.name](settings).checked(settings.name, settings.image_size)
+        return _in_memory(arrays, settings, batch_size, seed, device, share)
     return _streamed(settings, batch_size, seed, device, share)
 
 
@@ -54,7 +55,7 @@ def _in_memory(arrays: Arrays, settings: Any, batch_size: int, seed: int, device
     mean, std = mean.to(device), std.to(device)
     images, labels = (torch.from_numpy(a).to(device) for a in (arrays.train, arrays.train_labels))
     augmentation = Augmentation(settings.padding, settings.flip) if settings.padding or settings.flip else None
-    _enough(len(labels), batch_size * share.size, arrays.notes)
+    _enough(len(labels), batch_size, share, arrays.notes)
 
     def batches(pixels: torch.Tensor, targets: torch.Tensor, training: bool = False) -> ImageBatches:
         return ImageBatches(
@@ -77,19 +78,20 @@ def _in_memory(arrays: Arrays, settings: Any, batch_size: int, seed: int, device
 def _streamed(settings: Any, batch_size: int, seed: int, device: torch.device, share: Share) -> Splits:
     notes: list[str] = []
     root = folders.find_root(search_root(settings, "train/CLASS/*.jpg and val/CLASS/*.jpg"), notes)
-    train, test = folders.splits(root)
+    wanted = list(settings.classes) if settings.get("classes") else None
+    train, test = folders.splits(root, wanted)
     names = train.classes
-    if settings.skip_broken:
-        train, test = (_readable(listing, notes) for listing in (train, test))
-    if settings.get("classes"):
-        numbers = class_numbers(list(settings.classes), names)
+    if wanted:
+        numbers = class_numbers(wanted, names)
         train, test = (_only(listing, numbers) for listing in (train, test))
         names = tuple(names[number] for number in numbers)
+    if settings.skip_broken:
+        train, test = (_readable(listing, notes) for listing in (train, test))
     train, test = (
         _limited(train, settings.limit, seed, "limit"),
         _limited(test, settings.test_limit, seed, "test_limit"),
     )
-    _enough(len(train.files), batch_size * share.size, notes)
+    _enough(len(train.files), batch_size, share, notes)
 
     def batches(listing: folders.Listing, training: bool = False) -> StreamedBatches:
         return StreamedBatches(listing.files, listing.labels, settings, batch_size, seed, device, training, share)
@@ -103,8 +105,10 @@ def _streamed(settings: Any, batch_size: int, seed: int, device: torch.device, s
     return Splits(batches(train, training=True), val, batches(test), names, shape, batches(train), notes)
 
 
-def _enough(images: int, batch: int, notes: list[str]) -> None:
-    if images < batch:
+def _enough(images: int, batch_size: int, share: Share, notes: list[str]) -> None:
+    if images < share.size:
+        raise DataError(f"{images} training images cannot be divided over {share.size} processes; use fewer processes")
+    if images < (batch := batch_size * share.size):
         notes.append(f"there are {images} training images, fewer than the batch of {batch}: each step sees all of them")
 
 

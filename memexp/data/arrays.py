@@ -1,5 +1,6 @@
 """A data set held in memory: uint8 images (n, height, width, channels) and int64 labels of two splits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,24 +21,31 @@ class Arrays:
     classes: tuple[str, ...]
     notes: list[str] = field(default_factory=list)
 
-    def checked(self) -> "Arrays":
-        """Raises DataError for labels out of range and splits without images."""
+    def checked(self, dataset: str, size: int) -> "Arrays":
+        """Raises DataError for labels out of range, splits without images, and images that are not size x size."""
         for name, images, labels in (
             ("train", self.train, self.train_labels),
             ("test", self.test, self.test_labels),
         ):
             if len(images) == 0:
-                raise DataError(f"the {name} split holds no images")
+                raise DataError(f"dataset={dataset}: the {name} split holds no images")
             if len(images) != len(labels):
-                raise DataError(f"the {name} split has {len(images)} images but {len(labels)} labels")
+                raise DataError(
+                    f"dataset={dataset}: the {name} split has {len(images)} images but {len(labels)} labels"
+                )
+            if images.shape[1:3] != (size, size):
+                raise DataError(
+                    f"dataset.image_size: {dataset} holds images of {images.shape[1]}x{images.shape[2]} pixels, "
+                    f"not {size}x{size}; set dataset.image_size={images.shape[1]}"
+                )
             if labels.min() < 0 or labels.max() >= len(self.classes):
                 raise DataError(
-                    f"the {name} split has labels from {labels.min()} to {labels.max()}; "
+                    f"dataset={dataset}: the {name} split has labels from {labels.min()} to {labels.max()}; "
                     f"with {len(self.classes)} classes they must lie in 0..{len(self.classes) - 1}"
                 )
         return self
 
-    def only(self, wanted: list[str | int] | None) -> "Arrays":
+    def only(self, wanted: Sequence[str | int] | None) -> "Arrays":
         """The images of some classes, given by name or number, renumbered in that order."""
         if wanted is None:
             return self
@@ -65,7 +73,7 @@ class Arrays:
         return result
 
 
-def class_numbers(wanted: list[str | int], classes: tuple[str, ...]) -> list[int]:
+def class_numbers(wanted: Sequence[str | int], classes: tuple[str, ...]) -> list[int]:
     numbers = []
     for name in wanted:
         if str(name) in classes:

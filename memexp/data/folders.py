@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from memexp.data.arrays import class_numbers
 from memexp.data.errors import DataError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"}
@@ -42,8 +43,11 @@ def find_root(root: Path, notes: list[str]) -> Path:
     return inner[0]
 
 
-def splits(root: Path) -> tuple[Listing, Listing]:
-    """The training split and the one to evaluate on (test, or else val)."""
+def splits(root: Path, wanted: Sequence[str | int] | None = None) -> tuple[Listing, Listing]:
+    """The training split and the one to evaluate on (test, or else val).
+
+    wanted: the classes that must have images, by name or number; None: all.
+    """
     evaluation = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
     if evaluation is None:
         raise DataError(f"{root} holds train/ but neither test/ nor val/; {layout(root)}")
@@ -54,7 +58,10 @@ def splits(root: Path) -> tuple[Listing, Listing]:
             f"{evaluation} has class folders that {root / 'train'} has not: {', '.join(unknown[:5])}; "
             "both need the same classes"
         )
-    return _listing(root / "train", classes, complete=True), _listing(evaluation, classes, complete=False)
+    needed = {classes[number] for number in class_numbers(wanted, classes)} if wanted else set(classes)
+    return _listing(root / "train", classes, needed, complete=True), _listing(
+        evaluation, classes, needed, complete=False
+    )
 
 
 def _classes(folder: Path, root: Path) -> tuple[str, ...]:
@@ -64,7 +71,7 @@ def _classes(folder: Path, root: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _listing(folder: Path, classes: Sequence[str], complete: bool) -> Listing:
+def _listing(folder: Path, classes: Sequence[str], needed: set[str], complete: bool) -> Listing:
     files: list[Path] = []
     labels: list[int] = []
     for number, name in enumerate(classes):
@@ -73,7 +80,7 @@ def _listing(folder: Path, classes: Sequence[str], complete: bool) -> Listing:
                 raise DataError(f"{folder / name}: the class folder is missing")
             continue
         images = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in SUFFIXES)
-        if not images:
+        if not images and name in needed:
             raise DataError(
                 f"{folder / name}: the class folder holds no images ({', '.join(sorted(SUFFIXES))}); "
                 "put some in, remove the folder, or leave the class out with dataset.classes"
@@ -84,9 +91,13 @@ def _listing(folder: Path, classes: Sequence[str], complete: bool) -> Listing:
 
 
 def read(path: Path) -> Image.Image:
-    """The whole image as RGB; a file that is cut short or no image is named."""
+    """The whole image as RGB of 8 bits; a file that is cut short or no image is named."""
     try:
         with Image.open(path) as image:
+            if image.mode.startswith("I;16"):  # PIL would clip 16-bit grey at 255
+                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+            if image.mode in ("I", "F"):
+                raise ValueError(f"its pixels are of PIL's mode {image.mode}, whose range is not known")
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise DataError(
@@ -94,16 +105,17 @@ def read(path: Path) -> Image.Image:
         ) from error
 
 
-def fingerprint(files: Sequence[Path]) -> str:
-    """Stands for names, sizes and times of the files."""
+def fingerprint(root: Path, files: Sequence[Path]) -> str:
+    """Stands for the content of the files and their places below `root`: the same wherever the folder is moved to."""
     digest = hashlib.sha256()
     for path in files:
-        status = path.stat()
-        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(root).as_posix()}\0{len(content)}\0".encode())
+        digest.update(content)
     return digest.hexdigest()
 
 
-def decode(listing: Listing, size: int, skip_broken: bool) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def decode(listing: Listing, size: int, skip_broken: bool) -> tuple[np.ndarray, np.ndarray, list[Path]]:
     """All images as uint8 (n, size, size, 3), their labels, and the files that were left out as broken.
 
     Images of another size are an error unless they can be scaled: width and height must be equal.
@@ -130,7 +142,7 @@ def decode(listing: Listing, size: int, skip_broken: bool) -> tuple[np.ndarray, 
     if not kept:
         raise DataError(f"none of the {len(found)} images could be read; the first: {broken[0]}")
     pixels = np.stack([np.asarray(found[i]) for i in kept])
-    left_out = [str(listing.files[i]) for i, image in enumerate(found) if isinstance(image, DataError)]
+    left_out = [listing.files[i] for i, image in enumerate(found) if isinstance(image, DataError)]
     return pixels, np.asarray([listing.labels[i] for i in kept], dtype=np.int64), left_out
 
 

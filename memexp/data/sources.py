@@ -11,8 +11,9 @@ import torch
 import torchvision.datasets
 from sklearn.datasets import load_digits
 from torch.nn import functional
+from torchvision.datasets.utils import check_integrity
 
-from memexp.data import cache, folders
+from memexp.data import cache, folders, idx
 from memexp.data.arrays import Arrays
 from memexp.data.errors import DataError
 
@@ -38,17 +39,26 @@ def cifar(settings: Any) -> Arrays:
     kind = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
     root = search_root(settings, f"{kind.base_folder}/ (the authors' python files) or {{train,test}}/CLASS/*.jpg")
     if not any((path / kind.base_folder).is_dir() for path in (root, root.parent)) and not settings.download:
-        return image_folders(settings, root)
+        arrays = image_folders(settings, root)
+        if len(arrays.classes) != (count := {"cifar10": 10, "cifar100": 100}[name]):
+            raise DataError(
+                f"dataset={name}: there are {len(arrays.classes)} class folders in {root}, not {count}: "
+                f"{', '.join(arrays.classes[:10])}; put the missing ones there, or use dataset=imagefolder for other images"
+            )
+        return arrays
     root = root.parent if (root.parent / kind.base_folder).is_dir() else root
 
     def make(train: bool) -> Any:
         try:
             return kind(str(root), train=train, download=settings.download)
         except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-            raise DataError(
-                f"{root / kind.base_folder}: the {name} files are missing or damaged ({_first_line(error)}); "
-                "get them again with dataset.download=true"
-            ) from error
+            files = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
+            paths = [(root / kind.base_folder / file, md5) for file, md5 in files]
+            bad = next((path for path, md5 in paths if not check_integrity(str(path), md5)), root)
+            problem = "is not as its authors published it" if bad.is_file() else "is missing"
+            if bad == root:
+                problem = _first_line(error)
+            raise DataError(f"{bad}: {problem}; get it again with dataset.download=true") from error
 
     train, test = make(True), make(False)
     return Arrays(
@@ -63,21 +73,30 @@ def cifar(settings: Any) -> Arrays:
 def fashion_mnist(settings: Any) -> Arrays:
     """Fashion-MNIST from its own files, padded from 28x28 to image_size and repeated over three channels."""
     root = search_root(settings, "FashionMNIST/raw/*-ubyte(.gz)")
-
-    def make(train: bool) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    if settings.download:
         try:
-            found = torchvision.datasets.FashionMNIST(str(root), train=train, download=settings.download)
-        except (RuntimeError, OSError, ValueError, EOFError, AssertionError) as error:
-            raise DataError(
-                f"{root}: the Fashion-MNIST files are missing or damaged ({_first_line(error)}); "
-                "get them again with dataset.download=true"
-            ) from error
-        before = (settings.image_size - 28) // 2
-        pixels = functional.pad(found.data, (before, settings.image_size - 28 - before) * 2)
-        return pixels[..., None].expand(-1, -1, -1, 3).contiguous().numpy(), found.targets.numpy(), tuple(found.classes)
+            torchvision.datasets.FashionMNIST(str(root), download=True)
+        except (RuntimeError, OSError) as error:
+            raise DataError(f"{root}: Fashion-MNIST cannot be downloaded there ({_first_line(error)})") from error
+    size = settings.image_size
+    if size < 28:
+        raise DataError(f"dataset.image_size: {size} is less than the 28 that Fashion-MNIST's images have")
+    folder = next((f for f in (root / "FashionMNIST" / "raw", root / "raw") if f.is_dir()), root)
 
-    (train, train_labels, classes), (test, test_labels, _) = make(True), make(False)
-    return Arrays(train, train_labels, test, test_labels, classes)
+    def make(split: str) -> tuple[np.ndarray, np.ndarray]:
+        images = idx.read(folder, f"{split}-images-idx3-ubyte", 3)
+        labels = idx.read(folder, f"{split}-labels-idx1-ubyte", 1)
+        if images.shape[1:] != (28, 28):
+            raise DataError(f"{folder}: {split} images are of {images.shape[1]}x{images.shape[2]} pixels, not 28x28")
+        before = (size - 28) // 2
+        edge = (before, size - 28 - before)
+        padded = np.pad(images, ((0, 0), edge, edge))
+        return np.repeat(padded[..., None], 3, axis=3), labels.astype(np.int64)
+
+    try:
+        return Arrays(*make("train"), *make("t10k"), tuple(torchvision.datasets.FashionMNIST.classes))
+    except DataError as error:
+        raise DataError(f"{error}; get it again with dataset.download=true") from error
 
 
 def synthetic(settings: Any) -> Arrays:
@@ -95,18 +114,20 @@ def image_folders(settings: Any, root: Path) -> Arrays:
     """Class folders of small images, decoded once and cached."""
     notes: list[str] = []
     root = folders.find_root(root, notes)
-    train, test = folders.splits(root)
+    train, test = folders.splits(root, list(settings.classes) if settings.classes else None)
 
     def make() -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = {}
         for name, listing in (("train", train), ("test", test)):
             pixels, labels, left_out = folders.decode(listing, settings.image_size, settings.skip_broken)
-            arrays |= {name: pixels, f"{name}_labels": labels, f"{name}_left_out": np.asarray(left_out, dtype=np.str_)}
+            names = [path.relative_to(root).as_posix() for path in left_out]
+            arrays |= {name: pixels, f"{name}_labels": labels, f"{name}_left_out": np.asarray(names, dtype=np.str_)}
         return arrays
 
-    key = cache.key(folders.fingerprint(train.files + test.files), settings.image_size, settings.skip_broken)
+    content = folders.fingerprint(root, train.files + test.files)
+    key = cache.key(content, train.classes, settings.image_size, settings.skip_broken)
     arrays = cache.cached(f"images-{key}", make, notes)
-    left_out = [str(path) for name in ("train", "test") for path in arrays[f"{name}_left_out"]]
+    left_out = [str(root / path) for name in ("train", "test") for path in arrays[f"{name}_left_out"]]
     if left_out:
         notes.append(f"{len(left_out)} broken images are left out: {', '.join(left_out)}")
     return Arrays(arrays["train"], arrays["train_labels"], arrays["test"], arrays["test_labels"], train.classes, notes)

@@ -6,15 +6,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import v2
 
 from memexp.data import folders
 from memexp.data.batches import Share, count_batches, mix_seed, order
+from memexp.data.errors import DataError
 
 
-class _Samples(Dataset[tuple[Tensor, int]]):
-    """(index, seed) -> one transformed image. Its augmentation depends on the seed alone, not on the worker."""
+class _Samples(Dataset[tuple[Tensor, int] | DataError]):
+    """(index, seed) -> one transformed image. Its augmentation depends on the seed alone, not on the worker.
+
+    A file that cannot be read is given back as the error: raised in a worker, it would arrive wrapped in two tracebacks.
+    """
 
     def __init__(self, files: list[Path], labels: list[int], transform: Any) -> None:
         self.files, self.labels, self.transform = files, labels, transform
@@ -22,12 +26,21 @@ class _Samples(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int] | DataError:
         index, seed = item
-        image = folders.read(self.files[index])
+        try:
+            image = folders.read(self.files[index])
+        except DataError as error:
+            return error
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self.transform(image), self.labels[index]
+
+
+def _collate(samples: list[tuple[Tensor, int] | DataError]) -> Any:
+    """One batch, or the first error in it."""
+    broken = [sample for sample in samples if isinstance(sample, DataError)]
+    return DataError(str(broken[0])) if broken else default_collate(samples)
 
 
 class StreamedBatches:
@@ -78,9 +91,13 @@ class StreamedBatches:
             self._samples,
             batch_sampler=batches,
             num_workers=self.workers,
+            collate_fn=_collate,
             pin_memory=self.device.type == "cuda",
         )
-        for images, labels in loader:
+        for found in loader:
+            if isinstance(found, DataError):
+                raise found
+            images, labels = found
             yield (
                 images.to(self.device, non_blocking=True, memory_format=torch.channels_last),
                 labels.to(self.device, non_blocking=True),

@@ -103,8 +103,10 @@ def test_samples_and_held_out_images_are_even_over_the_classes():
 
 def test_labels_out_of_range_are_refused():
     images, labels = np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 2, 5])
-    with pytest.raises(DataError, match=r"the train split has labels from 0 to 5; with 3 classes .* 0\.\.2"):
-        Arrays(images, labels, images, labels, ("a", "b", "c")).checked()
+    with pytest.raises(
+        DataError, match=r"dataset=pets: the train split has labels from 0 to 5; with 3 classes .* 0\.\.2"
+    ):
+        Arrays(images, labels, images, labels, ("a", "b", "c")).checked("pets", 8)
 
 
 def test_validation_images_are_not_trained_on():

@@ -1,5 +1,7 @@
 """Class folders of images: what is found in them, and what is said of those that are broken."""
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +19,14 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MEMEXP_CACHE", str(tmp_path / "cache"))
 
 
+NAMES = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen", "ibis", "jay")  # ten, as CIFAR-10 has
+
+
 @pytest.fixture
 def root(tmp_path) -> Path:
     generator = np.random.default_rng(0)
-    for split, count in (("train", 6), ("test", 2)):
-        for name in ("cat", "dog"):
+    for split, count in (("train", 4), ("test", 2)):
+        for name in NAMES:
             folder = tmp_path / "images" / split / name
             folder.mkdir(parents=True)
             for i in range(count):
@@ -41,8 +46,8 @@ KINDS = pytest.mark.parametrize(("group", "options"), [("cifar10", []), ("imagef
 @KINDS
 def test_images_and_labels_come_from_the_folders(root, group, options):
     splits = load(root, *options, group=group)
-    assert splits.classes == ("cat", "dog")
-    assert (splits.train.images, splits.test.images) == (12, 4)
+    assert splits.classes == NAMES
+    assert (splits.train.images, splits.test.images) == (40, 20)
     images, labels = next(iter(splits.test.epoch(0)))
     assert (images.dtype, tuple(images.shape)) == (torch.float32, (4, *splits.shape))
     assert images.is_contiguous(memory_format=torch.channels_last)
@@ -57,9 +62,9 @@ def test_a_truncated_image_is_named_and_can_be_left_out(root, group, options):
         for _ in load(root, *options, group=group).train.epoch(0):
             pass
     splits = load(root, *options, "dataset.skip_broken=true", group=group)
-    assert splits.train.images == 11
+    assert splits.train.images == 39
     assert any("1 broken image" in note and "3.jpg" in note for note in splits.notes)
-    assert sum(len(labels) for _, labels in splits.named("train").epoch(0)) == 11
+    assert sum(len(labels) for _, labels in splits.named("train").epoch(0)) == 39
 
 
 def test_a_file_that_is_no_image_is_named(root):
@@ -74,6 +79,26 @@ def test_an_empty_class_folder_is_named(root, group, options):
         path.unlink()
     with pytest.raises(DataError, match=r"train/dog: the class folder holds no images.*dataset\.classes"):
         load(root, *options, group=group)
+    splits = load(root, *options, "dataset.classes=[cat,elk]", group=group)  # as the message proposes
+    assert {label for _, labels in splits.train.epoch(0) for label in labels.tolist()} == {0, 1}
+
+
+def test_a_class_of_cifar_that_is_missing_is_missed(root):
+    for split in ("train", "test"):
+        shutil.rmtree(root / split / "jay")
+    with pytest.raises(DataError, match=r"there are 9 class folders in .*, not 10: ant, bee.*imagefolder"):
+        load(root)
+
+
+@KINDS
+def test_no_folder_at_all_is_told_the_layout(tmp_path, monkeypatch, group, options):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MEMEXP_DATA", raising=False)
+    cfg = memexp.compose([f"dataset={group}"])
+    with pytest.raises(
+        DataError, match=rf"nothing at data/{group}; set dataset\.root=DIR, where DIR holds .*train.*CLASS"
+    ):
+        data.load(cfg.dataset, batch_size=4, seed=0, device=torch.device("cpu"))
 
 
 def test_folders_that_are_not_there_are_named_with_the_layout(root, tmp_path):
@@ -91,21 +116,36 @@ def test_folders_that_are_not_there_are_named_with_the_layout(root, tmp_path):
 
 def test_grey_and_cmyk_images_become_rgb(root):
     pixels = np.full((32, 32), 100, np.uint8)
-    Image.fromarray(pixels).save(root / "test" / "cat" / "0.jpg")
-    Image.new("CMYK", (32, 32), (0, 255, 255, 0)).save(root / "test" / "cat" / "1.jpg")
+    Image.fromarray(pixels).save(root / "test" / "ant" / "0.jpg")
+    Image.new("CMYK", (32, 32), (0, 255, 255, 0)).save(root / "test" / "ant" / "1.jpg")
+    deep = Image.fromarray(np.linspace(0, 65535, 1024).astype(np.uint16).reshape(32, 32))
+    deep.save(root / "test" / "ant" / "2.png")  # 16 bits a pixel, which Pillow alone would clip at 255
     images, _ = next(iter(load(root, "dataset.mean=[0,0,0]", "dataset.std=[1,1,1]").test.epoch(0)))
     assert (images[0] * 255 - 100).abs().max() < 2
     red = images[1].mean((1, 2))
     assert red[0] > 0.9
     assert red[1:].max() < 0.1
+    assert abs(images[2].mean() - 0.5) < 0.01
 
 
-def test_the_cache_follows_the_files(root):
-    before = next(iter(load(root).test.epoch(0)))[0]
-    assert torch.equal(next(iter(load(root).test.epoch(0)))[0], before)
-    Image.new("RGB", (32, 32), (9, 9, 9)).save(root / "test" / "cat" / "0.png")
-    (root / "test" / "cat" / "0.jpg").unlink()
-    assert not torch.equal(next(iter(load(root).test.epoch(0)))[0], before)
+def test_the_cache_is_found_by_the_content_of_the_files(root, tmp_path):
+    def first(folder: Path) -> tuple[torch.Tensor, bool]:
+        splits = load(folder)
+        return next(iter(splits.test.epoch(0)))[0], any("are cached in" in note for note in splits.notes)
+
+    before, decoded = first(root)
+    assert decoded
+    again, decoded = first(root.rename(tmp_path / "moved"))
+    assert torch.equal(again, before)
+    assert not decoded
+    changed = tmp_path / "moved" / "test" / "ant" / "0.jpg"
+    content, status = bytearray(changed.read_bytes()), changed.stat()
+    content[-40] ^= 255
+    changed.write_bytes(content)
+    os.utime(changed, ns=(status.st_atime_ns, status.st_mtime_ns))  # neither its size nor its time tells
+    again, decoded = first(tmp_path / "moved")
+    assert decoded
+    assert not torch.equal(again, before)
 
 
 def test_a_damaged_cache_is_made_again(root, tmp_path):
@@ -113,28 +153,68 @@ def test_a_damaged_cache_is_made_again(root, tmp_path):
     (cached,) = (tmp_path / "cache").glob("*.npz")
     cached.write_bytes(cached.read_bytes()[:100])
     splits = load(root)
-    assert splits.train.images == 12
+    assert splits.train.images == 40
     assert any("damaged" in note for note in splits.notes)
 
 
-def test_a_subset_of_the_classes_is_renumbered(root):
-    splits = load(root, "dataset.classes=[dog,cat]")
+@KINDS
+@pytest.mark.parametrize("wanted", ["[dog,cat]", "[3,2]"])
+def test_a_subset_of_the_classes_is_renumbered(root, group, options, wanted):
+    Image.new("RGB", (32, 32), (255, 0, 0)).save(root / "test" / "dog" / "red.png")
+    splits = load(root, *options, f"dataset.classes={wanted}", group=group, batch_size=5)
     assert splits.classes == ("dog", "cat")
-    assert sorted(next(iter(splits.test.epoch(0)))[1].tolist()) == [0, 0, 1, 1]
-    with pytest.raises(DataError, match=r"'cow' is no class; there are cat, dog"):
-        load(root, "dataset.classes=[cow,cat]")
+    images, labels = next(iter(splits.test.epoch(0)))
+    assert sorted(labels.tolist()) == [0, 0, 0, 1, 1]
+    assert labels[(images[:, 0] - images[:, 1]).mean((1, 2)).argmax()] == 0  # the red one is a dog
+    with pytest.raises(DataError, match=r"'cow' is no class; there are ant, bee"):
+        load(root, *options, "dataset.classes=[cow,cat]", group=group)
 
 
-@pytest.mark.parametrize(
-    ("group", "folder", "name"),
-    [
-        ("cifar10", "cifar-10-batches-py", "data_batch_1"),
-        ("cifar100", "cifar-100-python", "train"),
-        ("fashion_mnist", "FashionMNIST/raw", "train-images-idx3-ubyte"),
-    ],
-)
-def test_damaged_files_of_the_authors_are_named(tmp_path, group, folder, name):
-    (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / folder / name).write_bytes(b"\x00\x00\x08\x09 not what it should be")
-    with pytest.raises(DataError, match=r"files are missing or damaged .*dataset\.download=true"):
-        load(tmp_path, group=group)
+@KINDS
+def test_a_limit_takes_evenly_of_the_classes_and_validation_is_held_out(root, group, options):
+    splits = load(root, *options, "dataset.limit=20", "dataset.test_limit=10", "dataset.val_fraction=0.5", group=group)
+    assert splits.val is not None
+    for found in (splits.named("train"), splits.val, splits.test):
+        labels = torch.cat([labels for _, labels in found.epoch(0)])
+        assert torch.equal(labels.bincount(), torch.ones(10, dtype=torch.int64))
+    shown = {image.numpy().tobytes() for images, _ in splits.named("train").epoch(0) for image in images}
+    assert len(shown) == 10
+    assert not any(image.numpy().tobytes() in shown for images, _ in splits.val.epoch(0) for image in images)
+    with pytest.raises(DataError, match=r"dataset\.limit: 5 images cannot cover 10 classes"):
+        load(root, *options, "dataset.limit=5", group=group)
+
+
+def test_streamed_batches_are_the_same_however_many_workers_and_wherever_resumed(root):
+    def listed(workers: int, start: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        options = ["dataset.image_size=24", "dataset.resize_size=24", f"dataset.workers={workers}"]
+        return list(load(root, *options, group="imagefolder", batch_size=10).train.epoch(2, start))
+
+    whole = listed(0)
+    assert len(whole) == 4
+    for (a, i), (b, j) in zip([*whole, *whole[3:]], [*listed(2), *listed(1, start=3)], strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(i, j)
+
+
+def test_a_worker_says_what_is_broken_in_one_line(root):
+    for path in (root / "train" / "cat").iterdir():
+        path.write_text("not an image")
+    options = ["dataset.image_size=24", "dataset.resize_size=24", "dataset.workers=1"]
+    with pytest.raises(DataError, match=r"^\S*train/cat/\d\.jpg: not a readable image[^\n]*$"):
+        list(load(root, *options, group="imagefolder").train.epoch(0))
+
+
+@KINDS
+def test_processes_share_the_images(root, group, options):
+    cfg = memexp.compose([f"dataset={group}", f"dataset.root={root}", *options])
+
+    def labels(rank: int, size: int, batch_size: int) -> list[list[int]]:
+        splits = data.load(
+            cfg.dataset, batch_size=batch_size, seed=0, device=torch.device("cpu"), rank=rank, world_size=size
+        )
+        return [labels.tolist() for _, labels in splits.train.epoch(0)]
+
+    together = [a + b for a, b in zip(labels(0, 2, 4), labels(1, 2, 4), strict=True)]
+    assert list(map(sorted, together)) == list(map(sorted, labels(0, 1, 8)))
+    with pytest.raises(DataError, match="40 training images cannot be divided over 41 processes"):
+        labels(0, 41, 1)
