@@ -208,10 +208,12 @@ def prepare(cfg: DictConfig, directory: RunDirectory, world: World, stop: StopRe
         )
     if cfg.memory.snapshot and device.type != "cuda":
         raise ConfigError(
-            [f"memory.snapshot: true needs CUDA, whose allocator it shows, but device is {device}; use memory.timeline=true."]
+            [f"memory.snapshot: true needs CUDA, but the device is {device}; memory.timeline=true works on any device."]
         )
     snapshots = (
-        Snapshots(directory.path, cfg.memory.steps if cfg.memory.snapshot else 0) if device.type == "cuda" else None
+        Snapshots(device, directory.path, cfg.memory.steps if cfg.memory.snapshot else 0)
+        if device.type == "cuda"
+        else None
     )
     meter = Meter.for_device(device, cfg.memory.steps, cfg.memory.timeline, snapshots)
     settings = Settings(**{key: cfg[key] for key in Settings.__annotations__})

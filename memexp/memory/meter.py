@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from memexp.memory.fake import without_data
+from memexp.memory.snapshot import Snapshots
 from memexp.memory.tracker import Report, Tracker, track
 
 
@@ -19,9 +20,16 @@ class Meter:
     tracked_steps = 0
 
     @staticmethod
-    def for_device(device: torch.device, steps: int) -> "Meter":
-        """The device's own counters, or the tracker over the first `steps` training steps."""
-        return TrackingMeter(steps) if device.type == "cpu" else AcceleratorMeter(device)
+    def for_device(
+        device: torch.device, steps: int, timeline: bool = False, snapshots: Snapshots | None = None
+    ) -> "Meter":
+        """The device's own counters, or the tracker over the first `steps` training steps.
+
+        timeline: follow these steps with the tracker on any device. snapshots: of a CUDA device.
+        """
+        if device.type == "cpu":
+            return TrackingMeter(steps)
+        return AcceleratorMeter(device, snapshots=snapshots, tracked=TrackingMeter(steps) if timeline else None)
 
     @contextmanager
     def step(
@@ -46,6 +54,11 @@ class Meter:
     def results(self) -> dict[str, Any]:
         """The split of the peak in bytes and how it was measured."""
         raise NotImplementedError
+
+    @property
+    def tracked(self) -> Report | None:
+        """What the tracker has seen of the steps that it followed, if it did."""
+        return None
 
 
 class TrackingMeter(Meter):
@@ -80,6 +93,10 @@ class TrackingMeter(Meter):
     def peak(self) -> int:
         return self._report.peak if self._report else 0
 
+    @property
+    def tracked(self) -> Report | None:
+        return self._report
+
     def results(self) -> dict[str, Any]:
         held = dict(self._report.at_peak) if self._report else {}
         named = {key: held.get(key, 0) for key in ("parameters", "gradients", "optimizer")}
@@ -94,16 +111,25 @@ class TrackingMeter(Meter):
             "other": self.peak() - sum(named.values()),
             "kept_for_backward": self._report.kept if self._report else 0,
             "rss_peak": resident_peak(),
-            "estimate": None,
-            "estimate_ratio": None,
         }
 
 
 class AcceleratorMeter(Meter):
-    """Reads the counters of the accelerator's allocator through torch.accelerator."""
+    """Reads the counters of the accelerator's allocator through torch.accelerator.
 
-    def __init__(self, device: torch.device, counters: Any = torch.accelerator) -> None:
+    tracked: follows its first steps as well, for a timeline; this slows them, but takes none of the device's memory.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        counters: Any = torch.accelerator,
+        snapshots: Snapshots | None = None,
+        tracked: TrackingMeter | None = None,
+    ) -> None:
         self.device, self._counters = device, counters
+        self._snapshots, self._tracking = snapshots, tracked or TrackingMeter(0)
+        self.tracked_steps = max(self._tracking.tracked_steps, snapshots.steps if snapshots else 0)
         self._model: nn.Module | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._before = (0, 0)
@@ -118,7 +144,14 @@ class AcceleratorMeter(Meter):
         batches: Sequence[tuple[Tensor, Tensor]],
     ) -> Iterator[None]:
         self._model, self._optimizer = model, optimizer
-        yield
+        with self._tracking.step(number, model, optimizer, batches):
+            yield
+        if self._snapshots is not None:
+            self._snapshots.after(number)
+
+    @property
+    def tracked(self) -> Report | None:
+        return self._tracking.tracked
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -156,8 +189,6 @@ class AcceleratorMeter(Meter):
             "retries": statistics.get("num_alloc_retries"),
             "ooms": statistics.get("num_ooms"),
             "rss_peak": resident_peak(),
-            "estimate": None,
-            "estimate_ratio": None,
         }
 
 

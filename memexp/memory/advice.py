@@ -1,0 +1,49 @@
+"""What a run that ran out of memory is told: what it was estimated to take, and the settings that would fit."""
+
+import os
+
+import torch
+from omegaconf import DictConfig
+
+from memexp.config import ConfigError
+from memexp.memory.estimate import trace
+from memexp.memory.limit import answer
+from memexp.units import parse_bytes, shown_bytes
+
+
+def after_out_of_memory(cfg: DictConfig, device: torch.device) -> str:
+    """The estimate beside what the device has (or memory.limit), and overrides that the estimate says would fit."""
+    given = cfg.memory.limit
+    limit = capacity(device) if given is None else parse_bytes(given)
+    peak = trace(cfg).report.peak
+    head = f"estimate: {shown_bytes(peak)} at the peak, of {shown_bytes(limit)} ({device if given is None else 'memory.limit'})"
+    if peak <= limit:
+        return (
+            f"{head}\nthat should fit: other processes, scratch space inside kernels or a fragmented allocator took the "
+            "rest; on CUDA try PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
+        )
+    try:
+        found = answer(cfg, limit)
+    except ConfigError as error:
+        return f"{head}\n{error}"
+    options = []
+    if 0 < found.batch < cfg.batch_size:
+        options.append(
+            f"batch_size={found.batch} ({shown_bytes(found.batch_peak)}); accumulate makes up for a smaller one"
+        )
+    options += [
+        f"backprop={name} ({shown_bytes(peak)})"
+        for name, peak, _ in sorted(found.strategies, key=lambda strategy: strategy[2])
+        if peak <= limit and name != cfg.backprop.name
+    ]
+    if found.depth and found.depth < cfg.model.depth:
+        options.append(f"model.depth={found.depth}")
+    return "\n".join([head, *(f"would fit: {option}" for option in options)])
+
+
+def capacity(device: torch.device) -> int:
+    """Bytes of memory of a device; of the CPU, those of the machine."""
+    if device.type == "cpu":
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    _, total = torch.accelerator.get_memory_info(device) if hasattr(torch.accelerator, "get_memory_info") else (0, 0)
+    return int(total or torch.get_device_module(device).get_device_properties(device).total_memory)
