@@ -14,7 +14,7 @@ from memexp.units import parse_bytes, shown_bytes
 def after_out_of_memory(cfg: DictConfig, device: torch.device) -> str:
     """The estimate beside what the device has (or memory.limit), and overrides that the estimate says would fit."""
     given = cfg.memory.limit
-    limit = capacity(device) if given is None else parse_bytes(given)
+    limit, source = (capacity(device), str(device)) if given is None else (parse_bytes(given), "memory.limit")
     peak = trace(cfg).report.peak
     head = f"estimate: {shown_bytes(peak)} at the peak, of {shown_bytes(limit)} ({device if given is None else 'memory.limit'})"
     if peak <= limit:
