@@ -259,6 +259,8 @@ def _train(results: dict[str, Any], cfg: DictConfig, trainer: Trainer, go_on: bo
     if cfg.report.tsne:
         trainer.picture = _tsne(trainer, cfg.report.tsne_epochs, cfg.seed)
     watched = trainer.train()
+    if cfg.memory.timeline:
+        _timeline(trainer)
     results["stages"]["train"] = {
         **watched.as_dict(),
         "split": trainer.watched_name,
@@ -295,6 +297,22 @@ def _tsne(trainer: Trainer, epochs: Sequence[int] | None, seed: int) -> Callable
             trainer.board.figure("t-SNE of test images", trainer.progress.step, figure)
 
     return picture
+
+
+def _timeline(trainer: Trainer) -> None:
+    """Draws live memory over the last tracked training step, as plots/timeline.png and in TensorBoard."""
+    from memexp.report import timeline  # matplotlib takes its time to import
+
+    if trainer.meter.tracked is None:
+        log.warning("memory.timeline: no training step was left to follow; resumed runs follow their own first ones")
+        return
+    figure = timeline.draw(trainer.meter.tracked)
+    plots = trainer.directory.path / "plots"
+    plots.mkdir(exist_ok=True)
+    figure.savefig(plots / "timeline.png", dpi=150)
+    log.info("memory over a training step: %s", plots / "timeline.png")
+    if trainer.board is not None:
+        trainer.board.figure("memory over a training step", trainer.progress.step, figure)
 
 
 def _plan(cfg: DictConfig, trainer: Trainer, before: dict[str, Any] | None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ def after_out_of_memory(cfg: DictConfig, device: torch.device) -> str:
     given = cfg.memory.limit
     limit, source = (capacity(device), str(device)) if given is None else (parse_bytes(given), "memory.limit")
     peak = trace(cfg).report.peak
-    head = f"estimate: {shown_bytes(peak)} at the peak, of {shown_bytes(limit)} ({device if given is None else 'memory.limit'})"
+    head = f"estimate: {shown_bytes(peak)} at the peak, of {shown_bytes(limit)} ({source})"
     if peak <= limit:
         return (
             f"{head}\nthat should fit: other processes, scratch space inside kernels or a fragmented allocator took the "

@@ -37,7 +37,8 @@ class Storage:
 class Report:
     """What was seen: bytes at the peak, who held them, FLOPs, and the live bytes over time.
 
-    timeline: one entry per allocation or release: (operation, bytes by category).
+    timeline: one entry per allocation or release: (operation, bytes by category). entered: where in it tracking began, once
+    for each time that the tracker was entered.
     kept: bytes of activations when backward began, at most over the steps.
     flops_backward: all of backward; flops_recomputed: the part of it in which modules ran forward once more.
     """
@@ -51,6 +52,7 @@ class Report:
     flops_backward: int
     flops_recomputed: int
     timeline: list[tuple[str, dict[str, int]]] = field(repr=False)
+    entered: list[int] = field(repr=False)
 
     @property
     def macs_forward(self) -> int:
@@ -68,7 +70,7 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data without the timeline."""
-        return {key: value for key, value in vars(self).items() if key != "timeline"}
+        return {key: value for key, value in vars(self).items() if key not in ("timeline", "entered")}
 
 
 class Tracker(TorchDispatchMode):
@@ -90,6 +92,7 @@ class Tracker(TorchDispatchMode):
         self._live: dict[int, int] = {}  # storage address -> index of its record
         self._references: dict[int, weakref.ref[Any]] = {}
         self._events: list[tuple[int, int, str]] = []  # record, change in bytes, operation
+        self._entered: list[int] = []
         self._modules: list[str] = []
         self._names = {module: name for name, module in model.named_modules()} if model is not None else {}
         self._hooks: list[Any] = []
@@ -110,6 +113,7 @@ class Tracker(TorchDispatchMode):
         self._known(inputs, "input")
 
     def __enter__(self) -> Self:
+        self._entered.append(len(self._events))
         self._hooks = [
             register_module_forward_pre_hook(self._into_module),
             register_module_forward_hook(self._out_of_module, always_call=True),
@@ -193,6 +197,7 @@ class Tracker(TorchDispatchMode):
             flops_backward=self._flops["backward"],
             flops_recomputed=self._flops["recomputed"],
             timeline=timeline,
+            entered=list(self._entered),
         )
 
     def _see(self, tensor: Tensor, operation: str, category: str = "temporary") -> int | None:

@@ -1,0 +1,32 @@
+"""Live memory over one training step, by category."""
+
+from matplotlib.figure import Figure
+
+from memexp.memory.tracker import CATEGORIES, Report
+from memexp.report.plots import COLOURS
+
+
+def draw(report: Report) -> Figure:
+    """The last training step that `report` follows, operation by operation; the peak is marked."""
+    start = report.entered[-1]
+    shown = report.timeline[max(0, start - 1) :]  # what stands at its beginning, and every change
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    axes = figure.subplots()
+    series = [[held.get(category, 0) / 2**20 for _, held in shown] for category in CATEGORIES]
+    axes.stackplot(range(len(shown)), series, labels=CATEGORIES, colors=COLOURS[: len(CATEGORIES)], step="post")
+    totals = [sum(column) for column in zip(*series, strict=True)]
+    at = max(range(len(totals)), key=totals.__getitem__)
+    axes.annotate(
+        f"{totals[at]:.1f} MiB at {shown[at][0]}",
+        (at, totals[at]),
+        xytext=(0, 12),
+        textcoords="offset points",
+        ha="left" if at < len(shown) / 2 else "right",
+        arrowprops={"arrowstyle": "-"},
+    )
+    axes.set(xlabel="allocations and releases of one training step", ylabel="live memory (MiB)")
+    axes.set_xlim(0, max(1, len(shown) - 1))
+    axes.set_ylim(0, 1.15 * totals[at])
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
