@@ -363,7 +363,8 @@ def _describe(results: dict[str, Any], cfg: DictConfig, trainer: Trainer) -> Non
     results["parameters"] = sum(p.numel() for p in trainer.network.parameters())
     results["macs"] = macs_per_image(trainer.network, trainer.splits.shape)
     if trainer.world.is_main:
-        results["memory"] = {"estimate": _estimate(cfg)}
+        # a budget's plan is an estimate already, made with times that were measured
+        results["memory"] = {"estimate": results["strategy"].get("predicted_peak") or _estimate(cfg)}
     log.info(
         "model: %s, %s parameters, backprop %s", results["model"], f"{results['parameters']:,}", results["backprop"]
     )

@@ -73,6 +73,7 @@ def _breakdown(cfg: DictConfig, found: dict[str, Any]) -> str:
             f"  {name or '(outside)':<14} {shown_bytes(size):>12}"
             for name, size in list(found["by_module"].items())[:8]
         ),
+        *([_plan(found["plan"])] if found["plan"] else []),
         f"kept for backward {shown_bytes(found['kept_for_backward']):>11}; streams at the boundaries of stages "
         f"{shown_bytes(found['boundaries'])}",
         f"parameters       {found['parameters']:,}",
@@ -81,6 +82,14 @@ def _breakdown(cfg: DictConfig, found: dict[str, Any]) -> str:
         f"not in it: {NOT_IN_IT}",
     ]
     return "\n".join(lines)
+
+
+def _plan(plan: dict[str, Any]) -> str:
+    steps = "; ".join(", ".join(map(str, stored)) or "none" for stored in plan["stored_steps"])
+    return (
+        f"plan for {shown_bytes(plan['budget'])} (least {shown_bytes(plan['least_peak'])}, all stored "
+        f"{shown_bytes(plan['stored_peak'])}): steps that are stored: {steps}"
+    )
 
 
 def _fits(cfg: DictConfig, found: Answer) -> list[str]:

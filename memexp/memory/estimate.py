@@ -49,10 +49,16 @@ def estimate(cfg: DictConfig) -> dict[str, Any]:
 
     Bytes: peak, at_peak (by category), by_module (at the peak), kept_for_backward, boundaries. Adds-multiplies of a step:
     macs_forward, macs_backward. recompute_ratio: forward passes done again in backward. operation: the one at the peak.
+    plan: with backprop=budget, the stored steps of each Chain, chosen by MACs, the budget, and the least and the stored peak.
 
     Raises ConfigError where the model, the optimizer or the data set's description does not fit.
     """
-    found = trace(cfg)
+    found, plan = trace(cfg), None
+    if cfg.backprop.name == "budget":
+        from memexp.memory import planner  # which traces, as this module does
+
+        plan = planner.plan(cfg)
+        found = trace(cfg, plan.apply)
     report = found.report
     return {
         "peak": report.peak,
@@ -67,6 +73,7 @@ def estimate(cfg: DictConfig) -> dict[str, Any]:
         "recompute_ratio": report.recompute_ratio,
         "batch_size": cfg.batch_size,
         "accumulate": cfg.accumulate,
+        "plan": plan.as_dict() if plan else None,
     }
 
 

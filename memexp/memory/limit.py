@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from memexp import data
 from memexp.config import ConfigError
 from memexp.memory.estimate import trace
+from memexp.memory.planner import plan
 from memexp.models.layout import LARGE
 from memexp.models.resnet import IMAGENET as RESNETS
 from memexp.models.revnet import IMAGENET as REVNETS
@@ -23,7 +24,8 @@ DEEPEST = 1000  # layers beyond which a depth is not traced
 class Answer:
     """For one configuration and one limit in bytes.
 
-    batch: the largest that fits, in `batch_peak` bytes, 0 where not even one image does. depth: the largest, None where
+    batch: the largest that fits, in `batch_peak` bytes, 0 where not even one image does; with backprop=budget that of its
+    least plan. depth: the largest, None where
     the model has none to choose; depth_is_more: it may be more, as deeper ones were not traced. strategies: (name, peak, adds-
     multiplies) of each that is valid for the model, at the batch asked for.
     """
@@ -44,16 +46,18 @@ class Answer:
     def fastest(self) -> str | None:
         """The strategy that fits with the fewest adds-multiplies."""
         fitting = [(macs, name) for name, peak, macs in self.strategies if peak <= self.limit]
-        return min(fitting)[1] if fitting else None
+        return min(fitting, key=lambda pair: pair[0])[1] if fitting else None  # of equals the first, which is simplest
 
 
 def answer(cfg: DictConfig, limit: int) -> Answer:
     """Raises ConfigError, saying what the least is, where no batch fits with any strategy."""
-    strategies = [(name, *_cost(_with_strategy(cfg, name))) for name in _strategies(cfg)]
-    peak = trace(cfg).report.peak
+    strategies = [(name, *_cost(_with_strategy(cfg, name, limit))) for name in _strategies(cfg)]
+    peak, _ = _cost(cfg)
     batch, batch_peak = largest(lambda size: trace(_with(cfg, "batch_size", size)).report.peak, limit, cfg.batch_size)
     if batch == 0:
-        least = min(trace(_with(_with_strategy(cfg, name), "batch_size", 1)).report.peak for name in _strategies(cfg))
+        least = min(
+            trace(_with(_with_strategy(cfg, name, limit), "batch_size", 1)).report.peak for name in _strategies(cfg)
+        )
         if least > limit:
             raise ConfigError(
                 [
@@ -128,7 +132,8 @@ def _strategies(cfg: DictConfig) -> tuple[str, ...]:
 
 
 def _cost(cfg: DictConfig) -> tuple[int, int]:
-    report = trace(cfg).report
+    """Peak bytes and adds-multiplies of a training step, with its plan where backprop=budget."""
+    report = (trace(cfg, plan(cfg).apply) if cfg.backprop.name == "budget" else trace(cfg)).report
     return report.peak, report.macs_forward + report.macs_backward
 
 
@@ -138,10 +143,11 @@ def _with(cfg: DictConfig, key: str, value: Any) -> DictConfig:
     return changed
 
 
-def _with_strategy(cfg: DictConfig, name: str) -> DictConfig:
-    """The strategy with its own defaults, or as configured where it is the configured one."""
-    if name == cfg.backprop.name:
-        return cfg
+def _with_strategy(cfg: DictConfig, name: str, limit: int) -> DictConfig:
+    """The strategy with its own defaults, or as configured where it is the configured one; a budget is given `limit`."""
     changed = cfg.copy()
-    changed.backprop = OmegaConf.load(CONF / "backprop" / f"{name}.yaml")
+    if name != cfg.backprop.name:
+        changed.backprop = OmegaConf.load(CONF / "backprop" / f"{name}.yaml")
+    if name == "budget":
+        changed.backprop.limit = f"{limit}B"
     return changed

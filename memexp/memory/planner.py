@@ -43,6 +43,14 @@ class Plan:
     most: int
     saved: float
 
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "stored_steps": [sorted(steps) for steps in self.stored],
+            "budget": self.budget,
+            "least_peak": self.least,
+            "stored_peak": self.most,
+        }
+
     def apply(self, model: nn.Module) -> None:
         for module, stored in zip(_chains(model), self.stored, strict=True):
             assert isinstance(module.strategy, Budget)

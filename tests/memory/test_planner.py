@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import memexp
+from memexp.memory.limit import answer
 from memexp.memory.planner import choose, plan
 
 SMALL = ["dataset=digits", "dataset.limit=64", "dataset.test_limit=10", "batch_size=8", "device=cpu", "monitor_every=0"]
@@ -52,6 +53,7 @@ def test_a_run_takes_what_was_predicted_and_a_resumed_one_keeps_its_plan(tmp_pat
     results = memexp.run(cfg, tmp_path)
     strategy = results["strategy"]
     assert results["memory"]["peak"] == strategy["predicted_peak"] <= strategy["budget"]
+    assert results["memory"]["estimate_ratio"] == 1
     assert strategy["least_peak"] < strategy["predicted_peak"] < strategy["stored_peak"]
     assert strategy["predicted_step_time"] > 0
     assert 0 < len(strategy["stored_steps"][0]) < 9
@@ -70,3 +72,24 @@ def test_a_budget_gives_the_gradients_of_stored_bit_for_bit_when_exact(tmp_path)
         memexp.run(cfg, tmp_path / name)
         weights.append(torch.load(tmp_path / name / "checkpoints" / "last.pt", weights_only=True)["model"])
     assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+
+
+def test_the_estimate_of_a_budget_is_that_of_its_plan():
+    def found(*more: str) -> dict:
+        return memexp.estimate(memexp.compose([*SMALL, *REVNET, *more]))
+
+    least, stored = found("backprop=reversible")["peak"], found("backprop=stored")["peak"]
+    between = found("backprop=budget", "backprop.limit=0.6")
+    assert least < between["peak"] <= between["plan"]["budget"] == round(0.6 * stored)
+    assert (between["plan"]["least_peak"], between["plan"]["stored_peak"]) == (least, stored)
+    assert 0 < len(between["plan"]["stored_steps"][0]) < 9
+    assert 0 < between["recompute_ratio"] < found("backprop=reversible")["recompute_ratio"]
+
+
+def test_what_fits_a_limit_best_is_a_budget_of_that_limit():
+    cfg = memexp.compose([*SMALL, *REVNET, "backprop=reversible"])
+    stored = memexp.estimate(memexp.compose([*SMALL, *REVNET, "backprop=stored"]))["peak"]
+    between = answer(cfg, int(0.8 * stored))
+    assert between.fastest == "budget"
+    assert {name: peak for name, peak, _ in between.strategies}["budget"] <= int(0.8 * stored)
+    assert answer(cfg, stored).fastest == "stored"
