@@ -218,3 +218,15 @@ def test_processes_share_the_images(root, group, options):
     assert list(map(sorted, together)) == list(map(sorted, labels(0, 1, 8)))
     with pytest.raises(DataError, match="40 training images cannot be divided over 41 processes"):
         labels(0, 41, 1)
+
+
+def test_each_streamed_image_and_epoch_has_an_augmentation_of_its_own(tmp_path):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8))
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(4):
+                picture.save(tmp_path / split / name / f"{i}.png")
+    train = load(tmp_path, *STREAMED, group="imagefolder", batch_size=8).train
+    crops = [image.numpy().tobytes() for epoch in (0, 1) for images, _ in train.epoch(epoch) for image in images]
+    assert len(set(crops)) == 16
