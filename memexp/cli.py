@@ -236,6 +236,43 @@ def _estimate(arguments: list[str]) -> int:
     return 0
 
 
+def _bench(arguments: list[str]) -> int:
+    parser = _parser(
+        "bench",
+        "Step time and peak memory of several strategies and budgets side by side, each in a process of its own, on random "
+        "images.\nA table, bench.json, and a plot of peak memory against step time are written to outputs/bench/.",
+        "memexp bench model=revnet model.depth=110 dataset=cifar10 batch_size=100\n"
+        "  memexp bench model=revnet --budgets 10 --steps 20            the curve of memory against time\n"
+        "  memexp bench model=resnet --strategies stored,checkpointed precision=bf16",
+    )
+    parser.add_argument("overrides", nargs="*", help="key=value, backprop left out")
+    parser.add_argument("--strategies", type=lambda text: text.split(","), help="by default all that fit the model")
+    parser.add_argument("--budgets", type=_count, default=0, metavar="N", help="budgets between least and stored peak")
+    parser.add_argument("--steps", type=_count, default=10, metavar="N", help="timed training steps of a case (10)")
+    parser.add_argument("--output", type=Path, help="by default outputs/bench/<time>")
+    options = parser.parse_intermixed_args(arguments)
+    if options.steps < 1:
+        parser.error("--steps: at least 1")
+    import time
+
+    from memexp.memory import bench
+    from memexp.report import tables
+
+    cases = bench.cases(options.overrides, options.strategies, options.budgets)
+    bench.measure(cases, options.steps, say=lambda text: print(text, flush=True))
+    shown = bench.table(cases)
+    directory = options.output or Path("outputs") / "bench" / time.strftime("%Y-%m-%d_%H-%M-%S")
+    written = bench.write(cases, directory, tables.markdown(shown))
+    print(tables.terminal(shown), *written, sep="\n")
+    return int(any(case.error for case in cases))
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
 def _report(arguments: list[str]) -> int:
     parser = _parser(
         "report",
@@ -294,6 +331,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], Any]]] = {
     "resume": ("go on with a stopped run, in its own directory", _resume),
     "evaluate": ("accuracy of a run's checkpoint, on any split", _evaluate),
     "report": ("tables and plots of finished runs", _report),
+    "bench": ("step time and peak memory of several strategies side by side", _bench),
     "experiments": ("list the published results that are one command each", _experiments),
 }
 

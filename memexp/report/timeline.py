@@ -13,7 +13,9 @@ def draw(report: Report) -> Figure:
     figure = Figure(figsize=(10, 5), layout="constrained")
     axes = figure.subplots()
     series = [[held.get(category, 0) / 2**20 for _, held in shown] for category in CATEGORIES]
-    axes.stackplot(range(len(shown)), series, labels=CATEGORIES, colors=COLOURS[: len(CATEGORIES)], step="post")
+    axes.stackplot(
+        range(len(shown)), series, labels=CATEGORIES, colors=[*COLOURS[: len(CATEGORIES) - 1], "#999999"], step="post"
+    )
     totals = [sum(column) for column in zip(*series, strict=True)]
     at = max(range(len(totals)), key=totals.__getitem__)
     axes.annotate(

@@ -1,0 +1,84 @@
+"""One case of `memexp bench`, in a process of its own: python -m memexp.memory.case STEPS OVERRIDE...
+
+The training step of the configuration runs on random images of the data set's size, so that nothing of loading, augmentation
+or evaluation is in the figures. The last line of the output is the result as JSON.
+"""
+
+import functools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.nn import functional
+
+from memexp import data, optim, runner
+from memexp.config import compose
+from memexp.memory import planned
+from memexp.memory.meter import Meter
+from memexp.training import distribution
+from memexp.training.distribution import World
+from memexp.training.precision import Precision
+from memexp.training.step import train_step
+
+TRACKED = 2  # steps whose memory is followed on a device that does not count it: the second has the optimizer's state
+WARM_UP = 2  # steps after these that are not timed
+
+
+def carry_out(cfg: DictConfig, steps: int) -> dict[str, Any]:
+    """Memory (as in results.json), strategy (with a budget: plan and prediction), and the times of `steps` steps in seconds:
+    their median and quartiles."""
+    torch.manual_seed(cfg.seed)
+    device = distribution.choose_device(cfg.device, World.from_environment())
+    classes, shape = data.describe(cfg.dataset)
+    network = runner.build_model(cfg, classes, shape).to(device)
+    if cfg.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    model: nn.Module = torch.compile(network) if cfg.compile else network  # type: ignore[assignment]
+    optimizer = optim.build(cfg.optimizer, network)
+    precision = Precision(cfg.precision.name, device)
+    loss = functools.partial(functional.cross_entropy, label_smoothing=cfg.label_smoothing)
+
+    def batch() -> tuple[Tensor, Tensor]:
+        images = torch.randn(cfg.batch_size, *shape).contiguous(memory_format=torch.channels_last)
+        return images.to(device), torch.randint(classes, (cfg.batch_size,)).to(device)
+
+    batches = [batch() for _ in range(cfg.accumulate)]
+    meter = Meter.for_device(device, TRACKED)
+    strategy: dict[str, Any] = {}
+    if cfg.backprop.name == "budget":
+        with meter.aside():
+            strategy = planned.set_up(cfg, network, loss, batches[0], precision, {})
+    synchronise: Callable[[], object] = torch.accelerator.synchronize if device.type != "cpu" else lambda: None
+    times = []
+    latest: Tensor | None = None  # the training loop holds a loss until the next step is done, too
+    for number in range(TRACKED + WARM_UP + steps):
+        synchronise()
+        started = time.perf_counter()
+        with meter.step(number, network, optimizer, batches):
+            latest = train_step(model, loss, optimizer, batches, precision, cfg.clip_grad)
+        synchronise()
+        times.append(time.perf_counter() - started)
+    del latest
+    times = times[TRACKED + WARM_UP :]
+    quartiles = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3
+    images = cfg.batch_size * cfg.accumulate
+    return {
+        "memory": meter.results(),
+        "strategy": strategy,
+        "time": {
+            "step_median": quartiles[1],
+            "step_quartiles": [quartiles[0], quartiles[2]],
+            "steps_measured": steps,
+            "images_per_second": images / quartiles[1],
+        },
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(carry_out(compose(sys.argv[2:]), int(sys.argv[1]))))

@@ -1,0 +1,84 @@
+"""Strategies side by side: the cases, a process each, the table and the plot."""
+
+import json
+
+import pytest
+
+import memexp
+from memexp.cli import main
+from memexp.config import ConfigError
+from memexp.memory import bench
+
+REVNET = ["model=revnet", "model.units=[3,3]", "model.channels=[8,8,16]", "dataset=digits", "batch_size=4"]
+
+
+def names(cases):
+    return [case.name for case in cases]
+
+
+def test_cases_are_what_the_model_allows_and_budgets_lie_between_the_ends():
+    cases = bench.cases(REVNET, None, 2)
+    assert names(cases)[:3] == ["stored", "checkpointed", "reversible"]
+    least, stored = (
+        memexp.estimate(memexp.compose([*REVNET, f"backprop={name}"]))["peak"] for name in ("reversible", "stored")
+    )
+    limits = [memexp.compose(case.overrides).backprop.limit for case in cases[3:]]
+    third = (stored - least) / 3
+    assert [float(limit.removesuffix("B")) for limit in limits] == pytest.approx(
+        [least + third, least + 2 * third], abs=1
+    )
+    assert names(bench.cases(["model=torchvision", "model.arch=squeezenet1_1"], None, 0)) == ["stored"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "strategies", "message"),
+    [
+        (["backprop=stored"], None, "name them with --strategies"),
+        (["model=vgg16"], ["reversible"], "'reversible' is not valid for model=vgg16"),
+        (["batch_size=0"], None, "batch_size: 0 is not allowed"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_runs(overrides, strategies, message):
+    with pytest.raises(ConfigError, match=message):
+        bench.cases([*REVNET, *overrides], strategies, 0)
+
+
+def test_a_case_that_fails_is_a_row_that_says_why(tmp_path):
+    broken = bench.Case("broken", [*REVNET, "device=cuda:99"])
+    said = []
+    bench.measure([broken], 2, said.append)
+    assert said == ["case 1/1: broken"]
+    assert broken.error.startswith("exit status 1: ")
+    assert "cuda:99" in broken.error
+    assert bench.table([broken]).rows[0][:2] == ["broken", broken.error]
+    bench.write([broken], tmp_path / "found", "the table")
+    assert json.loads((tmp_path / "found" / "bench.json").read_text())[0]["error"] == broken.error
+    assert not (tmp_path / "found" / "pareto.png").exists()  # no points, no curve
+
+
+def test_the_plot_joins_the_budgets_and_the_ends():
+    def done(name, peak, seconds, strategy=None):
+        result = {"memory": {"peak": peak}, "strategy": strategy or {}}
+        result["time"] = {"step_median": seconds, "step_quartiles": [seconds, seconds]}
+        return bench.Case(name, [], result)
+
+    budgets = [done("budget 2 MB", 2e6, 0.25, {"budget": 2e6}), done("budget 1.5 MB", 1.5e6, 0.35, {"budget": 1.5e6})]
+    axes = bench.pareto([done("stored", 3e6, 0.2), done("reversible", 1e6, 0.4), *budgets]).axes[0]
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert lines["budget"] == [[1.5, 350], [2, 250]]
+    assert lines["straight line between the ends"] == [[1, 400], [3, 200]]
+
+
+def test_the_command_measures_a_budget_and_writes_its_findings(tmp_path, capsys):
+    arguments = ["bench", *REVNET, "device=cpu", "--strategies", "reversible", "--budgets", "1", "--steps", "1"]
+    assert main([*arguments, "--output", str(tmp_path / "found")]) == 0
+    found = {
+        entry["name"].split()[0]: entry["result"] for entry in json.loads((tmp_path / "found/bench.json").read_text())
+    }
+    budget = found["budget"]
+    assert budget["memory"]["peak"] == budget["strategy"]["predicted_peak"] <= budget["strategy"]["budget"]
+    assert found["reversible"]["memory"]["peak"] == budget["strategy"]["least_peak"]
+    assert (tmp_path / "found" / "pareto.svg").exists()
+    assert "predicted peak" in capsys.readouterr().out
+    assert all(entry["time"]["step_median"] > 0 for entry in found.values())
+    assert main(["bench", "--steps", "0"]) == 2
