@@ -21,7 +21,7 @@ class CasesSweeper(BasicSweeper):
         cases: Sequence[Sequence[str]] | None = None,
     ) -> None:
         super().__init__(max_batch_size, params)
-        if cases is not None and not (cases and all(isinstance(case, Sequence) and len(case) for case in cases)):
+        if cases is not None and not (cases and all(case and not isinstance(case, str) for case in cases)):
             raise ConfigError(
                 [f"hydra.sweeper.cases: {cases!r} is not allowed; it takes a list of lists of overrides."]
             )

@@ -144,11 +144,15 @@ def test_a_finished_run_and_one_in_use_are_not_overwritten():
 
 
 def test_a_checkpoint_is_evaluated_on_any_split_and_a_damaged_one_is_named():
-    memexp("train", *TINY, "max_steps=3", "dataset.val_fraction=0.25", "hydra.run.dir=run")
+    memexp("train", *TINY, "max_steps=2", "dataset.val_fraction=0.25", "ema=0.9", "hydra.run.dir=run")
     out, _ = memexp("evaluate", "run")
     assert f"top-1 {results('run')['accuracy']['top1']:.2f} %" in out
     out, _ = memexp("evaluate", "run", "--split", "val", "--checkpoint", "best")
     assert "on 24 images" in out
+    assert f"top-1 {results('run')['stages']['train']['top1']:.2f} %, " in out
+    assert (
+        f"loss {results('run')['stages']['train']['loss']:.4f} " in out
+    )  # of the averaged weights, as best.pt has them
     _, err = memexp("evaluate", "run", "model.depth=14", status=1)
     assert "of another network" in err
     path = Path("run/checkpoints/last.pt")

@@ -1,0 +1,33 @@
+"""Cases that go together, each with every combination of what is swept."""
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from memexp.config import ConfigError
+from memexp.sweeper import CasesSweeper
+
+
+def jobs(sweeper: CasesSweeper, *overrides: str, size: int | None = None) -> list[list[list[str]]]:
+    return sweeper.split_arguments(OverridesParser.create().parse_overrides(list(overrides)), size)
+
+
+def test_each_case_is_crossed_with_each_combination_and_the_command_line_wins():
+    sweeper = CasesSweeper(cases=[["model=resnet", "model.depth=32"], ["model=revnet"]])
+    assert jobs(sweeper, "seed=0,1", "model.depth=8") == [
+        [
+            ["model=resnet", "model.depth=32", "seed=0", "model.depth=8"],
+            ["model=revnet", "seed=0", "model.depth=8"],
+            ["model=resnet", "model.depth=32", "seed=1", "model.depth=8"],
+            ["model=revnet", "seed=1", "model.depth=8"],
+        ]
+    ]
+
+
+def test_without_cases_it_is_the_basic_sweep():
+    assert jobs(CasesSweeper(), "a=1,2", "b=3", size=1) == [[["a=1", "b=3"]], [["a=2", "b=3"]]]
+
+
+@pytest.mark.parametrize("cases", [[], ["model=resnet"], [[]]])
+def test_cases_that_are_no_lists_of_overrides_are_refused(cases):
+    with pytest.raises(ConfigError, match=r"hydra\.sweeper\.cases"):
+        CasesSweeper(cases=cases)
