@@ -314,7 +314,7 @@ GROUPS: dict[str, dict[str, type]] = {
 }
 
 # What an experiment may measure without a training run: the modules of memexp.studies.
-STUDIES = ("gradient_error", "linear_ode", "parameters")
+STUDIES = ("gradient_error", "linear_ode", "parameters", "summary")
 
 # The strategies that are mathematically valid for a network; a user's own network is not restricted here.
 STRATEGIES = {

@@ -11,6 +11,8 @@ from memexp.config import ConfigError
 from memexp.memory import command
 from memexp.memory.limit import answer, largest
 from memexp.memory.summary import summarise
+from memexp.report.collect import find, group
+from memexp.report.published import compare
 from memexp.units import parse_bytes
 
 SMALL = ["dataset=digits", "dataset.limit=64", "dataset.test_limit=10", "batch_size=8", "device=cpu", "monitor_every=0"]
@@ -137,3 +139,12 @@ def test_a_sweep_becomes_a_table_and_plots(tmp_path, monkeypatch):
     assert text.count("estimated") == 1
     assert len(list(tmp_path.glob("outputs/estimate/*/memory-depth.png"))) == 1
     assert len(list(tmp_path.glob("outputs/estimate/*/memory-batch.png"))) == 1
+
+
+def test_the_experiment_of_layer_tables_stands_beside_what_torchsummary_prints(tmp_path):
+    for name, more in (("vgg16", ["model=vgg16"]), ("resnet", ["model=torchvision", "model.arch=resnet152"])):
+        memexp.run(memexp.compose(["experiment=vgg16/summary", *more]), tmp_path / name)
+        assert "estimated total (MB)" in (tmp_path / name / "summary.txt").read_text()
+    rows = compare("vgg16/summary", group(find([tmp_path])[0])).rows
+    assert len(rows) == 10
+    assert all(float(difference) == 0 for *_, difference in rows), rows
