@@ -5,13 +5,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 _equal = torch.ops.aten.equal.default
 _item = torch.ops.aten._local_scalar_dense.default
+_batch_norm = torch.ops.aten.native_batch_norm.default
 
 
 @contextmanager
@@ -59,7 +60,19 @@ class _Answers(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded in func.tags:
             with _disable_current_modes():
                 torch.rand(())
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        return _with_full_statistics(args, out) if func is _batch_norm else out
+
+
+def _with_full_statistics(args: Any, out: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Batch statistics kept for backward are in the parameters' float32 where the input is in half precision.
+
+    So it is in the kernels; FakeTensor's rule for native_batch_norm gives them the input's dtype.
+    """
+    parameters = [tensor for tensor in args[1:5] if isinstance(tensor, Tensor)]
+    if any(p.dtype is torch.float32 for p in parameters) and out[1].dtype is not torch.float32:
+        return out[0], *(torch.empty_like(statistic, dtype=torch.float32) for statistic in out[1:])
+    return out
 
 
 def channels_last(model: nn.Module) -> nn.Module:

@@ -122,7 +122,7 @@ def choose(kept: Sequence[int], gains: Sequence[float], capacities: Sequence[int
 
 @dataclass
 class Steps:
-    """Where each step of every Chain begins and ends, in events of the tracker, in the last training step traced."""
+    """Where each step of every Chain begins and ends, in events of the tracker, in the last forward and backward pass."""
 
     lengths: list[int]
     before: list[int] = field(default_factory=list)
@@ -174,8 +174,10 @@ def _follow(cfg: DictConfig, everything: bool) -> tuple[Steps, Trace]:
     @contextmanager
     def observe(model: nn.Module, tracker: Tracker) -> Iterator[None]:
         steps = found[0]
-        steps.before, steps.after, steps.backward, steps.flops = [], [], {}, []  # of the last training step
-        hooks = []
+
+        def begins(*_: Any) -> None:
+            if not tracker.in_backward:  # the last of accumulated batches counts: the gradients stand beside it
+                steps.before, steps.after, steps.backward, steps.flops = [], [], {}, []
 
         def enters(*_: Any) -> None:
             if not tracker.in_backward:
@@ -194,6 +196,7 @@ def _follow(cfg: DictConfig, everything: bool) -> tuple[Steps, Trace]:
 
             return mark
 
+        hooks = [_chains(model)[0][0].register_forward_pre_hook(begins)]
         for index, step in enumerate(chain.from_iterable(_chains(model))):
             hooks += [step.register_forward_pre_hook(enters), step.register_forward_hook(leaves)]
             hooks += [module.register_forward_pre_hook(again(index)) for module in step.modules()]

@@ -86,6 +86,21 @@ def test_the_estimate_of_a_budget_is_that_of_its_plan():
     assert 0 < between["recompute_ratio"] < found("backprop=reversible")["recompute_ratio"]
 
 
+def test_accumulated_batches_are_planned_for_the_last_when_gradients_stand_beside_it(tmp_path):
+    overrides = [
+        *SMALL,
+        *REVNET,
+        "backprop=budget",
+        "backprop.limit=0.6",
+        "accumulate=2",
+        "max_steps=2",
+        "memory.steps=2",
+    ]
+    results = memexp.run(memexp.compose(overrides), tmp_path)
+    assert results["memory"]["peak"] == results["strategy"]["predicted_peak"] <= results["strategy"]["budget"]
+    assert 0 < len(results["strategy"]["stored_steps"][0]) < 9
+
+
 def test_what_fits_a_limit_best_is_a_budget_of_that_limit():
     cfg = memexp.compose([*SMALL, *REVNET, "backprop=reversible"])
     stored = memexp.estimate(memexp.compose([*SMALL, *REVNET, "backprop=stored"]))["peak"]

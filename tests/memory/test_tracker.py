@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 from memory_networks import network, tracked
@@ -6,6 +8,7 @@ from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
 from memexp.backprop import Chain, EulerStep
+from memexp.memory.fake import without_data
 from memexp.memory.tracker import GRANULE, Tracker, track
 
 MB = 1 << 20
@@ -151,6 +154,15 @@ def test_accumulation_without_data_is_the_same_and_keeps_the_gradients():
     ):
         assert real.report().as_dict() == fake.report().as_dict()
         assert real.report().at_peak["gradients"] == real.report().at_peak["parameters"]
+
+
+def test_statistics_of_batch_norm_stay_in_full_precision_without_data_too():
+    def kept(fake: bool) -> int:
+        with without_data() if fake else nullcontext():
+            layer, x = nn.BatchNorm1d(1024), torch.randn(2, 1024, dtype=torch.bfloat16, requires_grad=True)
+            return track(lambda: layer(x).sum().backward(), layer, inputs=[x]).kept
+
+    assert kept(fake=True) == kept(fake=False) == 2 * 4096 + 2 * GRANULE  # mean and deviation; the sum and its gradient
 
 
 def profiled_peak(step) -> int:
