@@ -94,7 +94,15 @@ class Tracker(TorchDispatchMode):
         self._events: list[tuple[int, int, str]] = []  # record, change in bytes, operation
         self._entered: list[int] = []
         self._modules: list[str] = []
-        self._names = {module: name for name, module in model.named_modules()} if model is not None else {}
+        modules = dict(model.named_modules()) if model is not None else {}
+        self._names = {module: name for name, module in modules.items()}
+        self._owners = {  # parameters and buffers -> the name of their module
+            tensor: name
+            for name, module in modules.items()
+            for tensor in (*module._parameters.values(), *module._buffers.values())
+            if tensor is not None
+        }
+        self._recomputed = ""  # the outermost module that ran forward last in this backward
         self._hooks: list[Any] = []
         self._forward: set[int] = set()  # records made since the last backward, outside of one
         self._backward = False
@@ -104,8 +112,9 @@ class Tracker(TorchDispatchMode):
         if model is not None:
             self._known(model.parameters(), "parameters")
             self._known(model.buffers(), "buffers")
-            self._known((p.grad for p in model.parameters() if p.grad is not None), "gradients")
-        self._known(self._optimizer_state(), "optimizer")
+            for p in model.parameters():
+                self._accumulated(p)
+        self._optimizer_stepped()
         self.add_inputs(inputs)
 
     def add_inputs(self, inputs: Iterable[Tensor]) -> None:
@@ -125,9 +134,7 @@ class Tracker(TorchDispatchMode):
                 if p.requires_grad
             ]
         if self._optimizer is not None:
-            self._hooks.append(
-                self._optimizer.register_step_post_hook(lambda *_: self._known(self._optimizer_state(), "optimizer"))
-            )
+            self._hooks.append(self._optimizer.register_step_post_hook(lambda *_: self._optimizer_stepped()))
         super().__enter__()
         return self
 
@@ -211,7 +218,7 @@ class Tracker(TorchDispatchMode):
         record = self._live.get(address)
         if record is None:
             record = len(self._storages)
-            self._storages.append(Storage(0, category, self._modules[-1] if self._modules else "", operation))
+            self._storages.append(Storage(0, category, self._module(), operation))
             self._live[address] = record
             self._references[address] = weakref.ref(storage, lambda _: self._die(address))
             if not self._backward:
@@ -228,12 +235,20 @@ class Tracker(TorchDispatchMode):
             self._forward.discard(record)
             self._events.append((record, -self._storages[record].bytes, self._operation))
 
-    def _known(self, tensors: Iterable[Tensor], category: str) -> None:
+    def _known(self, tensors: Iterable[Tensor], category: str, of: Tensor | None = None) -> None:
+        """of: the parameter whose gradient or state the tensors are; parameters and buffers are their own."""
         for tensor in tensors:
             record = self._see(tensor, "before", category)
             if record is not None:
                 self._storages[record].category = category
+                self._storages[record].module = self._owners.get(tensor if of is None else of, "")
                 self._forward.discard(record)
+
+    def _module(self) -> str:
+        """Whose work this is: in backward without a module, the gradient of what was recomputed last."""
+        if self._modules:
+            return self._modules[-1]
+        return self._recomputed if self._backward else ""
 
     def _begin_backward(self) -> None:
         """What forward made and backward still finds alive is activations."""
@@ -246,16 +261,16 @@ class Tracker(TorchDispatchMode):
 
     def _end_backward(self) -> None:
         self._backward = False
+        self._recomputed = ""
         self._forward.clear()
 
     def _accumulated(self, parameter: Tensor) -> None:
         if parameter.grad is not None:
-            self._known((parameter.grad,), "gradients")
+            self._known((parameter.grad,), "gradients", parameter)
 
-    def _optimizer_state(self) -> list[Tensor]:
-        if self._optimizer is None:
-            return []
-        return [value for value in tree_iter(list(self._optimizer.state.values())) if isinstance(value, Tensor)]
+    def _optimizer_stepped(self) -> None:
+        for parameter, state in self._optimizer.state.items() if self._optimizer is not None else ():
+            self._known((value for value in tree_iter(state) if isinstance(value, Tensor)), "optimizer", parameter)
 
     def _into_module(self, module: nn.Module, inputs: Any) -> None:
         outer = self._modules[-1] if self._modules else ""
@@ -263,7 +278,9 @@ class Tracker(TorchDispatchMode):
 
     def _out_of_module(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if self._modules:
-            self._modules.pop()
+            name = self._modules.pop()
+            if self._backward and not self._modules:
+                self._recomputed = name
 
 
 def track(

@@ -29,30 +29,29 @@ def centralized(gradients: Sequence[Tensor]) -> list[Tensor]:
     """`centralize_gradient` of many gradients in a few operations: those of equal fan-in are rows of one matrix."""
     found = list(gradients)
     alike: dict[tuple[int, torch.dtype, torch.device], list[int]] = {}
-    for i, g in enumerate(gradients):
-        alike.setdefault((g.numel() // max(1, g.shape[0]), g.dtype, g.device), []).append(i)
+    dense = [_dense(g) for g in gradients]
+    for i, g in enumerate(dense):
+        alike.setdefault((g.stride(0), g.dtype, g.device), []).append(i)
     for (fan_in, *_), members in alike.items():
-        matrix = torch.cat([_rows(gradients[i], fan_in) for i in members])
+        outputs = [dense[i].shape[0] for i in members]
+        # the elements of a row in whatever order they lie in memory
+        matrix = torch.cat(
+            [dense[i].as_strided((n, fan_in), (fan_in, 1)) for i, n in zip(members, outputs, strict=True)]
+        )
         matrix -= matrix.mean(1, keepdim=True)
-        start = 0
-        for i in members:
-            g = gradients[i]
-            rows, start = matrix[start : start + len(g)], start + len(g)
-            found[i] = rows.as_strided(g.shape, g.stride()) if _dense(g, fan_in) else rows.view(g.shape)
+        for i, rows in zip(members, matrix.split(outputs), strict=True):
+            found[i] = rows.as_strided(dense[i].shape, dense[i].stride())
     return found
 
 
-def _rows(gradient: Tensor, fan_in: int) -> Tensor:
-    """(outputs, fan_in), the elements of a row in whatever order they lie in memory."""
-    return (
-        gradient.as_strided((len(gradient), fan_in), (fan_in, 1)) if _dense(gradient, fan_in) else gradient.flatten(1)
+def _dense(gradient: Tensor) -> Tensor:
+    """With each output's elements together, one output after the other, as in NCHW and in NHWC memory; else a copy that is."""
+    together = gradient.is_contiguous() or (
+        gradient.ndim == 4 and gradient.is_contiguous(memory_format=torch.channels_last)
     )
-
-
-def _dense(gradient: Tensor, fan_in: int) -> bool:
-    """Whether each output's elements lie together, as in NCHW and in NHWC memory."""
-    channels_last = gradient.ndim == 4 and gradient.is_contiguous(memory_format=torch.channels_last)
-    return gradient.stride(0) == fan_in and (channels_last or gradient.is_contiguous())
+    return (
+        gradient if together and gradient.stride(0) * gradient.shape[0] == gradient.numel() else gradient.contiguous()
+    )
 
 
 class Centralized(Wrapper):

@@ -4,9 +4,8 @@
     w = (1 - lr wd) w - lr r_t m^ sqrt(1 - beta2^t) / (sqrt(v) + eps)       once rho_t > 5
     w = (1 - lr wd) w - lr m^                                               before
 
-m^ = m / (1 - beta1^t), rho_inf = 2 / (1 - beta2) - 1. The same numbers as torch.optim.RAdam(decoupled_weight_decay=True), in
-half of its passes over the weights: the step count is a number, not a tensor for each parameter, and what is the same
-for all parameters is computed once.
+m^ = m / (1 - beta1^t), rho_inf = 2 / (1 - beta2) - 1. The same numbers as torch.optim.RAdam(decoupled_weight_decay=True)
+in one pass over the weights: once rectified, it is a step of Adam with another lr, which PyTorch has a fused kernel for.
 """
 
 import math
@@ -72,18 +71,32 @@ class RAdam(Optimizer):
         states = [self.state[p] for p in params]
         g = [p.grad for p in params if p.grad is not None]
         m, v = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
-        if group["weight_decay"]:
-            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+        decay = group["weight_decay"]
+        rho_inf = 2 / (1 - beta2) - 1
+        rho = rho_inf - 2 * t * beta2**t / (1 - beta2**t)
+        if rho > 5:
+            # Adam's own step, in one pass over the weights, with lr r_t, and with eps and weight decay scaled to come out right
+            r = math.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
+            step = torch.full((), float(t), device=params[0].device)
+            torch._fused_adamw_(
+                params,
+                g,
+                m,
+                v,
+                [],
+                [step] * len(params),
+                lr=lr * r,
+                beta1=beta1,
+                beta2=beta2,
+                weight_decay=decay / r,
+                eps=group["eps"] / math.sqrt(1 - beta2**t),
+                amsgrad=False,
+                maximize=False,
+            )
+            return
+        if decay:
+            torch._foreach_mul_(params, 1 - lr * decay)
         torch._foreach_lerp_(m, g, 1 - beta1)
         torch._foreach_mul_(v, beta2)
         torch._foreach_addcmul_(v, g, g, 1 - beta2)
-        rho_inf = 2 / (1 - beta2) - 1
-        rho = rho_inf - 2 * t * beta2**t / (1 - beta2**t)
-        size = lr / (1 - beta1**t)
-        if rho > 5:
-            r = math.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
-            denominator = torch._foreach_sqrt(v)
-            torch._foreach_add_(denominator, group["eps"])
-            torch._foreach_addcdiv_(params, m, denominator, -size * r * math.sqrt(1 - beta2**t))
-        else:
-            torch._foreach_add_(params, m, alpha=-size)
+        torch._foreach_add_(params, m, alpha=-lr / (1 - beta1**t))

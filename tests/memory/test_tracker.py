@@ -91,8 +91,26 @@ def test_bytes_stand_with_the_module_that_made_them():
     x = torch.randn(128, 128)
     report = track(lambda: model(x), model, inputs=[x])
     assert report.by_module["1.0"] == 128 * 128 * 4
-    assert report.by_module["0"] == 128 * 128 * 4
-    assert report.by_module[""] == 2 * 128 * 128 * 4  # the weight and the input were there before
+    assert report.by_module["0"] == 2 * 128 * 128 * 4  # its weight was there before
+    assert report.by_module[""] == 128 * 128 * 4  # the input
+
+
+def test_gradients_and_state_stand_with_their_parameters_module_and_backwards_work_with_what_it_recomputes():
+    chain = Chain([EulerStep(nn.Linear(128, 128, bias=False), 0.1) for _ in range(2)], backprop="checkpointed")
+    optimizer = torch.optim.SGD(chain.parameters(), lr=0.1, momentum=0.9)
+    x = torch.randn(128, 128)
+    tracker = Tracker(chain, optimizer, [x])
+    found = {}
+    for _ in range(2):
+        with tracker:
+            chain(x).sum().backward()
+            optimizer.step()
+    size = 128 * 128 * 4
+    found = tracker.report().by_module
+    assert found["0.f"] >= 3 * size  # weight, gradient, momentum
+    assert found["1.f"] >= 3 * size
+    assert found.pop("") <= 2 * size  # the input, and at most the gradient that comes in
+    assert sum(found.values()) > 6 * size
 
 
 class Nested(torch.autograd.Function):
