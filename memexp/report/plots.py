@@ -76,7 +76,7 @@ def _against(
     for group in groups:
         place, value = group.first.setting(setting), group.figure(key)
         if isinstance(place, int) and value is not None:
-            name = ", ".join(_short(k, group.first.setting(k)) for k in others) or str(group.first.setting("model"))
+            name = _label(group, others) or str(group.first.setting("model"))
             lines.setdefault(name, []).append((place, value.mean / unit))
     if not any(len({place for place, _ in line}) > 1 for line in lines.values()):
         return None
@@ -132,12 +132,17 @@ def gradient_angle(groups: Sequence[Group]) -> Figure | None:
 
 def _names(groups: Sequence[Group]) -> dict[int, str]:
     keys = varying([run for group in groups for run in group.runs]) or ["model"]
-    return {id(group): ", ".join(_short(key, group.first.setting(key)) for key in keys) for group in groups}
+    return {id(group): _label(group, keys) for group in groups}
 
 
-def _short(key: str, value: object) -> str:
-    """A setting in a legend: groups by their option, others with the last part of their key."""
-    return str(value) if "." not in key else f"{key.rpartition('.')[2]} {value}"
+def _label(group: Group, keys: Sequence[str]) -> str:
+    """A group in a legend: groups by their option, other settings with the last part of their key, without what it has not."""
+    settings = [(key, group.first.setting(key)) for key in keys]
+    return ", ".join(
+        str(value) if "." not in key else f"{key.rpartition('.')[2]} {value}"
+        for key, value in settings
+        if value is not None
+    )
 
 
 def _axes(x: str, y: str) -> tuple[Figure, Axes]:

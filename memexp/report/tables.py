@@ -43,7 +43,7 @@ def of_groups(groups: Sequence[Group]) -> Table:
     rows = []
     for group in groups:
         figures = [shown(group.figure(key), divisor, decimals) for _, key, divisor, decimals in measured]
-        rows.append([*(str(group.first.setting(key)) for key in keys), group.status, str(len(group.done)), *figures])
+        rows.append([*(_cell(group.first.setting(key)) for key in keys), group.status, str(len(group.done)), *figures])
     table = Table([*keys, "status", "n", *(heading for heading, *_ in measured)], rows)
     how = sorted({str(run.get("memory.how")) for run in runs if run.get("memory.how")})
     if how:
@@ -59,6 +59,10 @@ def of_groups(groups: Sequence[Group]) -> Table:
         if run.status not in ("done", "running") and run.get("error"):
             table.notes.append(f"{run.path.name}: {run.status}: {str(run.get('error')).splitlines()[0]}")
     return table
+
+
+def _cell(value: object) -> str:
+    return "-" if value is None else str(value)
 
 
 def shown(figure: Figure | None, divisor: float = 1, decimals: int | None = 2) -> str:
