@@ -1,17 +1,29 @@
-"""Hydra's basic sweep, every combination of `params`, for each of a list of `cases` that have little else in common."""
+"""Hydra's basic sweep, every combination of what is swept, for each of a list of cases that have little else in common."""
 
+import itertools
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
 
 from memexp.config import ConfigError
 
 
-class CasesSweeper(BasicSweeper):
+class CasesSweeper(Sweeper):
     """`hydra.sweeper.cases=[[model=resnet,model.depth=32],[model=revnet,model.depth=38]]`
 
-    A case is a list of overrides; what is typed on the command line comes after it and wins.
+    A case is a list of overrides; what is typed on the command line comes after it and wins. params: an experiment's own
+    sweep, key -> choices. max_batch_size: jobs given to the launcher at once; None: all.
+
+    Written anew rather than derived from Hydra's BasicSweeper, whose module Hydra executes again when it looks for plugins.
     """
 
     def __init__(
@@ -20,16 +32,59 @@ class CasesSweeper(BasicSweeper):
         params: dict[str, str] | None = None,
         cases: Sequence[Sequence[str]] | None = None,
     ) -> None:
-        super().__init__(max_batch_size, params)
         if cases is not None and not (cases and all(case and not isinstance(case, str) for case in cases)):
             raise ConfigError(
                 [f"hydra.sweeper.cases: {cases!r} is not allowed; it takes a list of lists of overrides."]
             )
+        if max_batch_size is not None and max_batch_size < 1:
+            raise ConfigError(
+                [f"hydra.sweeper.max_batch_size: {max_batch_size!r} is not allowed; it takes at least 1."]
+            )
         self.cases = [[str(text) for text in case] for case in cases or [[]]]
+        self.params = params or {}
+        self.max_batch_size = max_batch_size
+        self.hydra_context: HydraContext | None = None
+        self.config: DictConfig | None = None
+        self.launcher: Launcher | None = None
 
-    def split_arguments(  # type: ignore[override]  # there it is static, but called on self
-        self, overrides: list[Override], max_batch_size: int | None
-    ) -> list[list[list[str]]]:
-        combinations = [job for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
-        jobs = [[*case, *job] for job in combinations for case in self.cases]
-        return list(self.split_overrides_to_chunks(jobs, max_batch_size))
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        assert self.config is not None
+        assert self.hydra_context is not None
+        assert self.launcher is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        own = [f"{key}={choices}" for key, choices in self.params.items()]
+        jobs = self.jobs(parser.parse_overrides([*own, *arguments]))
+        directory = Path(str(self.config.hydra.sweep.dir))
+        directory.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, directory / "multirun.yaml")
+        returned = []
+        size = self.max_batch_size or len(jobs)
+        for start in range(0, len(jobs), size):
+            batch = jobs[start : start + size]
+            self.validate_batch_is_legal(batch)
+            returned.append(self.launcher.launch(batch, initial_job_idx=start))
+        return returned
+
+    def jobs(self, overrides: Sequence[Override]) -> list[list[str]]:
+        """The overrides of each job: every combination, for each case. A later choice for a key replaces an earlier one.
+
+        Raises HydraException for a sweep over an interval, which takes a sweeper that optimises.
+        """
+        choices: dict[str, list[str]] = {}
+        for override in overrides:
+            key = override.get_key_element()
+            if not override.is_sweep_override():
+                choices[key] = [f"{key}={override.get_value_element_as_str()}"]
+            elif override.is_discrete_sweep():
+                choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            else:
+                raise HydraException(
+                    f"{key}: an interval cannot be swept in full; give a list, or choose hydra/sweeper=optuna"
+                )
+        return [[*case, *job] for job in itertools.product(*choices.values()) for case in self.cases]

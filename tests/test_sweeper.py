@@ -7,24 +7,26 @@ from memexp.config import ConfigError
 from memexp.sweeper import CasesSweeper
 
 
-def jobs(sweeper: CasesSweeper, *overrides: str, size: int | None = None) -> list[list[list[str]]]:
-    return sweeper.split_arguments(OverridesParser.create().parse_overrides(list(overrides)), size)
+def jobs(sweeper: CasesSweeper, *overrides: str) -> list[list[str]]:
+    return sweeper.jobs(OverridesParser.create().parse_overrides(list(overrides)))
 
 
 def test_each_case_is_crossed_with_each_combination_and_the_command_line_wins():
     sweeper = CasesSweeper(cases=[["model=resnet", "model.depth=32"], ["model=revnet"]])
     assert jobs(sweeper, "seed=0,1", "model.depth=8") == [
-        [
-            ["model=resnet", "model.depth=32", "seed=0", "model.depth=8"],
-            ["model=revnet", "seed=0", "model.depth=8"],
-            ["model=resnet", "model.depth=32", "seed=1", "model.depth=8"],
-            ["model=revnet", "seed=1", "model.depth=8"],
-        ]
+        ["model=resnet", "model.depth=32", "seed=0", "model.depth=8"],
+        ["model=revnet", "seed=0", "model.depth=8"],
+        ["model=resnet", "model.depth=32", "seed=1", "model.depth=8"],
+        ["model=revnet", "seed=1", "model.depth=8"],
     ]
 
 
 def test_without_cases_it_is_the_basic_sweep():
-    assert jobs(CasesSweeper(), "a=1,2", "b=3", size=1) == [[["a=1", "b=3"]], [["a=2", "b=3"]]]
+    assert jobs(CasesSweeper(), "a=1,2", "b=3") == [["a=1", "b=3"], ["a=2", "b=3"]]
+
+
+def test_what_comes_later_replaces_an_experiments_own_choice():
+    assert jobs(CasesSweeper(), "a=1,2", "b=0", "a=3") == [["a=3", "b=0"]]
 
 
 @pytest.mark.parametrize("cases", [[], ["model=resnet"], [[]]])

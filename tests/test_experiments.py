@@ -1,0 +1,39 @@
+"""Every experiment, at both scales: each of its jobs is a valid configuration, and its file says what to expect."""
+
+import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+import memexp
+from memexp.paths import CONF
+from memexp.report.experiments import listing
+from memexp.sweeper import CasesSweeper
+
+EXPERIMENTS = listing(CONF)
+
+
+@pytest.mark.parametrize("scale", ["paper", "laptop"])
+@pytest.mark.parametrize("identifier", [name for name, _ in EXPERIMENTS])
+def test_every_job_of_the_sweep_is_valid(identifier, scale):
+    overrides = [f"experiment={identifier}", f"scale={scale}"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        sweeper = hydra_compose("config", overrides, return_hydra_config=True).hydra.sweeper
+    options = OmegaConf.to_container(sweeper, resolve=True)
+    options.pop("_target_")
+    params = [f"{key}={value}" for key, value in (options["params"] or {}).items()]
+    jobs = CasesSweeper(**options).jobs(OverridesParser.create().parse_overrides(params))
+    assert len({tuple(job) for job in jobs}) == len(jobs) >= 1
+    plain = {tuple(text for text in job if not text.startswith(("hydra.", "seed="))) for job in jobs}
+    for job in plain:
+        cfg = memexp.compose([*overrides, *job])
+        assert cfg.case.id == cfg.name == identifier
+
+
+@pytest.mark.parametrize(("identifier", "line"), EXPERIMENTS)
+def test_its_file_opens_with_what_it_shows_the_commands_and_the_hardware(identifier, line):
+    text = (CONF / "experiment" / f"{identifier}.yaml").read_text()
+    assert len(line) > 20
+    assert f"memexp train -m experiment={identifier}" in text
+    assert any(word in text.split("defaults:")[0] for word in ("GPU", "CPU", "core"))
