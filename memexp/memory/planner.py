@@ -7,11 +7,12 @@ capacities is a knapsack whose capacity is checked again at every step; dynamic 
 (in 2,000 parts of B, rounded up) solves it exactly.
 
 a_i and m_j are read off two traces on tensors without data, f_i is measured, or counted in MACs where there is no device. What
-the model leaves out (streams kept where an undone run meets a stored step) shows when the choice itself is traced; where it
-is above B the choice is made again with as much less.
+the model leaves out or counts twice (streams where an undone run meets a stored step) shows when the choice itself is traced:
+it is made again with B corrected by as much, a few times, and the best choice whose trace fits is taken.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -73,16 +74,18 @@ def plan(cfg: DictConfig, times: Sequence[float] | None = None) -> Plan:
 
     if budget >= stored_peak:
         return made(frozenset(every), stored_peak)
-    effective, best, tried = budget, made(frozenset(), least), set[frozenset[int]]()
+    effective, best, tried = budget, made(frozenset(), least), {frozenset[int]()}
     for _ in range(ATTEMPTS):
         chosen = choose(sizes.kept, gains, steps.capacities(effective), effective)
-        if not chosen or chosen in tried:
+        if chosen in tried:
             break
         tried.add(chosen)
         peak = _traced(cfg, _by_chain(chosen, steps.lengths)).report.peak
         if peak <= budget and (found := made(chosen, peak)).saved > best.saved:
             best = found
-        effective += budget - peak  # down where the choice takes more than the model says, up where it leaves room
+        corrected = budget - (peak - steps.modelled(sizes.kept, chosen))
+        # downwards until a choice fits, so that none comes back; then also up, to what the model has counted too much
+        effective = corrected if best.saved else min(corrected, effective - 1)
     return best
 
 
@@ -136,11 +139,16 @@ class Steps:
         """Bytes that stand after a step's forward and did not before."""
         return [max(0, self.live[b] - self.live[a]) for a, b in zip(self.before, self.after, strict=True)]
 
+    def modelled(self, kept: Sequence[int], chosen: frozenset[int]) -> int:
+        """The peak of a choice, as the model has it."""
+        held = accumulate(size * (i in chosen) for i, size in enumerate(kept))
+        return max(stored - free for stored, free in zip(held, self.capacities(0), strict=True))
+
     def capacities(self, budget: int) -> list[int]:
         """What stored steps 0 ... i may keep together, after the moments from backward's beginning to step i + 1's."""
         marks = sorted((position, step) for step, position in self.backward.items())
         ends = [position for position, _ in marks[1:]] + [len(self.live)]
-        highest = {step: max(self.live[p:end]) for (p, step), end in zip(marks, ends, strict=True)}
+        highest = {step: max(self.live[p : max(end, p + 1)]) for (p, step), end in zip(marks, ends, strict=True)}
         first = marks[0][0] if marks else len(self.live)
         head = max(self.live[self.after[-1] : first], default=0)
         base = [highest.get(i + 1, 0) for i in range(len(self.after))]
@@ -197,9 +205,12 @@ def _follow(cfg: DictConfig, everything: bool) -> tuple[Steps, Trace]:
             return mark
 
         hooks = [_chains(model)[0][0].register_forward_pre_hook(begins)]
-        for index, step in enumerate(chain.from_iterable(_chains(model))):
+        every = list(chain.from_iterable(_chains(model)))
+        uses = Counter(module for step in every for module in step.modules())
+        for index, step in enumerate(every):
             hooks += [step.register_forward_pre_hook(enters), step.register_forward_hook(leaves)]
-            hooks += [module.register_forward_pre_hook(again(index)) for module in step.modules()]
+            # an undone step's branches are called, not the step; one that steps share does not tell whose turn it is
+            hooks += [m.register_forward_pre_hook(again(index)) for m in step.modules() if uses[m] == 1]
         try:
             yield
         finally:
