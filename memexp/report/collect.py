@@ -35,7 +35,8 @@ class Run:
         if key in GROUPS and self.get(key) is not None:
             return self.get(key)
         found = self.get(f"config.{key}")
-        return self.overrides.get(key) if found is None else found
+        told = self.overrides.get(key) if found is None else found
+        return None if told == "null" else told
 
     @property
     def overrides(self) -> dict[str, str]:
