@@ -30,7 +30,7 @@ from memexp.memory.tracker import Tracker
 from memexp.units import parse_bytes
 
 PARTS = 2000
-ATTEMPTS = 6
+ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
@@ -74,18 +74,41 @@ def plan(cfg: DictConfig, times: Sequence[float] | None = None) -> Plan:
 
     if budget >= stored_peak:
         return made(frozenset(every), stored_peak)
-    effective, best, tried = budget, made(frozenset(), least), {frozenset[int]()}
+    found = search(
+        budget,
+        lambda effective: choose(sizes.kept, gains, steps.capacities(effective), effective),
+        lambda chosen: steps.modelled(sizes.kept, chosen),
+        lambda chosen: _traced(cfg, _by_chain(chosen, steps.lengths)).report.peak,
+        lambda chosen: sum(gains[i] for i in chosen),
+    )
+    return made(*found) if found else made(frozenset(), least)
+
+
+def search(
+    budget: int,
+    choice: Callable[[int], frozenset[int]],
+    modelled: Callable[[frozenset[int]], int],
+    peak: Callable[[frozenset[int]], int],
+    saved: Callable[[frozenset[int]], float],
+) -> tuple[frozenset[int], int] | None:
+    """The choice that saves most of those looked at whose peak is within the budget, and its peak; None where none is.
+
+    choice: the best for a number of bytes, as modelled. modelled, peak: bytes of a choice by the model, and by its trace.
+    """
+    best: tuple[frozenset[int], int] | None = None
+    tried = {frozenset[int]()}
+    effective = budget
     for _ in range(ATTEMPTS):
-        chosen = choose(sizes.kept, gains, steps.capacities(effective), effective)
+        chosen = choice(effective)
         if chosen in tried:
             break
         tried.add(chosen)
-        peak = _traced(cfg, _by_chain(chosen, steps.lengths)).report.peak
-        if peak <= budget and (found := made(chosen, peak)).saved > best.saved:
-            best = found
-        corrected = budget - (peak - steps.modelled(sizes.kept, chosen))
+        traced = peak(chosen)
+        if traced <= budget and (best is None or saved(chosen) > saved(best[0])):
+            best = chosen, traced
+        corrected = budget - (traced - modelled(chosen))
         # downwards until a choice fits, so that none comes back; then also up, to what the model has counted too much
-        effective = corrected if best.saved else min(corrected, effective - 1)
+        effective = corrected if best else min(corrected, effective - 1)
     return best
 
 

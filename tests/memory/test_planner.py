@@ -8,7 +8,7 @@ import torch
 
 import memexp
 from memexp.memory.limit import answer
-from memexp.memory.planner import choose, plan
+from memexp.memory.planner import choose, plan, search
 
 SMALL = ["dataset=digits", "dataset.limit=64", "dataset.test_limit=10", "batch_size=8", "device=cpu", "monitor_every=0"]
 REVNET = ["model=revnet", "model.units=[4,4]", "model.channels=[8,8,16]"]
@@ -46,6 +46,27 @@ def test_between_least_and_stored_more_memory_saves_more_and_never_takes_more_th
     least = "reversible" if model is REVNET else "checkpointed"
     ends = [memexp.estimate(memexp.compose([*SMALL, *model, f"backprop={b}"]))["peak"] for b in (least, "stored")]
     assert [found[0].peak, found[-1].peak] == ends
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (0, 4),
+        (23, 3),  # 223 is 3 too much, though 17 less than 220 would still be modelled to hold all four
+        (-30, 5),  # the model counts 30 too much: 5 steps take 220
+        (200, 0),  # no choice fits
+    ],
+)
+def test_what_the_model_counts_wrongly_is_corrected(error, expected):
+    """Steps of 50 bytes in a budget of 220, whose true peaks are off by `error`."""
+    found = search(
+        220,
+        lambda effective: frozenset(range(max(0, effective // 50))),
+        lambda chosen: 50 * len(chosen),
+        lambda chosen: 50 * len(chosen) + error,
+        len,
+    )
+    assert found == ((frozenset(range(expected)), 50 * expected + error) if expected else None)
 
 
 def test_a_run_takes_what_was_predicted_and_a_resumed_one_keeps_its_plan(tmp_path):
