@@ -123,6 +123,7 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
         before = directory.results
         if order["go_on"]:
             results["time"]["wall"] = ((before or {}).get("time") or {}).get("wall") or 0.0
+            results["strategy"] = (before or {}).get("strategy") or {}
         elif before is not None and before.get("status") == "done" and world.is_main:
             raise RunDirectoryError(f"{directory.path} already holds a finished run; choose another directory.")
         elif world.is_main:
@@ -140,6 +141,8 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
                 trainer = prepare(cfg, directory, world, stop)
                 if cfg.backprop.name == "budget":
                     results["strategy"] = _plan(cfg, trainer, before if order["go_on"] else None)
+                    if world.is_main:  # a run that is killed goes on with the same plan
+                        directory.write_results(results)
                 stack.callback(trainer.close)
                 _describe(results, cfg, trainer)
                 _train(results, cfg, trainer, order["go_on"])
@@ -316,13 +319,20 @@ def _timeline(trainer: Trainer) -> None:
 
 
 def _plan(cfg: DictConfig, trainer: Trainer, before: dict[str, Any] | None) -> dict[str, Any]:
-    """Sets the run up for its memory budget; all processes follow the choice of the first."""
+    """Sets the run up for its memory budget; all processes follow the choice of the first.
+
+    before: the record of a run that is resumed, whose plan is kept unless backprop was changed.
+    """
     from memexp.memory import planned  # which builds networks to trace them, as this module does
 
     batch = next(iter(trainer.splits.train.epoch(0)))
-    strategy = (before or {}).get("strategy") or {}
+    same = before is not None and before.get("config", {}).get("backprop") == OmegaConf.to_container(cfg.backprop)
+    strategy = (before.get("strategy") or {}) if before is not None and same else {}
     with trainer.meter.aside():
-        return planned.set_up(cfg, trainer.network, trainer.loss_fn, batch, trainer.precision, strategy)
+        found = planned.set_up(cfg, trainer.network, trainer.loss_fn, batch, trainer.precision, strategy)
+    shared = json.loads(distribution.share_text(json.dumps(found), trainer.world))
+    planned.follow(trainer.network, shared)
+    return shared
 
 
 def _skeleton(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:

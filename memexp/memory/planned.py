@@ -29,8 +29,7 @@ def set_up(
     before: these figures of a run that is resumed, which keeps its choice, as another would change the last bits.
     """
     if "stored_steps" in before:
-        stored = [frozenset(steps) for steps in before["stored_steps"]]
-        Plan(stored, 0, 0, 0, 0, 0.0).apply(model)
+        follow(model, before)
         return dict(before)
     images, labels = batch
 
@@ -41,25 +40,31 @@ def set_up(
 
         gradient(model, loss)
 
-    seconds, times = measure(model, step)
+    once, times = measure(model, step)
     chosen = plan(cfg, times)
     chosen.apply(model)
     count, steps = sum(map(len, chosen.stored)), len(times)
+    seconds = cfg.accumulate * (once - chosen.saved)
     log.info(
         "budget %s (stored takes %s, the least is %s): %d of %d steps stored, predicted peak %s, step %.3f s",
         *map(shown_bytes, (chosen.budget, chosen.most, chosen.least)),
         count,
         steps,
         shown_bytes(chosen.peak),
-        seconds - chosen.saved,
+        seconds,
     )
     if chosen.peak > chosen.budget:
         log.warning("warning: the budget is below the least that this run takes; it is run with the least")
     return {
         "budget": chosen.budget,
         "predicted_peak": chosen.peak,
-        "predicted_step_time": seconds - chosen.saved,
+        "predicted_step_time": seconds,
         "least_peak": chosen.least,
         "stored_peak": chosen.most,
         "stored_steps": [sorted(steps) for steps in chosen.stored],
     }
+
+
+def follow(model: nn.Module, figures: Mapping[str, Any]) -> None:
+    """Sets the Chains of `model` to the plan that `figures`, what `set_up` returned, hold."""
+    Plan([frozenset(steps) for steps in figures["stored_steps"]], 0, 0, 0, 0, 0.0).apply(model)

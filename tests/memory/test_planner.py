@@ -82,8 +82,15 @@ def test_a_run_takes_what_was_predicted_and_a_resumed_one_keeps_its_plan(tmp_pat
 
     strategy["stored_steps"] = [[8]]
     (tmp_path / "results.json").write_text(json.dumps(results | {"status": "interrupted"}))
-    resumed = runner.run(memexp.compose([*SMALL, *REVNET, "backprop=budget", "max_steps=8"]), tmp_path, go_on=True)
-    assert resumed["strategy"]["stored_steps"] == [[8]]
+
+    def resumed(limit: str, steps: int) -> dict:
+        overrides = [*SMALL, *REVNET, "backprop=budget", f"backprop.limit={limit}", f"max_steps={steps}"]
+        return runner.run(memexp.compose(overrides), tmp_path, go_on=True)["strategy"]
+
+    assert resumed("0.6", 8)["stored_steps"] == [[8]]
+    other = resumed("0.4", 10)  # another limit is another plan
+    assert other["budget"] < strategy["budget"]
+    assert other["stored_steps"] != [[8]]
 
 
 def test_a_budget_gives_the_gradients_of_stored_bit_for_bit_when_exact(tmp_path):
