@@ -1,0 +1,69 @@
+"""`memexp estimate` as a person or a program calls it."""
+
+import json
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from memexp.cli import main
+
+SMALL = ["dataset=digits", "model=resnet", "model.depth=8", "batch_size=8"]
+
+
+def test_json_holds_what_the_table_says(capsys):
+    assert main(["estimate", *SMALL, "--json", "memory.limit=10MB"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["peak"] == sum(found["at_peak"].values())
+    assert found["limit"]["fits"] is True
+    assert found["limit"]["batch"] > 8
+    assert found["limit"]["fastest"] == "stored"
+    assert main(["estimate", *SMALL]) == 0
+    table = capsys.readouterr().out
+    assert f"{found['peak'] / 1e6:,.2f} MB" in table
+    assert f"{found['parameters']:,}" in table
+    assert "not in it: scratch space inside kernels" in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model.dept=8"], "model.dept: unknown key"),
+        (["model.depth=9"], "depth=9 is not a ResNet for small images"),
+        (["memory.limit=10kB"], "is below the least that this network takes"),
+        (["backprop=reversible"], "'reversible' is not valid for model=resnet"),
+    ],
+)
+def test_wrong_input_is_one_message_and_status_2(capsys, arguments, message):
+    assert main(["estimate", *SMALL, *arguments]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_the_layer_table_of_a_network(capsys):
+    assert main(["estimate", "model=vgg16", "dataset=imagenet", "--summary"]) == 0
+    table = capsys.readouterr().out
+    for figure in ("138,357,544", "0.57", "218.59", "527.79", "746.96"):
+        assert figure in table
+
+
+@pytest.mark.long
+def test_an_imagenet_network_takes_seconds_and_no_memory():
+    """Seconds of the processor, which on a machine of its own are those on the clock."""
+    command = [sys.executable, "-m", "memexp", "estimate", "model=revnet", "model.depth=104", "dataset=imagenet"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([*command, "batch_size=256"], check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
+    assert after.ru_maxrss * 1024 < 2e9
+
+
+@pytest.mark.long
+def test_a_revnet_fits_three_times_the_images_of_a_resnet(capsys):
+    batches = []
+    for model in (["model=resnet", "model.depth=101"], ["model=revnet", "model.depth=104"]):
+        assert main(["estimate", *model, "dataset=imagenet", "memory.limit=11GB", "--json"]) == 0
+        batches.append(json.loads(capsys.readouterr().out)["limit"]["batch"])
+    assert batches[1] >= 3 * batches[0] > 0
