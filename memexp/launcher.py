@@ -47,6 +47,9 @@ class Job:
 
 
 _SWEEP: Sweep | None = None
+# A process is asked to stop once, as the second signal would end it before it has saved; so none is started while all are
+# being asked. Reentrant, for a signal that comes while another is dealt with.
+_STARTING = threading.RLock()
 
 
 def start_sweep(config_name: str, config_dirs: Sequence[str]) -> None:
@@ -98,9 +101,10 @@ class LocalLauncher(Launcher):
 
     def _stop(self, signum: int, frame: Any) -> None:
         assert _SWEEP is not None
-        _SWEEP.stopped = signum
-        for child in list(_SWEEP.children):
-            child.send_signal(signal.SIGTERM)
+        with _STARTING:
+            _SWEEP.stopped = signum
+            for child in list(_SWEEP.children):
+                child.send_signal(signal.SIGTERM)
 
     def _job(self, number: int, overrides: list[str]) -> Job:
         assert self.hydra_context is not None
@@ -147,21 +151,21 @@ def _carry_out(job: Job, sweep: Sweep, n_jobs: int, total: int) -> str:
     _say(f"{title}{' (resumed)' if go_on else ''}")
     code = _run_process(job, sweep, n_jobs, go_on)
     results = read_json(job.directory / "results.json") or {}
-    status = str(results.get("status", "failed"))
-    if code < 0 and status == "running":  # it had no time to write its own record
-        reason = f"the process was ended by {signal.Signals(-code).name}"
-        reason += " (by the system for want of memory?)" if -code == signal.SIGKILL else ""
+    status = str(results.get("status", "running"))
+    if code is None or (status == "running" and sweep.stopped is not None):
+        return "interrupted"
+    if status == "running":  # it had no time to write its own record, or none at all
+        reason = f"the process ended with exit status {code}"
+        if code < 0:
+            reason = f"the process was ended by {signal.Signals(-code).name}"
+            reason += " (by the system for want of memory?)" if -code == signal.SIGKILL else ""
         _record_failure(job, reason, results)
         return "failed"
-    if code != 0 and status in ("done", "running"):
-        status = "failed"
-        if results.get("status") != "done":
-            _record_failure(job, f"the process ended with exit status {code}", results)
-    return status
+    return "failed" if code != 0 and status == "done" else status
 
 
-def _run_process(job: Job, sweep: Sweep, n_jobs: int, go_on: bool) -> int:
-    """The exit code of the job's process; negative when a signal ended it."""
+def _run_process(job: Job, sweep: Sweep, n_jobs: int, go_on: bool) -> int | None:
+    """The exit code of the job's process; negative when a signal ended it; None if the sweep was stopped before it began."""
     if go_on:
         command = ["resume", str(job.directory)]
     else:
@@ -173,14 +177,17 @@ def _run_process(job: Job, sweep: Sweep, n_jobs: int, go_on: bool) -> int:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n_jobs)))
     # its own session: Ctrl-C reaches this process, which asks each job to stop
     output = None if n_jobs == 1 else subprocess.DEVNULL
-    child = subprocess.Popen(
-        [sys.executable, "-m", "memexp", *command],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        start_new_session=True,
-    )
-    sweep.children.add(child)
+    with _STARTING:
+        if sweep.stopped is not None:
+            return None
+        child = subprocess.Popen(
+            [sys.executable, "-m", "memexp", *command],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            start_new_session=True,
+        )
+        sweep.children.add(child)
     try:
         return child.wait()
     finally:

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from memexp.report.collect import Group, varying
+from memexp.report.collect import GROUPS, Group, varying
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -40,14 +42,13 @@ def accuracy_against_memory(groups: Sequence[Group]) -> Figure | None:
     points = [(g, x, y) for g in groups if (x := g.figure("memory.peak")) and (y := g.figure("accuracy.top1"))]
     if len(points) < 2:
         return None
-    figure, axes = _axes("peak memory (MiB)", "top-1 accuracy (%)")
+    figure, axes = _axes(_peak([group for group, *_ in points]), "top-1 accuracy (%)")
     names = _names([group for group, *_ in points])
     for i, (group, x, y) in enumerate(points):
-        axes.errorbar(
-            x.mean / 2**20, y.mean, yerr=y.deviation, fmt=MARKERS[i % 8], color=COLOURS[i % 8], label=names[id(group)]
-        )
+        style = _style(i) | {"linestyle": "none", "label": names[id(group)]}
+        axes.errorbar(x.mean / 2**20, y.mean, yerr=y.deviation, capsize=3, **style)
     axes.set_xlim(left=0)
-    _legend(axes)
+    _legend(axes, [y.n for *_, y in points])
     return figure
 
 
@@ -56,11 +57,11 @@ def accuracy_against_depth(groups: Sequence[Group]) -> Figure | None:
 
 
 def memory_against_depth(groups: Sequence[Group]) -> Figure | None:
-    return _against(groups, "model.depth", "depth (layers)", "memory.peak", 2**20, "peak memory (MiB)")
+    return _against(groups, "model.depth", "depth (layers)", "memory.peak", 2**20, _peak(groups))
 
 
 def memory_against_batch(groups: Sequence[Group]) -> Figure | None:
-    return _against(groups, "batch_size", "images of a batch", "memory.peak", 2**20, "peak memory (MiB)")
+    return _against(groups, "batch_size", "images of a batch", "memory.peak", 2**20, _peak(groups))
 
 
 def time_against_depth(groups: Sequence[Group]) -> Figure | None:
@@ -72,46 +73,57 @@ def _against(
 ) -> Figure | None:
     """One line for each combination of the other settings."""
     others = [k for k in varying([run for g in groups for run in g.runs]) if k != setting]
-    lines: dict[str, list[tuple[float, float]]] = {}
+    lines: dict[str, list[tuple[float, float, float]]] = {}
+    counts = []
     for group in groups:
         place, value = group.first.setting(setting), group.figure(key)
         if isinstance(place, int) and value is not None:
             name = _label(group, others) or str(group.first.setting("model"))
-            lines.setdefault(name, []).append((place, value.mean / unit))
-    if not any(len({place for place, _ in line}) > 1 for line in lines.values()):
+            lines.setdefault(name, []).append((place, value.mean / unit, (value.deviation or 0.0) / unit))
+            counts.append(value.n)
+    if not any(len({place for place, *_ in line}) > 1 for line in lines.values()):
         return None
     figure, axes = _axes(x, y)
     for i, (name, line) in enumerate(lines.items()):
-        xs, ys = zip(*sorted(line), strict=True)
-        axes.plot(xs, ys, MARKERS[i % 8] + "-", color=COLOURS[i % 8], label=name)
+        xs, ys, deviations = zip(*sorted(line), strict=True)
+        bars = deviations if any(deviations) else None
+        axes.errorbar(xs, ys, yerr=bars, capsize=3, **_style(i), label=name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     if from_zero:
         axes.set_ylim(bottom=0)
-    _legend(axes)
+    _legend(axes, counts)
     return figure
 
 
 def curves(groups: Sequence[Group]) -> Figure | None:
-    """Training loss and accuracy of each group's first run over the epochs."""
-    names = _names(groups)
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    drawn = False
-    for i, group in enumerate(groups):
-        run = group.done[0]
-        split = run.get("stages.train.split") or "test"
-        for axes, (xs, ys) in ((left, run.curve("train", "loss")), (right, run.curve(split, "top1"))):
-            if len(xs) > 1:
-                axes.plot(xs, ys, color=COLOURS[i % 8], label=names[id(group)], linestyle="-" if i < 8 else "--")
-                drawn = True
-    if not drawn:
+    """Training loss and accuracy of each group's first run over the epochs. A panel without curves is left out."""
+    found = [(group, _training_curves(group)) for group in groups]
+    found = [(group, lines) for group, lines in found if any(len(xs) > 1 for xs, _ in lines)]
+    labels = ("training loss", "top-1 accuracy (%)")
+    panels = {label: [lines[i] for _, lines in found] for i, label in enumerate(labels)}
+    panels = {label: lines for label, lines in panels.items() if any(len(xs) > 1 for xs, _ in lines)}
+    if not panels:
         return None
-    left.set(xlabel="epoch", ylabel="training loss", yscale="log")
-    right.set(xlabel="epoch", ylabel="top-1 accuracy (%)")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        if axes.has_data():
-            _legend(axes)
+    groups = [group for group, _ in found]
+    names = _names(groups)
+    figure = Figure(figsize=(5.5 * len(panels), 4.2), layout="constrained")
+    for axes, (label, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        _prepare(axes, "epoch", label)
+        for i, (group, (xs, ys)) in enumerate(zip(groups, lines, strict=True)):
+            if len(xs) > 1:
+                axes.plot(xs, ys, **_style(i) | {"marker": ""}, label=names[id(group)])
+        if label == "training loss":
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    _legend(figure.axes[0], [1 for _ in groups])
     return figure
+
+
+def _training_curves(group: Group) -> tuple[tuple[list[float], list[float]], ...]:
+    run = group.done[0]
+    return run.curve("train", "loss"), run.curve(run.get("stages.train.split") or "test", "top1")
 
 
 def gradient_angle(groups: Sequence[Group]) -> Figure | None:
@@ -120,14 +132,26 @@ def gradient_angle(groups: Sequence[Group]) -> Figure | None:
     lines = [line for line in lines if len(line[1]) > 1]
     if not lines:
         return None
-    names = _names(groups)
+    names = _names([group for group, *_ in lines])
     figure, axes = _axes("epoch", "angle to the stored gradient (degrees)")
     for i, (group, xs, ys) in enumerate(lines):
-        axes.plot(xs, ys, MARKERS[i % 8] + "-", color=COLOURS[i % 8], markersize=4, label=names[id(group)])
+        axes.plot(xs, ys, **_style(i), markersize=4, label=names[id(group)])
     axes.set_yscale("symlog", linthresh=1e-3)  # exact reversal is 0
     axes.set_ylim(bottom=0)
-    _legend(axes)
+    _legend(axes, [1 for _ in lines])
     return figure
+
+
+def _peak(groups: Sequence[Group]) -> str:
+    """The axis of peak memory, with how it was measured."""
+    how = sorted({str(run.get("memory.how")) for group in groups for run in group.done if run.get("memory.how")})
+    return f"peak memory (MiB; {', '.join(how)})" if how else "peak memory (MiB)"
+
+
+def _style(i: int) -> dict[str, Any]:
+    """Colour, marker and line of the i-th group; those eight apart share a colour only."""
+    lines = ("-", "--", ":", "-.")
+    return {"color": COLOURS[i % 8], "marker": MARKERS[(i + i // 8) % 8], "linestyle": lines[i // 8 % 4]}
 
 
 def _names(groups: Sequence[Group]) -> dict[int, str]:
@@ -139,7 +163,7 @@ def _label(group: Group, keys: Sequence[str]) -> str:
     """A group in a legend: groups by their option, other settings with the last part of their key, without what it has not."""
     settings = [(key, group.first.setting(key)) for key in keys]
     return ", ".join(
-        str(value) if "." not in key else f"{key.rpartition('.')[2]} {value}"
+        str(value) if key in GROUPS else f"{key.rpartition('.')[2]} {value}"
         for key, value in settings
         if value is not None
     )
@@ -148,10 +172,28 @@ def _label(group: Group, keys: Sequence[str]) -> str:
 def _axes(x: str, y: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    axes.set(xlabel=x, ylabel=y)
-    axes.grid(alpha=0.3)
+    _prepare(axes, x, y)
     return figure, axes
 
 
-def _legend(axes: Axes) -> None:
-    axes.legend(fontsize=8, frameon=False, loc="best")
+def _prepare(axes: Axes, x: str, y: str) -> None:
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _legend(axes: Axes, counts: Sequence[int]) -> None:
+    """counts: measurements behind each point; with several, the points are means and the bars deviations, which it says.
+
+    A long legend stands beside the axes, where it hides nothing.
+    """
+    several = sorted({n for n in counts if n > 1})
+    title = f"mean, ± deviation over {' or '.join(map(str, several))} seeds" if several else None
+    figure = axes.get_figure()
+    assert figure is not None
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > 5 or len(figure.axes) > 1:
+        legend = figure.legend(handles, labels, fontsize=8, frameon=False, loc="outside right upper", title=title)
+    else:
+        legend = axes.legend(handles, labels, fontsize=8, frameon=False, loc="best", title=title)
+    legend.get_title().set_fontsize(8)

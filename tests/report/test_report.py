@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from memexp.record import SCHEMA
-from memexp.report import published, write_report
+from memexp.report import plots, published, write_report
 from memexp.report.collect import find, group
 
 
@@ -96,3 +96,80 @@ def test_runs_that_differ_by_seed_only_are_one_group(tmp_path):
     runs, notes = find([tmp_path])
     assert [len(members.runs) for members in group(runs)] == [2, 1]
     assert notes == []
+
+
+def test_runs_that_did_not_end_are_shown_but_not_averaged(tmp_path):
+    add(tmp_path, "a", top1=70.0, seed=0)
+    add(tmp_path, "b", top1=5.0, seed=1, status="interrupted", error="stopped by SIGTERM")
+    add(tmp_path, "c", top1=5.0, seed=2, status="running")
+    text = write_report([tmp_path], tmp_path, form="csv", plots=False)
+    assert '"1 done, 1 interrupted, 1 running",1,70.00,' in text.splitlines()[1]
+    assert "b: interrupted: stopped by SIGTERM" in write_report([tmp_path], tmp_path, form="markdown", plots=False)
+    for run in ("b", "c"):
+        for form in ("markdown", "csv", "latex", "terminal"):
+            only = write_report([tmp_path / run], tmp_path / "out", form=form)
+            assert "5.00" not in only
+    assert not (tmp_path / "out" / "plots").exists()
+
+
+def test_every_group_a_published_number_speaks_of_is_compared(tmp_path):
+    add(tmp_path, "a", model="revnet", depth=38, top1=92.0, backprop="stored")
+    add(tmp_path, "b", model="revnet", depth=38, top1=93.0, backprop="reversible")
+    text = write_report([tmp_path], tmp_path, form="csv", paper="revnet/table3", plots=False)
+    assert '"revnet-38 cifar10, backprop=stored",accuracy.error,%,7.24,8.00,1,+0.76' in text
+    assert '"revnet-38 cifar10, backprop=reversible",accuracy.error,%,7.24,7.00,1,-0.24' in text
+
+
+def test_an_unknown_format_and_a_folder_without_runs_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no results\.json there"):
+        write_report([tmp_path], tmp_path)
+    with pytest.raises(ValueError, match=r"--format: 'html' is not one of terminal, markdown, csv, latex"):
+        write_report([tmp_path], tmp_path, form="html")
+
+
+def log(root: Path, folder: str, *entries: dict) -> None:
+    (root / folder / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+def test_curves_leave_out_a_panel_that_would_be_empty(tmp_path):
+    for folder, seed in (("a", 0), ("b", 1)):
+        add(tmp_path, folder, depth=32 + seed)
+    losses = [{"split": "train", "epoch": e, "loss": 2.0 - e / 2} for e in (1, 2)]
+    log(tmp_path, "a", *losses)
+    groups = group(find([tmp_path])[0])
+    figure = plots.curves(groups)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["training loss"]
+    assert len(figure.axes[0].lines) == 1
+    log(tmp_path, "b", *losses, *({"split": "test", "epoch": e, "top1": 50.0 + e} for e in (1, 2)))
+    figure = plots.curves(groups)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["training loss", "top-1 accuracy (%)"]
+    assert [len(axes.lines) for axes in figure.axes] == [2, 1]
+
+
+def test_points_of_many_groups_can_be_told_apart():
+    styles = [(style["color"], style["marker"], style["linestyle"]) for style in map(plots._style, range(24))]
+    assert len({style[:2] for style in styles}) == 24
+    assert len({(colour, line) for colour, _, line in styles}) == 24
+
+
+def test_a_line_against_depth_has_the_deviation_over_seeds_and_says_so(tmp_path):
+    for depth in (32, 110):
+        for seed, time in enumerate((1.0, 3.0)):
+            more = {"time": {"step_median": time * depth / 1000}}
+            add(tmp_path, f"{depth}-{seed}", depth=depth, seed=seed, **more)
+    axes = plots.time_against_depth(group(find([tmp_path])[0])).axes[0]
+    (line,) = axes.containers
+    assert line.lines[0].get_ydata().tolist() == pytest.approx([64.0, 220.0])  # ms
+    low, high = line.lines[2][0].get_segments()[0][:, 1]
+    assert (high - low) / 2 == pytest.approx(32 * 2**0.5)
+    assert axes.get_legend().get_title().get_text() == "mean, ± deviation over 2 seeds"
+
+
+def test_a_legend_names_settings_outside_of_groups(tmp_path):
+    for i, batch in enumerate((50, 100)):
+        config = {"model": {"name": "resnet", "depth": 32}, "batch_size": batch}
+        overrides = ["model=resnet", "model.depth=32", f"batch_size={batch}"]
+        add(tmp_path, f"r{i}", config=config, overrides=overrides)
+    axes = plots.accuracy_against_memory(group(find([tmp_path])[0])).axes[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["batch_size 50", "batch_size 100"]
+    assert axes.get_xlabel() == "peak memory (MiB; tracked)"

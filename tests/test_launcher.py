@@ -1,0 +1,228 @@
+"""What the launcher makes of a job's process: records, resuming, refusals, signals. Whole sweeps are in test_cli."""
+
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from memexp import launcher
+from memexp.config import ConfigError
+from memexp.launcher import Job, LocalLauncher, Sweep
+from memexp.record import SCHEMA, read_json, write_json
+
+
+@pytest.fixture
+def job(tmp_path) -> Job:
+    return Job(0, ["model.depth=8"], tmp_path / "job", hash="abc")
+
+
+def results(job: Job) -> dict:
+    return read_json(job.directory / "results.json") or {}
+
+
+def record(job: Job, status: str, **more) -> None:
+    job.directory.mkdir(exist_ok=True)
+    write_json(job.directory / "results.json", {"schema": SCHEMA, "status": status, "config_hash": "abc", **more})
+
+
+class Processes:
+    """In place of real ones: notes whether each was to go on, writes what it is told to, ends with `code`."""
+
+    def __init__(self, code: int = 0, status: str | None = "done") -> None:
+        self.code, self.status = code, status
+        self.resumed: list[bool] = []
+
+    def __call__(self, job: Job, sweep: Sweep, n_jobs: int, go_on: bool) -> int:
+        self.resumed.append(go_on)
+        if self.status is not None:
+            record(job, self.status, steps=7)
+        return self.code
+
+
+@pytest.fixture
+def run(job, monkeypatch):
+    def carry_out(processes: Processes, sweep: Sweep | None = None) -> str:
+        monkeypatch.setattr(launcher, "_run_process", processes)
+        return launcher._carry_out(job, sweep or Sweep("config", []), 1, 1)
+
+    return carry_out
+
+
+@pytest.mark.parametrize(
+    ("code", "before", "error"),
+    [
+        (-signal.SIGKILL, "running", "ended by SIGKILL (by the system for want of memory?)"),
+        (-signal.SIGSEGV, "running", "ended by SIGSEGV"),
+        (3, "running", "ended with exit status 3"),
+        (-signal.SIGKILL, None, "ended by SIGKILL"),  # while it was still importing
+        (1, None, "ended with exit status 1"),
+        (0, None, "ended with exit status 0"),
+    ],
+)
+def test_a_process_that_left_no_record_of_its_end_gets_one(job, run, code, before, error):
+    assert run(Processes(code, before)) == "failed"
+    assert results(job)["status"] == "failed"
+    assert error in results(job)["error"]
+    assert results(job)["schema"] == SCHEMA
+    assert results(job).get("steps") == (7 if before else None)  # what it had written stays
+
+
+@pytest.mark.parametrize("status", ["oom", "nan", "interrupted", "failed"])
+def test_a_processs_own_record_of_its_end_stands(job, run, status):
+    assert run(Processes(1, status)) == status
+    assert results(job)["status"] == status
+
+
+def test_a_job_that_ends_badly_after_it_was_done_fails_but_keeps_its_results(job, run):
+    assert run(Processes(1, "done")) == "failed"
+    assert results(job)["status"] == "done"
+
+
+def test_a_job_that_is_done_is_not_run_again_unless_its_settings_changed(job, run):
+    record(job, "done")
+    processes = Processes()
+    assert run(processes) == "done"
+    assert processes.resumed == []
+    job.hash = "other"
+    assert run(processes) == "done"
+    assert processes.resumed == [False]
+
+
+@pytest.mark.parametrize(
+    ("status", "checkpoint", "resumed"),
+    [
+        ("running", True, True),
+        ("interrupted", True, True),
+        ("failed", True, True),
+        ("running", False, False),
+        ("oom", True, False),
+        ("nan", True, False),
+    ],
+)
+def test_a_job_goes_on_from_its_checkpoint_where_that_can_help(job, run, status, checkpoint, resumed):
+    record(job, status)
+    if checkpoint:
+        (job.directory / "checkpoints").mkdir()
+        (job.directory / "checkpoints" / "last.pt").touch()
+    processes = Processes()
+    assert run(processes) == "done"
+    assert processes.resumed == [resumed]
+
+
+def test_a_refused_job_is_recorded_but_never_over_a_result(job, run):
+    job.problem = "model.depth: 9 is not allowed"
+    processes = Processes()
+    assert run(processes) == "refused"
+    assert results(job)["error"] == job.problem
+    record(job, "done")
+    assert run(processes) == "refused"
+    assert results(job)["status"] == "done"
+    assert processes.resumed == []
+
+
+def test_after_a_signal_no_job_is_started(job, run):
+    processes = Processes()
+    assert run(processes, Sweep("config", [], stopped=signal.SIGTERM)) == "interrupted"
+    assert processes.resumed == []
+    assert not job.directory.exists()
+
+
+@pytest.mark.parametrize(
+    ("statuses", "stopped", "status"),
+    [
+        ([], None, 0),
+        (["done", "done"], None, 0),
+        (["done", "oom"], None, 1),
+        (["refused", "done"], None, 1),
+        (["refused", "refused"], None, 2),
+        (["done", "interrupted"], signal.SIGTERM, 143),
+        (["interrupted"], signal.SIGINT, 130),
+    ],
+)
+def test_the_exit_status_of_a_sweep(monkeypatch, statuses, stopped, status):
+    monkeypatch.setattr(launcher, "_SWEEP", Sweep("config", [], statuses, stopped=stopped))
+    assert launcher.sweep_status() == status
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[tuple[list[str], dict]]:
+    """Commands and options of the processes that are started; in their place, one that does nothing."""
+    calls: list[tuple[list[str], dict]] = []
+    original = subprocess.Popen
+
+    def popen(command, **options):
+        calls.append((command[3:], options))
+        return original([sys.executable, "-c", "pass"])
+
+    monkeypatch.setattr(launcher.subprocess, "Popen", popen)
+    return calls
+
+
+def test_the_command_of_a_job_and_of_one_that_goes_on(tmp_path, started, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(launcher.os, "cpu_count", lambda: 8)
+    job = Job(0, ["model.depth=8"], tmp_path / "it's")
+    sweep = Sweep("mine", ["/conf"])
+    launcher._run_process(job, sweep, 1, go_on=False)
+    command, options = started[0]
+    assert command[:6] == ["train", "--config-name", "mine", "--config-dir", "/conf", "model.depth=8"]
+    assert command[6] == "hydra.run.dir='" + str(tmp_path / "it") + "\\'s'"
+    assert options["start_new_session"]
+    assert "OMP_NUM_THREADS" not in options["env"]
+    assert sweep.children == set()
+
+
+def test_a_job_that_goes_on_is_resumed_and_shares_the_cores(tmp_path, started, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(launcher.os, "cpu_count", lambda: 8)
+    job = Job(0, [], tmp_path / "job")
+    assert launcher._run_process(job, Sweep("config", []), 2, go_on=True) == 0
+    command, options = started[0]
+    assert command == ["resume", str(job.directory)]
+    assert options["env"]["OMP_NUM_THREADS"] == "4"
+
+
+def test_no_process_is_started_once_the_sweep_is_stopped(job, started):
+    assert launcher._run_process(job, Sweep("config", [], stopped=signal.SIGTERM), 1, go_on=False) is None
+    assert started == []
+
+
+def test_a_signal_reaches_each_process_once_even_one_that_is_being_started(job, monkeypatch):
+    """The signal comes between the start of a process and its entry in the list, where one could miss it."""
+    sweep = Sweep("config", [])
+    monkeypatch.setattr(launcher, "_SWEEP", sweep)
+    asker = threading.Thread(target=LocalLauncher()._stop, args=(signal.SIGTERM, None))
+    signals: list[int] = []
+
+    class Child:
+        def __init__(self, *_: object, **__: object) -> None:
+            asker.start()
+            asker.join(0.1)  # it must not get through yet
+
+        def send_signal(self, signum: int) -> None:
+            signals.append(signum)
+
+        def wait(self) -> int:
+            asker.join()
+            return -signal.SIGTERM
+
+    monkeypatch.setattr(launcher.subprocess, "Popen", Child)
+    assert launcher._carry_out(job, sweep, 1, 1) == "interrupted"
+    assert signals == [signal.SIGTERM]
+    assert not job.directory.exists()  # stopped, not failed: the next start of the sweep runs it
+
+
+@pytest.mark.parametrize("n_jobs", [0, -1, "two", 1.5])
+def test_jobs_at_a_time_are_a_whole_number(n_jobs):
+    with pytest.raises(ConfigError, match=r"hydra\.launcher\.n_jobs: .* whole number at least 1"):
+        LocalLauncher(n_jobs)
+
+
+def test_a_sweeper_that_optimises_sees_the_error(job):
+    record(job, "done", accuracy={"error": 3.5})
+    assert LocalLauncher()._returned(job).return_value == 3.5
+    (Path(job.directory) / "results.json").unlink()
+    assert LocalLauncher()._returned(job).return_value != LocalLauncher()._returned(job).return_value  # NaN: no figure
