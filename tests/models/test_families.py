@@ -51,12 +51,24 @@ def test_parameters_on_imagenet(name, depth, count):
     assert parameters(name, 1000, IMAGENET, depth=depth) == count
 
 
-def test_vgg16_is_torchvisions_and_loads_its_weights(tmp_path):
+def test_vgg16_has_the_names_and_shapes_of_torchvisions():
     assert parameters("vgg16", 1000, IMAGENET) == 138_357_544
     with torch.device("meta"):
         ours = models.create("vgg16", classes=1000, shape=IMAGENET, chain=Chain).state_dict()
         theirs = torchvision.models.vgg16().state_dict()
     assert {key: t.shape for key, t in ours.items()} == {key: t.shape for key, t in theirs.items()}
+
+
+@pytest.mark.long
+def test_vgg16_with_torchvisions_weights_gives_torchvisions_scores(tmp_path):
+    torch.manual_seed(0)
+    theirs = torchvision.models.vgg16().eval()
+    torch.save(theirs.state_dict(), tmp_path / "vgg16.pth")
+    ours = models.create("vgg16", classes=1000, shape=IMAGENET, chain=Chain, weights=str(tmp_path / "vgg16.pth")).eval()
+    (tmp_path / "vgg16.pth").unlink()  # half a gigabyte
+    images = torch.randn(1, *IMAGENET)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-4)
 
 
 def test_vgg16_for_cifar_has_the_small_head():
