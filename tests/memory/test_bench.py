@@ -70,7 +70,7 @@ def test_the_plot_joins_the_budgets_and_the_ends():
 
 
 def test_the_command_measures_a_budget_and_writes_its_findings(tmp_path, capsys):
-    arguments = ["bench", *REVNET, "device=cpu", "--strategies", "reversible", "--budgets", "1", "--steps", "1"]
+    arguments = ["bench", *REVNET, "device=cpu", "--strategies", "reversible", "--budgets", "1", "--steps", "2"]
     assert main([*arguments, "--output", str(tmp_path / "found")]) == 0
     found = {
         entry["name"].split()[0]: entry["result"] for entry in json.loads((tmp_path / "found/bench.json").read_text())

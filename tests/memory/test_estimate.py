@@ -111,7 +111,7 @@ def test_what_fits_a_limit():
 
 
 def test_a_limit_below_the_parameters_says_what_the_least_is():
-    cfg = memexp.compose(["model=resnet", "dataset=cifar10"])
+    cfg = memexp.compose(["model=resnet", "model.depth=8", "dataset=cifar10"])
     with pytest.raises(
         ConfigError, match=r"1\.00 MB is below the least that this network takes, [\d.]+ MB at batch_size=1"
     ):

@@ -36,7 +36,7 @@ def test_the_choice_is_exact(seed):
 @pytest.mark.parametrize("model", [REVNET, ["model=resnet", "model.depth=20"], ["model=vgg16"]], ids=lambda m: m[0])
 def test_between_least_and_stored_more_memory_saves_more_and_never_takes_more_than_given(model):
     found = []
-    for share in (0, 0.3, 0.5, 0.7, 0.9, 1.0):
+    for share in (0, 0.4, 0.8, 1.0):
         cfg = memexp.compose([*SMALL, *model, "backprop=budget", f"backprop.limit={share}"])
         found.append(plan(cfg))
         assert found[-1].peak <= max(found[-1].budget, found[-1].least)
@@ -129,7 +129,8 @@ def test_accumulated_batches_are_planned_for_the_last_when_gradients_stand_besid
     assert 0 < len(results["strategy"]["stored_steps"][0]) < 9
 
 
-def test_what_fits_a_limit_best_is_a_budget_of_that_limit():
+def test_what_fits_a_limit_best_is_a_budget_of_that_limit(monkeypatch):
+    monkeypatch.setattr("memexp.memory.limit.largest", lambda *_: (1, 1))  # the largest batch is not asked for here
     cfg = memexp.compose([*SMALL, *REVNET, "backprop=reversible"])
     stored = memexp.estimate(memexp.compose([*SMALL, *REVNET, "backprop=stored"]))["peak"]
     between = answer(cfg, int(0.8 * stored))
