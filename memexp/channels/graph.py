@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from memexp.channels.planes import compress, varies
 from memexp.channels.sizes import Attribute, Size
@@ -113,7 +112,7 @@ def assemble(tape: Tape) -> Graph:
                 tape.atoms.frozen[number][1] if number >= 0 else "all of its channels are one, or nothing makes them"
             )
     sizes = {key: len(atoms) for key, atoms in tape.entries.items()}
-    numbers = tuple(number for use in tape.uses if (number := _number(use, roots, place)) is not None)
+    numbers = tuple(found for use in tape.uses if (found := _number(use, roots, place)) is not None)
     return Graph(groups, frozen, sizes, numbers)
 
 
@@ -180,16 +179,6 @@ def _keep_rectangles(tape: Tape) -> None:
 
 def _freedom(origin: int) -> int:
     return 2 if isinstance(origin, Size) else 1 if isinstance(origin, Attribute) else 0
-
-
-def attention_heads(network: nn.Module, tape: Tape) -> None:
-    """The number of heads of nn.MultiheadAttention, whose forward hides where it uses it."""
-    for path, module in network.named_modules():
-        if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
-            atoms = tape.entries.get((f"{path}.in_proj_weight".lstrip("."), 0))
-            if atoms is not None:
-                plane = atoms.reshape(3, module.num_heads, -1)
-                tape.uses.append(Use(path, "num_heads", None, module.num_heads, plane, 1))
 
 
 def _number(use: Use, roots: Array, place: Array) -> Number | None:

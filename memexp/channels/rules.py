@@ -205,6 +205,24 @@ def group_norm(call: Call) -> list[Planes]:
     return [result, [], []]
 
 
+@rule("_weight_norm_interface", "_weight_norm")
+def weight_norm(call: Call) -> Any:
+    """w = g v / |v|: outputs can be removed; of v, what its norm is taken over stays. v itself must not be zero: v / |v|."""
+    v, g, dim = call["v"], call["g"], call.dim(call["dim"])
+    for plane in call.planes(v):
+        call.tape.role(plane, "in")
+        if varies(plane) != {dim}:
+            call.freeze(plane, "the norm of the weight is taken over it")
+    for plane in call.planes(g):
+        call.tape.role(plane, "out")
+    own = [p for p in call.planes(v) if varies(p) == {dim}]
+    outs = merge(
+        call.tape.atoms, [(own, g.shape), (call.planes(g), g.shape)], f"{call.name}: a length that is no channel"
+    )
+    rest = [p for p in call.planes(v) if varies(p) != {dim}]
+    return [*outs, *rest] if isinstance(call.out, Tensor) else [[*outs, *rest], []]
+
+
 @rule("mean", "var", "std", "var_mean", "std_mean", "amax", "amin", "logsumexp", "linalg_vector_norm", "norm", "argmax",
       "argmin", "max", "min", "prod", "any", "all", "topk", "sort", "cumsum")  # fmt: skip
 def statistic(call: Call) -> Any:

@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memexp.channels import rules
-from memexp.channels.graph import ChannelError, Graph, attention_heads
+from memexp.channels.attention import all_adapted
+from memexp.channels.graph import ChannelError, Graph
 from memexp.channels.planes import tidy
 from memexp.channels.settling import settle
 from memexp.channels.sizes import Size, tracked_attributes
@@ -37,12 +38,11 @@ def trace(network: nn.Module, *example_inputs: Any) -> Graph:
     try:
         network.eval()
         torch.backends.mha.set_fastpath_enabled(False)
-        with torch.no_grad(), tracked_attributes(network), _Source(tape), _Operations(tape):
+        with torch.no_grad(), all_adapted(network), tracked_attributes(network), _Source(tape), _Operations(tape):
             outputs = network(*example_inputs)
         for tensor in _tensors(outputs):
             for plane in tape.planes(tensor):
                 tape.atoms.freeze(plane, "it is part of the network's output")
-        attention_heads(network, tape)
         return settle(network, tape, example_inputs, outputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
