@@ -107,10 +107,8 @@ def assemble(tape: Tape) -> Graph:
     for key, atoms in tape.entries.items():
         stuck = atoms[place[roots[atoms], 0] < 0]
         if len(stuck):
-            number = reason[stuck].max()
-            frozen[key] = (
-                tape.atoms.frozen[number][1] if number >= 0 else "all of its channels are one, or nothing makes them"
-            )
+            why = int(reason[stuck].max())
+            frozen[key] = tape.atoms.frozen[why][1] if why >= 0 else _alone(tape, roots, int(roots[stuck[0]]))
     sizes = {key: len(atoms) for key, atoms in tape.entries.items()}
     numbers = tuple(found for use in tape.uses if (found := _number(use, roots, place)) is not None)
     return Graph(groups, frozen, sizes, numbers)
@@ -145,7 +143,7 @@ def _groups(
     singles = list(zip(range(int(index.max()) + 1), strict=True))
     known: dict[bytes, tuple[tuple[int, ...], ...]] = {}
     groups: list[Group] = []
-    for mine in np.split(live, np.flatnonzero(np.diff(group[roots[live]])) + 1):
+    for mine in np.split(live, np.flatnonzero(np.diff(group[roots[live]])) + 1) if len(live) else []:
         members = []
         for atoms in np.split(mine, np.flatnonzero(np.diff(entry[mine])) + 1):
             name, dim = keys[entry[atoms[0]]]
@@ -179,6 +177,12 @@ def _keep_rectangles(tape: Tape) -> None:
 
 def _freedom(origin: int) -> int:
     return 2 if isinstance(origin, Size) else 1 if isinstance(origin, Attribute) else 0
+
+
+def _alone(tape: Tape, roots: Array, root: int) -> str:
+    """Why a channel that is not frozen is in no group."""
+    why = next((f", since {why}" for plane, why in tape.coupled if (roots[plane] == root).any()), "")
+    return f"all of its channels are one{why}, or no parameter makes them"
 
 
 def _number(use: Use, roots: Array, place: Array) -> Number | None:

@@ -74,6 +74,7 @@ def fixed(call: Call, plane: Plane, axis: int, why: str) -> Plane:
         call.tape.atoms.freeze(plane, why)
     else:
         call.tape.atoms.couple(plane, [axis], why)
+        call.tape.coupled.append((plane, why))
     return plane
 
 

@@ -247,7 +247,8 @@ def _reduced(call: Call, plane: Plane, why: str | None) -> Plane | None:
     listed = range(ndim) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
     over = {d % ndim for d in listed}
     if varies(plane) & over and why is not None:
-        call.freeze(plane, why)
+        outs = [call.out] if isinstance(call.out, Tensor) else call.out
+        call.tape.freeze_if_used(outs, plane, f"{call.name}: {why}")
     support = varies(plane)
     if support & over and support - over:
         plane = call.tape.atoms.couple(plane, sorted(support & over))

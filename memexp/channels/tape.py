@@ -1,6 +1,6 @@
 """What a trace writes down: planes of tensors, roles of parameters, and numbers that follow the channels."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -34,10 +34,14 @@ class Tape:
     splits: list[tuple[Plane, list[int]]] = field(
         default_factory=list
     )  # a plane over several axes, origins of their lengths
+    coupled: list[tuple[Plane, str]] = field(
+        default_factory=list
+    )  # planes made one along an axis that is fixed, and why
     uses: list[Use] = field(default_factory=list)
     nonzero: list[Plane] = field(default_factory=list)  # channels that may not be zero where what makes them is
     doubtful: bool = False  # whether a number in the source may be one that does not follow the channels
     _planes: Any = field(default_factory=WeakTensorKeyDictionary)  # tensor -> planes, whether from parameters alone
+    _pending: Any = field(default_factory=WeakTensorKeyDictionary)
     _roles: list[tuple[Plane, Role]] = field(default_factory=list)
 
     def adopt(self, name: str, tensor: Tensor) -> None:
@@ -64,6 +68,16 @@ class Tape:
 
     def write(self, tensor: Tensor, planes: Planes, parameter: bool = False) -> None:
         self._planes[tensor] = (planes, parameter)
+
+    def freeze_if_used(self, tensors: Iterable[Tensor], plane: Plane, why: str) -> None:
+        """None of the plane's channels can be removed if an operation or the output takes one of `tensors`."""
+        for tensor in tensors:
+            self._pending[tensor] = [*self._pending.get(tensor, []), (plane, why)]
+
+    def used(self, tensor: Tensor) -> None:
+        """An operation or the output takes it."""
+        for plane, why in self._pending.pop(tensor, ()) if self._pending else ():
+            self.atoms.freeze(plane, why)
 
     def role(self, plane: Plane, role: Role) -> None:
         """The parameters whose atoms these are have this role, unless an earlier operation has given them one."""

@@ -41,6 +41,7 @@ def trace(network: nn.Module, *example_inputs: Any) -> Graph:
         with torch.no_grad(), all_adapted(network), tracked_attributes(network), _Source(tape), _Operations(tape):
             outputs = network(*example_inputs)
         for tensor in _tensors(outputs):
+            tape.used(tensor)
             for plane in tape.planes(tensor):
                 tape.atoms.freeze(plane, "it is part of the network's output")
         return settle(network, tape, example_inputs, outputs)
@@ -80,7 +81,10 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        marked = [tensor for tensor in _tensors((args, kwargs)) if self.tape.planes(tensor)]
+        tensors = list(_tensors((args, kwargs)))
+        for tensor in tensors:
+            self.tape.used(tensor)
+        marked = [tensor for tensor in tensors if self.tape.planes(tensor)]
         if marked:
             rule = rules.of(func)
             if rule is None:
