@@ -5,7 +5,7 @@
 For each of torchvision's classifiers, and for this project's families: whether the network is handled (a random half of the
 channels of every group is removed, and the narrowed network runs), whether its outputs equal those of the masked network (the
 removed filters and entries of normalisations zero; statistics of a LayerNorm over the channels that stay), the share of the
-parameters that is left, and the seconds until all groups are known: the first call, and the median of the others. memexp: trace.
+parameters that is left, and the seconds until all groups are known, the first call and the median of others. memexp: trace.
 Torch-Pruning: build_dependency and get_all_groups; then BasePruner with random importance at a ratio of one half, heads of
 nn.MultiheadAttention given as its documentation says, the rest as it is by default. Networks are random; statistics and affine
 parameters are drawn. One thread. A cell says what went wrong where something did.

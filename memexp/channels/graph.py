@@ -95,9 +95,13 @@ def assemble(tape: Tape) -> Graph:
         reason[roots[atoms]] = number
     reason = reason[roots]
 
-    keys = list(tape.entries)
+    together: dict[int, list[tuple[str, int]]] = {}  # by first atom: entries that share their atoms
+    for key, atoms in tape.entries.items():
+        together.setdefault(int(atoms[0]), []).append(key)
+    keys = list(together.values())
     entry, index = np.full(count, -1), np.zeros(count, dtype=np.int64)
-    for k, atoms in enumerate(tape.entries.values()):
+    for k, (key, *_) in enumerate(keys):
+        atoms = tape.entries[key]
         entry[atoms], index[atoms] = k, np.arange(len(atoms))
     live = np.flatnonzero((entry >= 0) & (reason < 0))
     group = _signatures(count, roots, entry, live)
@@ -130,7 +134,13 @@ def _signatures(count: int, roots: Array, entry: Array, live: Array) -> Array:
 
 
 def _groups(
-    tape: Tape, keys: Sequence[tuple[str, int]], roots: Array, entry: Array, index: Array, live: Array, group: Array
+    tape: Tape,
+    keys: Sequence[Sequence[tuple[str, int]]],
+    roots: Array,
+    entry: Array,
+    index: Array,
+    live: Array,
+    group: Array,
 ) -> tuple[list[Group], Array]:
     """Groups, and by root (group, channel), -1 for none."""
     order = (group[roots[live]] * (entry.max() + 1) + entry[live]) * len(roots) + roots[live]
@@ -146,8 +156,8 @@ def _groups(
     for mine in np.split(live, np.flatnonzero(np.diff(group[roots[live]])) + 1) if len(live) else []:
         members = []
         for atoms in np.split(mine, np.flatnonzero(np.diff(entry[mine])) + 1):
-            name, dim = keys[entry[atoms[0]]]
-            role = roles.get(int(tape.entries[name, dim][0]), "norm")
+            shared = keys[entry[atoms[0]]]
+            role = roles.get(int(tape.entries[shared[0]][0]), "norm")
             starts = np.flatnonzero(np.diff(roots[atoms])) + 1
             if len(starts) + 1 == len(atoms):
                 key = index[atoms].tobytes()
@@ -156,7 +166,7 @@ def _groups(
                 indices = known[key]
             else:
                 indices = tuple(tuple(part.tolist()) for part in np.split(index[atoms], starts))
-            members.append(Member(name, dim, indices, role))
+            members += [Member(name, dim, indices, role) for name, dim in shared]
         size = len(members[0].indices)
         if size > 1 and any(member.role == "out" and member.name not in tape.buffers for member in members):
             own = roots[mine][np.append(True, np.diff(roots[mine]) != 0)][:size]  # of its first member

@@ -6,6 +6,7 @@ without the underscore of operations in place. Rules that move data are in memex
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,21 @@ from memexp.channels.sizes import Attribute
 from memexp.channels.tape import Tape
 
 
+@cache
+def _defaults(func: Any) -> dict[str, Any]:
+    """The arguments of an operation in order, and their defaults."""
+    arguments = func._schema.arguments
+    return {a.name: a.default_value if a.has_default_value() else None for a in arguments}
+
+
 class Call:
     """One operation: its arguments by name, its output, and the tape."""
 
     def __init__(self, tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         self.tape, self.func, self.out = tape, func, out
-        self.arguments: dict[str, Any] = {}
-        for i, argument in enumerate(func._schema.arguments):
-            default = argument.default_value if argument.has_default_value() else None
-            self.arguments[argument.name] = args[i] if i < len(args) else kwargs.get(argument.name, default)
+        self.arguments: dict[str, Any] = dict(_defaults(func))
+        self.arguments.update(zip(self.arguments, args, strict=False))
+        self.arguments.update(kwargs)
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
@@ -65,6 +72,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
+@cache
 def of(func: Any) -> Rule | None:
     """The rule of an operation; operations that ATen tags as pointwise share one."""
     name = func._schema.name.removeprefix("aten::")
@@ -142,8 +150,13 @@ def batch_norm(call: Call) -> list[Planes]:
     x: Tensor = call["input"]
     vectors = [call.arguments.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
     result, shape = call.planes(x), x.shape
+    seen: set[int] = set()
     for vector in vectors:
         if vector is not None:
+            first = next((int(p.flat[0]) for p in call.planes(vector)), 0)
+            if first in seen:
+                continue
+            seen.add(first)
             own = [p.reshape([-1 if d == 1 else 1 for d in range(x.ndim)]) for p in call.planes(vector)]
             along = [1] + list(vector.shape) + [1] * (x.ndim - 2)
             result = merge(

@@ -44,18 +44,29 @@ class Tape:
     _pending: Any = field(default_factory=WeakTensorKeyDictionary)
     _roles: list[tuple[Plane, Role]] = field(default_factory=list)
 
-    def adopt(self, name: str, tensor: Tensor) -> None:
-        """A parameter or buffer: a plane for each dimension. One that has two names keeps the first."""
-        if tensor in self._planes:
+    def adopt(self, name: str, tensor: Tensor, atoms: Plane | None = None) -> None:
+        """A parameter or buffer: a plane for each dimension. One that has two names keeps the first.
+
+        atoms: for its one dimension, if they are another's too.
+        """
+        if not tensor.is_floating_point() or tensor in self._planes:
             return
         if not isinstance(tensor, nn.Parameter):
             self.buffers.add(name)
         planes = []
         for dim, size in enumerate(tensor.shape):
             if size > 1:
-                atoms = self.entries[name, dim] = self.atoms.new(size)
-                planes.append(atoms.reshape([size if d == dim else 1 for d in range(tensor.ndim)]))
+                own = self.entries[name, dim] = self.atoms.new(size) if atoms is None else atoms
+                planes.append(own.reshape([size if d == dim else 1 for d in range(tensor.ndim)]))
         self.write(tensor, planes, parameter=True)
+
+    def adopt_together(self, tensors: dict[str, Tensor]) -> None:
+        """Entries of a normalisation, which are of the same channels from the start."""
+        vectors = {name: tensor for name, tensor in tensors.items() if tensor.ndim == 1}
+        if len({len(tensor) for tensor in vectors.values()}) == 1:
+            atoms = self.atoms.new(len(next(iter(vectors.values()))))
+            for name, tensor in vectors.items():
+                self.adopt(name, tensor, atoms)
 
     def planes(self, tensor: Tensor) -> Planes:
         found: tuple[Planes, bool] | None = self._planes.get(tensor)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -20,6 +21,7 @@ from memexp.channels.graph import ChannelError, Graph
 from memexp.channels.planes import tidy
 from memexp.channels.settling import settle
 from memexp.channels.sizes import Size, tracked_attributes
+from memexp.channels.skipping import ShapesOnly
 from memexp.channels.tape import Tape
 
 
@@ -30,15 +32,24 @@ def trace(network: nn.Module, *example_inputs: Any) -> Graph:
     The network is as before afterwards. Raises ChannelError, which names the operation, where one has no rule.
     """
     tape = Tape()
+    for path, module in network.named_modules():
+        if isinstance(module, _NormBase | nn.LayerNorm | nn.GroupNorm):
+            tape.adopt_together({f"{path}.{n}" if path else n: t for n, t in module.state_dict(keep_vars=True).items()})
     for name, tensor in network.state_dict(keep_vars=True).items():
-        if tensor.is_floating_point():
-            tape.adopt(name, tensor)
+        tape.adopt(name, tensor)
     modes = [(module, module.training) for module in network.modules()]
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
         network.eval()
         torch.backends.mha.set_fastpath_enabled(False)
-        with torch.no_grad(), all_adapted(network), tracked_attributes(network), _Source(tape), _Operations(tape):
+        with (
+            all_adapted(network),
+            tracked_attributes(network),
+            torch.no_grad(),
+            ShapesOnly(),
+            _Source(tape),
+            _Operations(tape),
+        ):
             outputs = network(*example_inputs)
         for tensor in _tensors(outputs):
             tape.used(tensor)
