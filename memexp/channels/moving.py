@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from memexp.channels.graph import ChannelError
@@ -255,6 +254,8 @@ def pad(call: Call) -> Planes:
     for plane in call.planes(x):
         for i in range(0, len(widths), 2):
             dim = x.ndim - 1 - i // 2
+            if call["value"] not in (None, 0, 0.0):
+                call.tape.nonzero.append(plane)
             if plane.shape[dim] == 1 or not (widths[i] or widths[i + 1]):
                 continue
             call.tape.doubtful = True
@@ -329,7 +330,7 @@ def shuffle(call: Call) -> Planes:
     return result
 
 
-@rule("index", "index_select", "gather")
+@rule("index", "index_select")
 def index(call: Call) -> Planes:
     """Along positions; what is picked by number along channels stays."""
     x = call.first
@@ -366,12 +367,3 @@ def copy_into(call: Call) -> Planes:
     for plane in call.planes(call["src"]):
         call.freeze(plane, "is written into a part of another tensor")
     return [lift(p, call.first.ndim) for p in call.planes(call["src"])]
-
-
-@rule("where", "masked_fill", "masked_fill_")
-def chosen(call: Call) -> Planes:
-    tensors = [t for t in call.arguments.values() if isinstance(t, Tensor)]
-    operands = [(call.planes(t), t.shape) for t in tensors if call.planes(t) or t.is_floating_point()]
-    if not torch.is_tensor(call.out):
-        return []
-    return merge(call.tape.atoms, operands, f"{call.name} meets it with entries that are no channels")

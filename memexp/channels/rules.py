@@ -7,7 +7,7 @@ without the underscore of operations in place. Rules that move data are in memex
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -90,8 +90,11 @@ def of(func: Any) -> Rule | None:
 UNTAGGED = {"hardswish", "_prelu_kernel", "rsub", "floor_divide", "log_sigmoid_forward", "rrelu_with_noise"}
 
 
-class _Sample(float):
-    """Stands for a tensor of that value."""
+class _Sample(NamedTuple):
+    """Stands for a tensor of ones, or of zeros."""
+
+    one: bool
+    dtype: torch.dtype
 
 
 _at_zero: dict[Any, bool] = {}
@@ -121,26 +124,29 @@ def _flat(values: Any) -> list[Any]:
 
 
 def _zero_at_zero(call: Call) -> bool:
-    """Whether the result is 0 where all that has channels is 0 (and the rest is 1)."""
+    """Whether the result is 0 where all that has channels is 0, the rest 1, and conditions are true or false."""
 
     def mark(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return _Sample(0.0 if call.planes(value) or not value.is_floating_point() else 1.0)
+            return _Sample(call.planes(value) == [], value.dtype)
         return tuple(map(mark, value)) if isinstance(value, list | tuple) else value
 
-    def sample(value: Any) -> Any:
+    def sample(value: Any, condition: bool) -> Any:
         if isinstance(value, _Sample):
-            return torch.full((1,), value)
-        return [sample(v) for v in value] if isinstance(value, tuple) else value
+            return torch.full((1,), condition if value.dtype == torch.bool else int(value.one), dtype=value.dtype)
+        return [sample(v, condition) for v in value] if isinstance(value, tuple) else value
 
     marks = {name: mark(value) for name, value in call.arguments.items()}
     key = (call.func, tuple(marks.values()))
     if key not in _at_zero:
         arguments = [a for a in call.func._schema.arguments if a.name not in ("device", "layout", "dtype")]
-        positional = [sample(marks[a.name]) for a in arguments if not a.kwarg_only]
-        named = {a.name: sample(marks[a.name]) for a in arguments if a.kwarg_only}
-        result = call.func(*positional, **named)
-        _at_zero[key] = not isinstance(result, Tensor) or bool((result == 0).all())
+        _at_zero[key] = True
+        for condition in (True, False):
+            positional = [sample(marks[a.name], condition) for a in arguments if not a.kwarg_only]
+            named = {a.name: sample(marks[a.name], condition) for a in arguments if a.kwarg_only}
+            result = call.func(*positional, **named)
+            if isinstance(result, Tensor) and bool((result != 0).any()):
+                _at_zero[key] = False
     return _at_zero[key]
 
 
@@ -175,11 +181,12 @@ def layer_norm(call: Call) -> list[Planes]:
     x: Tensor = call["input"]
     first = x.ndim - len(call["normalized_shape"])
     result = call.planes(x)
-    if call["weight"] is None:
+    if call["weight"] is None or call["weight"].ndim > 1:
         for plane in result:
             if max(varies(plane), default=-1) >= first:
-                call.freeze(plane, "statistics over channels without a weight that names them")
-        return [result, [], []]
+                call.freeze(plane, "statistics over channels without a weight for each of them")
+        if call["weight"] is None:
+            return [result, [], []]
     for name in ("weight", "bias"):
         if call[name] is not None:
             for plane in call.planes(call[name]):
@@ -245,6 +252,8 @@ def statistic(call: Call) -> Any:
         for plane in call.planes(call.first)
     ]
     kept = [p for p in planes if p is not None]
+    if "logsumexp" in call.name:
+        call.tape.nonzero.extend(kept)
     return kept if isinstance(call.out, Tensor) else [kept for _ in call.out]
 
 
@@ -280,6 +289,7 @@ def softmax(call: Call) -> Planes:
     for plane in call.planes(call.first):
         if dim in varies(plane):
             call.freeze(plane, "mixes channels")
+    call.tape.nonzero.extend(call.planes(call.first))
     return call.planes(call.first)
 
 

@@ -1,7 +1,7 @@
 """A graph is tried out: what the forward cannot do with fewer channels, for a length written into it, is frozen.
 
-Only where a length is written next to channels: views, slices, splits, pads. The network is run once more, for its shapes, with a
-different share of each group's channels. Where that fails, each group is tried by itself, those that fail are frozen with the
+Only where a length is written next to channels: views, slices, splits, pads. The network is run once more, for its shapes, with
+another share of each group's channels. Where that fails, each group is tried by itself, those that fail are frozen with the
 error as the reason, and the rest is tried again.
 """
 

@@ -28,7 +28,8 @@ from memexp.channels.tape import Tape
 def trace(network: nn.Module, *example_inputs: Any) -> Graph:
     """The groups of channels of `network` that can be removed, found by one forward in evaluation mode without gradient.
 
-    example_inputs: what the network is called with; small ones do (batch 1 or 2).
+    example_inputs: what the network is called with; small ones do (batch 1 or 2). Of convolutions and matrix products the
+    shapes alone are worked out, so control flow that depends on activations sees zeros.
     The network is as before afterwards. Raises ChannelError, which names the operation, where one has no rule.
     """
     tape = Tape()
@@ -51,6 +52,10 @@ def trace(network: nn.Module, *example_inputs: Any) -> Graph:
             _Operations(tape),
         ):
             outputs = network(*example_inputs)
+        if not any(True for _ in _tensors(outputs)):
+            raise ChannelError(
+                f"the network returns a {type(outputs).__name__}: return tensors, or tuples or dicts of them"
+            )
         for tensor in _tensors(outputs):
             tape.used(tensor)
             for plane in tape.planes(tensor):

@@ -325,8 +325,59 @@ class HalvesOfStreams(Network):
         return self.b(torch.cat([y1, y2], 1))
 
 
+class Uniform(Network):
+    """Functions over positions that give other numbers than zero for zero channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = self.conv(3, 6), self.conv(6, 8), self.conv(8, 4), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(self.a(x).flatten(2).softmax(-1).unflatten(2, (8, 8)))
+        x = self.c(functional.pad(x, (1, 1, 1, 1), value=2.0))
+        return self.d(x.masked_fill(torch.eye(10).bool(), 3.0).logsumexp((2, 3)))
+
+
+class InstanceNormed(Network):
+    """Normalised for each image by itself, which torch does with images and channels in one dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = self.conv(3, 6), nn.InstanceNorm2d(6, affine=True), self.conv(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.norm(self.a(x)).relu())
+
+
+class Standardised(Network):
+    """A convolution whose weight is standardised over each filter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = self.conv(3, 6), self.conv(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.a.weight
+        w = (w - w.mean((1, 2, 3), keepdim=True)) / (w.var((1, 2, 3), keepdim=True) + 1e-5).sqrt()
+        return self.b(functional.conv2d(x, w, self.a.bias, padding=1).relu())
+
+
+class Einsum(Network):
+    """A product of matrices that is written as a sum over letters."""
+
+    shape = (2, 7, 12)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.w, self.b = nn.Linear(12, 8), nn.Parameter(torch.randn(6, 8)), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.einsum("nti,oi->nto", self.a(x).relu(), self.w).relu())
+
+
 NETWORKS: list[type[Network]] = [
     CatWithItself, CatIntoLinear, Flattened, UnequalSplit, FixedSplit, ToImage, Twice, TwiceOnTwo, SumOfSlice,
     SumOfFixedSlice, SumOfCountedSlice, StackedBranches, FlattenedStack, PaddedShortcut, FixedPad, Shuffled, Depthwise,
-    Sigmoids, Normed, Attention, TorchAttention, Weighed, PixelShuffled, Embedded, HalvesOfStreams,
+    Sigmoids, Normed, Attention, TorchAttention, Weighed, PixelShuffled, Embedded, HalvesOfStreams, Uniform,
+    InstanceNormed, Standardised, Einsum,
 ]  # fmt: skip

@@ -41,6 +41,7 @@ def test_narrowed_equals_masked(name: str) -> None:
         assert error < 1e-12
 
 
+@pytest.mark.long
 def test_vgg16_without_normalisation() -> None:
     torch.manual_seed(0)
     network = equality.randomise(models.create("vgg16", classes=10, shape=(3, 32, 32), chain=Chain, layout="imagenet"))

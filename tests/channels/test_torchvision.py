@@ -16,7 +16,7 @@ SIDES = {
     "efficientnet_b1": 32, "efficientnet_v2_s": 32, "regnet_x_400mf": 32, "regnet_x_800mf": 32, "regnet_y_400mf": 32,
     "regnet_y_800mf": 32, "convnext_tiny": 32, "swin_t": 64, "swin_v2_t": 64, "vit_b_16": 224, "maxvit_t": 224,
 }  # fmt: skip
-QUICK = ("shufflenet_v2_x0_5", "mobilenet_v3_small", "squeezenet1_1", "regnet_y_400mf", "densenet121")
+QUICK = ("shufflenet_v2_x0_5", "mobilenet_v3_small", "squeezenet1_1")
 
 
 def build(name: str, **settings: object) -> nn.Module:

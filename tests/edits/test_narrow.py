@@ -103,3 +103,13 @@ def test_what_does_not_fit_is_refused_and_nothing_changes(kept: Any, attributes:
     with pytest.raises(ValueError, match=re.escape(words)):
         edits.apply(network, {"kind": "narrow", "kept": valid | kept, "attributes": attributes})
     assert {name: value.shape for name, value in network.state_dict().items()} == before
+
+
+def test_without_memory() -> None:
+    """Inside a fake mode, as estimates of memory build networks."""
+    from memexp.memory.fake import without_data
+
+    with without_data():
+        network = edits.apply(Small(), EDIT)
+        assert network(torch.randn(1, 3, 8, 8)).shape == (1, 2)
+    assert network.conv.weight.shape == (3, 3, 3, 3)
