@@ -131,11 +131,13 @@ def _slice(call: Call, plane: Plane, dim: int, start: int, end: int, step: int) 
         return
     written = call.tape.bounds(start, end, size)
     part = end - start
-    if written and all(isinstance(n, Size) for n in written):
-        if step == 1 and part and size % part == 0 and start % part == 0:
-            call.tape.atoms.couple(plane.take(range(size), dim).reshape(size // part, part), [0])
-            return
-    elif step == 1 and len(written) == 1 and isinstance(written[0], Attribute) and (start == 0 or end == size):
+    if any(isinstance(n, Size) for n in written):
+        if all(isinstance(n, Size) for n in written) and step == 1 and part and size % part == 0 and start % part == 0:
+            call.tape.atoms.couple(plane.reshape(size // part, part), [0])
+        else:
+            call.freeze(plane, "a slice that follows the shape in unequal parts")
+        return
+    if step == 1 and len(written) == 1 and isinstance(written[0], Attribute) and (start == 0 or end == size):
         call.tape.use(written[0], plane.take(range(end if start == 0 else start), dim), dim)
         return
     last = size if step != 1 else end if end < size else start

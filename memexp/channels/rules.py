@@ -5,7 +5,7 @@ without the underscore of operations in place. Rules that move data are in memex
 (convolution, products, attention) in memexp.channels.contracting.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from memexp.channels.planes import Plane, Planes, lift, merge, varies
 from memexp.channels.sizes import Attribute
-from memexp.channels.tape import Tape
+from memexp.channels.tape import Role, Tape
 
 
 @cache
@@ -105,18 +105,29 @@ def pointwise(call: Call) -> Planes:
     tensors = [t for t in _flat(call.arguments.values()) if isinstance(t, Tensor)]
     result = merge(
         call.tape.atoms,
-        [(call.planes(t), t.shape) for t in tensors],
+        [(call.planes(t), _extent(call, t)) for t in tensors],
         f"{call.name} meets it with entries that are no channels",
     )
-    for tensor in tensors:
-        if call.tape.is_parameter(tensor) and len(tensors) > 1:
-            for plane in call.planes(tensor):
-                call.tape.role(
-                    plane, "out" if call.func._schema.name.startswith(("aten::add", "aten::sub")) else "norm"
-                )
+    marked = [t for t in tensors if call.planes(t)]
+    role: Role = "out" if call.func._schema.name.startswith(("aten::add", "aten::sub")) else "norm"
+    if all(map(call.tape.is_parameter, marked)):  # what they become is told by what takes the result
+        call.tape.follow(result, [plane for t in marked for plane in call.planes(t)])
+    else:
+        for tensor in marked:
+            if call.tape.is_parameter(tensor):
+                for plane in call.planes(tensor):
+                    call.tape.role(plane, role)
     if not _zero_at_zero(call):
         call.tape.nonzero.extend(result)
     return result
+
+
+def _extent(call: Call, tensor: Tensor) -> Sequence[int]:
+    """Its shape, with length 1 where it was expanded from that, so that it is as long as what it meets."""
+    if 0 not in tensor.stride() or call.planes(tensor):
+        return tensor.shape
+    call.tape.doubtful = True  # it may have been expanded to a number in the source
+    return [1 if stride == 0 else size for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
 
 
 def _flat(values: Any) -> list[Any]:
@@ -187,6 +198,8 @@ def layer_norm(call: Call) -> list[Planes]:
                 call.freeze(plane, "statistics over channels without a weight for each of them")
         if call["weight"] is None:
             return [result, [], []]
+    if type(call.tape.argument(x.shape[-1])) is int:
+        call.tape.doubtful = True
     for name in ("weight", "bias"):
         if call[name] is not None:
             for plane in call.planes(call[name]):

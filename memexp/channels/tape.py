@@ -31,17 +31,14 @@ class Tape:
     call: tuple[Any, tuple[Any, ...], dict[str, Any]] | None = None
     buffers: set[str] = field(default_factory=set)  # names of tensors that are no parameters
     entries: dict[tuple[str, int], Plane] = field(default_factory=dict)  # (parameter, dim) -> its atoms
-    splits: list[tuple[Plane, list[int]]] = field(
-        default_factory=list
-    )  # a plane over several axes, origins of their lengths
-    coupled: list[tuple[Plane, str]] = field(
-        default_factory=list
-    )  # planes made one along an axis that is fixed, and why
+    splits: list[tuple[Plane, list[int]]] = field(default_factory=list)  # planes over several axes, and their origins
+    coupled: list[tuple[Plane, str]] = field(default_factory=list)  # planes made one along a fixed axis, and why
     uses: list[Use] = field(default_factory=list)
     nonzero: list[Plane] = field(default_factory=list)  # channels that may not be zero where what makes them is
     doubtful: bool = False  # whether a number in the source may be one that does not follow the channels
     _planes: Any = field(default_factory=WeakTensorKeyDictionary)  # tensor -> planes, whether from parameters alone
     _pending: Any = field(default_factory=WeakTensorKeyDictionary)
+    _followers: list[tuple[Plane, Plane]] = field(default_factory=list)
     _roles: list[tuple[Plane, Role]] = field(default_factory=list)
 
     def adopt(self, name: str, tensor: Tensor, atoms: Plane | None = None) -> None:
@@ -49,7 +46,7 @@ class Tape:
 
         atoms: for its one dimension, if they are another's too.
         """
-        if not tensor.is_floating_point() or tensor in self._planes:
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor in self._planes:
             return
         if not isinstance(tensor, nn.Parameter):
             self.buffers.add(name)
@@ -94,12 +91,19 @@ class Tape:
         """The parameters whose atoms these are have this role, unless an earlier operation has given them one."""
         self._roles.append((plane, role))
 
+    def follow(self, results: Planes, planes: Planes) -> None:
+        """Parameters of which another is made (a weight and its mask) have the role of what is made."""
+        for result in results:
+            self._followers += [(result, plane) for plane in planes if plane.shape[-result.ndim :] == result.shape]
+
     def roles(self) -> dict[int, Role]:
-        """Role by atom."""
+        """Role by a plane's first atom."""
         found: dict[int, Role] = {}
         for plane, role in self._roles:
-            for atom in plane.ravel()[:1].tolist():
-                found.setdefault(atom, role)
+            found.setdefault(int(plane.flat[0]), role)
+        for result, plane in reversed(self._followers):
+            if int(result.flat[0]) in found:
+                found.setdefault(int(plane.flat[0]), found[int(result.flat[0])])
         return found
 
     def use(self, origin: Attribute, plane: Plane, axis: int) -> None:

@@ -110,7 +110,10 @@ class _Operations(TorchDispatchMode):
                 )
             call = rules.Call(self.tape, func, args, kwargs, out)
             parameter = all(map(self.tape.is_parameter, marked))
-            outs, planes = ([out], [rule(call)]) if isinstance(out, Tensor) else (out, rule(call))
+            planes = rule(call)
+            outs, planes = (
+                ([out], [planes]) if isinstance(out, Tensor) else (out if isinstance(out, tuple | list) else [], planes)
+            )
             for tensor, own in zip(outs, planes, strict=False):
                 if isinstance(tensor, Tensor):
                     self.tape.write(tensor, tidy(own), parameter)

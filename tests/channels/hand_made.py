@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import prune
 
 
 class Network(nn.Module):
@@ -375,9 +376,34 @@ class Einsum(Network):
         return self.b(torch.einsum("nti,oi->nto", self.a(x).relu(), self.w).relu())
 
 
+class WeightsMasked(Network):
+    """Weights that are multiplied by a mask, as torch.nn.utils.prune does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = self.conv(3, 6), self.conv(6, 5)
+        for layer in (self.a, self.b):
+            prune.random_unstructured(layer, "weight", 0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).relu())
+
+
+class Expanded(Network):
+    """A map of one channel, expanded to all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = self.conv(3, 6), self.conv(6, 1), self.conv(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        return self.c(x * self.b(x).sigmoid().expand_as(x))
+
+
 NETWORKS: list[type[Network]] = [
     CatWithItself, CatIntoLinear, Flattened, UnequalSplit, FixedSplit, ToImage, Twice, TwiceOnTwo, SumOfSlice,
     SumOfFixedSlice, SumOfCountedSlice, StackedBranches, FlattenedStack, PaddedShortcut, FixedPad, Shuffled, Depthwise,
     Sigmoids, Normed, Attention, TorchAttention, Weighed, PixelShuffled, Embedded, HalvesOfStreams, Uniform,
-    InstanceNormed, Standardised, Einsum,
+    InstanceNormed, Standardised, Einsum, WeightsMasked, Expanded,
 ]  # fmt: skip

@@ -34,6 +34,8 @@ GROUPS: dict[type[made.Network], list[int]] = {
     made.PixelShuffled: [4],
     made.Embedded: [8],
     made.HalvesOfStreams: [6],
+    made.WeightsMasked: [6],
+    made.Expanded: [6],
     made.Uniform: [6, 8, 4],
     made.InstanceNormed: [6],
     made.Standardised: [6],
