@@ -1,0 +1,203 @@
+"""The graph: groups of channels that can be removed one by one, and why the rest cannot.
+
+A channel is a connected component of atoms (memexp.channels.planes): everything that must go if one of it goes. Channels that
+touch the same dimensions of the same parameters make a group.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memexp.channels.planes import compress, varies
+from memexp.channels.sizes import Attribute, Size
+from memexp.channels.tape import Role, Tape, Use
+
+Array = NDArray[np.int64]
+
+
+class ChannelError(ValueError):
+    """A network whose channels cannot be followed, or a choice of channels that does not fit its graph."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """`indices[i]` along `dim` of the parameter or buffer `name` (of the state dict) belong to channel i.
+
+    role: out, the filters that make the channels (weight, bias); in, the weights that take them; norm, other entries, such as
+    those of a normalisation.
+    """
+
+    name: str
+    dim: int
+    indices: tuple[tuple[int, ...], ...]
+    role: Role
+
+
+@dataclass(frozen=True)
+class Group:
+    """`size` channels, each of which can be removed with its indices in all members, or kept.
+
+    nonzero: a channel whose filter is zero may still be another number further on (a sigmoid of it, say).
+    """
+
+    size: int
+    members: tuple[Member, ...]
+    nonzero: bool = False
+
+
+@dataclass(frozen=True)
+class Number:
+    """Attribute `name` of a module (item `index`, if it is a tuple): how many of `channels` are kept, None always is."""
+
+    module: str
+    name: str
+    index: int | None
+    channels: tuple[tuple[int, int] | None, ...]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """groups: of channels that can be removed. frozen: (parameter, dim) -> why those in no group cannot be, in words.
+
+    sizes: length of each (parameter, dim). numbers: attributes that follow the channels. The network's inputs and its outputs
+    (classes) are frozen.
+    """
+
+    groups: list[Group]
+    frozen: dict[tuple[str, int], str]
+    sizes: dict[tuple[str, int], int]
+    numbers: tuple[Number, ...]
+
+    def removable(self, name: str, dim: int = 0) -> tuple[int, ...]:
+        """The indices along `dim` of parameter `name` that are in a group. ChannelError for one that is not traced."""
+        if (name, dim) not in self.sizes:
+            raise ChannelError(f"{name!r} has no dimension {dim} with channels in this graph")
+        found = {
+            i
+            for group in self.groups
+            for member in group.members
+            if (member.name, member.dim) == (name, dim)
+            for own in member.indices
+            for i in own
+        }
+        return tuple(sorted(found))
+
+
+def assemble(tape: Tape) -> Graph:
+    """The graph of what a trace wrote down."""
+    _keep_rectangles(tape)
+    roots = tape.atoms.roots()
+    count = tape.atoms.count
+    reason = np.full(count, -1)  # by root: which of the reasons, the first given
+    for number, (atoms, _) in reversed(list(enumerate(tape.atoms.frozen))):
+        reason[roots[atoms]] = number
+    reason = reason[roots]
+
+    together: dict[int, list[tuple[str, int]]] = {}  # by first atom: entries that share their atoms
+    for key, atoms in tape.entries.items():
+        together.setdefault(int(atoms[0]), []).append(key)
+    keys = list(together.values())
+    entry, index = np.full(count, -1), np.zeros(count, dtype=np.int64)
+    for k, (key, *_) in enumerate(keys):
+        atoms = tape.entries[key]
+        entry[atoms], index[atoms] = k, np.arange(len(atoms))
+    live = np.flatnonzero((entry >= 0) & (reason < 0))
+    group = _signatures(count, roots, entry, live)
+    groups, place = _groups(tape, keys, roots, entry, index, live, group)
+
+    frozen: dict[tuple[str, int], str] = {}
+    for key, atoms in tape.entries.items():
+        stuck = atoms[place[roots[atoms], 0] < 0]
+        if len(stuck):
+            why = int(reason[stuck].max())
+            frozen[key] = tape.atoms.frozen[why][1] if why >= 0 else _alone(tape, roots, int(roots[stuck[0]]))
+    sizes = {key: len(atoms) for key, atoms in tape.entries.items()}
+    numbers = tuple(found for use in tape.uses if (found := _number(use, roots, place)) is not None)
+    return Graph(groups, frozen, sizes, numbers)
+
+
+def _signatures(count: int, roots: Array, entry: Array, live: Array) -> Array:
+    """By root: a number, the same for channels that touch the same parameters and dimensions as often; -1 for none."""
+    codes = np.random.default_rng(0).integers(1, 2**62, int(entry.max()) + 2)
+    total = np.zeros(count, dtype=np.int64)
+    np.add.at(total, roots[live], codes[entry[live]])  # equal for equal sets, and else, but for 2^-62, not
+    channels = np.flatnonzero(total)
+    group = np.full(count, -1)
+    if len(channels):
+        _, first, inverse = np.unique(total[channels], return_index=True, return_inverse=True)
+        order = np.empty(len(first), dtype=np.int64)
+        order[np.argsort(first)] = np.arange(len(first))
+        group[channels] = order[inverse]
+    return group
+
+
+def _groups(
+    tape: Tape,
+    keys: Sequence[Sequence[tuple[str, int]]],
+    roots: Array,
+    entry: Array,
+    index: Array,
+    live: Array,
+    group: Array,
+) -> tuple[list[Group], Array]:
+    """Groups, and by root (group, channel), -1 for none."""
+    order = (group[roots[live]] * (entry.max() + 1) + entry[live]) * len(roots) + roots[live]
+    live = live[np.argsort(order, kind="stable")]  # by group, entry, channel, and as it was: index
+    place = np.full((len(roots), 2), -1)
+    roles = tape.roles()
+    nonzero = np.zeros(len(roots), dtype=bool)
+    for plane in tape.nonzero:
+        nonzero[roots[plane]] = True
+    singles = list(zip(range(int(index.max()) + 1), strict=True))
+    known: dict[bytes, tuple[tuple[int, ...], ...]] = {}
+    groups: list[Group] = []
+    for mine in np.split(live, np.flatnonzero(np.diff(group[roots[live]])) + 1) if len(live) else []:
+        members = []
+        for atoms in np.split(mine, np.flatnonzero(np.diff(entry[mine])) + 1):
+            shared = keys[entry[atoms[0]]]
+            role = roles.get(int(tape.entries[shared[0]][0]), "norm")
+            starts = np.flatnonzero(np.diff(roots[atoms])) + 1
+            if len(starts) + 1 == len(atoms):
+                key = index[atoms].tobytes()
+                if key not in known:  # most members of a group have the same indices
+                    known[key] = tuple(map(singles.__getitem__, index[atoms].tolist()))
+                indices = known[key]
+            else:
+                indices = tuple(tuple(part.tolist()) for part in np.split(index[atoms], starts))
+            members += [Member(name, dim, indices, role) for name, dim in shared]
+        size = len(members[0].indices)
+        if size > 1 and any(member.role == "out" and member.name not in tape.buffers for member in members):
+            own = roots[mine][np.append(True, np.diff(roots[mine]) != 0)][:size]  # of its first member
+            place[own, 0], place[own, 1] = len(groups), np.arange(size)
+            groups.append(Group(size, tuple(members), bool(nonzero[own].any())))
+    return groups, place
+
+
+def _keep_rectangles(tape: Tape) -> None:
+    """Where a dimension is split in several, all parts but one keep their length: preferably those that cannot follow."""
+    for plane, origins in tape.splits:
+        now = compress(tape.atoms.roots()[plane])
+        axes = varies(now)
+        if len(axes) > 1:
+            follows = max(axes, key=lambda axis: (_freedom(origins[axis]), plane.shape[axis], axis))
+            tape.atoms.couple(plane, sorted(axes - {follows}))
+
+
+def _freedom(origin: int) -> int:
+    return 2 if isinstance(origin, Size) else 1 if isinstance(origin, Attribute) else 0
+
+
+def _alone(tape: Tape, roots: Array, root: int) -> str:
+    """Why a channel that is not frozen is in no group."""
+    why = next((f", since {why}" for plane, why in tape.coupled if (roots[plane] == root).any()), "")
+    return f"all of its channels are one{why}, or no parameter makes them"
+
+
+def _number(use: Use, roots: Array, place: Array) -> Number | None:
+    lines = np.moveaxis(roots[use.plane], use.axis, 0).reshape(use.plane.shape[use.axis], -1).max(axis=1)
+    channels = [None if g < 0 else (g, c) for g, c in place[lines].tolist()]
+    if all(channel is None for channel in channels) or len(set(channels)) == 1:
+        return None
+    return Number(use.module, use.name, use.index, tuple(channels))

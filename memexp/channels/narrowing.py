@@ -1,0 +1,109 @@
+"""From a choice of channels to the edit that carries it out, and the network in which the others are zero."""
+
+import copy
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from memexp.channels.graph import ChannelError, Graph
+
+Kept = Mapping[int, Sequence[int]]
+
+
+def narrow_edit(graph: Graph, kept: Kept) -> dict[str, Any]:
+    """The edit `narrow` (plain data) that keeps these channels of these groups, and all of the others.
+
+    kept: group index -> sorted channels. Raises ChannelError for a group or channel that is not there, for none, and for a
+    list that is not sorted or holds one twice.
+    """
+    entries: dict[str, dict[str, list[int]]] = defaultdict(dict)
+    for (name, dim), left in _left(graph, kept).items():
+        entries[name][str(dim)] = np.flatnonzero(left).tolist()
+    attributes: dict[str, dict[str, Any]] = defaultdict(dict)
+    sets = {group: set(channels) for group, channels in kept.items()}
+    for number in graph.numbers:
+        value = sum(c is None or c[0] not in sets or c[1] in sets[c[0]] for c in number.channels)
+        key = number.name if number.index is None else f"{number.name}.{number.index}"
+        if attributes[number.module].setdefault(key, value) != value:
+            raise ChannelError(
+                f"{number.module}.{key} would have to be both {attributes[number.module][key]} and {value}: keep as "
+                "many channels wherever it is used"
+            )
+    return {"kind": "narrow", "kept": dict(entries), "attributes": dict(attributes)}
+
+
+def _left(
+    graph: Graph, kept: Kept, roles: Sequence[str] = ("out", "in", "norm")
+) -> dict[tuple[str, int], NDArray[np.bool_]]:
+    """Of each (parameter, dimension) that loses something: which of its indices stay."""
+    found: dict[tuple[str, int], NDArray[np.bool_]] = {}
+    for number, channels in kept.items():
+        if not 0 <= number < len(graph.groups):
+            raise ChannelError(f"group {number} is not in this graph: it has {len(graph.groups)}")
+        group = graph.groups[number]
+        if not channels or list(channels) != sorted(set(channels)) or channels[0] < 0 or channels[-1] >= group.size:
+            raise ChannelError(
+                f"group {number}: keep a sorted list of at least one of its channels 0 to {group.size - 1}, each once; "
+                f"got {list(channels)[:8]}"
+            )
+        gone = sorted(set(range(group.size)).difference(channels))
+        for member in group.members:
+            if gone and (member.role in roles or group.nonzero):
+                key = member.name, member.dim
+                left = found.setdefault(key, np.ones(graph.sizes[key], dtype=bool))
+                left[list(chain.from_iterable(member.indices[channel] for channel in gone))] = False
+    return found
+
+
+class masked(nn.Module):  # noqa: N801  (it reads as what it returns)
+    """A copy of `network` in which the channels that are not kept are zero: what the narrowed network must compute.
+
+    Filters, biases and entries of normalisations are zero; where a channel may yet not be zero (a sigmoid of it), the weights
+    that take it are too. A LayerNorm over channels has the statistics of those that are kept. Buffers are left as they are.
+    """
+
+    def __init__(self, network: nn.Module, graph: Graph, kept: Kept) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network)
+        tensors = self.network.state_dict(keep_vars=True)
+        self._kept: dict[int, Tensor] = {}
+        with torch.no_grad():
+            for (name, dim), left in _left(graph, kept, ("out", "norm")).items():
+                tensor = tensors[name]
+                if isinstance(tensor, nn.Parameter):
+                    gone = torch.from_numpy(np.flatnonzero(~left)).to(tensor.device)
+                    tensor.index_fill_(dim, gone, 0)
+                    if tensor.ndim == 1:
+                        self._kept[id(tensor)] = torch.from_numpy(np.flatnonzero(left)).to(tensor.device)
+
+    def forward(self, *inputs: Any) -> Any:
+        with KeptStatistics(self._kept):
+            return self.network(*inputs)
+
+
+class KeptStatistics(TorchFunctionMode):
+    """layer_norm over the channels that are kept alone."""
+
+    def __init__(self, kept: dict[int, Tensor]) -> None:
+        super().__init__()
+        self.kept = kept
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (nn.functional.layer_norm, torch.layer_norm):
+            names = ("input", "normalized_shape", "weight", "bias", "eps")
+            given = {"bias": None, "eps": 1e-5, **dict(zip(names, args, strict=False)), **kwargs}
+            kept = self.kept.get(id(given["weight"]))
+            if kept is not None:
+                x, bias = given["input"], given["bias"]
+                narrow = None if bias is None else bias[kept]
+                y = nn.functional.layer_norm(x[..., kept], (len(kept),), given["weight"][kept], narrow, given["eps"])
+                return torch.zeros_like(x).index_copy_(-1, kept, y)
+        return func(*args, **kwargs)

@@ -1,0 +1,175 @@
+"""What a trace writes down: planes of tensors, roles of parameters, and numbers that follow the channels."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from memexp.channels.planes import Atoms, Plane, Planes
+from memexp.channels.sizes import Attribute, Size
+
+Role = Literal["out", "in", "norm"]
+
+
+@dataclass(frozen=True)
+class Use:
+    """An attribute that is the length of `axis` of a plane: of what is kept there it is the new value."""
+
+    module: str
+    name: str
+    index: int | None
+    before: int
+    plane: Plane
+    axis: int
+
+
+@dataclass
+class Tape:
+    atoms: Atoms = field(default_factory=Atoms)
+    call: tuple[Any, tuple[Any, ...], dict[str, Any]] | None = None
+    buffers: set[str] = field(default_factory=set)  # names of tensors that are no parameters
+    entries: dict[tuple[str, int], Plane] = field(default_factory=dict)  # (parameter, dim) -> its atoms
+    splits: list[tuple[Plane, list[int]]] = field(default_factory=list)  # planes over several axes, and their origins
+    coupled: list[tuple[Plane, str]] = field(default_factory=list)  # planes made one along a fixed axis, and why
+    uses: list[Use] = field(default_factory=list)
+    nonzero: list[Plane] = field(default_factory=list)  # channels that may not be zero where what makes them is
+    doubtful: bool = False  # whether a number in the source may be one that does not follow the channels
+    _planes: Any = field(default_factory=WeakTensorKeyDictionary)  # tensor -> planes, whether from parameters alone
+    _pending: Any = field(default_factory=WeakTensorKeyDictionary)
+    _followers: list[tuple[Plane, Plane]] = field(default_factory=list)
+    _roles: list[tuple[Plane, Role]] = field(default_factory=list)
+
+    def adopt(self, name: str, tensor: Tensor, atoms: Plane | None = None) -> None:
+        """A parameter or buffer: a plane for each dimension. One that has two names keeps the first.
+
+        atoms: for its one dimension, if they are another's too.
+        """
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor in self._planes:
+            return
+        if not isinstance(tensor, nn.Parameter):
+            self.buffers.add(name)
+        planes = []
+        for dim, size in enumerate(tensor.shape):
+            if size > 1:
+                own = self.entries[name, dim] = self.atoms.new(size) if atoms is None else atoms
+                planes.append(own.reshape([size if d == dim else 1 for d in range(tensor.ndim)]))
+        self.write(tensor, planes, parameter=True)
+
+    def adopt_together(self, tensors: dict[str, Tensor]) -> None:
+        """Entries of a normalisation, which are of the same channels from the start."""
+        vectors = {name: tensor for name, tensor in tensors.items() if tensor.ndim == 1}
+        if len({len(tensor) for tensor in vectors.values()}) == 1:
+            atoms = self.atoms.new(len(next(iter(vectors.values()))))
+            for name, tensor in vectors.items():
+                self.adopt(name, tensor, atoms)
+
+    def planes(self, tensor: Tensor) -> Planes:
+        found: tuple[Planes, bool] | None = self._planes.get(tensor)
+        return found[0] if found else []
+
+    def is_parameter(self, tensor: Tensor) -> bool:
+        """Whether it is a parameter or was made from parameters alone."""
+        found: tuple[Planes, bool] | None = self._planes.get(tensor)
+        return found is not None and found[1]
+
+    def write(self, tensor: Tensor, planes: Planes, parameter: bool = False) -> None:
+        self._planes[tensor] = (planes, parameter)
+
+    def freeze_if_used(self, tensors: Iterable[Tensor], plane: Plane, why: str) -> None:
+        """None of the plane's channels can be removed if an operation or the output takes one of `tensors`."""
+        for tensor in tensors:
+            self._pending[tensor] = [*self._pending.get(tensor, []), (plane, why)]
+
+    def used(self, tensor: Tensor) -> None:
+        """An operation or the output takes it."""
+        for plane, why in self._pending.pop(tensor, ()) if self._pending else ():
+            self.atoms.freeze(plane, why)
+
+    def role(self, plane: Plane, role: Role) -> None:
+        """The parameters whose atoms these are have this role, unless an earlier operation has given them one."""
+        self._roles.append((plane, role))
+
+    def follow(self, results: Planes, planes: Planes) -> None:
+        """Parameters of which another is made (a weight and its mask) have the role of what is made."""
+        for result in results:
+            self._followers += [(result, plane) for plane in planes if plane.shape[-result.ndim :] == result.shape]
+
+    def roles(self) -> dict[int, Role]:
+        """Role by a plane's first atom."""
+        found: dict[int, Role] = {}
+        for plane, role in self._roles:
+            found.setdefault(int(plane.flat[0]), role)
+        for result, plane in reversed(self._followers):
+            if int(result.flat[0]) in found:
+                found.setdefault(int(plane.flat[0]), found[int(result.flat[0])])
+        return found
+
+    def use(self, origin: Attribute, plane: Plane, axis: int) -> None:
+        """`origin` is the length of the plane's `axis`."""
+        self.uses.append(Use(origin.module, origin.name, origin.index, int(origin), plane, axis))
+
+    def written(self) -> tuple[str, list[int]]:
+        """The call that the source makes: its name, and the whole numbers among its arguments as they are written."""
+        if self.call is None:
+            return "", []
+        func, args, kwargs = self.call
+        return getattr(func, "__name__", str(func)), list(_numbers((args[1:], kwargs)))
+
+    def origins(self, shape: Sequence[int]) -> list[int]:
+        """Of each length of a view: a Size where it follows, an Attribute, or a plain number that is fixed."""
+        name, numbers = self.written()
+        if name in ("view", "reshape") and len(numbers) == len(shape):
+            return [Size(size) if n == -1 else n for n, size in zip(numbers, shape, strict=True)]
+        if name == "unflatten" and numbers:
+            dim, parts = numbers[0], numbers[1:]
+            start = dim % (len(shape) - len(parts) + 1)
+            middle = [Size(s) if n == -1 else n for n, s in zip(parts, shape[start:], strict=False)]
+            return [*map(Size, shape[:start]), *middle, *map(Size, shape[start + len(parts) :])]
+        return list(map(Size, shape))
+
+    def free(self, dims: int) -> set[int]:
+        """The dimensions of a view whose length cannot be a number of the source's: flattened, -1, or within torch's own."""
+        name, numbers = self.written()
+        if name in ("flatten", "linear", "matmul", "__matmul__", "ravel"):
+            return set(range(dims))
+        if name in ("view", "reshape") and len(numbers) == dims:
+            return {axis for axis, n in enumerate(numbers) if n == -1}
+        return set()
+
+    def bounds(self, start: int, end: int, size: int) -> list[int]:
+        """The numbers of a slice as they are written."""
+        values = {start, end, end - start, start - size, end - size} - {0, size}
+        return [n for n in self.written()[1] if n in values]
+
+    def split_origins(self, sizes: Sequence[int]) -> list[int] | None:
+        """Of each part's length; None if the source asks for a number of equal parts."""
+        name, numbers = self.written()
+        if "split" not in name or name == "tensor_split":
+            return None
+        if list(numbers[: len(sizes)]) == list(sizes):
+            found = numbers[: len(sizes)]
+        else:
+            found = [numbers[0]] * len(sizes) if numbers else list(sizes)
+        return None if all(isinstance(n, Size) for n in found) else found
+
+    def pad_origins(self, widths: Sequence[int]) -> list[int]:
+        _, numbers = self.written()
+        return numbers[: len(widths)] if numbers[: len(widths)] == list(widths) else list(widths)
+
+    def argument(self, value: int) -> int:
+        """The number of that value as it is written in the call, itself if it is not there."""
+        return next((n for n in self.written()[1] if n == value), value)
+
+
+def _numbers(value: Any) -> Iterator[int]:
+    if isinstance(value, int) and not isinstance(value, bool):
+        yield value
+    elif isinstance(value, slice):
+        yield from _numbers((value.start, value.stop, value.step))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, dict):
+        yield from _numbers(list(value.values()))
