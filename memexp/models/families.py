@@ -84,6 +84,18 @@ class VggOptions:
 
 
 @dataclass
+class ReduceNetOptions:
+    name: str
+    depth: Positive
+    expansion: Annotated[float, Rule("above 0", lambda value: value > 0)]
+    vanish: Literal["inner", "all", "schedule"]
+    schedule: list[float | list[float | None] | None] | None
+    padding: Literal["each", "once"]
+    plain: bool
+    inplace_relu: bool
+
+
+@dataclass
 class TorchvisionOptions:
     name: str
     arch: str
@@ -140,6 +152,10 @@ def _resnet(model: Settings, shape: Shape) -> object:
     return layout.resnet(shape, **{key: model[key] for key in keys if key in model})
 
 
+def _reducenet(model: Settings, shape: Shape) -> object:
+    return layout.reducenet(**{key: value for key, value in model.items() if key != "name"})
+
+
 def _revnet(model: Settings, shape: Shape) -> object:
     return layout.revnet(
         shape, **{key: model[key] for key in ("depth", "units", "channels", "bottleneck") if key in model}
@@ -158,6 +174,15 @@ FAMILIES: dict[str, Family] = {
     ),
     "linear": Family(
         "memexp.models.linear.LinearResNet", LinearOptions, ("stored", "checkpointed", "adjoint"), images=False
+    ),
+    "reducenet": Family(
+        "memexp.models.reducenet.reducenet",
+        ReduceNetOptions,
+        ("stored", "checkpointed", "budget"),
+        check=_reducenet,
+        depths=lambda model, shape: Depths(
+            range(*((5, DEEPEST + 1, 3) if model.get("plain") else (8, DEEPEST + 1, 6)))
+        ),
     ),
     "resnet": Family(
         "memexp.models.resnet.resnet",

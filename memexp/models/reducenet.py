@@ -14,17 +14,16 @@ Activation memory with stored backprop: O(n) in the blocks.
 """
 
 import logging
-from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from memexp.models import branch as parts
+from memexp.models import layout
 from memexp.models.chain import ChainFactory
-from memexp.models.layout import Shape
+from memexp.models.layout import Shape, Vanishing
 from memexp.models.vanishing import ArtefactReLU, VanishingReLU, set_lambda
 
 WIDTHS = (16, 32, 64)
-Schedule = Sequence[float | Sequence[float | None] | None]
 log = logging.getLogger(__name__)
 
 
@@ -67,7 +66,7 @@ def reducenet(
     depth: int,
     expansion: float = 1,
     vanish: str = "inner",
-    schedule: Schedule | None = None,
+    schedule: Vanishing | None = None,
     padding: str = "each",
     plain: bool = False,
     inplace_relu: bool = False,
@@ -83,26 +82,9 @@ def reducenet(
 
     Raises ValueError for a depth that there is not and settings that do not go together.
     """
-    n, rest = divmod(depth - 2, 3 if plain else 6)
-    if n < 1 or rest:
-        raise ValueError(f"depth={depth} is not a ReduceNet: use {'3n + 2 (11, 29)' if plain else '6n + 2 (20, 56)'}")
-    if vanish not in ("inner", "all", "schedule"):
-        raise ValueError(f"vanish={vanish!r}: use inner, all or schedule")
-    if padding not in ("each", "once"):
-        raise ValueError(f"padding={padding!r}: use each or once")
-    if (vanish == "schedule") != (schedule is not None):
-        raise ValueError(f"schedule={schedule} goes with vanish=schedule, which needs one; vanish={vanish}")
-    if plain and (vanish != "inner" or inplace_relu or expansion != 1):
-        raise ValueError("plain=true has no activation that vanishes: leave vanish, expansion and inplace_relu out")
+    made = layout.reducenet(depth, vanish, schedule, padding, expansion, plain, inplace_relu)
     if inplace_relu:
-        log.warning(
-            "inplace_relu=true: the ReLU overwrites its input, so no activation ever vanishes, and none can be merged"
-        )
-    until = _until(vanish, schedule, n)
-    strides = [2 if stage and not block else 1 for stage in range(3) for block in range(n)]
-    around, step = 1, 1  # zeros around the image when all padding is taken once: a 3x3's 1, as seen before the strides
-    for stride in strides:
-        around, step = around + step, step * stride
+        log.warning("inplace_relu=true: the ReLU overwrites its input, so no activation ever vanishes or can be merged")
 
     def act(share: float | None) -> nn.Module:
         if share is None:
@@ -113,11 +95,10 @@ def reducenet(
         return nn.Conv2d(inputs, outputs, 3, stride, padding=int(padding == "each"), bias=False)
 
     width = WIDTHS[0]
-    first = nn.Conv2d(shape[0], width, 3, padding=1 if padding == "each" else around, bias=False)
-    stem = nn.Sequential(first, nn.BatchNorm2d(width), act(1.0 if vanish == "all" else until[0][0]))
+    first = nn.Conv2d(shape[0], width, 3, padding=1 if padding == "each" else made.around, bias=False)
+    stem = nn.Sequential(first, nn.BatchNorm2d(width), act(made.blocks[0][2]))
     blocks: list[nn.Module] = []
-    for index, stride in enumerate(strides):
-        stage, block = divmod(index, n)
+    for stage, stride, share in made.blocks:
         outputs = WIDTHS[stage]
         shortcut: nn.Module | None = None
         if width == outputs and stride == 1:
@@ -130,19 +111,9 @@ def reducenet(
                 *(conv3x3(width, inside, stride), nn.BatchNorm2d(inside), act(1.0)),
                 *(nn.Conv2d(inside, outputs, 1, bias=False), nn.BatchNorm2d(outputs)),
             )
-        blocks.append(Block(f, shortcut, act(until[stage][block])))
+        blocks.append(Block(f, shortcut, act(share)))
         width = outputs
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
     network = ReduceNet(stem, chain(blocks), head)
     parts.initialise(network)
     return network
-
-
-def _until(vanish: str, schedule: Schedule | None, n: int) -> list[list[float | None]]:
-    """For each stage and block when the activation behind its sum is gone; None: never."""
-    if schedule is None:
-        return [[1.0 if vanish == "all" else None] * n] * 3
-    found = [list(entry) if isinstance(entry, Sequence) else [entry] * n for entry in schedule]
-    if len(found) != 3 or any(len(entry) != n for entry in found):
-        raise ValueError(f"schedule={schedule}: one entry for each of 3 stages, a share or a list of {n}, one a block")
-    return found
