@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from memexp.models import layout
 from memexp.models.layout import LARGE, RESNET, REVNET, Shape
-from memexp.schema import Positive, Rule, at_least
+from memexp.schema import NonNegative, Positive, Rule, at_least
 
 DEEPEST = 1000  # layers beyond which no depth is offered
 Settings = Mapping[str, Any]
@@ -92,7 +92,9 @@ class ReduceNetOptions:
     schedule: list[float | list[float | None] | None] | None
     padding: Literal["each", "once"]
     plain: bool
+    wide: NonNegative
     inplace_relu: bool
+    init_from: str | None
 
 
 @dataclass
@@ -153,7 +155,7 @@ def _resnet(model: Settings, shape: Shape) -> object:
 
 
 def _reducenet(model: Settings, shape: Shape) -> object:
-    return layout.reducenet(**{key: value for key, value in model.items() if key != "name"})
+    return layout.reducenet(**{key: value for key, value in model.items() if key not in ("name", "init_from")})
 
 
 def _revnet(model: Settings, shape: Shape) -> object:
@@ -183,6 +185,7 @@ FAMILIES: dict[str, Family] = {
         depths=lambda model, shape: Depths(
             range(*((5, DEEPEST + 1, 3) if model.get("plain") else (8, DEEPEST + 1, 6)))
         ),
+        warm_start="memexp.models.reducenet.student",
     ),
     "resnet": Family(
         "memexp.models.resnet.resnet",

@@ -179,6 +179,7 @@ def reducenet(
     padding: str = "each",
     expansion: float = 1,
     plain: bool = False,
+    wide: float = 0,
     inplace_relu: bool = False,
 ) -> Reducing:
     """Three stages of n blocks. Raises ValueError for a depth that there is not and settings that do not go together."""
@@ -193,6 +194,10 @@ def reducenet(
         raise ValueError(f"schedule={schedule} and vanish={vanish}: vanish=schedule needs one, the others take none")
     if plain and (vanish != "inner" or inplace_relu or expansion != 1):
         raise ValueError("plain=true has no activation that vanishes: leave vanish, expansion and inplace_relu out")
+    if wide and not plain:
+        raise ValueError(
+            f"wide={wide} is for plain=true: a teacher is a plain network with a branch more in each block"
+        )
     always = 1.0 if vanish == "all" else None
     entries = [always] * 3 if schedule is None else schedule
     until = tuple(tuple(entry) if isinstance(entry, Sequence) else (entry,) * n for entry in entries)

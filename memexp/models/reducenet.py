@@ -28,16 +28,20 @@ log = logging.getLogger(__name__)
 
 
 class Block(nn.Module):
-    """act(f(x) + x), or act(f(x)) where the shape changes; `shortcut` is the identity, cropped where f does not pad."""
+    """act(f(x) + x), or act(f(x)) where the shape changes; `shortcut` is the identity, cropped where f does not pad.
 
-    def __init__(self, f: nn.Module, shortcut: nn.Module | None, act: nn.Module) -> None:
+    wide: a teacher's further branch, of which its students know nothing.
+    """
+
+    def __init__(self, f: nn.Module, shortcut: nn.Module | None, act: nn.Module, wide: nn.Module | None = None) -> None:
         super().__init__()
-        self.f, self.shortcut, self.act = f, shortcut, act
+        self.f, self.shortcut, self.act, self.wide = f, shortcut, act, wide
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.f(x)
-        if self.shortcut is not None:
-            y = y + self.shortcut(x)
+        for beside in (self.shortcut, self.wide):
+            if beside is not None:
+                y = y + beside(x)
         out: Tensor = self.act(y)
         return out
 
@@ -69,6 +73,7 @@ def reducenet(
     schedule: Vanishing | None = None,
     padding: str = "each",
     plain: bool = False,
+    wide: float = 0,
     inplace_relu: bool = False,
 ) -> ReduceNet:
     """ReduceNet of the given depth, widths 16, 32, 64; starts at lambda = 1.
@@ -78,11 +83,13 @@ def reducenet(
     for those that stay; or a list of one for each block. The stem's activation follows the first block's.
     padding: each (every 3x3 pads by 1), or once (all zeros around the image, then none, so that blocks merge too).
     plain: the baseline whose block is conv3x3 - BN plus the identity, then ReLU; it has nothing that vanishes.
+    wide: a teacher for `student`: beside each 3x3 of a plain network a branch conv3x3 - BN - ReLU - conv1x1 - BN that is so
+    many times as wide inside; 0 for none.
     inplace_relu: the published code's artefact, on purpose.
 
     Raises ValueError for a depth that there is not and settings that do not go together.
     """
-    made = layout.reducenet(depth, vanish, schedule, padding, expansion, plain, inplace_relu)
+    made = layout.reducenet(depth, vanish, schedule, padding, expansion, plain, wide, inplace_relu)
     if inplace_relu:
         log.warning("inplace_relu=true: the ReLU overwrites its input, so no activation ever vanishes or can be merged")
 
@@ -91,29 +98,47 @@ def reducenet(
             return nn.ReLU(inplace=True)
         return ArtefactReLU(share) if inplace_relu else VanishingReLU(share, inplace=True)
 
-    def conv3x3(inputs: int, outputs: int, stride: int) -> nn.Conv2d:
-        return nn.Conv2d(inputs, outputs, 3, stride, padding=int(padding == "each"), bias=False)
-
+    pad = int(padding == "each")
     width = WIDTHS[0]
-    first = nn.Conv2d(shape[0], width, 3, padding=1 if padding == "each" else made.around, bias=False)
+    first = nn.Conv2d(shape[0], width, 3, padding=1 if pad else made.around, bias=False)
     stem = nn.Sequential(first, nn.BatchNorm2d(width), act(made.blocks[0][2]))
     blocks: list[nn.Module] = []
     for stage, stride, share in made.blocks:
         outputs = WIDTHS[stage]
-        shortcut: nn.Module | None = None
-        if width == outputs and stride == 1:
-            shortcut = nn.Identity() if padding == "each" else nn.ZeroPad2d(-1)
-        inside = max(1, round(expansion * outputs))
-        if plain:
-            f = nn.Sequential(conv3x3(width, outputs, stride), nn.BatchNorm2d(outputs))
-        else:
-            f = nn.Sequential(
-                *(conv3x3(width, inside, stride), nn.BatchNorm2d(inside), act(1.0)),
-                *(nn.Conv2d(inside, outputs, 1, bias=False), nn.BatchNorm2d(outputs)),
-            )
-        blocks.append(Block(f, shortcut, act(share)))
+        around = (width, outputs, stride, pad)
+        f = _plain(*around) if plain else _branch(*around, expansion, act(1.0))
+        same = width == outputs and stride == 1
+        shortcut = (nn.Identity() if pad else nn.ZeroPad2d(-1)) if same else None
+        beside = _branch(*around, wide, nn.ReLU(inplace=True)) if wide else None
+        blocks.append(Block(f, shortcut, act(share), beside))
         width = outputs
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
     network = ReduceNet(stem, chain(blocks), head)
     parts.initialise(network)
     return network
+
+
+def _plain(inputs: int, outputs: int, stride: int, padding: int) -> nn.Sequential:
+    """conv3x3 - BN."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, padding, bias=False), nn.BatchNorm2d(outputs))
+
+
+def _branch(inputs: int, outputs: int, stride: int, padding: int, expansion: float, act: nn.Module) -> nn.Sequential:
+    """conv3x3 - BN - act - conv1x1 - BN, `expansion` times as wide inside as what it gives out."""
+    inside = max(1, round(expansion * outputs))
+    last = nn.Conv2d(inside, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+    return nn.Sequential(*_plain(inputs, inside, stride, padding), act, *last)
+
+
+def student(network: nn.Module, teacher: nn.Module) -> None:
+    """Starts a plain network with the weights of a teacher, whose wide branches are left out.
+
+    Raises ValueError for a teacher of another depth, or one that is no plain ReduceNet with wide branches.
+    """
+    weights = {key: value for key, value in teacher.state_dict().items() if ".wide." not in key}
+    if len(weights) == len(teacher.state_dict()):
+        raise ValueError("the teacher has no wide branches: train it with model.plain=true model.wide=2")
+    shapes = [{key: value.shape for key, value in state.items()} for state in (network.state_dict(), weights)]
+    if shapes[0] != shapes[1]:
+        raise ValueError("the teacher is of another depth than its student, or one of them is no plain ReduceNet")
+    network.load_state_dict(weights)
