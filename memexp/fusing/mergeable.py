@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from memexp.edits import merge
@@ -53,7 +54,7 @@ class Runs:
         self.refused: dict[str, str] = {}
         self._modules = dict(network.named_modules())
         self._shapes = copy.deepcopy(network).to("meta")  # kernels without data: their shapes say what a merge would be
-        self._like = next(self._shapes.parameters())
+        self._like = next(self._shapes.parameters(), torch.empty(0, device="meta"))
         self._kernels: dict[tuple[Value, Value], Kernel] = {}
         times = Counter(span.name for span in flow.spans)
         self._spans: dict[Value, list[Span]] = {}  # of modules that are called once, with one tensor in and one out

@@ -179,6 +179,22 @@ def test_a_row_of_layers_is_one_convolution(case):
         assert len(convolutions(deployed)) == 1
 
 
+def test_a_network_without_weights_and_one_of_two_inputs():
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = conv_bn(4, 4, 3), conv_bn(4, 4, 1)
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return self.a(x) + self.b(y)
+
+    assert fusing.fuse(nn.Sequential(nn.Flatten()).eval(), torch.randn(2, 4)).edits == []
+    inputs = (torch.randn(5, 4, 6, 6), torch.randn(5, 4, 6, 6))
+    result = fusing.fuse(settled(Two()), inputs, "all")
+    assert len(convolutions(result.network)) == 2
+    assert result.edits == [{"kind": "fold", "pairs": [["a.0", "a.1"], ["b.0", "b.1"]]}]
+
+
 def test_channels_last_stays():
     network = vanished().to(memory_format=torch.channels_last)
     deployed = fusing.fuse(network, torch.randn(2, 3, 32, 32).to(memory_format=torch.channels_last)).network
