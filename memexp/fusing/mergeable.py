@@ -53,7 +53,7 @@ class Runs:
         self.flow = flow
         self.refused: dict[str, str] = {}
         self._modules = dict(network.named_modules())
-        self._shapes = copy.deepcopy(network).to("meta")  # kernels without data: their shapes say what a merge would be
+        self._shapes = _without_data(network)  # their shapes say what a merge would be
         self._like = next(self._shapes.parameters(), torch.empty(0, device="meta"))
         self._kernels: dict[tuple[Value, Value], Kernel] = {}
         times = Counter(span.name for span in flow.spans)
@@ -260,6 +260,15 @@ class Runs:
         if call.layer and type(self._modules[call.name]) in ACTIVATIONS:
             return call, call.name
         return (call, "relu") if call.name in ("relu", "relu_") else (None, None)
+
+
+def _without_data(network: nn.Module) -> nn.Module:
+    """A copy on the meta device, for which nothing is copied."""
+    tensors = [*network.parameters(), *network.buffers()]
+    meta = {
+        id(t): nn.Parameter(t.detach().to("meta")) if isinstance(t, nn.Parameter) else t.to("meta") for t in tensors
+    }
+    return copy.deepcopy(network, meta)
 
 
 def _named(chain: list[Any]) -> str:

@@ -65,7 +65,7 @@ def test_a_fused_network_grows_trains_on_and_fuses_to_the_same_cost():
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[0] == pytest.approx(float(functional.cross_entropy(network(x), torch.arange(32) % 10)), rel=1e-3)
+    assert losses[0] == pytest.approx(functional.cross_entropy(network(x), torch.arange(32) % 10).item(), rel=1e-3)
     assert losses[-1] < losses[0]
     again = fusing.fuse(grown.network.eval(), x)
     assert again.error <= 1e-5
