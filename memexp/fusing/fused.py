@@ -146,9 +146,10 @@ def check(network: nn.Module, deployed: nn.Module, batches: Iterable[Inputs]) ->
             if not isinstance(x, Tensor):
                 continue
             bound = BOUNDS.get(x.dtype, 0.0)
-            error = (
-                float((x - y).abs().max() / x.abs().max().clamp(min=torch.finfo(x.dtype).tiny)) if x.numel() else 0.0
-            )
+            if not x.is_floating_point():
+                x, y = x.double(), y.double()
+            scale = x.abs().max().clamp(min=torch.finfo(x.dtype).tiny) if x.numel() else 1
+            error = float((x - y).abs().max() / scale) if x.numel() else 0.0
             if not error <= bound:
                 raise FusingError(
                     f"the fused network's outputs differ from the network's by {error:.1e} of the largest, and {bound:g} is "

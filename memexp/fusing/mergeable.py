@@ -80,7 +80,8 @@ class Runs:
             if min(kernel.padding) < 0:
                 raise ValueError("it would crop its input, which a convolution cannot")
         except ValueError as error:
-            self.refused[name] = str(error)
+            if len(run) <= 2:  # of a longer one, a part is refused already
+                self.refused[name] = str(error)
             return None
         found = self._holders(run)
         if found is None:
