@@ -70,7 +70,7 @@ def test_d14_a_users_own_network_is_tried_and_left_as_it_was():
     network = Own()
     before = {key: value.clone() for key, value in network.state_dict().items()}
     random = torch.get_rng_state()
-    with pytest.raises(ValueError, match="images of 32x32 .*; it takes those of 48x48"):
+    with pytest.raises(ValueError, match=r"images of 32x32 .*; it takes those of 48x48"):
         sizes.check(network, (3, 32, 32))
     sizes.check(network, (3, 48, 48))
     assert network.training
