@@ -20,7 +20,12 @@ FOREACH_DEVICES = ("cpu", "cuda", "xpu")
 
 def has_fused(p: Tensor) -> bool:
     """Whether torch's fused kernels are right for this parameter: its device, its format, and no gaps in its memory."""
-    return p.device.type in FUSED_DEVICES and p.dtype in FUSED_DTYPES and _dense(p)
+    return p.device.type in FUSED_DEVICES and p.dtype in FUSED_DTYPES and dense(p)
+
+
+def dense(p: Tensor) -> bool:
+    """Whether the elements lie side by side, in NCHW or NHWC order."""
+    return p.is_contiguous() or (p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last))
 
 
 def chosen(parameters: Iterable[Tensor]) -> dict[str, bool]:
@@ -87,10 +92,6 @@ class SGD(_ByName, torch.optim.SGD):
 
 class AdamW(_ByName, torch.optim.AdamW):
     """torch.optim.AdamW."""
-
-
-def _dense(p: Tensor) -> bool:
-    return p.is_contiguous() or (p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last))
 
 
 def _same_order(p: Tensor, t: Tensor) -> bool:

@@ -65,28 +65,50 @@ class RAdam(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            together: dict[tuple[int, torch.dtype, torch.device, bool], list[Tensor]] = {}
+            alike: dict[tuple[Any, ...], tuple[list[Tensor], ...]] = {}
             for p in group["params"]:
-                if p.grad is not None:
-                    if p.grad.layout is not torch.strided:
-                        raise RuntimeError(
-                            f"the gradient of a parameter of shape {tuple(p.shape)} is sparse, which RAdam cannot use: make it "
-                            "dense, or train it with torch.optim.SGD or SparseAdam"
-                        )
-                    state = self.state[p]
-                    if "exp_avg" not in state:
-                        state |= {"step": 0, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-                    state["step"] += 1
-                    key = (state["step"], p.dtype, p.device, kernels.has_fused(p))
-                    together.setdefault(key, []).append(p)
-            for (t, *_, fused), members in together.items():
-                self._update(group, members, t, fused)
+                if (g := p.grad) is not None:
+                    t, m, v = self._state(p, g)
+                    strides = p.stride()
+                    if not g.stride() == m.stride() == v.stride() == strides:
+                        g, m, v = self._laid_out(p, g)
+                    key = (t, p.dtype, p.device, kernels.dense(p))
+                    if key not in alike:
+                        alike[key] = ([], [], [], [])
+                    for column, tensor in zip(alike[key], (p, g, m, v), strict=True):
+                        column.append(tensor)
+            for (t, *_), columns in alike.items():
+                self._update(group, t, *columns)
         return loss
 
-    def _update(self, group: dict[str, Any], parameters: list[Tensor], t: int, fused: bool) -> None:
-        """Step t of parameters that have had as many."""
+    def _state(self, p: Tensor, g: Tensor) -> tuple[int, Tensor, Tensor]:
+        """The number of this step of a parameter, and its moments."""
+        if g.layout is not torch.strided:
+            raise RuntimeError(
+                f"the gradient of a parameter of shape {tuple(p.shape)} is sparse, which RAdam cannot use: make it dense, or "
+                "train it with torch.optim.SGD or SparseAdam"
+            )
+        state = self.state[p]
+        if "exp_avg" not in state:
+            state |= {"step": 0, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        state["step"] += 1
+        return state["step"], state["exp_avg"], state["exp_avg_sq"]
+
+    def _laid_out(self, p: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradient and moments in memory as the parameter is; the moments stay so."""
+        state = self.state[p]
+        for name in ("exp_avg", "exp_avg_sq"):
+            state[name] = kernels.laid_out_as(p, state[name])
+        return kernels.laid_out_as(p, g), state["exp_avg"], state["exp_avg_sq"]
+
+    def _update(
+        self, group: dict[str, Any], t: int, params: list[Tensor], g: list[Tensor], m: list[Tensor], v: list[Tensor]
+    ) -> None:
+        """Step t of parameters that have had as many and are of one kind."""
         lr, (beta1, beta2), eps, decay = float(group["lr"]), group["betas"], group["eps"], group["weight_decay"]
-        params, g, m, v = self._lists(parameters)
+        fused = kernels.has_fused(params[0])
+        if params[0].is_complex():
+            params, g, m, v = ([torch.view_as_real(x.resolve_conj()) for x in column] for column in (params, g, m, v))
         rho_inf = 2 / (1 - beta2) - 1
         rho = rho_inf - 2 * t * beta2**t / (1 - beta2**t)
         r = math.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)) if rho > 5 else 0.0
@@ -120,15 +142,3 @@ class RAdam(Optimizer):
             torch._foreach_addcdiv_(params, m, root, -lr * r * math.sqrt(1 - beta2**t) / (1 - beta1**t))
         else:
             torch._foreach_add_(params, m, alpha=-lr / (1 - beta1**t))
-
-    def _lists(self, parameters: list[Tensor]) -> list[list[Tensor]]:
-        """Parameters, gradients and both moments, laid out alike in memory."""
-        rows = []
-        for p in parameters:
-            state = self.state[p]
-            for name in ("exp_avg", "exp_avg_sq"):
-                state[name] = kernels.laid_out_as(p, state[name])
-            assert p.grad is not None
-            row = [p, kernels.laid_out_as(p, p.grad).resolve_conj(), state["exp_avg"], state["exp_avg_sq"]]
-            rows.append([torch.view_as_real(t) for t in row] if p.is_complex() else row)
-        return [list(column) for column in zip(*rows, strict=True)]
