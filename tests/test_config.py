@@ -3,7 +3,7 @@ import copy
 import pytest
 from omegaconf import OmegaConf
 
-from memexp import options
+from memexp import contradictions
 from memexp.config import ConfigError, check_command_line, compose, config_hash
 
 
@@ -90,7 +90,7 @@ def test_b4_numbers_that_are_not_finite_or_beyond_64_bits_are_refused():
         for group in groups:
             inner = inner[group]
         inner[last] = number
-        found = [problem for problem in options.problems(node) if problem.startswith(f"{key}: ")]
+        found = [problem for problem in contradictions.problems(node) if problem.startswith(f"{key}: ")]
         assert found, (key, number)
         assert "is not allowed; it takes" in found[0]
 
