@@ -82,7 +82,7 @@ class Config:
 
 @dataclass
 class Precision:
-    name: Literal["fp32", "bf16", "fp16"]
+    name: Literal["fp32", "tf32", "bf16", "fp16"]
 
 
 @dataclass
@@ -249,7 +249,7 @@ GROUPS: dict[str, dict[str, type]] = {
     },
     "optimizer": {"sgd": Sgd, "ranger": Adam, "adamw": Adam},
     "schedule": {"constant": Schedule, "step": StepSchedule, "cosine": Schedule, "flat_cosine": FlatCosine},
-    "precision": {"fp32": Precision, "bf16": Precision, "fp16": Precision},
+    "precision": dict.fromkeys(("fp32", "tf32", "bf16", "fp16"), Precision),
     "model": {name: family.options for name, family in FAMILIES.items() if family.options is not None},
 }
 

@@ -32,6 +32,7 @@ from memexp.training.board import Board
 from memexp.training.checkpoint import CheckpointError
 from memexp.training.distribution import World
 from memexp.training.loop import NotFinite
+from memexp.training.precision import Precision
 from memexp.training.signals import Interrupted, StopRequest
 
 log = logging.getLogger("memexp")
@@ -172,6 +173,7 @@ def prepare(
     """
     try:
         device = distribution.choose_device(cfg.device, world)
+        Precision(cfg.precision.name, device).set_up()
     except ValueError as error:
         raise ConfigError([str(error)]) from error
     _seed(cfg)
