@@ -1,12 +1,17 @@
 """What an undone step is asked in backward, and the part of the answer that is the same for every kind of step."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from memexp.backprop.replay import Record, evaluate
+from memexp.backprop.context import Context, taken
+from memexp.backprop.graph import leaves
+from memexp.backprop.replay import Record, current, evaluate
+from memexp.backprop.step import Step
 
 Streams = tuple[Tensor, ...]
 Grads = tuple[Tensor | None, ...]
@@ -17,30 +22,43 @@ class Task:
     """Backward of one undone step: from its outputs and their gradients to its inputs and theirs.
 
     Attributes:
-        outputs: the step's outputs, exact or reconstructed.
-        owned: whether `outputs` belong to the engine, so that the step may overwrite them.
-        grads: gradients of the outputs; None where there is none. Never to be overwritten.
+        outputs: the step's outputs, exact or reconstructed. Never to be overwritten, and neither are the gradients.
+        grads: gradients of the outputs; None where there is none.
         needs: which inputs' gradients are wanted. If none, the inputs need not be reconstructed either.
         parameters: the parameters whose gradients are wanted.
+        known_parameters: ids of all of the step's parameters.
         refine: fixed-point iterations of an approximate inverse.
         record: the first pass of the step.
+        context: the keywords of the step; tensors whose gradients are wanted are leaves.
         known: a module and its value at `outputs[0]`, where the step above has evaluated it there already.
+        parameter_grads, context_grads: what has been found so far, by id and by name.
     """
 
-    outputs: tuple[Tensor, ...]
-    owned: bool
+    outputs: Streams
     grads: Grads
     needs: tuple[bool, ...]
     parameters: Sequence[Tensor]
+    known_parameters: set[int]
     refine: int
     record: Record
+    context: Context
     known: tuple[nn.Module, Tensor] | None = None
-    parameter_grads: dict[Tensor, Tensor] = field(default_factory=dict)
+    parameter_grads: dict[int, Tensor] = field(default_factory=dict)
+    context_grads: dict[str, Tensor] = field(default_factory=dict)
 
-    def wanted(self, module: nn.Module) -> list[Tensor]:
-        """Those of the module's parameters whose gradients are wanted."""
-        own = {id(p) for part in module.modules() for p in part._parameters.values()}
-        return [p for p in self.parameters if id(p) in own]
+    def given(self, module: nn.Module) -> Context:
+        """The keywords that the module takes."""
+        return taken(module, self.context) if self.context else {}
+
+    def reaches(self, module: nn.Module) -> bool:
+        """Whether a gradient is wanted of something that the module reads beside its input."""
+        wanted = {id(p) for p in self.parameters}
+        return any(id(p) in wanted for p in module.parameters()) or any(map(_is_leaf, self.given(module).values()))
+
+    def repeatable(self, key: str) -> bool:
+        """Whether the branch gives the same value for the same input wherever it is evaluated."""
+        frame = current.get()
+        return self.record.repeatable(key if frame is None else frame.prefix + key)
 
     def branch(
         self, key: str, module: nn.Module, x: Tensor, grad: Tensor | None, direct: Tensor | None, need: bool
@@ -50,70 +68,131 @@ class Task:
         Parameters' gradients are added to `parameter_grads`. If `need`, that of `x` is returned: what comes through the
         branch from `grad`, the gradient of z, plus `direct`, what `x` has besides.
         """
-        parameters = self.wanted(module)
-        if grad is None or not (need or parameters):
+        if grad is None:
             with torch.no_grad():
-                return evaluate(key, module, x), direct
+                return evaluate(key, module, x, **self.given(module)), direct
         with torch.enable_grad():
-            leaf = x.detach().requires_grad_(need)
-            # an output made before z: autograd reaches it last, and adds to a gradient that is its own in place
-            same = leaf.view_as(leaf)
-            z = evaluate(key, module, leaf)
-        (dx,) = self.pull((z, same), (grad, direct if need else None), (leaf,), parameters)
-        return z.detach(), dx
+            leaf = x.detach().requires_grad_() if need else x.detach()
+            z = evaluate(key, module, leaf, **self.given(module))
+        (dx,) = self.pull((z,), (grad,), (leaf,))
+        if dx is None or direct is None:
+            return z.detach(), direct if dx is None else dx
+        return z.detach(), dx + direct
 
-    def pull(
-        self, outputs: Sequence[Tensor], grads: Grads, inputs: Sequence[Tensor], parameters: Sequence[Tensor]
-    ) -> Grads:
-        """Vector-Jacobian product: gradients of `inputs` that need one; of `parameters` into `parameter_grads`."""
-        found, of_parameters = pull_back(outputs, grads, inputs, parameters)
-        for p, grad in zip(parameters, of_parameters, strict=True):
+    def pull(self, outputs: Sequence[Tensor], grads: Grads, inputs: Streams) -> Grads:
+        """Vector-Jacobian product: gradients of `inputs` that need one; of all else into `..._grads`."""
+        read = {name: value for name, value in self.context.items() if _is_leaf(value)} if self.context else {}
+        every = (*inputs, *read.values())
+        found, of_parameters = pull_back(outputs, grads, every, self.parameters, self.known_parameters)
+        for p, grad in zip(self.parameters, of_parameters, strict=True):
             if grad is not None:
-                self.parameter_grads[p] = self.parameter_grads[p] + grad if p in self.parameter_grads else grad
-        return found
+                before = self.parameter_grads.get(id(p))
+                self.parameter_grads[id(p)] = grad if before is None else before + grad
+        of_leaves = zip(read, found[len(inputs) :], strict=True)
+        self.add({name: grad for name, grad in of_leaves if grad is not None})
+        return found[: len(inputs)]
+
+    def add(self, context_grads: dict[str, Tensor]) -> None:
+        """Gradients of keywords."""
+        for name, grad in context_grads.items():
+            self.context_grads[name] = self.context_grads[name] + grad if name in self.context_grads else grad
 
 
 @dataclass
 class Undone:
     """Answer to a Task: `inputs` is None where none was needed; `known` as in Task, for the step below."""
 
-    inputs: tuple[Tensor, ...] | None
+    inputs: Streams | None
     grads: Grads
     known: tuple[nn.Module, Tensor] | None = None
 
 
 def pull_back(
-    outputs: Sequence[Tensor], grads: Grads, inputs: Sequence[Tensor], parameters: Sequence[Tensor]
+    outputs: Sequence[Tensor], grads: Grads, inputs: Streams, parameters: Sequence[Tensor], known: set[int]
 ) -> tuple[Grads, Grads]:
-    """Gradients of `inputs` (None for those that need none) and of `parameters`, in one call of autograd."""
-    used = [(y, g.to(y.dtype)) for y, g in zip(outputs, grads, strict=True) if g is not None and y.requires_grad]
-    targets = [x for x in inputs if x.requires_grad] + list(parameters)
-    if not used or not targets:
+    """Gradients of `inputs` (None for those that need none) and of `parameters`, in one call of autograd.
+
+    Raises:
+        StepError: the outputs depend on a tensor that needs a gradient and is neither of the inputs nor, by its id, of
+            the `known` parameters.
+    """
+    used = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None and y.requires_grad]
+    if not used:
+        return (None,) * len(inputs), (None,) * len(parameters)
+    values = [y for y, _ in used]
+    read = leaves(values, inputs, parameters, known)
+    targets = [t for t in (*inputs, *parameters) if id(t) in read]
+    if not targets:
         return (None,) * len(inputs), (None,) * len(parameters)
     # a tensor hook of the user's on a parameter is to see the gradient once: when it leaves the engine
-    hooks = [(p, dict(p._backward_hooks)) for p in parameters if p._backward_hooks]
+    hooks = [(p, dict(p._backward_hooks)) for p in targets if p._backward_hooks]
     for p, _ in hooks:
         p._backward_hooks.clear()  # type: ignore[union-attr]
     try:
-        found = iter(torch.autograd.grad([y for y, _ in used], targets, [g for _, g in used], allow_unused=True))
+        own = [g if g.dtype is y.dtype else g.to(y.dtype) for y, g in used]
+        found = dict(zip(map(id, targets), torch.autograd.grad(values, targets, own, allow_unused=True), strict=True))
     finally:
-        for p, own in hooks:
-            p._backward_hooks.update(own)  # type: ignore[union-attr]
-    return tuple(next(found) if x.requires_grad else None for x in inputs), tuple(found)
+        for p, kept in hooks:
+            p._backward_hooks.update(kept)  # type: ignore[union-attr]
+    return tuple(found.get(id(x)) for x in inputs), tuple(found.get(id(p)) for p in parameters)
 
 
 def undo(step: nn.Module, task: Task) -> Undone:
     """The step's own `undo`; without one, inputs by `inverse` and gradients by one more evaluation there."""
-    own: Callable[[Task], Undone] | None = getattr(step, "undo", None)
-    if own is not None:
-        return own(task)
-    inverse: Callable[..., Tensor | Streams] = step.inverse  # type: ignore[assignment]
+    if isinstance(step, Step):
+        return _with_hooks(step, task)
     with torch.no_grad():
-        inputs = as_tuple(evaluate("step", inverse, *task.outputs))
+        inputs = invert(step, task.outputs, task.refine, task.given(step))
     with torch.enable_grad():
         leaves = tuple(x.detach().requires_grad_(need) for x, need in zip(inputs, task.needs, strict=True))
-        outputs = as_tuple(evaluate("step", step, *leaves))
-    return Undone(inputs, task.pull(outputs, task.grads, leaves, task.parameters))
+        outputs = as_tuple(evaluate("step", step, *leaves, **task.given(step)))
+    return Undone(inputs, task.pull(outputs, task.grads, leaves))
+
+
+def invert(step: nn.Module, outputs: Streams, refine: int, context: Context) -> Streams:
+    """The step's inputs by its `inverse`, refined where it is approximate.
+
+    With h the step and g its inverse, x~ = g(y), then `refine` times x~ <- x~ + g(y) - g(h(x~)). The fixed point is x, and
+    the iteration converges where g is near the inverse of h; for an Euler step it is one of higher order than its own.
+    An `inverse` that has a keyword `refine` is left to refine by itself.
+
+    Args:
+        context: the keywords that the step takes; its `inverse` gets those that it has, too.
+    """
+    inverse: Callable[..., Tensor | Streams] = step.inverse  # type: ignore[assignment]
+    parameters = inspect.signature(inverse).parameters
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    own = {name: value for name, value in context.items() if anything or name in parameters}
+    call: Callable[..., Tensor | Streams] = inverse if isinstance(step, Step) else partial(evaluate, "step", inverse)
+    if "refine" in parameters:
+        return as_tuple(call(*outputs, **own, refine=refine))
+    first = inputs = as_tuple(call(*outputs, **own))
+    for _ in range(refine if getattr(step, "approximate", False) is True and not isinstance(step, Step) else 0):
+        again = as_tuple(evaluate("step", step, *inputs, **context))
+        off = as_tuple(call(*again, **own))
+        inputs = tuple(x + (a - b) for x, a, b in zip(inputs, first, off, strict=True))
+    return inputs
+
+
+def _with_hooks(step: Step, task: Task) -> Undone:
+    """`step.undo`, and the step's full backward hooks as autograd would call them."""
+    after, _ = step._get_backward_hooks()
+    for hook in step._get_backward_pre_hooks():
+        task.grads = _changed(hook(step, task.grads), task.grads)
+    undone = step.undo(task)
+    for hook in after:
+        undone.grads = _changed(hook(step, undone.grads, task.grads), undone.grads)
+    return undone
+
+
+def _changed(result: Grads | Tensor | None, grads: Grads) -> Grads:
+    if result is None:
+        return grads
+    return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+def _is_leaf(value: object) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
 
 
 def as_tuple(streams: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
