@@ -234,10 +234,10 @@ class Chain(Step):
     def undo(self, task: Task) -> Undone:
         """Step by step from the last, as the steps of an outer Chain."""
         frame = current.get() or Frame(None)
-        outputs, grads, known = task.outputs, task.grads, task.known
+        outputs, grads, value = task.outputs, task.grads, task.value
         for index, step in reversed(list(enumerate(self))):
             needs = tuple(y.is_floating_point() or y.is_complex() for y in outputs) if index else task.needs
-            own = replace(task, outputs=outputs, grads=grads, needs=needs, known=known, context_grads={})
+            own = replace(task, outputs=outputs, grads=grads, needs=needs, value=value, context_grads={})
             token = current.set(frame.inside(index))
             try:
                 undone = undo(step, own)
@@ -246,5 +246,5 @@ class Chain(Step):
             task.add(own.context_grads)
             if undone.inputs is None:
                 return undone
-            outputs, grads, known = undone.inputs, undone.grads, undone.known
-        return Undone(outputs, grads, known)
+            outputs, grads, value = undone.inputs, undone.grads, undone.value
+        return Undone(outputs, grads, value)

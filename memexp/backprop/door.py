@@ -94,8 +94,8 @@ def twice(
     record = Record(step, surroundings)
     frame = Frame(rounding, record=record)
     buffers = [(m, name, b.clone()) for m in step.modules() for name, b in m._buffers.items() if b is not None]
-    with torch.no_grad(), substituted("_buffers", buffers):
-        with record.first():
+    with torch.no_grad(), substituted(buffers):
+        with surroundings():
             outputs = run(index, step, streams, frame, surroundings.context)
         with record.again():
             again = run(index, step, streams, frame, surroundings.context)

@@ -46,7 +46,7 @@ class EulerStep(Step):
     def undo(self, task: Task) -> Undone:
         """One evaluation (and `refine` more) for x~, one for the gradient at x~."""
         (y,), (grad,), (need,) = task.outputs, task.grads, task.needs
-        known = task.known[1] if task.known and task.known[0] is self.f else None
+        known = task.value[1] if task.value and task.value[0] is self.f else None
         with torch.no_grad():
             own = task.given(self.f)
             x = self._inverse(y, task.refine, evaluate("f", self.f, y, **own) if known is None else known, own)

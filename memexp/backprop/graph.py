@@ -1,6 +1,6 @@
 """What a recomputation has read, found in its graph: a gradient is never lost in silence."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -8,51 +8,60 @@ from torch import Tensor
 from memexp.backprop.errors import StepError
 
 
-def leaves(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], parameters: Sequence[Tensor], known: set[int]
-) -> set[int]:
-    """The leaves of the outputs' graph, by id: inputs, and parameters of which there may be none but the `known`.
+class Known:
+    """The parameters of a group of steps, as they may be found in the graph of its recomputation.
 
-    Args:
-        parameters: of these, one may itself be a result, as torch.func.functional_call gives; it ends the graph.
+    Attributes:
+        ids: of all of them, frozen ones too.
+        unwanted: ids of those whose gradients nobody asks for.
+        ends: those that are themselves results, as torch.func.functional_call may give; such a one ends the graph.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        every = list(parameters)
+        self.ids = set(map(id, every))
+        self.unwanted: set[int] = set()
+        self.ends: dict[Any, list[Tensor]] = {}
+        for p in every:
+            if p.grad_fn is not None:
+                self.ends.setdefault(p.grad_fn, []).append(p)
+
+
+def leaves(outputs: Sequence[Tensor], inputs: Sequence[Tensor], known: Known) -> list[Tensor]:
+    """The leaves of the outputs' graph: inputs, and known parameters.
 
     Raises:
         StepError: the graph leads to another tensor, whose gradient would be lost.
     """
-    allowed = known.union(map(id, inputs))
-    found: set[int] = set()
-    ends: dict[Any, list[int]] = {}
-    for p in parameters:
-        if p.grad_fn is not None:
-            ends.setdefault(p.grad_fn, []).append(id(p))
+    found: dict[int, Tensor] = {}
     seen: set[Any] = set()
     waiting: list[Any] = []
     for y in outputs:
-        if y.grad_fn is not None:
-            waiting.append(y.grad_fn)
-        elif id(y) not in allowed:
-            _refuse(y)
+        if y.grad_fn is None:
+            found[id(y)] = y
         else:
-            found.add(id(y))
+            waiting.append(y.grad_fn)
     while waiting:
         node = waiting.pop()
         if node in seen:
             continue
         seen.add(node)
-        if ends and node in ends:
-            found.update(ends[node])
+        if known.ends and node in known.ends:
+            found.update({id(p): p for p in known.ends[node]})
             continue
         below = node.next_functions
         if below:
-            waiting += [function for function, _ in below if function is not None]
-            continue
-        leaf = getattr(node, "variable", None)
-        if leaf is None:
-            continue
-        if id(leaf) not in allowed:
-            _refuse(leaf)
-        found.add(id(leaf))
-    return found
+            for function, _ in below:
+                if function is not None:
+                    waiting.append(function)
+        elif (leaf := getattr(node, "variable", None)) is not None:
+            found[id(leaf)] = leaf
+    if not known.ids.issuperset(found):
+        own = set(map(id, inputs))
+        for key, leaf in found.items():
+            if key not in own and key not in known.ids:
+                _refuse(leaf)
+    return list(found.values())
 
 
 def _refuse(leaf: Tensor) -> None:

@@ -53,7 +53,7 @@ class HeunStep(Step):
     def undo(self, task: Task) -> Undone:
         """x~ and the gradient there; f1(y) is taken over from the step above where that has evaluated it as its f0."""
         (y,), (need,) = task.outputs, task.needs
-        known = task.known[1] if task.known and task.known[0] is self.f1 else None
+        known = task.value[1] if task.value and task.value[0] is self.f1 else None
         with torch.no_grad():
             own = task.given(self.f0), task.given(self.f1)
             value = evaluate("f1", self.f1, y, **own[1]) if known is None else known

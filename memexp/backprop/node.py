@@ -8,7 +8,6 @@ reconstructed, hands them to the node below.
 """
 
 import weakref
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from memexp.backprop.context import Context, takes
 from memexp.backprop.determinism import explain, fingerprint
 from memexp.backprop.drift import Drift, Sample
 from memexp.backprop.errors import StepError, describe
+from memexp.backprop.graph import Known
 from memexp.backprop.measures import relative_error
 from memexp.backprop.plan import Keep
 from memexp.backprop.replay import Frame, Record, Surroundings, current
@@ -71,16 +71,18 @@ class Node:
         self.steps = steps
         self.call = call
         self.frames: dict[int, Frame] = {}
+        every: dict[int, Tensor] = {}
         for index, step in steps.items():
             record = Record(step, call.surroundings)
-            if any(is_lazy(p) for _, _, p in record.parameters):
+            self.frames[index] = Frame(call.rounding, call.watch, record, keep == "undone")
+            for p in record.parameters:
+                every[id(p)] = p
+            if any(map(is_lazy, record.parameters)):
                 raise StepError(
                     f"{describe(index, step)} has a lazy module whose parameters have no shape yet: evaluate the Chain "
                     "once under torch.no_grad() before training it"
                 )
-            self.frames[index] = Frame(call.rounding, call.watch, record, keep == "undone")
-        every = {id(p): p for frame in self.frames.values() for _, _, p in _record(frame).parameters}
-        self.known = set(every)
+        self.known = Known(every.values())
         self.parameters = [p for p in every.values() if p.requires_grad]
         # the gradient of a keyword is summed step by step, from the last on, as autograd would
         self.reads = [(index, name) for index in reversed(steps) for name in call.tensors if takes(steps[index], name)]
@@ -118,7 +120,7 @@ class Node:
             self._sample = self.call.drift.sample(streams) if self.call.drift else None
         for index, step in self.steps.items():
             frame = self.frames[index]
-            with _record(frame).first():
+            with self.call.surroundings():
                 streams = run(index, step, streams, frame, self.call.context)
             if self.call.watch:
                 self.call.watch.see(describe(index, step), streams)
@@ -131,15 +133,15 @@ class Node:
         return outputs if self.top else ()
 
     def backward(
-        self, kept: Streams, grads: Grads, needs: tuple[bool, ...], reads: tuple[bool, ...], wanted: Sequence[Tensor]
-    ) -> tuple[Grads, Grads, Grads]:
-        """Gradients of the inputs, of the keywords and of the parameters; hands the inputs to the node below.
+        self, kept: Streams, grads: Grads, needs: tuple[bool, ...], reads: tuple[bool, ...]
+    ) -> tuple[Grads, Grads, dict[int, Tensor]]:
+        """Gradients of the inputs, of the keywords and, by id, of parameters; hands the inputs to the node below.
 
         Raises:
             RuntimeError: something that the first pass has read was changed since.
             StepError: the recomputation reads what no input of the node is.
         """
-        if any(_record(frame).parameters_changed() for frame in self.frames.values()):
+        if any([_record(frame).parameters_changed() for frame in self.frames.values()]):
             raise RuntimeError(
                 f"a parameter of {self.name} was changed in place between forward and backward (an optimizer step?); "
                 "its recomputation would give another gradient: run backward first"
@@ -152,51 +154,43 @@ class Node:
         leaves = self._leaves(reads)
         try:
             if self.keep == "checkpointed":
-                return self._recompute(kept, grads, needs, leaves, wanted)
-            return self._undo(kept, grads, needs, leaves, wanted)
+                return self._recompute(kept, grads, needs, leaves)
+            return self._undo(kept, grads, needs, leaves)
         except StepError as error:
             named = str(error).startswith("step ")
             raise StepError(str(error) if named else f"{self.name}: {error}") from None
 
     def _leaves(self, reads: tuple[bool, ...]) -> dict[int, Context]:
         """For each step the keywords of the call, its tensors as leaves where their gradients are wanted."""
+        if not self.reads:
+            return dict.fromkeys(self.steps, self.call.context)
         leaves = {index: dict(self.call.context) for index in self.steps}
         for (index, name), need in zip(self.reads, reads, strict=True):
             leaves[index][name] = self.call.context[name].detach().requires_grad_(need)
         return leaves
 
     def _recompute(
-        self,
-        inputs: Streams,
-        grads: Grads,
-        needs: tuple[bool, ...],
-        context: dict[int, Context],
-        wanted: Sequence[Tensor],
-    ) -> tuple[Grads, Grads, Grads]:
+        self, inputs: Streams, grads: Grads, needs: tuple[bool, ...], context: dict[int, Context]
+    ) -> tuple[Grads, Grads, dict[int, Tensor]]:
         if self.below is not None and any(needs):
             self.below._handed = (inputs, None)
         leaves = tuple(x.detach().requires_grad_(need) for x, need in zip(inputs, needs, strict=True))
         with torch.enable_grad():
             outputs = self.again(leaves, context)
         read = tuple(context[index][name] for index, name in self.reads)
-        found, of_parameters = pull_back(outputs, grads, (*leaves, *read), wanted, self.known)
-        return found[: len(leaves)], found[len(leaves) :], of_parameters
+        found = pull_back(outputs, grads, (*leaves, *read), self.known)
+        return tuple(found.get(id(x)) for x in leaves), tuple(found.get(id(x)) for x in read), found
 
     def _undo(
-        self,
-        kept: Streams,
-        grads: Grads,
-        needs: tuple[bool, ...],
-        context: dict[int, Context],
-        wanted: Sequence[Tensor],
-    ) -> tuple[Grads, Grads, Grads]:
+        self, kept: Streams, grads: Grads, needs: tuple[bool, ...], context: dict[int, Context]
+    ) -> tuple[Grads, Grads, dict[int, Tensor]]:
         if self.call.watch is not None and self.call.watch.left is not None:
             raise self.call.watch.left
         ((index, step),) = self.steps.items()
         frame = self.frames[index]
         record = _record(frame)
-        outputs, known = (kept, None) if self.top else self._take()
-        task = Task(outputs, grads, needs, wanted, self.known, self.call.refine, record, context[index], known)
+        outputs, value = (kept, None) if self.top else self._take()
+        task = Task(outputs, grads, needs, self.known, self.call.refine, record, context[index], value)
         del outputs
         token = current.set(frame)
         try:
@@ -205,11 +199,12 @@ class Node:
         finally:
             current.reset(token)
         if undone.inputs is not None:
-            self._verify(undone.inputs)
-            if self.below is not None:
-                self.below._handed = (undone.inputs, undone.known)
-        of_context = tuple(task.context_grads.get(name) for _, name in self.reads)
-        return undone.grads, of_context, tuple(task.parameter_grads.get(id(p)) for p in wanted)
+            if self.below is None:
+                self._verify(undone.inputs)
+            else:
+                self.below._handed = (undone.inputs, undone.value)
+        of_context = tuple([task.context_grads.get(name) for _, name in self.reads])
+        return undone.grads, of_context, task.parameter_grads
 
     def _verify(self, inputs: Streams) -> None:
         """The first step of a run is undone: are these the streams that had entered?"""
@@ -265,11 +260,9 @@ class _Recompute(torch.autograd.Function):
                 "derivatives only; use backprop=stored for second derivatives"
             )
         needs = ctx.needs_input_grad[2:]
-        streams, reads = needs[: ctx.count], needs[ctx.count : ctx.count + len(node.reads)]
-        asked = needs[ctx.count + len(node.reads) :]
+        first, second = ctx.count, ctx.count + len(node.reads)
         # a leaf frozen since the first pass gets no gradient, as it gets none from autograd
-        asked = [need and p.requires_grad for p, need in zip(node.parameters, asked, strict=True)]
-        wanted = [p for p, need in zip(node.parameters, asked, strict=True) if need]
-        found, of_context, of_parameters = node.backward(ctx.saved_tensors, grads, streams, reads, wanted)
-        rest = iter(of_parameters)
-        return None, None, *found, *of_context, *(next(rest) if need else None for need in asked)
+        pairs = zip(node.parameters, needs[second:], strict=True)
+        node.known.unwanted = {id(p) for p, need in pairs if not (need and p.requires_grad)}
+        found, of_context, of_parameters = node.backward(ctx.saved_tensors, grads, needs[:first], needs[first:second])
+        return None, None, *found, *of_context, *[of_parameters.get(id(p)) for p in node.parameters]

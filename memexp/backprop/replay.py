@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from operator import is_
 from typing import Any, TypeVar
 
 import torch
@@ -30,10 +31,11 @@ from torch.nn.utils import parametrize
 from memexp.backprop.rounding import RangeWatch, Rounding
 
 T = TypeVar("T")
+NOTHING: AbstractContextManager[None] = nullcontext()
 LARGE = 2**16  # bytes of a buffer from which on it is copied only if it is written to
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Frame:
     """What a Chain tells the step that it evaluates.
 
@@ -107,14 +109,17 @@ class Surroundings:
         self.autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in types]
 
     def __call__(self) -> AbstractContextManager[Any]:
+        """Around every evaluation of a step: autocast as at the Chain's entry, and caches of weights out of force."""
         set_again = [
             torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False)
             for kind, enabled, dtype in self.autocast
             if enabled or torch.is_autocast_enabled(kind)
         ]
-        if not set_again:
-            return nullcontext()
+        if not set_again and not parametrize._cache_enabled:
+            return NOTHING
         stack = ExitStack()
+        # what the cache of parametrize.cached() holds is with a graph in one pass and without in the other
+        stack.enter_context(_without_cache())
         for autocast in set_again:
             stack.enter_context(autocast)
         return stack
@@ -141,11 +146,12 @@ class Record:
     def __init__(self, step: nn.Module, surroundings: Surroundings) -> None:
         self.surroundings = surroundings
         modules = survey(step)
-        self._modes = [(module, module.training) for module in modules]
-        self.parameters: list[tuple[nn.Module, str, Tensor]] = [
-            (module, name, p) for module in modules for name, p in module._parameters.items() if p is not None
-        ]
-        self._contents = [(p._version, p.untyped_storage()._cdata) for _, _, p in self.parameters]
+        self._modules = modules
+        self._modes = [module.training for module in modules]
+        self._held = [(module, dict(module._parameters)) for module in modules if module._parameters]
+        self.parameters = [p for _, held in self._held for p in held.values() if p is not None]
+        self._versions = [p._version for p in self.parameters]
+        self._memory = [p.untyped_storage()._cdata for p in self.parameters]
         self._buffered = [m for m in modules if m._buffers and not isinstance(m, _NormBase)]
         self._random: dict[str, list[Tensor]] = {}
         self._buffers: dict[str, list[tuple[nn.Module, str, Tensor]]] = {}
@@ -157,47 +163,35 @@ class Record:
 
     def parameters_changed(self) -> bool:
         """Whether a parameter's values, or the memory that holds them, are no longer those of the first pass."""
-        return self._contents != [(p._version, p.untyped_storage()._cdata) for _, _, p in self.parameters]
-
-    @contextmanager
-    def first(self) -> Iterator[None]:
-        """Around the first pass."""
-        with self.surroundings(), _without_cache():
-            yield
+        return self._versions != [p._version for p in self.parameters] or self._memory != [
+            p.untyped_storage()._cdata for p in self.parameters
+        ]
 
     @contextmanager
     def again(self) -> Iterator[None]:
         """Around each later evaluation of the step or of one of its branches."""
-        others = [entry for entry in self.parameters if entry[0]._parameters.get(entry[1]) is not entry[2]]
-        changed: list[tuple[nn.Module, bool]] = []
-        untracked: list[nn.Module] = []
+        seen: list[tuple[nn.Module, str, Any]] = []
         scratch: list[tuple[nn.Module, str, Tensor]] = []
-        for module, mode in self._modes:
+        for module, mode in zip(self._modules, self._modes, strict=True):
             if module.training != mode:
-                changed.append((module, module.training))
-                module.training = mode
-            if not mode or not isinstance(module, _NormBase) or not module.track_running_stats:
+                seen.append((module, "training", mode))
+            if not module._buffers or not mode or not isinstance(module, _NormBase) or not module.track_running_stats:
                 continue
             if type(module).forward is _BatchNorm.forward:
                 # it then leaves running statistics alone, and normalises as before; faster than moving copies
-                untracked.append(module)
-                module.__dict__["track_running_stats"] = False
+                seen.append((module, "track_running_stats", False))
             else:
                 scratch += [(module, name, b.clone()) for name, b in module._buffers.items() if b is not None]
+        for module, held in self._held:
+            own = module._parameters
+            if len(held) != len(own) or not all(map(is_, held.values(), own.values())):
+                seen.append((module, "_parameters", held))
         self._replaying = True
         try:
-            with self.surroundings(), _without_cache(), substituted("_buffers", scratch):
-                if not others:
-                    yield
-                else:
-                    with substituted("_parameters", others):
-                        yield
+            with self.surroundings(), substituted(scratch), _attributes(seen) if seen else NOTHING:
+                yield
         finally:
             self._replaying = False
-            for module, mode in changed:
-                module.training = mode
-            for module in untracked:
-                module.__dict__["track_running_stats"] = True
 
     def evaluate(self, key: str, branch: Callable[..., T], inputs: tuple[Tensor, ...], context: dict[str, Any]) -> T:
         return (self._replay if self._replaying else self._watch)(key, branch, inputs, context)
@@ -211,23 +205,23 @@ class Record:
             if buffer is not None and not buffer.is_inference()
         ]
         result = branch(*inputs, **context)
-        if any(not torch.equal(a, b) for a, b in zip(state, self.surroundings.random_state(), strict=True)):
+        if not all(map(torch.equal, state, self.surroundings.random_state())):
             self._random[key] = state
-        changed = [
-            (module, name, value)
-            for module, name, buffer, version, value in before
-            if module._buffers.get(name) is not buffer or buffer._version != version
-        ]
-        if changed:
-            self._buffers[key] = changed
+        if before:
+            changed = [
+                (module, name, value)
+                for module, name, buffer, version, value in before
+                if module._buffers.get(name) is not buffer or buffer._version != version
+            ]
+            if changed:
+                self._buffers[key] = changed
         return result
 
     def _replay(self, key: str, branch: Callable[..., T], inputs: tuple[Tensor, ...], context: dict[str, Any]) -> T:
-        state = self._random.get(key)
-        before = [(module, name, value.clone()) for module, name, value in self._buffers.get(key, ())]
-        if state is None and not before:
+        if key not in self._random and key not in self._buffers:
             return branch(*inputs, **context)
-        with substituted("_buffers", before):
+        state = self._random.get(key)
+        with substituted([(m, name, value.clone()) for m, name, value in self._buffers.get(key, ())]):
             if state is None:
                 return branch(*inputs, **context)
             callers = self.surroundings.random_state()
@@ -248,25 +242,31 @@ def _copy(buffer: Tensor) -> Tensor:
     return buffer.clone()
 
 
+def substituted(values: list[tuple[nn.Module, str, Tensor]]) -> AbstractContextManager[None]:
+    """The modules see `values` as their buffers; the buffers themselves are not touched."""
+    if not values:
+        return NOTHING
+    seen: dict[nn.Module, dict[str, Any]] = {}
+    for module, name, value in values:
+        seen.setdefault(module, dict(module._buffers))[name] = value
+    return _attributes([(module, "_buffers", buffers) for module, buffers in seen.items()])
+
+
 @contextmanager
-def substituted(kind: str, values: list[tuple[nn.Module, str, Tensor]]) -> Iterator[None]:
-    """The modules see `values` as their buffers or parameters; their own are not touched."""
-    own = [(held := getattr(module, kind), name, name in held, held.get(name)) for module, name, _ in values]
-    for (held, name, _, _), (_, _, value) in zip(own, values, strict=True):
-        held[name] = value
+def _attributes(values: list[tuple[nn.Module, str, Any]]) -> Iterator[None]:
+    """The modules have these attributes, and then their own again."""
+    own = [module.__dict__[name] for module, name, _ in values]
+    for module, name, value in values:
+        module.__dict__[name] = value
     try:
         yield
     finally:
-        for held, name, there, value in own:
-            if there:
-                held[name] = value
-            else:
-                held.pop(name, None)
+        for (module, name, _), value in zip(values, own, strict=True):
+            module.__dict__[name] = value
 
 
 @contextmanager
 def _without_cache() -> Iterator[None]:
-    """`parametrize.cached()` out of force: what it holds is with a graph in one pass and without in the other."""
     enabled, parametrize._cache_enabled = parametrize._cache_enabled, 0
     try:
         yield

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from memexp.backprop.context import Context, taken
-from memexp.backprop.graph import leaves
+from memexp.backprop.graph import Known, leaves
 from memexp.backprop.replay import Record, current, evaluate
 from memexp.backprop.step import Step
 
@@ -25,24 +25,22 @@ class Task:
         outputs: the step's outputs, exact or reconstructed. Never to be overwritten, and neither are the gradients.
         grads: gradients of the outputs; None where there is none.
         needs: which inputs' gradients are wanted. If none, the inputs need not be reconstructed either.
-        parameters: the parameters whose gradients are wanted.
-        known_parameters: ids of all of the step's parameters.
+        known: the step's parameters, and which of their gradients are wanted.
         refine: fixed-point iterations of an approximate inverse.
         record: the first pass of the step.
         context: the keywords of the step; tensors whose gradients are wanted are leaves.
-        known: a module and its value at `outputs[0]`, where the step above has evaluated it there already.
+        value: a module and its value at `outputs[0]`, where the step above has evaluated it there already.
         parameter_grads, context_grads: what has been found so far, by id and by name.
     """
 
     outputs: Streams
     grads: Grads
     needs: tuple[bool, ...]
-    parameters: Sequence[Tensor]
-    known_parameters: set[int]
+    known: Known
     refine: int
     record: Record
     context: Context
-    known: tuple[nn.Module, Tensor] | None = None
+    value: tuple[nn.Module, Tensor] | None = None
     parameter_grads: dict[int, Tensor] = field(default_factory=dict)
     context_grads: dict[str, Tensor] = field(default_factory=dict)
 
@@ -52,8 +50,8 @@ class Task:
 
     def reaches(self, module: nn.Module) -> bool:
         """Whether a gradient is wanted of something that the module reads beside its input."""
-        wanted = {id(p) for p in self.parameters}
-        return any(id(p) in wanted for p in module.parameters()) or any(map(_is_leaf, self.given(module).values()))
+        wanted = (p for p in module.parameters() if p.requires_grad and id(p) not in self.known.unwanted)
+        return any(True for _ in wanted) or any(map(_is_leaf, self.given(module).values()))
 
     def repeatable(self, key: str) -> bool:
         """Whether the branch gives the same value for the same input wherever it is evaluated."""
@@ -82,15 +80,14 @@ class Task:
     def pull(self, outputs: Sequence[Tensor], grads: Grads, inputs: Streams) -> Grads:
         """Vector-Jacobian product: gradients of `inputs` that need one; of all else into `..._grads`."""
         read = {name: value for name, value in self.context.items() if _is_leaf(value)} if self.context else {}
-        every = (*inputs, *read.values())
-        found, of_parameters = pull_back(outputs, grads, every, self.parameters, self.known_parameters)
-        for p, grad in zip(self.parameters, of_parameters, strict=True):
-            if grad is not None:
-                before = self.parameter_grads.get(id(p))
-                self.parameter_grads[id(p)] = grad if before is None else before + grad
-        of_leaves = zip(read, found[len(inputs) :], strict=True)
-        self.add({name: grad for name, grad in of_leaves if grad is not None})
-        return found[: len(inputs)]
+        found = pull_back(outputs, grads, (*inputs, *read.values()), self.known)
+        of_inputs = tuple(found.pop(id(x), None) for x in inputs)
+        if read:
+            self.add({name: found.pop(id(x)) for name, x in read.items() if id(x) in found})
+        for key, grad in found.items():
+            before = self.parameter_grads.get(key)
+            self.parameter_grads[key] = grad if before is None else before + grad
+        return of_inputs
 
     def add(self, context_grads: dict[str, Tensor]) -> None:
         """Gradients of keywords."""
@@ -100,41 +97,39 @@ class Task:
 
 @dataclass
 class Undone:
-    """Answer to a Task: `inputs` is None where none was needed; `known` as in Task, for the step below."""
+    """Answer to a Task: `inputs` is None where none was needed; `value` as in Task, for the step below."""
 
     inputs: Streams | None
     grads: Grads
-    known: tuple[nn.Module, Tensor] | None = None
+    value: tuple[nn.Module, Tensor] | None = None
 
 
-def pull_back(
-    outputs: Sequence[Tensor], grads: Grads, inputs: Streams, parameters: Sequence[Tensor], known: set[int]
-) -> tuple[Grads, Grads]:
-    """Gradients of `inputs` (None for those that need none) and of `parameters`, in one call of autograd.
+def pull_back(outputs: Sequence[Tensor], grads: Grads, inputs: Streams, known: Known) -> dict[int, Tensor]:
+    """Gradients by id of inputs and known parameters, in one call of autograd.
 
     Raises:
-        StepError: the outputs depend on a tensor that needs a gradient and is neither of the inputs nor, by its id, of
-            the `known` parameters.
+        StepError: the outputs depend on another tensor that needs a gradient.
     """
     used = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None and y.requires_grad]
     if not used:
-        return (None,) * len(inputs), (None,) * len(parameters)
+        return {}
     values = [y for y, _ in used]
-    read = leaves(values, inputs, parameters, known)
-    targets = [t for t in (*inputs, *parameters) if id(t) in read]
+    targets = leaves(values, inputs, known)
+    if known.unwanted:
+        targets = [t for t in targets if id(t) not in known.unwanted]
     if not targets:
-        return (None,) * len(inputs), (None,) * len(parameters)
+        return {}
     # a tensor hook of the user's on a parameter is to see the gradient once: when it leaves the engine
     hooks = [(p, dict(p._backward_hooks)) for p in targets if p._backward_hooks]
     for p, _ in hooks:
         p._backward_hooks.clear()  # type: ignore[union-attr]
     try:
         own = [g if g.dtype is y.dtype else g.to(y.dtype) for y, g in used]
-        found = dict(zip(map(id, targets), torch.autograd.grad(values, targets, own, allow_unused=True), strict=True))
+        found = torch.autograd.grad(values, targets, own, allow_unused=True)
     finally:
         for p, kept in hooks:
             p._backward_hooks.update(kept)  # type: ignore[union-attr]
-    return tuple(found.get(id(x)) for x in inputs), tuple(found.get(id(p)) for p in parameters)
+    return {id(t): g for t, g in zip(targets, found, strict=True) if g is not None}
 
 
 def undo(step: nn.Module, task: Task) -> Undone:
@@ -176,8 +171,8 @@ def invert(step: nn.Module, outputs: Streams, refine: int, context: Context) -> 
 
 def _with_hooks(step: Step, task: Task) -> Undone:
     """`step.undo`, and the step's full backward hooks as autograd would call them."""
-    after, _ = step._get_backward_hooks()
-    for hook in step._get_backward_pre_hooks():
+    before, (after, _) = step._get_backward_pre_hooks(), step._get_backward_hooks()
+    for hook in before:
         task.grads = _changed(hook(step, task.grads), task.grads)
     undone = step.undo(task)
     for hook in after:
