@@ -7,7 +7,6 @@ Activation memory of N steps, with s the bytes of the streams and a those that a
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, overload
 
 import torch
@@ -18,7 +17,7 @@ from memexp.backprop.context import Context, taken
 from memexp.backprop.door import check_keywords, check_repeatable, check_steps, check_streams, check_transforms
 from memexp.backprop.drift import Drift
 from memexp.backprop.errors import StepError, describe
-from memexp.backprop.node import Call, Node
+from memexp.backprop.node import Call, Node, small
 from memexp.backprop.plan import groups, has_inverse
 from memexp.backprop.replay import Frame, Record, Surroundings, current, evaluate
 from memexp.backprop.rounding import RangeWatch, Rounding
@@ -26,7 +25,7 @@ from memexp.backprop.run import run
 from memexp.backprop.step import Step
 from memexp.backprop.strategies import make_strategy
 from memexp.backprop.streams import full_precision
-from memexp.backprop.task import Streams, Task, Undone, invert, undo
+from memexp.backprop.task import Streams, Task, Undone, invert, undo_all
 
 
 class Chain(Step):
@@ -142,7 +141,7 @@ class Chain(Step):
         elif frame.undone:
             outputs = streams
             for index, step in enumerate(self):
-                outputs = run(index, step, outputs, frame.inside(index), context)
+                outputs = run(index, step, outputs, frame.of(index), context)
                 if frame.watch:
                     frame.watch.see(describe(index, step), outputs)
         else:  # a step of another Chain, but by its own strategy, on the other's grid
@@ -173,20 +172,26 @@ class Chain(Step):
         call = Call(outputs, context, rounding, watch, self.strategy.refine, self.monitor, drift)
         frame = Frame(rounding) if rounding is not None else None
         below: Node | None = None
-        for position, (keep, group) in enumerate(plan):
-            if keep != "stored":
-                top = position + 1 == len(plan) or plan[position + 1][0] == "stored"
-                node = Node(keep, {index: steps[index] for index in group}, call, below, top)
-                if node.needed(outputs):
-                    below = node
-                    outputs = node(*outputs)
-                    continue
-            # also a group that needs no gradient: should it read something that does, autograd sees it
-            below = None
-            for index in group:
-                outputs = run(index, steps[index], outputs, frame, context)
-                if watch:
-                    watch.see(describe(index, steps[index]), outputs)
+        position = 0
+        while position < len(plan):
+            keep, group = plan[position]
+            position += 1
+            members = {index: steps[index] for index in group}
+            if keep == "stored" or not call.needs(members, outputs):
+                # also what needs no gradient: should it read something that does, autograd sees it
+                below = None
+                for index, step in members.items():
+                    outputs = run(index, step, outputs, frame, context)
+                    if watch:
+                        watch.see(describe(index, step), outputs)
+                continue
+            if keep == "undone":
+                while position < len(plan) and plan[position][0] == "undone" and small(members, outputs):
+                    members[plan[position][1].start] = steps[plan[position][1].start]
+                    position += 1
+            top = position == len(plan) or plan[position][0] == "stored"
+            below = Node(keep, members, call, below, top)
+            outputs = below(*outputs)
         if watch and (left := watch.check()) and self.training:
             raise left
         return outputs
@@ -225,7 +230,7 @@ class Chain(Step):
                 raise StepError(f"{describe(index, step)} has no inverse, so the Chain cannot be undone")
             token = current.set(Frame(rounding))
             try:
-                with Record(step, surroundings).again():
+                with Record([step], surroundings).again():
                     streams = invert(step, streams, self.strategy.refine, taken(step, context))
             finally:
                 current.reset(token)
@@ -233,18 +238,9 @@ class Chain(Step):
 
     def undo(self, task: Task) -> Undone:
         """Step by step from the last, as the steps of an outer Chain."""
-        frame = current.get() or Frame(None)
-        outputs, grads, value = task.outputs, task.grads, task.value
-        for index, step in reversed(list(enumerate(self))):
-            needs = tuple(y.is_floating_point() or y.is_complex() for y in outputs) if index else task.needs
-            own = replace(task, outputs=outputs, grads=grads, needs=needs, value=value, context_grads={})
-            token = current.set(frame.inside(index))
-            try:
-                undone = undo(step, own)
-            finally:
-                current.reset(token)
-            task.add(own.context_grads)
-            if undone.inputs is None:
-                return undone
-            outputs, grads, value = undone.inputs, undone.grads, undone.value
-        return Undone(outputs, grads, value)
+        undone, found = undo_all(
+            dict(enumerate(self)), task, current.get() or Frame(None), dict.fromkeys(range(len(self)), task.context)
+        )
+        for own in found.values():
+            task.add(own)
+        return undone

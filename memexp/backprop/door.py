@@ -91,12 +91,13 @@ def twice(
     index: int, step: nn.Module, streams: tuple[Tensor, ...], surroundings: Surroundings, rounding: Rounding | None
 ) -> tuple[tuple[Tensor, ...], bool]:
     """The step's outputs, and whether a second evaluation gives the same bits."""
-    record = Record(step, surroundings)
+    record = Record([step], surroundings)
     frame = Frame(rounding, record=record)
     buffers = [(m, name, b.clone()) for m in step.modules() for name, b in m._buffers.items() if b is not None]
     with torch.no_grad(), substituted(buffers):
         with surroundings():
             outputs = run(index, step, streams, frame, surroundings.context)
+        record.settle()
         with record.again():
             again = run(index, step, streams, frame, surroundings.context)
     return outputs, all(map(_same, outputs, again))

@@ -8,6 +8,8 @@ reconstructed, hands them to the node below.
 """
 
 import weakref
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,12 +23,18 @@ from memexp.backprop.errors import StepError, describe
 from memexp.backprop.graph import Known
 from memexp.backprop.measures import relative_error
 from memexp.backprop.plan import Keep
-from memexp.backprop.replay import Frame, Record, Surroundings, current
+from memexp.backprop.replay import Frame, Record, Surroundings
 from memexp.backprop.rounding import RangeWatch, Rounding
 from memexp.backprop.run import run
-from memexp.backprop.task import Grads, Streams, Task, Undone, as_tuple, pull_back, undo
+from memexp.backprop.task import Grads, Streams, Task, as_tuple, pull_back, undo_all
 
 Handed = tuple[Streams, tuple[nn.Module, Tensor] | None]
+
+# A node costs some 0.1 ms, as much as a small step: where memory allows it, one undoes several steps. Their gradients
+# leave together, and the outputs of the last stay as long.
+SMALL_STREAMS = 2**20  # bytes
+SMALL_WEIGHTS = 2**22
+_BYTES: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 
 
 class Call:
@@ -51,17 +59,35 @@ class Call:
         self.monitor = monitor
         self.drift = drift
 
+    def needs(self, steps: dict[int, nn.Module], streams: Streams) -> bool:
+        """Whether anything that the steps declare to read needs a gradient."""
+        read = [name for name in self.tensors if self.context[name].requires_grad]
+        return (
+            any([x.requires_grad for x in streams])
+            or any(p.requires_grad for step in steps.values() for p in step.parameters())
+            or any(takes(step, name) for name in read for step in steps.values())
+        )
+
+
+def small(steps: dict[int, nn.Module], streams: Streams) -> bool:
+    """Whether one node may undo another step beside these: their gradients and the streams cost little memory."""
+    for step in steps.values():
+        if step not in _BYTES:
+            _BYTES[step] = sum(p.nbytes for p in step.parameters() if not is_lazy(p))
+    return sum(x.nbytes for x in streams) < SMALL_STREAMS and sum(_BYTES[s] for s in steps.values()) < SMALL_WEIGHTS
+
 
 class Node:
     """A group of steps of one forward pass of a Chain, to be recomputed in backward.
 
     Args:
-        keep, steps: as the plan has it, by their indices.
+        keep: as the plan has it: `checkpointed` or `undone`, for all of them.
+        steps: by their indices.
         below: the node of the steps before, None where they are stored.
         top: the steps after are stored, or there are none: nobody hands the outputs back.
 
     Raises:
-        StepError: a step has lazy parameters without a shape yet, or is sharded by `fully_shard`.
+        StepError: a step has lazy parameters without a shape yet.
     """
 
     def __init__(
@@ -70,22 +96,18 @@ class Node:
         self.keep = keep
         self.steps = steps
         self.call = call
-        self.frames: dict[int, Frame] = {}
-        every: dict[int, Tensor] = {}
-        for index, step in steps.items():
-            record = Record(step, call.surroundings)
-            self.frames[index] = Frame(call.rounding, call.watch, record, keep == "undone")
-            for p in record.parameters:
-                every[id(p)] = p
-            if any(map(is_lazy, record.parameters)):
-                raise StepError(
-                    f"{describe(index, step)} has a lazy module whose parameters have no shape yet: evaluate the Chain "
-                    "once under torch.no_grad() before training it"
-                )
+        self.record = Record(steps.values(), call.surroundings)
+        self.frame = Frame(call.rounding, call.watch, self.record, keep == "undone")
+        if any(map(is_lazy, self.record.parameters)):
+            raise StepError(
+                f"{self.name} has a lazy module whose parameters have no shape yet: evaluate the Chain once under "
+                "torch.no_grad() before training it"
+            )
+        every = {id(p): p for p in self.record.parameters}
         self.known = Known(every.values())
         self.parameters = [p for p in every.values() if p.requires_grad]
         # the gradient of a keyword is summed step by step, from the last on, as autograd would
-        self.reads = [(index, name) for index in reversed(steps) for name in call.tensors if takes(steps[index], name)]
+        self.reads = [(i, name) for name in call.tensors for i in reversed(steps) if takes(steps[i], name)]
         self.below = below if below is not None and below.keep == "undone" else None
         self.top = top
         self._handed: Handed | None = None
@@ -98,16 +120,8 @@ class Node:
 
     @property
     def name(self) -> str:
-        return ", ".join(describe(index, step) for index, step in self.steps.items())
-
-    def needed(self, streams: Streams) -> bool:
-        """Whether anything that it declares needs a gradient."""
-        context = self.call.context
-        return (
-            bool(self.parameters)
-            or any(x.requires_grad for x in streams)
-            or any(context[name].requires_grad for _, name in self.reads)
-        )
+        names = [describe(index, step) for index, step in self.steps.items()]
+        return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
 
     def __call__(self, *streams: Tensor) -> Streams:
         context = [self.call.context[name] for _, name in self.reads]
@@ -118,12 +132,12 @@ class Node:
             self._fingerprint = fingerprint(streams) if self.call.rounding else None
             self._original = streams if self.call.monitor is not None else None
             self._sample = self.call.drift.sample(streams) if self.call.drift else None
-        for index, step in self.steps.items():
-            frame = self.frames[index]
-            with self.call.surroundings():
-                streams = run(index, step, streams, frame, self.call.context)
-            if self.call.watch:
-                self.call.watch.see(describe(index, step), streams)
+        with self.call.surroundings():
+            for index, step in self.steps.items():
+                streams = run(index, step, streams, self.frame.of(index), self.call.context)
+                if self.call.watch:
+                    self.call.watch.see(describe(index, step), streams)
+        self.record.settle()
         return streams
 
     def kept(self, inputs: Streams, outputs: Streams) -> Streams:
@@ -141,7 +155,7 @@ class Node:
             RuntimeError: something that the first pass has read was changed since.
             StepError: the recomputation reads what no input of the node is.
         """
-        if any([_record(frame).parameters_changed() for frame in self.frames.values()]):
+        if self.record.parameters_changed():
             raise RuntimeError(
                 f"a parameter of {self.name} was changed in place between forward and backward (an optimizer step?); "
                 "its recomputation would give another gradient: run backward first"
@@ -151,14 +165,9 @@ class Node:
                 f"{self.name}: the keyword tensor {', '.join(changed)} was changed in place between forward and "
                 "backward; the recomputation would give another gradient: run backward first"
             )
-        leaves = self._leaves(reads)
-        try:
-            if self.keep == "checkpointed":
-                return self._recompute(kept, grads, needs, leaves)
-            return self._undo(kept, grads, needs, leaves)
-        except StepError as error:
-            named = str(error).startswith("step ")
-            raise StepError(str(error) if named else f"{self.name}: {error}") from None
+        if self.keep == "checkpointed":
+            return self._recompute(kept, grads, needs, self._leaves(reads))
+        return self._undo(kept, grads, needs, self._leaves(reads))
 
     def _leaves(self, reads: tuple[bool, ...]) -> dict[int, Context]:
         """For each step the keywords of the call, its tensors as leaves where their gradients are wanted."""
@@ -170,41 +179,38 @@ class Node:
         return leaves
 
     def _recompute(
-        self, inputs: Streams, grads: Grads, needs: tuple[bool, ...], context: dict[int, Context]
+        self, inputs: Streams, grads: Grads, needs: tuple[bool, ...], contexts: dict[int, Context]
     ) -> tuple[Grads, Grads, dict[int, Tensor]]:
         if self.below is not None and any(needs):
             self.below._handed = (inputs, None)
         leaves = tuple(x.detach().requires_grad_(need) for x, need in zip(inputs, needs, strict=True))
-        with torch.enable_grad():
-            outputs = self.again(leaves, context)
-        read = tuple(context[index][name] for index, name in self.reads)
-        found = pull_back(outputs, grads, (*leaves, *read), self.known)
+        outputs = leaves
+        with torch.enable_grad(), self.record.again():
+            for index, step in self.steps.items():
+                outputs = run(index, step, outputs, self.frame.of(index), contexts[index])
+        read = tuple(contexts[index][name] for index, name in self.reads)
+        try:
+            found = pull_back(outputs, grads, (*leaves, *read), self.known)
+        except StepError as error:
+            raise StepError(f"{self.name}: {error}") from None
         return tuple(found.get(id(x)) for x in leaves), tuple(found.get(id(x)) for x in read), found
 
     def _undo(
-        self, kept: Streams, grads: Grads, needs: tuple[bool, ...], context: dict[int, Context]
+        self, kept: Streams, grads: Grads, needs: tuple[bool, ...], contexts: dict[int, Context]
     ) -> tuple[Grads, Grads, dict[int, Tensor]]:
         if self.call.watch is not None and self.call.watch.left is not None:
             raise self.call.watch.left
-        ((index, step),) = self.steps.items()
-        frame = self.frames[index]
-        record = _record(frame)
         outputs, value = (kept, None) if self.top else self._take()
-        task = Task(outputs, grads, needs, self.known, self.call.refine, record, context[index], value)
+        task = Task(outputs, grads, needs, self.known, self.call.refine, self.call.context, value)
         del outputs
-        token = current.set(frame)
-        try:
-            with record.again():
-                undone: Undone = undo(step, task)
-        finally:
-            current.reset(token)
+        with self.record.again():
+            undone, read = undo_all(self.steps, task, self.frame, contexts)
         if undone.inputs is not None:
             if self.below is None:
                 self._verify(undone.inputs)
             else:
                 self.below._handed = (undone.inputs, undone.value)
-        of_context = tuple([task.context_grads.get(name) for _, name in self.reads])
-        return undone.grads, of_context, task.parameter_grads
+        return undone.grads, tuple([read[index].get(name) for index, name in self.reads]), task.parameter_grads
 
     def _verify(self, inputs: Streams) -> None:
         """The first step of a run is undone: are these the streams that had entered?"""
@@ -214,31 +220,23 @@ class Node:
             self.call.drift.compare(self.name, inputs, self._sample)
         if self._fingerprint is None or torch.equal(fingerprint(inputs), self._fingerprint):
             return
-        steps = []
+        steps: list[tuple[str, Callable[[Streams], Streams]]] = []
         node: Node | None = self
         while node is not None and node.keep == "undone":
-            steps.append((node.name, node.again))
+            steps += [(describe(index, step), partial(node.again, index)) for index, step in node.steps.items()]
             node = node._above() if node._above else None
         raise RuntimeError(explain(steps, inputs))
 
-    def again(self, streams: Streams, context: dict[int, Context] | None = None) -> Streams:
-        """The group's first pass once more."""
-        for index, step in self.steps.items():
-            frame = self.frames[index]
-            with _record(frame).again():
-                streams = run(index, step, streams, frame, context[index] if context else self.call.context)
-        return streams
+    def again(self, index: int, streams: Streams) -> Streams:
+        """One step's first pass once more."""
+        with self.record.again():
+            return run(index, self.steps[index], streams, self.frame.of(index), self.call.context)
 
     def _take(self) -> Handed:
         if self._handed is None:
             raise RuntimeError(f"backward of {self.name} runs before that of the step after it")
         handed, self._handed = self._handed, None
         return handed
-
-
-def _record(frame: Frame) -> Record:
-    assert frame.record is not None
-    return frame.record
 
 
 class _Recompute(torch.autograd.Function):

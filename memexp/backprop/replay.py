@@ -16,10 +16,10 @@ torch's global generators: numbers from a `torch.Generator` of one's own or Pyth
 attribute, are not replayed (`Chain(..., check=True)` finds the step that uses such).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import is_
 from typing import Any, TypeVar
 
@@ -42,9 +42,9 @@ class Frame:
     Attributes:
         rounding: the grid of `exact`, or None.
         watch: looks at the range of the grid.
-        record: of the step's first pass, where it will be evaluated again.
+        record: of the first pass, where the step will be evaluated again.
         undone: the step will be undone, without being called.
-        prefix: of the names of branches, in a Chain that is a step of another.
+        prefix: of the names of its branches in the record.
     """
 
     rounding: Rounding | None
@@ -53,9 +53,9 @@ class Frame:
     undone: bool = False
     prefix: str = ""
 
-    def inside(self, index: int) -> "Frame":
-        """Of step `index` of a Chain that is itself a step."""
-        return replace(self, prefix=f"{self.prefix}{index}.")
+    def of(self, index: int) -> "Frame":
+        """For one of several steps that have a record together."""
+        return Frame(self.rounding, self.watch, self.record, self.undone, f"{self.prefix}{index}.")
 
 
 current: ContextVar[Frame | None] = ContextVar("frame", default=None)
@@ -85,15 +85,16 @@ def evaluate(key: str, branch: Callable[..., T], *inputs: Tensor, **context: Any
         current.reset(token)
 
 
-def survey(module: nn.Module) -> list[nn.Module]:
-    """All modules in `module`, itself first: `list(module.modules())` without the names."""
+def survey(steps: Iterable[nn.Module]) -> list[nn.Module]:
+    """All modules of the steps, as `modules()` gives them, without the names."""
     found: dict[int, nn.Module] = {}
-    waiting = [module]
+    waiting = list(steps)[::-1]
     while waiting:
         part = waiting.pop()
         if id(part) not in found:
             found[id(part)] = part
-            waiting += [child for child in reversed(part._modules.values()) if child is not None]
+            if part._modules:
+                waiting += [child for child in reversed(part._modules.values()) if child is not None]
     return list(found.values())
 
 
@@ -141,11 +142,11 @@ class Surroundings:
 
 
 class Record:
-    """The first pass of one step, recorded (`first`) and replayed (`again`)."""
+    """The first pass of some steps, recorded (until `settle`) and replayed (in `again`)."""
 
-    def __init__(self, step: nn.Module, surroundings: Surroundings) -> None:
+    def __init__(self, steps: Iterable[nn.Module], surroundings: Surroundings) -> None:
         self.surroundings = surroundings
-        modules = survey(step)
+        modules = survey(steps)
         self._modules = modules
         self._modes = [module.training for module in modules]
         self._held = [(module, dict(module._parameters)) for module in modules if module._parameters]
@@ -153,9 +154,18 @@ class Record:
         self._versions = [p._version for p in self.parameters]
         self._memory = [p.untyped_storage()._cdata for p in self.parameters]
         self._buffered = [m for m in modules if m._buffers and not isinstance(m, _NormBase)]
+        self._states: list[tuple[str, list[Tensor]]] = []
         self._random: dict[str, list[Tensor]] = {}
         self._buffers: dict[str, list[tuple[nn.Module, str, Tensor]]] = {}
         self._replaying = False
+
+    def settle(self) -> None:
+        """After the first pass: which branches have drawn random numbers?"""
+        states, self._states = self._states, []
+        after = [state for _, state in states[1:]] + [self.surroundings.random_state()]
+        for (key, state), following in zip(states, after, strict=True):
+            if not all(map(torch.equal, state, following)):
+                self._random[key] = state
 
     def repeatable(self, key: str) -> bool:
         """Whether the branch gives the same value for the same input wherever it is evaluated: no random numbers."""
@@ -197,7 +207,7 @@ class Record:
         return (self._replay if self._replaying else self._watch)(key, branch, inputs, context)
 
     def _watch(self, key: str, branch: Callable[..., T], inputs: tuple[Tensor, ...], context: dict[str, Any]) -> T:
-        state = self.surroundings.random_state()
+        self._states.append((key, self.surroundings.random_state()))
         before = [
             (module, name, buffer, buffer._version, _copy(buffer))
             for module in self._buffered
@@ -205,8 +215,6 @@ class Record:
             if buffer is not None and not buffer.is_inference()
         ]
         result = branch(*inputs, **context)
-        if not all(map(torch.equal, state, self.surroundings.random_state())):
-            self._random[key] = state
         if before:
             changed = [
                 (module, name, value)

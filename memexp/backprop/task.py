@@ -7,10 +7,12 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import _engine_run_backward
 
 from memexp.backprop.context import Context, taken
+from memexp.backprop.errors import StepError, describe
 from memexp.backprop.graph import Known, leaves
-from memexp.backprop.replay import Record, current, evaluate
+from memexp.backprop.replay import Frame, current, evaluate
 from memexp.backprop.step import Step
 
 Streams = tuple[Tensor, ...]
@@ -27,7 +29,6 @@ class Task:
         needs: which inputs' gradients are wanted. If none, the inputs need not be reconstructed either.
         known: the step's parameters, and which of their gradients are wanted.
         refine: fixed-point iterations of an approximate inverse.
-        record: the first pass of the step.
         context: the keywords of the step; tensors whose gradients are wanted are leaves.
         value: a module and its value at `outputs[0]`, where the step above has evaluated it there already.
         parameter_grads, context_grads: what has been found so far, by id and by name.
@@ -38,7 +39,6 @@ class Task:
     needs: tuple[bool, ...]
     known: Known
     refine: int
-    record: Record
     context: Context
     value: tuple[nn.Module, Tensor] | None = None
     parameter_grads: dict[int, Tensor] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Task:
     def repeatable(self, key: str) -> bool:
         """Whether the branch gives the same value for the same input wherever it is evaluated."""
         frame = current.get()
-        return self.record.repeatable(key if frame is None else frame.prefix + key)
+        return frame is not None and frame.record is not None and frame.record.repeatable(frame.prefix + key)
 
     def branch(
         self, key: str, module: nn.Module, x: Tensor, grad: Tensor | None, direct: Tensor | None, need: bool
@@ -110,10 +110,13 @@ def pull_back(outputs: Sequence[Tensor], grads: Grads, inputs: Streams, known: K
     Raises:
         StepError: the outputs depend on another tensor that needs a gradient.
     """
-    used = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None and y.requires_grad]
-    if not used:
+    values, given = [], []
+    for y, grad in zip(outputs, grads, strict=True):
+        if grad is not None and y.requires_grad:
+            values.append(y)
+            given.append(grad if grad.dtype is y.dtype else grad.to(y.dtype))
+    if not values:
         return {}
-    values = [y for y, _ in used]
     targets = leaves(values, inputs, known)
     if known.unwanted:
         targets = [t for t in targets if id(t) not in known.unwanted]
@@ -124,12 +127,50 @@ def pull_back(outputs: Sequence[Tensor], grads: Grads, inputs: Streams, known: K
     for p, _ in hooks:
         p._backward_hooks.clear()  # type: ignore[union-attr]
     try:
-        own = [g if g.dtype is y.dtype else g.to(y.dtype) for y, g in used]
-        found = torch.autograd.grad(values, targets, own, allow_unused=True)
+        # torch.autograd.grad without its checks of shapes, which take as long as a small layer
+        found = _engine_run_backward(
+            tuple(values), tuple(given), False, False, tuple(targets), allow_unreachable=True, accumulate_grad=False
+        )
     finally:
         for p, kept in hooks:
             p._backward_hooks.update(kept)  # type: ignore[union-attr]
     return {id(t): g for t, g in zip(targets, found, strict=True) if g is not None}
+
+
+def undo_all(
+    steps: dict[int, nn.Module], task: Task, frame: Frame, contexts: dict[int, Context]
+) -> tuple[Undone, dict[int, dict[str, Tensor]]]:
+    """Undoes steps that follow each other, from the last. Gradients of keywords are apart for each step.
+
+    Args:
+        task: of all of them together; `parameter_grads` is filled.
+        frame: of their common record.
+        contexts: of each step.
+
+    Raises:
+        StepError: names the step.
+    """
+    undone = Undone(task.outputs, task.grads, task.value)
+    found: dict[int, dict[str, Tensor]] = {}
+    lowest = next(iter(steps))
+    for index in reversed(steps):
+        outputs = undone.inputs
+        if outputs is None:
+            break
+        needs = task.needs if index == lowest else tuple([y.is_floating_point() or y.is_complex() for y in outputs])
+        own = Task(
+            outputs, undone.grads, needs, task.known, task.refine, contexts[index], undone.value, task.parameter_grads
+        )
+        del outputs
+        token = current.set(frame.of(index))
+        try:
+            undone = undo(steps[index], own)
+        except StepError as error:
+            raise StepError(f"{describe(index, steps[index])}: {error}") from None
+        finally:
+            current.reset(token)
+        found[index] = own.context_grads
+    return undone, found
 
 
 def undo(step: nn.Module, task: Task) -> Undone:
