@@ -5,20 +5,21 @@ Activation memory of N steps, with s the bytes of the streams and a those that a
     stored N a  |  checkpointed (every k) N s / k + k a  |  reversible, adjoint s + a (and s for each step not undone)
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from memexp.backprop.adjoint import Adjoint
 from memexp.backprop.context import Context, taken
 from memexp.backprop.door import check_keywords, check_repeatable, check_steps, check_streams, check_transforms
 from memexp.backprop.drift import Drift
 from memexp.backprop.errors import StepError, describe
-from memexp.backprop.node import Call, Node, small
-from memexp.backprop.plan import groups, has_inverse
+from memexp.backprop.node import Call, Node
+from memexp.backprop.plan import Keep, groups, has_inverse
 from memexp.backprop.replay import Frame, Record, Surroundings, current, evaluate
 from memexp.backprop.rounding import RangeWatch, Rounding
 from memexp.backprop.run import run
@@ -26,6 +27,11 @@ from memexp.backprop.step import Step
 from memexp.backprop.strategies import make_strategy
 from memexp.backprop.streams import full_precision
 from memexp.backprop.task import Streams, Task, Undone, invert, undo_all
+
+# A node costs some 0.1 ms, as much as a small step: where memory allows it, one undoes several steps. Their gradients
+# leave together, and the outputs of the last stay as long.
+SMALL_STREAMS = 2**20  # bytes
+SMALL_WEIGHTS = 2**22
 
 
 class Chain(Step):
@@ -71,6 +77,7 @@ class Chain(Step):
     def _take(self, steps: list[nn.Module]) -> None:
         check_steps(steps)
         self.strategy.plan(steps, ())
+        self._weights: list[int] | None = None
         self._modules.clear()
         for index, step in enumerate(steps):
             self.add_module(str(index), step)
@@ -186,8 +193,8 @@ class Chain(Step):
                         watch.see(describe(index, step), outputs)
                 continue
             if keep == "undone":
-                while position < len(plan) and plan[position][0] == "undone" and small(members, outputs):
-                    members[plan[position][1].start] = steps[plan[position][1].start]
+                for index in self._together(plan, position, outputs):
+                    members[index] = steps[index]
                     position += 1
             top = position == len(plan) or plan[position][0] == "stored"
             below = Node(keep, members, call, below, top)
@@ -195,6 +202,19 @@ class Chain(Step):
         if watch and (left := watch.check()) and self.training:
             raise left
         return outputs
+
+    def _together(self, plan: Sequence[tuple[Keep, range]], position: int, streams: Streams) -> Iterator[int]:
+        """Steps that the node of the undone step before `position` undoes, too: as many as cost little memory."""
+        if sum([x.nbytes for x in streams]) > SMALL_STREAMS:
+            return
+        if self._weights is None:  # of a lazy module, nothing is known yet
+            self._weights = [sum(p.nbytes for p in step.parameters() if not is_lazy(p)) for step in self]
+        weights = self._weights[plan[position - 1][1].start]
+        for keep, group in plan[position:]:
+            weights += self._weights[group.start]
+            if keep != "undone" or weights > SMALL_WEIGHTS:
+                return
+            yield group.start
 
     def _enter(self, rounding: Rounding | None, streams: Streams) -> Streams:
         if rounding is not None:

@@ -30,12 +30,6 @@ from memexp.backprop.task import Grads, Streams, Task, as_tuple, pull_back, undo
 
 Handed = tuple[Streams, tuple[nn.Module, Tensor] | None]
 
-# A node costs some 0.1 ms, as much as a small step: where memory allows it, one undoes several steps. Their gradients
-# leave together, and the outputs of the last stay as long.
-SMALL_STREAMS = 2**20  # bytes
-SMALL_WEIGHTS = 2**22
-_BYTES: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
-
 
 class Call:
     """One forward pass of a Chain: what its nodes have in common."""
@@ -67,14 +61,6 @@ class Call:
             or any(p.requires_grad for step in steps.values() for p in step.parameters())
             or any(takes(step, name) for name in read for step in steps.values())
         )
-
-
-def small(steps: dict[int, nn.Module], streams: Streams) -> bool:
-    """Whether one node may undo another step beside these: their gradients and the streams cost little memory."""
-    for step in steps.values():
-        if step not in _BYTES:
-            _BYTES[step] = sum(p.nbytes for p in step.parameters() if not is_lazy(p))
-    return sum(x.nbytes for x in streams) < SMALL_STREAMS and sum(_BYTES[s] for s in steps.values()) < SMALL_WEIGHTS
 
 
 class Node:
