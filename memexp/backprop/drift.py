@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from memexp.backprop.measures import relative_error
 
 WIDTH = 8  # of the sample, in each dimension
-TOLERANCE = 1e-3  # |x~ - x| / |x|; gradients are off by some ten to hundred times as much
+TOLERANCE = 1e-3  # |x~ - x| / |x|; gradients are off by several times as much
 
 Sample = tuple[Tensor, ...]
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from memexp.backprop.context import Context, takes
 from memexp.backprop.determinism import explain, fingerprint
@@ -84,7 +83,7 @@ class Node:
         self.call = call
         self.record = Record(steps.values(), call.surroundings)
         self.frame = Frame(call.rounding, call.watch, self.record, keep == "undone")
-        if any(map(is_lazy, self.record.parameters)):
+        if self.record.lazy:
             raise StepError(
                 f"{self.name} has a lazy module whose parameters have no shape yet: evaluate the Chain once under "
                 "torch.no_grad() before training it"

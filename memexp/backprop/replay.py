@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from memexp.backprop.rounding import RangeWatch, Rounding
@@ -151,6 +152,9 @@ class Record:
         self._modes = [module.training for module in modules]
         self._held = [(module, dict(module._parameters)) for module in modules if module._parameters]
         self.parameters = [p for _, held in self._held for p in held.values() if p is not None]
+        self.lazy = any(map(is_lazy, self.parameters))
+        if self.lazy:  # nothing more can be asked of a parameter without a shape
+            return
         self._versions = [p._version for p in self.parameters]
         self._memory = [p.untyped_storage()._cdata for p in self.parameters]
         self._buffered = [m for m in modules if m._buffers and not isinstance(m, _NormBase)]
