@@ -1,6 +1,7 @@
 """Whatever a recomputation reads is declared, or refused by name (cases A1, A2, A5)."""
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -65,7 +66,7 @@ def test_a1_a_keyword_reaches_branches_and_its_gradient_is_that_of_stored(backpr
 def test_a1_a_keyword_of_euler_and_heun_steps(heun):
     torch.manual_seed(0)
     fs = [Reader() for _ in range(4)]
-    steps = [HeunStep(a, b, 0.1) for a, b in zip(fs, fs[1:], strict=False)] if heun else [EulerStep(f, 0.1) for f in fs]
+    steps = [HeunStep(a, b, 0.1) for a, b in pairwise(fs)] if heun else [EulerStep(f, 0.1) for f in fs]
     stored, adjoint = Chain(copy.deepcopy(steps)), Chain(copy.deepcopy(steps), "adjoint", refine=30)
     assert worst(with_context(adjoint, vectors(1)), with_context(stored, vectors(1))) < 1e-5
 
@@ -119,7 +120,7 @@ def test_a1_a_keyword_changed_before_backward_is_an_error():
     context = torch.ones(3, 4)
     value = loss(network(*vectors(), context=context))
     context.mul_(2)
-    with pytest.raises(RuntimeError, match="step [01] .* the keyword tensor context was changed in place"):
+    with pytest.raises(RuntimeError, match=r"step [01] .* the keyword tensor context was changed in place"):
         value.backward()
 
 
