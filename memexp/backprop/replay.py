@@ -88,15 +88,19 @@ def evaluate(key: str, branch: Callable[..., T], *inputs: Tensor, **context: Any
 
 def survey(steps: Iterable[nn.Module]) -> list[nn.Module]:
     """All modules of the steps, as `modules()` gives them, without the names."""
-    found: dict[int, nn.Module] = {}
-    waiting = list(steps)[::-1]
-    while waiting:
-        part = waiting.pop()
-        if id(part) not in found:
-            found[id(part)] = part
-            if part._modules:
-                waiting += [child for child in reversed(part._modules.values()) if child is not None]
-    return list(found.values())
+    found: dict[nn.Module, None] = {}
+    for step in steps:
+        _collect(step, found)
+    return list(found)
+
+
+def _collect(part: nn.Module, found: dict[nn.Module, None]) -> None:
+    if part in found:
+        return
+    found[part] = None
+    for child in part._modules.values():
+        if child is not None:
+            _collect(child, found)
 
 
 class Surroundings:
@@ -166,10 +170,9 @@ class Record:
     def settle(self) -> None:
         """After the first pass: which branches have drawn random numbers?"""
         states, self._states = self._states, []
-        after = [state for _, state in states[1:]] + [self.surroundings.random_state()]
-        for (key, state), following in zip(states, after, strict=True):
-            if any([a.numpy().tobytes() != b.numpy().tobytes() for a, b in zip(state, following, strict=True)]):
-                self._random[key] = state
+        seen = [state for _, state in states] + [self.surroundings.random_state()]
+        values = [[part.numpy().tobytes() for part in state] for state in seen]
+        self._random |= {key: state for (key, state), a, b in zip(states, values, values[1:], strict=False) if a != b}
 
     def repeatable(self, key: str) -> bool:
         """Whether the branch gives the same value for the same input wherever it is evaluated: no random numbers."""
