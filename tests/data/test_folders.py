@@ -103,14 +103,14 @@ def test_no_folder_at_all_is_told_the_layout(tmp_path, monkeypatch, group, optio
 
 def test_folders_that_are_not_there_are_named_with_the_layout(root, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"holds no train/ folder; expected: .*train/CLASS"):
+    with pytest.raises(DataError, match=r"holds no train/ folder \(it holds no folders and no files\); .*train/CLASS"):
         load(tmp_path / "empty")
-    (root / "test").rename(root / "validation")
+    (root / "test").rename(root / "held")
     with pytest.raises(DataError, match="neither test/ nor val/"):
         load(root)
-    (root / "validation").rename(root / "val")
+    (root / "held").rename(root / "val")
     (root / "val" / "cow").mkdir()
-    with pytest.raises(DataError, match=r"has class folders that .*train has not: cow"):
+    with pytest.raises(DataError, match=r"has class folders that the training images have not: cow"):
         load(root)
 
 
