@@ -10,7 +10,7 @@ Everything is named by strings and listed by os.scandir, once: a set may have mi
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -222,17 +222,25 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
         raise DataError(f"{shown(folder)}: the folder cannot be read ({reason(error)})", folder) from error
 
 
+def _is(kind: Callable[[], bool]) -> bool:
+    """Of an entry: is_dir or is_file; a link that leads back to itself is neither."""
+    try:
+        return kind()
+    except OSError:
+        return False
+
+
 def _hidden(name: str) -> bool:
     """As .ipynb_checkpoints and the ._x.jpg that macOS leaves beside x.jpg."""
     return name.startswith(".") or name == NOT_DATA
 
 
 def _folders(folder: str) -> dict[str, str]:
-    return {entry.name: entry.path for entry in _entries(folder) if not _hidden(entry.name) and entry.is_dir()}
+    return {entry.name: entry.path for entry in _entries(folder) if not _hidden(entry.name) and _is(entry.is_dir)}
 
 
 def _files(folder: str) -> list[str]:
-    return sorted(entry.path for entry in _entries(folder) if not _hidden(entry.name) and entry.is_file())
+    return sorted(entry.path for entry in _entries(folder) if not _hidden(entry.name) and _is(entry.is_file))
 
 
 def _is_image(path: str) -> bool:
@@ -249,13 +257,13 @@ def _images(folder: str, above: tuple[str, ...], strays: _Strays) -> Iterator[st
         name = entry.name
         if _hidden(name):
             continue
-        if entry.is_dir():
+        if _is(entry.is_dir):
             real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(above[-1], name)
             if any(path == real or path.startswith(real + os.sep) for path in above):
                 strays.loops.append(entry.path)
             else:
                 yield from _images(entry.path, (*above, real), strays)
-        elif name[name.rfind(".") :].lower() in known and (entry.is_file() or entry.is_symlink()):
+        elif name[name.rfind(".") :].lower() in known and (_is(entry.is_file) or entry.is_symlink()):
             yield entry.path
         else:
             strays.add(entry.path)

@@ -1,5 +1,6 @@
 """Which images of a split are used: some of the classes, a number of them, a share held out for validation."""
 
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,8 +13,9 @@ def class_numbers(wanted: Sequence[str | int], classes: tuple[str, ...]) -> list
     """The numbers of classes given by name or number. Raises DataError naming one that is not there."""
     numbers = []
     for name in wanted:
-        if str(name) in classes:
-            numbers.append(classes.index(str(name)))
+        text = unicodedata.normalize("NFC", str(name))
+        if text in classes:
+            numbers.append(classes.index(text))
         elif isinstance(name, int) and 0 <= name < len(classes):
             numbers.append(name)
         else:
