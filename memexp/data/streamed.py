@@ -7,7 +7,9 @@ order of an epoch is that of all files, with the broken ones taken out of it.
 
 import math
 import random
+import weakref
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -109,9 +111,12 @@ class Loader:
 
     def __init__(self, samples: Samples, workers: int, device: torch.device) -> None:
         self.samples, self.workers, self.device = samples, workers, device
-        self._kept: DataLoader[Any] | None = None
+        self._kept: list[DataLoader[Any]] = []
         self._current = _Current()
         self._busy = False
+        # held from outside, or a circle of objects around this one would be taken apart in an order in which workers
+        # are told too late and waited for in vain
+        weakref.finalize(self, _end, self._kept)
 
     def batches(self, requests: Iterator[list[Request]]) -> Iterator[Batch]:
         """Raises DataError, naming the file, where an image cannot be read: after all batches before it."""
@@ -122,19 +127,19 @@ class Loader:
         else:
             self._busy, self._current.requests = True, requests
             try:
-                if self._kept is None:
-                    self._kept = self._loader(self._current, stay=True)
-                yield from map(self._sound, self._kept)
-            except RuntimeError as error:
-                self._kept = None
-                if "DataLoader worker" not in str(error):
+                if not self._kept:
+                    self._kept.append(self._loader(self._current, stay=True))
+                yield from map(self._sound, self._kept[0])
+            except Exception as error:
+                _end(self._kept)
+                if not (isinstance(error, RuntimeError) and "DataLoader worker" in str(error)):
                     raise
                 raise DataError(
                     f"a process that decodes images has died ({reason(error)}); lower dataset.workers if memory is "
                     "short, or set dataset.workers=0"
                 ) from error
             finally:
-                self._busy = False
+                self._busy, self._current.requests = False, iter(())
 
     def _loader(self, requests: Any, stay: bool) -> DataLoader[Any]:
         return DataLoader(
@@ -150,8 +155,16 @@ class Loader:
     @staticmethod
     def _sound(batch: Batch | DataError) -> Batch:
         if isinstance(batch, DataError):
-            raise batch
+            raise DataError(str(batch), batch.file)
         return batch
+
+
+def _end(kept: list[DataLoader[Any]]) -> None:
+    """Ends the workers of a loader, which would otherwise live as long as something holds on to an epoch of theirs."""
+    for loader in kept:
+        if (epoch := getattr(loader, "_iterator", None)) is not None:
+            epoch._shutdown_workers()
+    kept.clear()
 
 
 class _Current:
@@ -193,17 +206,33 @@ class StreamedBatches:
         return count_batches(self.images, self.batch_size, self.share.size, self.training)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        for pixels, labels in self._loader.batches(self._requests(epoch, start)):
+        for pixels, labels in self._loader.batches(iter(self.requests(epoch, start))):
             on_device = pixels.to(self.device, non_blocking=True)
             yield self._normalise(on_device), labels.to(self.device, non_blocking=True)
 
-    def _requests(self, epoch: int, start: int) -> Iterator[list[Request]]:
+    def requests(self, epoch: int, start: int = 0) -> "Requests":
+        """What is asked of the loader from batch `start` on."""
         numbers = self._numbers
         if self.training:
             numbers = numbers[order(self.seed, epoch, len(numbers))]
         numbers = numbers[~self._broken[numbers]]
+        seeds = (self.seed, epoch) if self._augment else None
+        return Requests(numbers, self.batch_size, self.share, seeds, range(start, len(self)))
+
+
+@dataclass(frozen=True)
+class Requests:
+    """The batches of an epoch, made as they are asked for. seeds: of the run and the epoch, None without augmentation."""
+
+    numbers: Tensor
+    batch_size: int
+    share: Share
+    seeds: tuple[int, int] | None
+    batches: range
+
+    def __iter__(self) -> Iterator[list[Request]]:
         whole = self.batch_size * self.share.size
-        for batch in range(start, len(self)):
-            mine = numbers[batch * whole : (batch + 1) * whole][self.share.rank :: self.share.size].tolist()
+        for batch in self.batches:
+            mine = self.numbers[batch * whole : (batch + 1) * whole][self.share.rank :: self.share.size].tolist()
             if mine:
-                yield [(number, mix_seed(self.seed, epoch, number) if self._augment else None) for number in mine]
+                yield [(number, mix_seed(*self.seeds, number) if self.seeds else None) for number in mine]

@@ -1,15 +1,29 @@
 """Small trees of pictures, and data sets loaded from them."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 import memexp
 from memexp import data
+
+
+@functools.cache
+def plain(group: str) -> DictConfig:
+    return memexp.compose([f"dataset={group}"])
+
+
+def composed(group: str, root: str, *overrides: str) -> DictConfig:
+    """The configuration of a data set; the groups behind it are composed once."""
+    small = ["dataset.image_size=24", "dataset.workers=0"] if group == "imagefolder" else []
+    own = OmegaConf.from_dotlist([f"dataset.root={root}", *small, *overrides])
+    return OmegaConf.merge(plain(group), own)  # type: ignore[return-value]
 
 
 @pytest.fixture(autouse=True)
@@ -49,8 +63,7 @@ def tree(tmp_path, picture) -> Callable[..., Path]:
 @pytest.fixture
 def load() -> Callable[..., data.Splits]:
     def loaded(root: Path, *overrides: str, group: str = "imagefolder", batch_size: int = 4, **options) -> data.Splits:
-        small = ["dataset.image_size=24", "dataset.workers=0"] if group == "imagefolder" else []
-        cfg = memexp.compose([f"dataset={group}", f"dataset.root={root}", *small, *overrides])
+        cfg = composed(group, str(root), *overrides)
         return data.load(cfg.dataset, batch_size=batch_size, seed=0, device=torch.device("cpu"), **options)
 
     return loaded

@@ -6,6 +6,7 @@ import torch
 
 import memexp
 from memexp import data
+from memexp.config import ConfigError
 from memexp.data import DataError
 from memexp.data.arrays import Arrays, Part, moments
 from memexp.data.augment import Augmentation, Normalise, crop_and_flip
@@ -62,6 +63,72 @@ def test_crops_are_uniform_over_the_offsets_and_flips_independent_halves():
     expected = n / 50
     chi_square = sum((count - expected) ** 2 / expected for count in counts.values())
     assert chi_square < 85  # 49 degrees of freedom: exceeded once in a thousand seeds
+
+
+LAYOUTS = {
+    "planes": lambda p: p.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1),
+    "columns": lambda p: p.transpose(1, 2).contiguous().transpose(1, 2),
+    "every other": lambda p: p.repeat_interleave(2, 0)[::2],
+    "a window": lambda p: torch.nn.functional.pad(p, (0, 0, 1, 1, 1, 1))[:, 1:-1, 1:-1],
+    "one channel more": lambda p: torch.cat([p, p[..., :1]], 3)[..., :3],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("augmentation", [None, Augmentation(0, True), Augmentation(2, False), Augmentation(2, True)])
+def test_c1_how_the_pixels_lie_in_memory_does_not_matter(layout, augmentation):
+    pixels = torch.randint(0, 256, (12, 8, 6, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    laid = LAYOUTS[layout](pixels)
+    assert torch.equal(laid, pixels)
+    assert not laid.is_contiguous()
+    normalise = Normalise(torch.zeros(3), torch.ones(3), 8, 6)
+    found, expected = (
+        listed(ImageBatches(p, torch.arange(12), 4, 0, normalise, True, augmentation)) for p in (laid, pixels)
+    )
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("key", ["train", "val", "test"])
+def test_what_is_shared_between_splits_is_drawn_by_each_on_its_own(key):
+    cfg = memexp.compose(["dataset=digits", "dataset.val_fraction=0.3"])
+    splits = data.load(cfg.dataset, batch_size=50, seed=0, device=torch.device("cpu"))
+    images = sum(len(labels) for _, labels in splits.named(key).epoch(0))
+    assert images == splits.named(key).images == {"train": 1009, "val": 433, "test": 355}[key]
+
+
+def test_c9_a_channel_of_one_value_is_said_and_does_not_explode():
+    images = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 3), dtype=np.uint8)
+    images[..., 1] = 77
+    mean, std = moments(images, notes := [])
+    assert std[1] == 1
+    assert any("channel 1 has one value" in note for note in notes)
+    assert (Normalise(mean, std, 4, 4)(torch.from_numpy(images)).abs() < 5).all()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "override", "message"),
+    [
+        ("cifar10", "dataset.std=[0,0,0]", r"dataset\.std: \[0, 0, 0\] is not allowed; .*above 0"),
+        ("imagefolder", "dataset.std=[0,0.1,0.1]", r"dataset\.std: .*above 0"),
+        ("cifar10", "dataset.std=[0.2,0.2]", r"dataset\.std: .*three of them"),
+        ("imagefolder", "dataset.std=[0.2,nan,0.2]", r"dataset\.std: .*above 0"),
+        ("cifar10", "dataset.std=[50,50,50]", r"dataset\.std: .*at most 1"),
+        (
+            "cifar10",
+            "dataset.padding=200",
+            r"dataset\.padding: 200 is more than half of dataset\.image_size=32; set at most 16",
+        ),
+        (
+            "imagefolder",
+            "dataset.resize_size=100",
+            r"dataset\.resize_size: 100 is less than dataset\.image_size=224.*null for 256",
+        ),
+    ],
+)
+def test_c7_c9_values_that_make_no_sense_are_refused(dataset, override, message):
+    mean = ["dataset.mean=[0.5,0.5,0.5]"] if "std" in override else []
+    with pytest.raises(ConfigError, match=message):
+        memexp.compose([f"dataset={dataset}", *mean, override])
 
 
 def test_normalised_by_channel_and_laid_out_channels_last():
