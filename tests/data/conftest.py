@@ -16,7 +16,7 @@ from memexp import data
 
 @functools.cache
 def plain(group: str) -> DictConfig:
-    return memexp.compose([f"dataset={group}"])
+    return memexp.compose(["model=vgg16", f"dataset={group}"])  # a model for images of any size
 
 
 def composed(group: str, root: str, *overrides: str) -> DictConfig:

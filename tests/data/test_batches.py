@@ -128,7 +128,7 @@ def test_c9_a_channel_of_one_value_is_said_and_does_not_explode():
 def test_c7_c9_values_that_make_no_sense_are_refused(dataset, override, message):
     mean = ["dataset.mean=[0.5,0.5,0.5]"] if "std" in override else []
     with pytest.raises(ConfigError, match=message):
-        memexp.compose([f"dataset={dataset}", *mean, override])
+        memexp.compose(["model=vgg16", f"dataset={dataset}", *mean, override])
 
 
 def test_normalised_by_channel_and_laid_out_channels_last():

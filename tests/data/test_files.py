@@ -18,7 +18,7 @@ PLAIN = ["dataset.mean=[0,0,0]", "dataset.std=[1,1,1]"]
 
 
 def load(group: str, root: Path, *overrides: str) -> data.Splits:
-    cfg = memexp.compose([f"dataset={group}", f"dataset.root={root}", *PLAIN, *overrides])
+    cfg = memexp.compose(["model=vgg16", f"dataset={group}", f"dataset.root={root}", *PLAIN, *overrides])
     return data.load(cfg.dataset, batch_size=10, seed=0, device=torch.device("cpu"))
 
 

@@ -71,7 +71,10 @@ def test_c10_the_fingerprint_is_of_the_data_not_of_what_is_used_of_them(tree, lo
 def test_c10_built_in_sets_have_one_too(group):
     found = [
         data.load(
-            memexp.compose([f"dataset={group}", *options]).dataset, batch_size=8, seed=seed, device=torch.device("cpu")
+            memexp.compose(["model=vgg16", f"dataset={group}", *options]).dataset,
+            batch_size=8,
+            seed=seed,
+            device=torch.device("cpu"),
         ).fingerprint
         for seed, options in ((0, []), (1, ["dataset.limit=100"]))
     ]
@@ -106,7 +109,7 @@ def test_c11_classes_are_counted_from_the_folders(tree, monkeypatch):
     read = []
     monkeypatch.setattr("memexp.data.folders.listing", lambda *arguments: read.append(arguments))
     for group in ("imagenet", "imagefolder"):
-        cfg = memexp.compose([f"dataset={group}", f"dataset.root={root}"])
+        cfg = memexp.compose(["model=vgg16", f"dataset={group}", f"dataset.root={root}"])
         assert data.describe(cfg.dataset, notes := []) == (7, (3, 224, 224))
         assert notes == []
     assert not read
@@ -115,12 +118,15 @@ def test_c11_classes_are_counted_from_the_folders(tree, monkeypatch):
 def test_c11_what_is_assumed_is_said(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MEMEXP_DATA", raising=False)
-    assert data.describe(memexp.compose(["dataset=imagenet"]).dataset, notes := []) == (1000, (3, 224, 224))
+    assert data.describe(memexp.compose(["model=vgg16", "dataset=imagenet"]).dataset, notes := []) == (
+        1000,
+        (3, 224, 224),
+    )
     assert [
         note.startswith("1000 classes are assumed: dataset=imagenet: nothing at data/imagenet") for note in notes
     ] == [True]
     with pytest.raises(DataError, match="nothing at data/imagefolder"):
-        data.describe(memexp.compose(["dataset=imagefolder"]).dataset, [])
+        data.describe(memexp.compose(["model=vgg16", "dataset=imagefolder"]).dataset, [])
 
 
 def test_c11_a_subset_of_imagenet_has_its_rows_among_the_thousand():
