@@ -18,7 +18,7 @@ LINES = [
     ["config", "contradictions", "sequence", "options", "record", "recorded"],
     ["optim", "data", "backprop"],
     ["models"],
-    ["training"],
+    ["training", "memory.tracker"],  # the tracker knows of nothing but PyTorch
     ["channels"],
     ["edits"],
     ["fusing", "integral", "pruning"],
