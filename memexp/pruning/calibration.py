@@ -37,29 +37,38 @@ class Calibration:
 
 
 @contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Inside, every module is in eval mode."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
 def calibrating(network: nn.Module) -> Iterator[None]:
     """Inside, the network is in eval mode (BN uses its running statistics), every Chain stores, every parameter has a gradient.
 
     So samples of a batch do not see each other, and scores depend neither on the batches' order nor on their sizes.
     Parametrised weights are computed once, to be the tensors that gradients are taken of.
     """
-    modes = {module: module.training for module in network.modules()}
     frozen = [p for p in network.parameters() if not p.requires_grad]
-    network.eval()
-    try:
-        for p in frozen:
-            p.requires_grad_(True)
-        with ExitStack() as stack:
-            for module in network.modules():
-                if isinstance(module, Chain):
-                    stack.enter_context(module.using("stored"))
-            stack.enter_context(parametrize.cached())
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(network))
+        for module in network.modules():
+            if isinstance(module, Chain):
+                stack.enter_context(module.using("stored"))
+        stack.enter_context(parametrize.cached())
+        try:
+            for p in frozen:
+                p.requires_grad_(True)
             yield
-    finally:
-        for p in frozen:
-            p.requires_grad_(False)
-        for module, training in modes.items():
-            module.training = training
+        finally:
+            for p in frozen:
+                p.requires_grad_(False)
 
 
 def gradients(network: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:

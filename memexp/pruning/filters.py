@@ -5,16 +5,12 @@ filter each; its "norm" members scale them; its "in" members read them and play 
 group are combined in one way everywhere: each member is scored by itself, and a channel's score is the mean over members.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from memexp.channels import Group, Member
+from memexp.channels import Group, Member
 
 
 def layer_of(name: str) -> str:

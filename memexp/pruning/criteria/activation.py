@@ -4,25 +4,20 @@ The activation is the one after the ReLU that follows (memexp.pruning.activation
 a map is the gradient of a gate that multiplies the channel: sum_hw a dL/da = dL/dgate at gate = 1, for each sample by itself.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from memexp.channels import Group, Member
 from memexp.pruning.activations import Activations, Place, channel_dimension, places
 from memexp.pruning.calibration import Batch, Calibration, calibrating
 from memexp.pruning.criteria.base import Criterion
 from memexp.pruning.filters import combined, layer_of, layers, rows, weights
-
-if TYPE_CHECKING:
-    from memexp.channels import Group, Member
 
 
 class OfActivations(Criterion):

@@ -1,18 +1,14 @@
 """What every criterion is: a score for each channel of each group, of which the least is removed first."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
+from memexp.channels import Group
 from memexp.pruning.calibration import Calibration
 from memexp.pruning.filters import combined, rows, tensor_of, weights
-
-if TYPE_CHECKING:
-    from memexp.channels import Group
 
 
 class Criterion(ABC):

@@ -1,20 +1,15 @@
 """Criteria that read the loss's gradient, or its curvature, at the weights."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from memexp.channels import Group
 from memexp.pruning.calibration import Calibration, calibrating, gradients
 from memexp.pruning.criteria.base import OfElements
 from memexp.pruning.filters import combined, layer_of, normalised, rows, tensor_of
-
-if TYPE_CHECKING:
-    from memexp.channels import Group
 
 
 @dataclass

@@ -1,19 +1,14 @@
 """Criteria that read weights alone."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from memexp.channels import Group
 from memexp.pruning.calibration import Calibration
 from memexp.pruning.criteria.base import Criterion, OfElements, OfWeights
 from memexp.pruning.filters import combined, normalised, rows, tensor_of
-
-if TYPE_CHECKING:
-    from memexp.channels import Group
 
 
 class L1Norm(OfElements):

@@ -6,21 +6,16 @@ which for one weight is the paper's w_q^2 / (2 [H^-1]_qq). H is that of the mean
 layer's weights, plus `damping` on its diagonal: N^2 numbers for N weights, so it fits small layers only.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from memexp.channels import Group, Member
 from memexp.pruning.calibration import Calibration, calibrating
 from memexp.pruning.criteria.base import Criterion
 from memexp.pruning.filters import combined, layer_of, rows, tensor_of, weights
-
-if TYPE_CHECKING:
-    from memexp.channels import Group, Member
 
 
 @dataclass
