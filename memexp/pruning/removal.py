@@ -73,7 +73,8 @@ def remove(
     if isinstance(settings.scope, Mapping):
         chosen = listed(network, graph, settings.scope)
         groups = {number: group for number, group in groups.items() if number in chosen}
-    scores = dict(zip(groups, made.scores(network, list(groups.values()), calibration), strict=True))
+    found = made.scores(network, list(groups.values()), calibration)
+    scores = {n: score.tolist() for n, score in zip(groups, found, strict=True)}
     timed = target is not None and target.measure == "latency"
     table = Table(network, inputs, measure) if timed else None
     figures: dict[str, Any] = {}
@@ -106,7 +107,7 @@ def remove(
         **figures,
     }
     ranked = [
-        {"layers": layers(group), "scores": scores[n].tolist(), "kept": kept.get(n, list(range(group.size)))}
+        {"layers": layers(group), "scores": scores[n], "kept": kept.get(n, list(range(group.size)))}
         for n, group in groups.items()
     ]
     return Removal(pruned, edit, record, ranked)
@@ -144,7 +145,7 @@ def _choose(
     network: nn.Module,
     graph: Graph,
     inputs: Sequence[Tensor],
-    scores: Mapping[int, Tensor],
+    scores: selection.Scores,
     criterion: Criterion,
     settings: Settings,
     target: Target | None,

@@ -11,14 +11,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 
-from torch import Tensor
-
 Channel = tuple[int, int]  # group, channel
+Scores = Mapping[int, Sequence[float]]  # group -> the score of each channel
 Kept = dict[int, list[int]]  # group -> the channels that stay; groups that lose none are left out
 Cost = Callable[[Kept], float]
 
 TOLERANCE = 0.02  # how far from a target a pruned network may be, relative to it
-CLOSE = 0.0025  # how near to a target a search ends early
+CLOSE = 0.005  # how near to a target a search ends early
 FURTHER = 64  # removals that are tried one by one where single channels cost much
 
 
@@ -27,7 +26,7 @@ def left(channels: int, ratio: float) -> int:
     return max(1, math.floor((1 - ratio) * channels + 1e-9))
 
 
-def by_layer(scores: Mapping[int, Tensor]) -> list[Channel]:
+def by_layer(scores: Scores) -> list[Channel]:
     """Every layer in step: after a share of this list each layer has lost that share."""
     ranked = [
         (removed / len(score), group, channel)
@@ -37,13 +36,13 @@ def by_layer(scores: Mapping[int, Tensor]) -> list[Channel]:
     return [(group, channel) for _, group, channel in sorted(ranked, key=lambda entry: entry[:2])]
 
 
-def over_all(scores: Mapping[int, Tensor], floor: float, comparable: bool) -> list[Channel]:
+def over_all(scores: Scores, floor: float, comparable: bool) -> list[Channel]:
     """Least scores first, until each layer has its floor. Scores that are not comparable are divided by their layer's rms."""
     ranked = []
     for group, score in scores.items():
-        rms = 1.0 if comparable else float(score.square().mean().sqrt()) or 1.0
+        rms = 1.0 if comparable else math.sqrt(sum(s * s for s in score) / len(score)) or 1.0
         leaving = _least_first(score)[: len(score) - at_least(len(score), floor)]
-        ranked += [(float(score[channel]) / rms, group, channel) for channel in leaving]
+        ranked += [(score[channel] / rms, group, channel) for channel in leaving]
     return [(group, channel) for _, group, channel in sorted(ranked)]
 
 
@@ -59,7 +58,7 @@ def share_of_all(removals: Sequence[Channel], sizes: Mapping[int, int], ratio: f
     return removals[:count]
 
 
-def layer_by_layer(scores: Mapping[int, Tensor], groups: Iterable[int], ratio: float) -> list[Channel]:
+def layer_by_layer(scores: Scores, groups: Iterable[int], ratio: float) -> list[Channel]:
     """One layer after the other, in the order of `groups`, each the whole share `ratio`."""
     return [
         (group, channel)
@@ -68,7 +67,7 @@ def layer_by_layer(scores: Mapping[int, Tensor], groups: Iterable[int], ratio: f
     ]
 
 
-def shares(scores: Mapping[int, Tensor], ratios: Mapping[int, float]) -> list[Channel]:
+def shares(scores: Scores, ratios: Mapping[int, float]) -> list[Channel]:
     """Each group its own share."""
     return [removal for group, ratio in ratios.items() for removal in layer_by_layer(scores, [group], ratio)]
 
@@ -89,7 +88,7 @@ def kept(removals: Iterable[Channel], sizes: Mapping[int, int]) -> Kept:
 def meet(target: str, share: float, removals: Sequence[Channel], sizes: Mapping[int, int], cost: Cost) -> Kept:
     """What stays when as many of `removals` are carried out as bring `cost` to `share` of the whole network's.
 
-    The prefix is found by bisection; where one channel costs more than the tolerance, later ones that do not are taken in its
+    The prefix is found by false position; where one channel costs more than the tolerance, later ones that do not are taken in its
     place. Raises ValueError, naming `target`, where all removals do not reach it, and where no choice comes within 2 % of it.
     """
     full = cost({})
@@ -107,8 +106,12 @@ def meet(target: str, share: float, removals: Sequence[Channel], sizes: Mapping[
             "the whole network is left; choose a larger share, or let more layers or more of each layer go"
         )
     low, high, count = 0, len(removals), len(removals)
+    tried[0] = full
     while high - low > 1 and abs(after(count) - wanted) > CLOSE * wanted:
-        count = (low + high) // 2
+        # a straight line through both ends, and every third time the middle, so that no end stays for long
+        span = after(low) - after(high)
+        line = 0.5 if len(tried) % 3 == 0 or span <= 0 else (after(low) - wanted) / span
+        count = min(max(low + round(line * (high - low)), low + 1), high - 1)
         low, high = (count, high) if after(count) > wanted else (low, count)
     best = min(tried, key=lambda n: abs(tried[n] - wanted))
     if abs(tried[best] - wanted) <= TOLERANCE * wanted:
@@ -127,6 +130,5 @@ def meet(target: str, share: float, removals: Sequence[Channel], sizes: Mapping[
     )
 
 
-def _least_first(score: Tensor) -> list[int]:
-    order: list[int] = score.argsort(stable=True).tolist()
-    return order
+def _least_first(score: Sequence[float]) -> list[int]:
+    return sorted(range(len(score)), key=lambda channel: (score[channel], channel))
