@@ -10,5 +10,6 @@ against the masked one.
 from memexp.pruning.criteria import CRITERIA, Criterion
 from memexp.pruning.removal import Removal, prune, remove
 from memexp.pruning.settings import Settings
+from memexp.pruning.unstructured import Masks, mask_weights
 
-__all__ = ["CRITERIA", "Criterion", "Removal", "Settings", "prune", "remove"]
+__all__ = ["CRITERIA", "Criterion", "Masks", "Removal", "Settings", "mask_weights", "prune", "remove"]

@@ -36,6 +36,17 @@ class Calibration:
             yield self.loss_fn(network(inputs), targets) * len(inputs), len(inputs)
 
 
+def given(reader: str, needed: bool, data: Iterable[Batch] | None, loss_fn: Loss, seed: int) -> Calibration:
+    """The calibration for `reader`. Raises ValueError where it needs data and has none, or data that can be read only once."""
+    if data is None and needed:
+        raise ValueError(f"{reader} reads data, and there is none: give data=[(inputs, targets), ...]")
+    if data is not None and iter(data) is data:
+        raise ValueError("data can be gone through only once: give a list or a loader of batches, not a generator")
+    if data is not None and next(iter(data), None) is None:
+        raise ValueError("data holds no batch: give at least one (inputs, targets)")
+    return Calibration(() if data is None else data, loss_fn, seed)
+
+
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """Inside, every module is in eval mode."""

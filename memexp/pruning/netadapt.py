@@ -55,7 +55,7 @@ def adapt(
     Raises ValueError where no layer can give the next step.
     """
     groups = prunable(network, graph)
-    now = Adapted(network, {n: list(range(g.size)) for n, g in groups.items()}, [], {"error": 0.0})
+    now = Adapted(copy.deepcopy(network), {n: list(range(g.size)) for n, g in groups.items()}, [], {"error": 0.0})
     with skeleton(network, graph, inputs) as bones:
         whole = latency = table.predict(bones, {})
     goal = target.share * whole

@@ -11,7 +11,7 @@ from torch.nn import functional
 from memexp.channels import Graph, Group, narrow_edit, trace
 from memexp.memory.fake import without_data
 from memexp.pruning import energy, selection
-from memexp.pruning.calibration import Batch, Calibration, Loss, evaluating
+from memexp.pruning.calibration import Batch, Loss, evaluating, given
 from memexp.pruning.counting import macs_of, parameters_of, skeleton
 from memexp.pruning.criteria import Criterion, create, name_of
 from memexp.pruning.filters import layer_of, layers, tensor_of, weights
@@ -64,7 +64,8 @@ def remove(
     made = create(criterion, options)
     target = settings.check()
     inputs = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
-    calibration = _calibration(made, settings, data, loss_fn, seed)
+    reader = f"order={settings.order}" if settings.order == "latency" else f"criterion={name_of(made)}"
+    calibration = given(reader, made.needs_data or settings.order == "latency", data, loss_fn, seed)
     batch: tuple[Tensor, ...] = inputs
     if check_on is not None or data is not None:
         batch = (next(iter(calibration.data))[0],) if check_on is None else (check_on,)
@@ -178,20 +179,6 @@ def _choose(
             return bones.macs(kept) if target.measure == "macs" else bones.parameters(kept)
 
         return selection.meet(str(target), target.share, removals, sizes, cost)
-
-
-def _calibration(
-    criterion: Criterion, settings: Settings, data: Iterable[Batch] | None, loss_fn: Loss, seed: int
-) -> Calibration:
-    """What the criterion may read. Raises ValueError where it reads data and is given none, or data that can be read once."""
-    reader = f"order={settings.order}" if settings.order == "latency" else f"criterion={name_of(criterion)}"
-    if data is None and (criterion.needs_data or settings.order == "latency"):
-        raise ValueError(f"{reader} reads data, and there is none: give data=[(inputs, targets), ...]")
-    if data is not None and iter(data) is data:
-        raise ValueError("data can be gone through only once: give a list or a loader of batches, not a generator")
-    if data is not None and next(iter(data), None) is None:
-        raise ValueError("data holds no batch: give at least one (inputs, targets)")
-    return Calibration(() if data is None else data, loss_fn, seed)
 
 
 def _macs(network: nn.Module, inputs: Sequence[Tensor]) -> int:

@@ -88,7 +88,7 @@ def kept(removals: Iterable[Channel], sizes: Mapping[int, int]) -> Kept:
 def meet(target: str, share: float, removals: Sequence[Channel], sizes: Mapping[int, int], cost: Cost) -> Kept:
     """What stays when as many of `removals` are carried out as bring `cost` to `share` of the whole network's.
 
-    The prefix is found by false position; where one channel costs more than the tolerance, later ones that do not are taken in its
+    The prefix is found by false position; where one channel costs more than the tolerance, later ones that do not go in its
     place. Raises ValueError, naming `target`, where all removals do not reach it, and where no choice comes within 2 % of it.
     """
     full = cost({})
