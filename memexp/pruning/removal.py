@@ -4,12 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from memexp.channels import Graph, Group, narrow_edit, trace
-from memexp.memory.fake import without_data
 from memexp.pruning import energy, selection
 from memexp.pruning.calibration import Batch, Loss, evaluating, given
 from memexp.pruning.counting import macs_of, parameters_of, skeleton
@@ -99,6 +97,7 @@ def remove(
     record = {
         "criterion": name_of(made),
         **asdict(settings),
+        "scope": settings.scope if isinstance(settings.scope, str) else dict(settings.scope),
         "seed": seed,
         "channels": {"before": channels, "after": channels - gone},
         "parameters": {"before": parameters_of(network), "after": parameters_of(pruned)},
@@ -182,8 +181,8 @@ def _choose(
 
 
 def _macs(network: nn.Module, inputs: Sequence[Tensor]) -> int:
-    with without_data(), evaluating(network):
-        return macs_of(network, [torch.empty_like(x) for x in inputs])
+    with evaluating(network):
+        return macs_of(network, inputs)
 
 
 def _widths(before: nn.Module, after: nn.Module, groups: Iterable[Group]) -> dict[str, list[int]]:

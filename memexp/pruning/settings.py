@@ -1,7 +1,7 @@
 """What is asked of a pruning, checked before any work."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 SCOPES = ("layer", "global")
 ORDERS = ("sequential", "energy", "latency")
@@ -31,7 +31,7 @@ class Target:
         return Target(measure, share)
 
     def __str__(self) -> str:
-        return f"{self.measure}:{self.share:g}"
+        return f"{self.measure}:{self.share:.9g}"
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,24 @@ class Settings:
     order: str = "sequential"
     floor: float = 0.1
     step: float = 0.05
+
+    def of_round(self, rounds: int, left: float = 1.0, round: int = 1) -> "Settings":
+        """What round `round` (from 1) of `rounds` is asked for, each by an equal factor, so that the last reaches the whole.
+
+        left: the share of the whole network's MACs, parameters or latency that the rounds before have left, so that what one
+        round misses of its target the next makes up for.
+        """
+
+        def part(ratio: float) -> float:
+            return float(1 - (1 - ratio) ** (1 / rounds))
+
+        target = None
+        if self.target is not None:
+            whole = Target.parse(self.target)
+            target = str(Target(whole.measure, whole.share ** (round / rounds) / left))
+        ratio = None if self.ratio is None else part(self.ratio)
+        scope = {k: part(v) for k, v in self.scope.items()} if isinstance(self.scope, Mapping) else self.scope
+        return replace(self, ratio=ratio, target=target, scope=scope)
 
     def check(self) -> Target | None:
         """The target, parsed. Raises ValueError for a value that is not allowed and for what does not go together."""

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 
 import pytest
 import torch
@@ -302,3 +303,23 @@ def test_a_target_between_two_single_channels_is_refused():
     network = nn.Sequential(nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 3))
     with pytest.raises(ValueError, match=r"target=macs:0.7 cannot be met within 2%: .* next to it are 0.500 and 1.000"):
         prune(network, torch.randn(2, 4), target="macs:0.7")
+
+
+@pytest.mark.parametrize("asked", [{"ratio": 0.6}, {"target": "macs:0.4"}, {"scope": {"0": 0.5, "4": 0.75}}])
+def test_rounds_reach_what_one_pruning_would(asked):
+    settings, network, left = Settings(**asked), small((16, 32, 24)), 1.0
+    whole = remove(network, IMAGES, "l1_norm", settings).record
+    for number in (1, 2, 3):
+        record = (step := remove(network, IMAGES, "l1_norm", settings.of_round(3, left, number))).record
+        network = step.network
+        left = record["macs"]["after"] / whole["macs"]["before"]
+    assert left == pytest.approx(
+        whole["macs"]["after"] / whole["macs"]["before"], rel=0.03 if "target" in asked else 0.2
+    )
+
+
+def test_the_record_is_plain_data():
+    for settings in (Settings(ratio=0.5), Settings(scope={"4": 0.5}), Settings(target="macs:0.5", scope="global")):
+        result = remove(small(), IMAGES, "l1_norm", settings)
+        assert json.loads(json.dumps(result.record)) == result.record
+        assert json.loads(json.dumps(result.groups)) == result.groups

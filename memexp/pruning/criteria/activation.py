@@ -12,6 +12,7 @@ from itertools import islice
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from memexp.channels import Group, Member
 from memexp.pruning.activations import Activations, Place, channel_dimension, places
@@ -26,7 +27,14 @@ class OfActivations(Criterion):
     needs_data = True
 
     def scores(self, network: nn.Module, groups: Sequence[Group], calibration: Calibration) -> list[Tensor]:
-        makers = [{layer_of(name): member for name, member in weights(network, group).items()} for group in groups]
+        makers = [
+            {
+                layer_of(name): m
+                for name, m in weights(network, group).items()
+                if _gives_channels(network, layer_of(name))
+            }
+            for group in groups
+        ]
         inputs, _ = next(iter(calibration.data))
         kept: dict[tuple[int, Place], list[Tensor]] = defaultdict(list)
         samples = 0
@@ -194,6 +202,11 @@ class Skeletonization(OfProducts):
 
     def of(self, products: Tensor, positions: int) -> Tensor:
         return -products
+
+
+def _gives_channels(network: nn.Module, layer: str) -> bool:
+    """Whether the module's output has the channels that its weight makes, where `channel_dimension` says."""
+    return isinstance(network.get_submodule(layer), nn.Linear | _ConvNd)
 
 
 def _channels_first(network: nn.Module, place: Place, activation: Tensor, samples: int) -> Tensor:
