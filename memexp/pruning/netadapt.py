@@ -67,13 +67,11 @@ def adapt(
         scores = criterion.scores(now.network, [current.groups[m] for m in here.values()], calibration)
         ranked = {n: score.argsort(stable=True).tolist() for n, score in zip(here, scores, strict=True)}
         with skeleton(network, graph, inputs) as bones:
-            options = {
-                n: found
-                for n, order in ranked.items()
-                if (
-                    found := _fewest(bones, table, now.kept, n, order, at_least(groups[n].size, settings.floor), wanted)
-                )
-            }
+            options = {}
+            for n, order in ranked.items():
+                counts = _counts(groups[n].size, len(order), settings.floor)
+                if (found := _fewest(bones, table, now.kept, n, order, counts, wanted)) is not None:
+                    options[n] = found
         if not options:
             raise ValueError(
                 f"target={target} cannot be met: at {latency / whole:.3f} of the latency no layer can give another "
@@ -99,24 +97,30 @@ def adapt(
     return now
 
 
+def _counts(size: int, left: int, floor: float) -> list[int]:
+    """How many of a layer's `left` channels may go: to widths in sixteenths of the whole, so that the table stays small."""
+    unit = max(1, size // 16)
+    return [left - width for width in range(left - 1, at_least(size, floor) - 1, -1) if width % unit == 0]
+
+
 def _fewest(
-    bones: Skeleton, table: Table, kept: Kept, number: int, order: Sequence[int], least: int, wanted: float
+    bones: Skeleton, table: Table, kept: Kept, number: int, order: Sequence[int], counts: Sequence[int], wanted: float
 ) -> tuple[int, float] | None:
-    """The fewest channels of a group with which the prediction is at most `wanted`, and it; None if its floor is above it."""
+    """The least of `counts` channels of a group with which the prediction is at most `wanted`, and it; None for none."""
 
     def after(count: int) -> float:
         return table.predict(bones, kept | {number: sorted(kept[number][c] for c in order[count:])})
 
-    low, high = 0, len(order) - least
-    if high < 1 or (found := after(high)) > wanted:
+    if not counts or (found := after(counts[-1])) > wanted:
         return None
+    low, high = -1, len(counts) - 1
     while high - low > 1:
         middle = (low + high) // 2
-        if (value := after(middle)) <= wanted:
+        if (value := after(counts[middle])) <= wanted:
             high, found = middle, value
         else:
             low = middle
-    return high, found
+    return counts[high], found
 
 
 def _loss(network: nn.Module, graph: Graph, kept: Kept, calibration: Calibration) -> float:

@@ -1,6 +1,5 @@
 """Criteria on a network that has been trained: what they keep is worth more than what chance keeps."""
 
-
 import pytest
 import torch
 from sklearn.datasets import load_digits
