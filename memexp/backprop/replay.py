@@ -172,7 +172,7 @@ class Record:
         states, self._states = self._states, []
         seen = [state for _, state in states] + [self.surroundings.random_state()]
         for (key, state), following in zip(states, seen[1:], strict=True):
-            if not all(map(_equal, state, following)):
+            if not all(map(torch.equal, state, following)):
                 self._random[key] = state
 
     def repeatable(self, key: str) -> bool:
@@ -246,13 +246,6 @@ class Record:
                 return branch(*inputs, **context)
             finally:
                 self.surroundings.set_random_state(callers)
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    """Of two random states; their bytes are compared several times as fast as tensors are."""
-    if type(a) is not Tensor or type(b) is not Tensor:  # without data, while memory is estimated
-        return torch.equal(a, b)
-    return bool(a.numpy().tobytes() == b.numpy().tobytes())
 
 
 def _copy(buffer: Tensor) -> Tensor:
