@@ -184,7 +184,8 @@ def _options(loader: ConfigLoader, group: str) -> list[str]:
         for folder in loader.get_group_options(group, results_filter=ObjectType.GROUP)
         for option in _options(loader, f"{group}/{folder}")
     ]
-    return loader.get_group_options(group, results_filter=ObjectType.CONFIG) + nested
+    own = loader.get_group_options(group, results_filter=ObjectType.CONFIG)
+    return [name for name in own if name != "settings"] + nested  # which is a part of the others
 
 
 def jobs(overrides: Sequence[str]) -> Iterator[list[str]]:

@@ -6,7 +6,8 @@ from typing import Any
 
 from memexp import sequence
 from memexp.models import families
-from memexp.options import GROUPS, STUDIES, Config
+from memexp.options import ELEMENTWISE, GROUPS, OPTIONAL, STUDIES, Config
+from memexp.pruning.settings import Settings
 from memexp.schema import mismatches, nearest
 
 
@@ -17,7 +18,9 @@ def problems(cfg: Mapping[str, Any]) -> list[str]:
     for group, options in GROUPS.items():
         before = len(found)
         node = cfg.get(group)
-        if not isinstance(node, Mapping):
+        if node is None and group in OPTIONAL:
+            pass
+        elif not isinstance(node, Mapping):
             found.append(f"{group}: {node!r} is not a group option; choose one of {', '.join(options)}.")
         elif "_target_" not in node:
             name = node.get("name")
@@ -100,4 +103,24 @@ def _stages(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
         yield f"init_from: there is no run in {start!r}; name a run directory, which has a results.json."
 
 
-RULES = (_study, _stages, _strategy, _family, _dataset, _optimizer)
+def _prune(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
+    prune = cfg.get("prune")
+    if "prune" not in sound or prune is None:
+        return
+    keys = ("ratio", "target", "scope", "floor", "order", "step")
+    settings = Settings(**{key: prune[key] for key in keys})
+    try:
+        target = settings.check()
+    except ValueError as error:
+        yield f"prune.{error}"
+        return
+    if prune["unstructured"]:
+        if prune["name"] not in ELEMENTWISE:
+            yield f"prune.unstructured: {prune['name']} scores filters; single weights take {' | '.join(ELEMENTWISE)}."
+        if target is not None or settings.order != "sequential":
+            yield "prune.unstructured: true makes no tensor smaller, so it takes prune.ratio and no target or order."
+    if prune["name"] == "random" and prune["draws"] > 1 and prune["rounds"] > 1:
+        yield "prune.draws: several draws are compared after one removal; set prune.rounds=1."
+
+
+RULES = (_prune, _study, _stages, _strategy, _family, _dataset, _optimizer)

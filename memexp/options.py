@@ -235,7 +235,61 @@ class FlatCosine(Schedule):
     flat: Share
 
 
+@dataclass
+class Prune:
+    """What every criterion has; memexp.pruning.settings says what goes together."""
+
+    name: str
+    ratio: float | None
+    target: str | None
+    scope: str | dict[str, Any]
+    floor: float
+    order: str
+    step: float
+    rounds: Positive
+    draws: Positive
+    batches: Positive
+    unstructured: bool
+
+
+@dataclass
+class Obs(Prune):
+    damping: PositiveFloat
+    largest: Positive
+
+
+@dataclass
+class TaylorWeight(Prune):
+    gates: bool
+
+
+@dataclass
+class Deploy:
+    name: str
+    merge: Literal["none", "block", "auto", "all"]
+    batch: Positive
+
+
+CRITERIA = (
+    "apoz",
+    "bn_scale",
+    "entropy",
+    "fisher",
+    "fpgm",
+    "l1_norm",
+    "l2_norm",
+    "lamp",
+    "mean",
+    "obd",
+    "obs",
+    "random",
+)
+CRITERIA += ("signed_sum", "skeletonization", "snip", "std", "taylor_activation", "taylor_weight")
+ELEMENTWISE = ("l1_norm", "taylor_weight", "obd", "snip", "random")  # criteria that score single weights
+OPTIONAL = ("prune", "deploy")  # groups of which there may be none
 GROUPS: dict[str, dict[str, type]] = {
+    "prune": dict.fromkeys(CRITERIA, Prune) | {"obs": Obs, "taylor_weight": TaylorWeight},
+    "deploy": {"fuse": Deploy},
     "dataset": {
         "digits": Digits,
         "cifar10": Cifar,

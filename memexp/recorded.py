@@ -16,7 +16,6 @@ from memexp.config import CONFIG_NAME, ConfigError, compose_unchecked, keys_of, 
 from memexp.options import GROUPS
 from memexp.schema import nearest
 
-
 # What a run did that was written before there was the key, where that is not the default.
 BEFORE = {"precise_batchnorm": False}
 

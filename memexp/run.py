@@ -369,7 +369,7 @@ def _skeleton(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         "overrides": list(overrides),
         "config": OmegaConf.to_container(cfg, resolve=True),
         **{group: name_of(cfg[group]) for group in ("model", "dataset", "backprop", "optimizer", "precision")},
-        "prune": None,
+        **{group: name_of(cfg[group]) if cfg[group] is not None else None for group in ("prune", "deploy")},
         "parameters": None,
         "macs": None,
         "steps": 0,

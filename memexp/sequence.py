@@ -10,7 +10,8 @@ from typing import Any
 
 from memexp.schema import nearest
 
-STAGES = ("train", "tune", "evaluate", "study")  # one module each in memexp.stages
+STAGES = ("train", "prune", "tune", "deploy", "evaluate", "study")  # one module each in memexp.stages
+AT_INITIALISATION = ("snip",)  # criteria that prune before anything is trained
 NEEDS_TRAINED = ("tune",)  # what can only start from a network that has been trained
 
 
@@ -43,6 +44,9 @@ def problems(cfg: Mapping[str, Any]) -> Iterator[str]:
             yield f"stages: {name!r} is not one of {', '.join(STAGES)}.{nearest(str(name), STAGES)}"
     if "study" in names:
         yield "stages: a study is asked for by an experiment (case.study), not by its name."
+    for stage in ("prune", "deploy"):
+        if stage in names and cfg.get(stage) is None:
+            yield f"stages: {stage} needs to know how; set {stage}=OPTION."
     first = names[0] if names else None
     if first in NEEDS_TRAINED and cfg.get("init_from") is None:
         yield f"stages: {first} comes first, but it needs a trained network; put train before it, or set init_from=RUN."
@@ -51,4 +55,9 @@ def problems(cfg: Mapping[str, Any]) -> Iterator[str]:
 def _derived(cfg: Mapping[str, Any]) -> list[str]:
     if (cfg.get("case") or {}).get("study"):
         return ["study"]
-    return ["train", "evaluate"]
+    prune, deploy = cfg.get("prune"), cfg.get("deploy")
+    names = ["train"]
+    if prune is not None:
+        cycle = ["prune", "tune"] * int(prune["rounds"])
+        names = ["prune", "train"] if prune["name"] in AT_INITIALISATION else [*names, *cycle]
+    return [*names, *(["deploy"] if deploy is not None else []), "evaluate"]

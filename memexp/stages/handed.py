@@ -16,7 +16,8 @@ from memexp.record import RunDirectory
 from memexp.training import checkpoint, distribution
 from memexp.training.board import Board
 from memexp.training.distribution import World
-from memexp.training.evaluation import Evaluation
+from memexp.training.evaluation import Evaluation, evaluate
+from memexp.training.precision import Precision
 from memexp.training.signals import StopRequest
 
 
@@ -56,6 +57,21 @@ class Run:
         self.network = apply(self.network, change)
         self.edits.append(change)
         self.evaluation = self.trained = None
+
+    def watched(self, network: nn.Module | None = None) -> dict[str, Any]:
+        """Accuracy of the network, or of another in its place, on the split that is looked at between stages."""
+        name = "val" if self.splits.val is not None else "test"
+        if network is None and self.evaluation is not None and self.evaluation[0] == name:
+            found = self.evaluation[1]
+        else:
+            precision = Precision(self.cfg.precision.name, self.device)
+            with self.meter.aside():
+                found = evaluate(
+                    network or self.network, self.splits.named(name), precision, self.world, self.stop.check
+                )
+            if network is None:
+                self.evaluation = name, found
+        return {**found.as_dict(), "split": name, "images": found.images}
 
     @property
     def last(self) -> Path:

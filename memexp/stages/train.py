@@ -14,6 +14,7 @@ from memexp.memory import planned
 from memexp.memory.meter import Meter
 from memexp.memory.snapshot import Snapshots
 from memexp.models import families
+from memexp.pruning import Masks
 from memexp.stages.handed import Run
 from memexp.training import distribution, recipe
 from memexp.training.loop import Trainer
@@ -35,6 +36,8 @@ def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:
         run.results["strategy"] = _plan(run, cfg, trainer)
         if run.world.is_main:  # a run that is killed goes on with the same plan
             run.directory.write_results(run.results)
+    if cfg.prune is not None and cfg.prune.unstructured and any("prune" in stage for stage in run.finished):
+        Masks.of(run.network).hold(trainer.recipe.optimizer)  # what has been set to zero stays there
     if run.unfinished is not None:
         trainer.load(run.unfinished, run.last)
         log.info("going on from step %d of %d", trainer.progress.step, trainer.total_steps)

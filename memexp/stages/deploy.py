@@ -1,0 +1,74 @@
+"""Deployment: the trained network is fused, exactly, and compared with what it was on real batches."""
+
+import logging
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memexp.fusing.fused import FusingError, compare, fuse
+from memexp.fusing.measure import costs
+from memexp.stages.handed import Run
+from memexp.stages.prune import LARGE
+
+log = logging.getLogger("memexp")
+KEYS = ("parameters", "macs")
+CHECKED = 2  # batches on which the outputs are compared, beside the first
+
+
+def carry_out(run: Run) -> dict[str, Any]:
+    started, deploy = time.perf_counter(), run.cfg.deploy
+    batches = _batches(run)
+    before = run.watched()
+    run.network.eval()
+    example = batches[0][: deploy.batch]
+    figures: dict[str, Any] = {}
+    if deploy.merge == "auto":
+        found = compare(run.network, example, inputs=[batches[0][:1], batches[0][:LARGE]], batches=batches)
+        fused, figures = found.fused["auto"], {"refused": found.refused}
+        measured = found.costs
+    else:
+        fused = fuse(run.network, example, deploy.merge, batches)
+        networks = {"trained": run.network, deploy.merge: fused.network}
+        measured = costs(networks, [batches[0][:1], batches[0][:LARGE]])
+    figures |= {"costs": measured, "merge": deploy.merge, "error": fused.error}
+    for edit in fused.edits:
+        run.edit(edit)
+    with torch.no_grad():
+        if not torch.equal(run.network(example), fused.network(example)):
+            raise FusingError("deploy: the network after its edits is not the one that was checked; this is a fault")
+    after = run.watched()
+    run.results["time"]["stages"][run.key] = seconds = time.perf_counter() - started
+    log.info("deployed by merge=%s: outputs differ by %.1e of the largest", deploy.merge, fused.error)
+    for name, cost in measured.items():
+        times = ", ".join(f"{size}: {cost[f'latency_{size}'] * 1e3:.2f} ms" for size in _sizes(cost))
+        log.info(
+            "  %-8s %s parameters, %s MACs an image; by batch %s",
+            name,
+            f"{cost['parameters']:,}",
+            f"{cost['macs']:,}",
+            times,
+        )
+    result = {
+        "accuracy": after,
+        "before": before,
+        "seconds": seconds,
+        "parameters": sum(p.numel() for p in run.network.parameters()),
+        "deploy": figures,
+    }
+    run.finish(result)
+    return result
+
+
+def _batches(run: Run) -> list[Tensor]:
+    found = []
+    for images, _ in run.splits.test.epoch(0):
+        found.append(images)
+        if len(found) > CHECKED:
+            break
+    return found
+
+
+def _sizes(cost: dict[str, Any]) -> list[int]:
+    return sorted(int(name.removeprefix("latency_")) for name in cost if name.startswith("latency_"))
