@@ -270,7 +270,7 @@ class Deploy:
     batch: Positive
 
 
-CRITERIA = (
+CRITERIA: tuple[str, ...] = (
     "apoz",
     "bn_scale",
     "entropy",

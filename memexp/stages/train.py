@@ -14,6 +14,7 @@ from memexp.memory import planned
 from memexp.memory.meter import Meter
 from memexp.memory.snapshot import Snapshots
 from memexp.models import families
+from memexp.models.vanishing import VanishingReLU, returning, vanishing
 from memexp.pruning import Masks
 from memexp.stages.handed import Run
 from memexp.training import distribution, recipe
@@ -36,6 +37,8 @@ def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:
         run.results["strategy"] = _plan(run, cfg, trainer)
         if run.world.is_main:  # a run that is killed goes on with the same plan
             run.directory.write_results(run.results)
+    if cfg is run.cfg:  # tuning leaves them as they are
+        trainer.recipe.course = _course(run)
     if cfg.prune is not None and cfg.prune.unstructured and any("prune" in stage for stage in run.finished):
         Masks.of(run.network).hold(trainer.recipe.optimizer)  # what has been set to zero stays there
     if run.unfinished is not None:
@@ -71,6 +74,13 @@ def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:
     }
     run.finish(figures, training)
     return figures
+
+
+def _course(run: Run) -> Callable[[int, int], float] | None:
+    """lambda of vanishing activations over this training; those that a deployed network has grown rise from 0 first."""
+    if not any(isinstance(module, VanishingReLU) for module in run.network.modules()):
+        return None
+    return returning if any(edit["kind"] == "grow" for edit in run.edits) else vanishing
 
 
 def trainer_for(run: Run, cfg: DictConfig) -> Trainer:

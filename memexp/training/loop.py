@@ -65,6 +65,7 @@ class Trainer:
         self.progress = Progress()
         self.durations: list[float] = []
         self._unchecked: tuple[int, Tensor] | None = None
+        self._lambda: float | None = None  # of vanishing activations, in the latest step
         self._images = 0  # of the latest step, in all processes
         splits = place.splits
         self.steps_per_epoch = max(1, len(splits.train) // self.settings.accumulate)
@@ -201,6 +202,7 @@ class Trainer:
         factor = self.recipe.factor(self.progress.step, self.total_steps)
         for group in self.recipe.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
+        self._lambda = self.recipe.vanish(self.progress.step, self.total_steps)
 
     def _groups(self, batches: Batches, epoch: int, position: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
         """The batches of each optimizer step from `position` on; an incomplete last group is left out."""
@@ -218,7 +220,9 @@ class Trainer:
             done.step,
             f"epoch {epoch:.2f}  loss {loss:.4f}  lr {lr:.4g}  {rate:.0f} images/s  peak {peak / 2**20:.1f} MiB",
         )
-        self._append("train", loss=loss, lr=lr, images_per_second=rate)
+        moving = {} if self._lambda is None else {"lambda": self._lambda}
+        self._append("train", loss=loss, lr=lr, images_per_second=rate, **moving)
+        self._scalars(moving)
         self._scalars({"loss/train": loss, "lr": lr, "images_per_second": rate, "memory/peak_MiB": peak / 2**20})
 
     def _evaluate(self) -> None:

@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from memexp import optim
+from memexp.models.vanishing import set_lambda
 from memexp.optim import Lookahead, schedules
 from memexp.training.precision import Precision
 from memexp.training.step import Loss, train_step
@@ -44,7 +45,8 @@ class Recipe:
     """What trains one network.
 
     factor: (step, total steps) -> what multiplies the learning rate. mix: blends images and labels of a batch. average: of the
-    weights, which is then what is evaluated.
+    weights, which is then what is evaluated. course: (step, total steps) -> lambda of its
+    vanishing activations, where they move in this training.
     """
 
     settings: Settings
@@ -55,6 +57,18 @@ class Recipe:
     precision: Precision
     mix: Mix | None
     average: AveragedModel | None
+
+    course: Callable[[int, int], float] | None = None
+
+    def vanish(self, step: int, total: int) -> float | None:
+        """Sets lambda of the vanishing activations for `step` of `total`, and gives it; None where none is on its course."""
+        if self.course is None:
+            return None
+        value = self.course(step, total)
+        for network in (self.network, self.average.module if self.average is not None else None):
+            if network is not None:
+                set_lambda(network, value)
+        return value
 
     def step(self, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """One optimizer step of `model`, the network as it is called; the mean loss, still on the device."""
