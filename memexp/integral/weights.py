@@ -1,0 +1,164 @@
+"""Integral layers: a convolution, fully connected layer or BatchNorm whose parameters are samples of continuous ones.
+
+An integral layer is the discrete layer with another forward: its parameters have the names and the native shapes of the
+discrete one's and hold lambda h (memexp.integral.axis); each forward samples them once, from the layer's own parameters alone,
+so a recomputation in backward finds all that it reads. Positions of a kernel stay discrete.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from memexp.integral.axis import Axis
+
+
+class Integral(nn.Module):
+    """What integral layers share: `axes`, the continuous dimensions of each of their tensors."""
+
+    discrete: ClassVar[type[nn.Module]]
+    axes: Mapping[str, tuple[Axis, ...]]
+
+    def sampled(self, name: str) -> Tensor | None:
+        """The parameter or buffer of that name at the present size, in its own precision whatever autocast says."""
+        value: Tensor | None = getattr(self, name)
+        if value is None or not self.axes.get(name):
+            return value
+        with torch.autocast(value.device.type, enabled=False):
+            for axis in self.axes[name]:
+                value = axis.sample(value, self.training)
+        return value
+
+
+class IntegralConv2d(Integral, nn.Conv2d):
+    """F of (x_out, x_in) for each position of the kernel; depthwise and grouped too."""
+
+    discrete = nn.Conv2d
+
+    def forward(self, x: Tensor) -> Tensor:
+        W, bias = self.sampled("weight"), self.sampled("bias")
+        assert W is not None
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            x = functional.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        groups = x.shape[1] // W.shape[1]
+        return functional.conv2d(x, W, bias, self.stride, padding, self.dilation, groups)
+
+
+class IntegralLinear(Integral, nn.Linear):
+    """F of (x_out, x_in)."""
+
+    discrete = nn.Linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        W = self.sampled("weight")
+        assert W is not None
+        return functional.linear(x, W, self.sampled("bias"))
+
+
+class _IntegralBatchNorm(Integral, nn.modules.batchnorm._BatchNorm):
+    """BatchNorm that was not folded: weight, bias and running statistics are functions of the channel.
+
+    What a training step adds to the statistics at its nodes is spread over the native ones.
+    """
+
+    def sampled(self, name: str) -> Tensor | None:
+        value = super().sampled(name)
+        if name == "running_var" and value is not None and value is not self.running_var:
+            assert self.running_var is not None
+            # between nodes u overshoots, and a variance must not
+            value = value.maximum(self.running_var.min())
+        return value
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check_input_dim(x)
+        weight, bias = self.sampled("weight"), self.sampled("bias")
+        mean, var = self.sampled("running_mean"), self.sampled("running_var")
+        if not self.training or mean is None or var is None:
+            return functional.batch_norm(x, mean, var, weight, bias, self.training or mean is None, 0.0, self.eps)
+        momentum = self.momentum
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if momentum is None:
+                momentum = 1.0 / float(self.num_batches_tracked)
+        assert momentum is not None
+        if mean is self.running_mean:
+            return functional.batch_norm(x, mean, var, weight, bias, True, momentum, self.eps)
+        moved_mean, moved_var = mean.clone(), var.clone()
+        y = functional.batch_norm(x, moved_mean, moved_var, weight, bias, True, momentum, self.eps)
+        for buffer, before, after in ((self.running_mean, mean, moved_mean), (self.running_var, var, moved_var)):
+            assert buffer is not None
+            (axis,) = self.axes["running_mean"]
+            # towards the batch's values and not by their difference: a variance that is added to could fall below zero
+            batch = (after - before * (1 - momentum)) / momentum if momentum else after
+            buffer.lerp_(axis.spread(batch, self.training), momentum)
+        return y
+
+
+class IntegralBatchNorm1d(_IntegralBatchNorm, nn.BatchNorm1d):
+    discrete = nn.BatchNorm1d
+
+
+class IntegralBatchNorm2d(_IntegralBatchNorm, nn.BatchNorm2d):
+    discrete = nn.BatchNorm2d
+
+
+LAYERS: dict[type[nn.Module], type[Integral]] = {
+    layer.discrete: layer for layer in (IntegralConv2d, IntegralLinear, IntegralBatchNorm1d, IntegralBatchNorm2d)
+}
+
+
+def continue_(layer: nn.Module, axes: Mapping[str, tuple[Axis, ...]]) -> Integral:
+    """The discrete `layer` itself, made integral: its tensors become lambda h, so that at native size its outputs stay.
+
+    Raises ValueError for a layer of another kind.
+    """
+    if type(layer) not in LAYERS:
+        raise ValueError(f"{type(layer).__name__} has no integral form; {', '.join(k.__name__ for k in LAYERS)} have")
+    with torch.no_grad():
+        for name, parts in axes.items():
+            value = getattr(layer, name)
+            if value is None or value.is_meta:
+                continue
+            restored = value.double()
+            for axis in parts:
+                restored = axis.restore(restored)
+            value.copy_(restored)
+    layer.__class__ = LAYERS[type(layer)]
+    layer.axes = dict(axes)  # type: ignore[assignment]
+    assert isinstance(layer, Integral)
+    return layer
+
+
+def discretise_(layer: Integral) -> nn.Module:
+    """The integral `layer` itself, made an ordinary one of its present evaluation size."""
+    tensors = {name: layer.sampled(name) for name in layer.axes}
+    for name, value in tensors.items():
+        if value is None:
+            continue
+        old = getattr(layer, name)
+        value = value.detach().clone(memory_format=torch.contiguous_format)
+        setattr(layer, name, nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value)
+    layer.__class__ = layer.discrete
+    del layer.axes
+    layer._modules.pop("partitions", None)
+    return _counted(layer)
+
+
+def _counted(layer: nn.Module) -> nn.Module:
+    """The layer's figures made those of its tensors."""
+    if isinstance(layer, nn.Conv2d):
+        if layer.groups == layer.in_channels > 1:
+            # depthwise: each input channel has its own outputs, the same number as before
+            layer.groups = layer.weight.shape[0] // (layer.out_channels // layer.in_channels)
+        layer.in_channels, layer.out_channels = layer.groups * layer.weight.shape[1], layer.weight.shape[0]
+    elif isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = layer.weight.shape
+    elif isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        sized = layer.weight if layer.affine else layer.running_mean
+        assert sized is not None
+        layer.num_features = len(sized)
+    return layer
