@@ -5,7 +5,7 @@ one. Calls of layers (modules of PyTorch's own that do one thing) are kept whole
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from memexp.edits.fold import LAYERS, NORMS
+from memexp.models.vanishing import VanishingReLU
 
 Value = int
 Inputs = Tensor | Sequence[Any]
@@ -61,7 +62,14 @@ class Flow:
     users: dict[Value, list[Call]] = field(default_factory=dict)
     results: set[Value] = field(default_factory=set)
     hooked: dict[Value, str] = field(default_factory=dict)
+    hooks: set[str] = field(default_factory=set)
     loose: dict[str, str] = field(default_factory=dict)
+
+    def private(self, value: Value, calls: Iterable[Call]) -> bool:
+        """Whether nothing sees the value but these calls."""
+        mine = {id(call) for call in calls}
+        seen = value in self.results or value in self.hooked
+        return not seen and all(id(user) in mine for user in self.users.get(value, []))
 
     def layers(self) -> dict[str, list[Call]]:
         """Calls of each layer, by name."""
@@ -115,6 +123,8 @@ class _Watch(TorchDispatchMode):
                     for holder in (module, self._owners[id(parameter)]):
                         self.flow.loose[self._names[holder]] = "shares a parameter with another layer"
                 self._owners[id(parameter)] = module
+            if _hooks(module):
+                self.flow.hooks.add(name)
             if count[module] > 1:
                 self.flow.loose[name] = "stands in the network under two names"
         self._stack: list[tuple[nn.Module, list[Value]]] = []
@@ -179,7 +189,7 @@ class _Watch(TorchDispatchMode):
         name = self._names.get(module)
         if name is None:
             return
-        if any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)):
+        if name in self.flow.hooks:
             for value in (*before, *after):
                 self.flow.hooked.setdefault(value, name)
         plain = isinstance(output, Tensor) and isinstance(inputs, tuple) and len(inputs) == 1
@@ -216,11 +226,20 @@ class _Watch(TorchDispatchMode):
         return known[0]
 
 
+ACTIVATIONS = {
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardtanh),
+    *(nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.Softplus, nn.PReLU, VanishingReLU),
+}
 KNOWN = {
     *LAYERS,
     *NORMS,
-    *(nn.ReLU, nn.Identity, nn.Dropout, nn.Dropout2d, nn.GELU, nn.SiLU, nn.Hardswish, nn.ReLU6, nn.LeakyReLU, nn.ELU),
+    *ACTIVATIONS,
+    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.ZeroPad2d),
 }
+
+
+def _hooks(module: nn.Module) -> bool:
+    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
 
 
 def _memory(tensor: Tensor) -> int:

@@ -47,10 +47,12 @@ def _why_not(
             return f"{name} is called more than once"
         if name in flow.loose:
             return f"{name} {flow.loose[name]}"
-    if len(flow.users[value]) > 1 or value in flow.results:
+        if name in flow.hooks:
+            return f"{name} has hooks, which would see what changes"
+    if value in flow.hooked:
+        return f"{flow.hooked[value]} has hooks, which would see what changes"
+    if not flow.private(value, calls):
         return f"the output of {source.name} is read elsewhere too"
-    if value in flow.hooked or calls[0].outputs[0] in flow.hooked:
-        return f"{flow.hooked.get(value, flow.hooked.get(calls[0].outputs[0]))} has hooks that see what would change"
     dimensions = 2 if isinstance(modules[source.name], nn.Linear) else modules[source.name].weight.ndim
     if len(flow.shapes[value]) != dimensions:
         return f"it normalises another dimension of {source.name}'s output than its channels"
