@@ -1,0 +1,182 @@
+"""Rules of operations that sum over channels: convolution, matrix products, attention."""
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from memexp.channels.planes import Plane, Planes, distinct, merge, varies
+from memexp.channels.rules import Call, rule
+
+Shape = tuple[int, ...]
+
+
+@rule("convolution", "_convolution")
+def convolution(call: Call) -> Planes:
+    """Input channels meet the weight's dimension `in` and end; the output's are the weight's dimension `out`."""
+    x, weight, groups = call["input"], call["weight"], int(call["groups"])
+    out_dim, in_dim = (1, 0) if call["transposed"] else (0, 1)
+    atoms = call.tape.atoms
+    sides: dict[int, Plane] = {}
+    for plane in call.planes(weight):
+        support = varies(plane)
+        if len(support) == 1 and min(support) < 2:
+            dim = min(support)
+            sides[dim] = plane.reshape(-1)
+            call.tape.role(plane, "in" if dim == in_dim else "out")
+        else:
+            call.freeze(plane, "positions of a kernel")
+    inputs = _channels(call, x)
+    if groups == 1:
+        _meet(call, inputs, sides.get(in_dim), weight.shape[in_dim])
+        out = sides.get(out_dim)
+    else:
+        out = _grouped(call, inputs, sides, weight, groups, bool(call["transposed"]))
+    shape = [-1 if d == 1 else 1 for d in range(call.out.ndim)]
+    result = [] if out is None else [out.reshape(shape)]
+    if call["bias"] is not None:
+        own = [p.reshape(shape) for p in call.planes(call["bias"])]
+        for plane in own:
+            call.tape.role(plane, "out")
+        along = [call.out.shape[1] if d == 1 else 1 for d in range(call.out.ndim)]
+        result = merge(atoms, [(result, along), (own, along)], f"{call.name}: bias and weight differ")
+    return result
+
+
+def _channels(call: Call, x: Tensor) -> Plane | None:
+    """The channels along dimension 1, one for all positions."""
+    found: Plane | None = None
+    for plane in call.planes(x):
+        others = [d for d in range(x.ndim) if d != 1]
+        if plane.shape[1] == 1:
+            call.freeze(plane, "channels along a dimension of positions")
+            continue
+        one = call.tape.atoms.couple(plane, others, f"{call.name}: positions that are no channel").reshape(-1)
+        if found is not None:
+            call.tape.atoms.unite(found, one)
+        found = one
+    return found
+
+
+def _meet(call: Call, inputs: Plane | None, weight: Plane | None, size: int) -> None:
+    if size == 1:
+        return
+    nothing = np.zeros(size, dtype=np.int64)
+    call.tape.atoms.unite(
+        nothing if inputs is None else inputs,
+        nothing if weight is None else weight,
+        "its input is the network's, or a constant",
+    )
+
+
+def _grouped(
+    call: Call, inputs: Plane | None, sides: dict[int, Plane], weight: Tensor, groups: int, transposed: bool
+) -> Plane | None:
+    """Whole groups: all of a group's inputs and outputs are one channel. Depthwise convolution has groups of one."""
+    atoms = call.tape.atoms
+    if transposed:  # (in, out / groups, ...): the outputs of all groups share the entries of one dimension
+        for plane in sides.values():
+            call.freeze(plane, "a transposed convolution in groups")
+        if inputs is not None:
+            call.freeze(inputs, "a transposed convolution in groups")
+        return None
+    out = sides[0]
+    if 1 in sides:
+        call.freeze(sides[1], "inputs within a group")
+    whole = atoms.couple(out.reshape(groups, -1), [1])
+    nothing = np.zeros(groups * weight.shape[1], dtype=np.int64)
+    within = (nothing if inputs is None else inputs).reshape(groups, -1)
+    atoms.unite(whole, within, "its input is the network's, or a constant")
+    return out
+
+
+def contract(
+    call: Call,
+    a: tuple[Planes, Shape, bool],
+    b: tuple[Planes, Shape, bool],
+    all_of_it: bool = False,
+) -> Planes:
+    """Planes of a @ b, (..., n, k) and (..., k, m): channels along k meet and end; those along the batch are of both.
+
+    Channels along k that differ along the batch (heads) are one along k. all_of_it: all along k are one.
+    """
+    atoms = call.tape.atoms
+    ended: list[Planes] = [[], []]
+    passing: list[Planes] = [[], []]
+    for side, (planes, shape, parameter) in enumerate((a, b)):
+        k, free = (len(shape) - 1, len(shape) - 2) if side == 0 else (len(shape) - 2, len(shape) - 1)
+        for plane in planes:
+            if parameter:
+                call.tape.role(plane, "in" if plane.shape[k] > 1 else "out")
+            if plane.shape[k] == 1:
+                passing[side].append(plane)
+                continue
+            rest = varies(plane) - {k}
+            if rest or all_of_it:
+                reduced = atoms.couple(plane, [k], f"{call.name}: a sum over what is no channel")
+                if rest:
+                    passing[side].append(reduced)
+            ended[side].append(np.swapaxes(plane, k, -1) if side else plane)
+    sizes = a[1][-1]
+    if sizes > 1:
+        for plane in ended[0]:
+            for other in ended[1]:
+                reduced = [atoms.couple(p, [p.ndim - 2]) for p in (plane, other)]
+                atoms.unite(*reduced)
+        for own, others in (ended, ended[::-1]):
+            if not others:
+                for plane in own:
+                    call.freeze(plane, "its input is the network's, or a constant")
+    shapes = [(*a[1][:-1], 1), (*b[1][:-2], 1, b[1][-1])]
+    return merge(
+        atoms, list(zip(passing, shapes, strict=True)), f"{call.name} meets it with entries that are no channels"
+    )
+
+
+def _operand(call: Call, tensor: Tensor) -> tuple[Planes, Shape, bool]:
+    return call.planes(tensor), tuple(tensor.shape), call.tape.is_parameter(tensor)
+
+
+@rule("mm", "bmm", "matmul")
+def product(call: Call) -> Planes:
+    left, right = list(call.arguments.values())[:2]
+    return contract(call, _operand(call, left), _operand(call, right))
+
+
+@rule("addmm", "baddbmm", "_addmm_activation")
+def product_and_bias(call: Call) -> Planes:
+    first, left, right = list(call.arguments.values())[:3]
+    result = contract(call, _operand(call, left), _operand(call, right))
+    if call.tape.is_parameter(first):
+        for plane in call.planes(first):
+            call.tape.role(plane, "out")
+    shape = tuple(call.out.shape)
+    why = f"{call.name} meets it with entries that are no channels"
+    return distinct(merge(call.tape.atoms, [(result, shape), (call.planes(first), tuple(first.shape))], why))
+
+
+@rule("mv")
+def product_with_vector(call: Call) -> Planes:
+    left, vector = call["self"], call["vec"]
+    planes, shape, parameter = _operand(call, vector)
+    right = [p.reshape(-1, 1) for p in planes], (*shape, 1), parameter
+    return [p.reshape(-1) for p in contract(call, _operand(call, left), right)]
+
+
+@rule("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention", "_scaled_dot_product_cudnn_attention",
+      "_scaled_dot_product_efficient_attention", "_scaled_dot_product_fused_attention_overrideable",
+      "_scaled_dot_product_attention_math", "scaled_dot_product_attention",
+      "_scaled_dot_product_attention_math_for_mps")  # fmt: skip
+def attention(call: Call) -> Any:
+    """Whole heads: the scale depends on a head's length, and a head's values on all of its queries and keys."""
+    q, k, v = call["query"], call["key"], call["value"]
+    turned = [np.swapaxes(p, -1, -2) for p in call.planes(k)]
+    k_shape = (*k.shape[:-2], k.shape[-1], k.shape[-2])
+    scores = contract(call, _operand(call, q), (turned, k_shape, call.tape.is_parameter(k)), all_of_it=True)
+    shape = (*q.shape[:-1], k.shape[-2])
+    mask = call.arguments.get("attn_mask", call.arguments.get("attn_bias"))
+    if isinstance(mask, Tensor) and call.planes(mask):
+        why = f"{call.name}: the mask is no channel"
+        scores = merge(call.tape.atoms, [(scores, shape), (call.planes(mask), mask.shape)], why)
+    result = contract(call, (scores, shape, False), _operand(call, v))
+    return result if isinstance(call.out, Tensor) else [result, *([] for _ in call.out[1:])]

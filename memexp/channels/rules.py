@@ -1,0 +1,278 @@
+"""What each ATen operation says about channels: how planes pass, unite or end.
+
+A rule takes the call and returns the planes of its output, or of each output. The names are ATen's, without overload and
+without the underscore of operations in place. Rules that move data are in memexp.channels.moving, those that contract
+(convolution, products, attention) in memexp.channels.contracting.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from memexp.channels.planes import Plane, Planes, lift, merge, varies
+from memexp.channels.sizes import Attribute
+from memexp.channels.tape import Tape
+
+
+class Call:
+    """One operation: its arguments by name, its output, and the tape."""
+
+    def __init__(self, tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        self.tape, self.func, self.out = tape, func, out
+        self.arguments: dict[str, Any] = {}
+        for i, argument in enumerate(func._schema.arguments):
+            default = argument.default_value if argument.has_default_value() else None
+            self.arguments[argument.name] = args[i] if i < len(args) else kwargs.get(argument.name, default)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments[name]
+
+    @property
+    def first(self) -> Any:
+        return next(iter(self.arguments.values()))
+
+    @property
+    def name(self) -> str:
+        return str(self.func)
+
+    def planes(self, tensor: Tensor | None) -> Planes:
+        return [] if tensor is None else self.tape.planes(tensor)
+
+    def freeze(self, plane: Plane, why: str) -> None:
+        self.tape.atoms.freeze(plane, f"{self.name}: {why}")
+
+    def dim(self, dim: int, tensor: Tensor | None = None) -> int:
+        """A dimension counted from the front."""
+        ndim = (self.first if tensor is None else tensor).ndim
+        return dim + ndim if dim < 0 else dim
+
+
+Rule = Callable[[Call], Any]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Registers the rule of the ATen operations of these names."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            RULES[name] = function
+        return function
+
+    return register
+
+
+def of(func: Any) -> Rule | None:
+    """The rule of an operation; operations that ATen tags as pointwise share one."""
+    name = func._schema.name.removeprefix("aten::")
+    found = RULES.get(name) or (RULES.get(name[:-1]) if name.endswith("_") else None)
+    if found is None and torch.Tag.pointwise in func.tags:
+        return pointwise
+    return found
+
+
+_at_zero: dict[Any, bool] = {}
+
+
+def pointwise(call: Call) -> Planes:
+    """Entries that meet are of one channel; noted where zero channels do not give zero."""
+    tensors = [t for t in _flat(call.arguments.values()) if isinstance(t, Tensor)]
+    result = merge(
+        call.tape.atoms,
+        [(call.planes(t), t.shape) for t in tensors],
+        f"{call.name} meets it with entries that are no channels",
+    )
+    for tensor in tensors:
+        if call.tape.is_parameter(tensor) and len(tensors) > 1:
+            for plane in call.planes(tensor):
+                call.tape.role(
+                    plane, "out" if call.func._schema.name.startswith(("aten::add", "aten::sub")) else "norm"
+                )
+    if not _zero_at_zero(call):
+        call.tape.nonzero.extend(result)
+    return result
+
+
+def _flat(values: Any) -> list[Any]:
+    return [item for v in values for item in (_flat(v) if isinstance(v, list | tuple) else [v])]
+
+
+def _zero_at_zero(call: Call) -> bool:
+    """Whether the result is 0 where all that has channels is 0 (and the rest is 1)."""
+
+    def sample(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return torch.zeros(1) if call.planes(value) or not value.is_floating_point() else torch.ones(1)
+        return [sample(v) for v in value] if isinstance(value, list | tuple) else value
+
+    values = {name: sample(value) for name, value in call.arguments.items()}
+    key = (call.name, str(values))
+    if key not in _at_zero:
+        arguments = call.func._schema.arguments
+        positional = [values[a.name] for a in arguments if not a.kwarg_only]
+        named = {
+            a.name: values[a.name] for a in arguments if a.kwarg_only and a.name not in ("device", "layout", "dtype")
+        }
+        with torch.no_grad():
+            result = call.func(*positional, **named)
+        _at_zero[key] = not isinstance(result, Tensor) or bool((result == 0).all())
+    return _at_zero[key]
+
+
+@rule("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "miopen_batch_norm")
+def batch_norm(call: Call) -> list[Planes]:
+    """One channel with each entry of weight, bias and running statistics."""
+    x: Tensor = call["input"]
+    vectors = [call.arguments.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
+    result, shape = call.planes(x), x.shape
+    for vector in vectors:
+        if vector is not None:
+            own = [p.reshape([-1 if d == 1 else 1 for d in range(x.ndim)]) for p in call.planes(vector)]
+            along = [1] + list(vector.shape) + [1] * (x.ndim - 2)
+            result = merge(
+                call.tape.atoms, [(result, shape), (own, along)], f"{call.name} normalises what is no channel"
+            )
+            for plane in own:
+                call.tape.role(plane, "norm")
+    if call["weight"] is None:
+        call.tape.nonzero.extend(result)
+    return [result, [], []]
+
+
+@rule("native_layer_norm")
+def layer_norm(call: Call) -> list[Planes]:
+    """One channel with each entry of weight and bias; its statistics are of the channels that are there."""
+    x: Tensor = call["input"]
+    first = x.ndim - len(call["normalized_shape"])
+    result = call.planes(x)
+    if call["weight"] is None:
+        for plane in result:
+            if max(varies(plane), default=-1) >= first:
+                call.freeze(plane, "statistics over channels without a weight that names them")
+        return [result, [], []]
+    for name in ("weight", "bias"):
+        if call[name] is not None:
+            for plane in call.planes(call[name]):
+                call.tape.role(plane, "norm")
+            result = merge(
+                call.tape.atoms,
+                [(result, x.shape), ([lift(p, x.ndim) for p in call.planes(call[name])], call[name].shape)],
+                f"{call.name} normalises what is no channel",
+            )
+    return [result, [], []]
+
+
+@rule("native_group_norm")
+def group_norm(call: Call) -> list[Planes]:
+    """Whole groups of the norm: one channel each."""
+    x: Tensor = call["input"]
+    groups = int(call["group"])
+    result = call.planes(x)
+    for name in ("weight", "bias"):
+        if call[name] is not None:
+            for plane in call.planes(call[name]):
+                call.tape.role(plane, "norm")
+            own = [p.reshape([-1 if d == 1 else 1 for d in range(x.ndim)]) for p in call.planes(call[name])]
+            along = [1] + list(call[name].shape) + [1] * (x.ndim - 2)
+            result = merge(call.tape.atoms, [(result, x.shape), (own, along)], f"{call.name} normalises no channel")
+    for plane in result:
+        if plane.shape[1] > 1:
+            parts = plane.reshape(plane.shape[0], groups, plane.shape[1] // groups, *plane.shape[2:])
+            axes = [axis for axis in range(parts.ndim) if axis != 1]
+            call.tape.atoms.couple(parts, axes, f"{call.name}: a group holds what is no channel")
+            origin = call.tape.argument(groups)
+            if isinstance(origin, Attribute):
+                call.tape.use(origin, parts, 1)
+            else:
+                call.freeze(plane, "the number of groups is fixed in the source")
+    return [result, [], []]
+
+
+@rule("mean", "var", "std", "var_mean", "std_mean", "amax", "amin", "logsumexp", "linalg_vector_norm", "norm", "argmax",
+      "argmin", "max", "min", "prod", "any", "all", "topk", "sort", "cumsum")  # fmt: skip
+def statistic(call: Call) -> Any:
+    """Over positions; one over channels changes with their number, so these stay."""
+    planes = [
+        _reduced(call, plane, "a statistic over channels changes with their number")
+        for plane in call.planes(call.first)
+    ]
+    kept = [p for p in planes if p is not None]
+    return kept if isinstance(call.out, Tensor) else [kept for _ in call.out]
+
+
+@rule("sum")
+def total(call: Call) -> Planes:
+    """A sum over channels ends them."""
+    return [p for plane in call.planes(call.first) if (p := _reduced(call, plane, None)) is not None]
+
+
+def _reduced(call: Call, plane: Plane, why: str | None) -> Plane | None:
+    dims = call.arguments.get("dim", call.arguments.get("axis"))
+    ndim = call.first.ndim
+    listed = range(ndim) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
+    over = {d % ndim for d in listed}
+    if varies(plane) & over and why is not None:
+        call.freeze(plane, why)
+    support = varies(plane)
+    if support & over and support - over:
+        plane = call.tape.atoms.couple(plane, sorted(support & over))
+    elif support & over:
+        return None
+    out = call.out if isinstance(call.out, Tensor) else call.out[0]
+    if out.ndim == ndim:
+        return plane
+    return plane.reshape([size for d, size in enumerate(plane.shape) if d not in over])
+
+
+@rule("_softmax", "_log_softmax", "_safe_softmax", "glu")
+def softmax(call: Call) -> Planes:
+    """Over positions; one over channels mixes them, so these stay."""
+    dim = call.dim(call["dim"])
+    for plane in call.planes(call.first):
+        if dim in varies(plane):
+            call.freeze(plane, "mixes channels")
+    return call.planes(call.first)
+
+
+@rule("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d", "adaptive_avg_pool1d",
+      "avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices",
+      "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact2d", "upsample_linear1d",
+      "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
+      "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d",
+      "replication_pad3d", "grid_sampler_2d")  # fmt: skip
+def positions(call: Call) -> Any:
+    """Work on the positions of each channel by itself: the dimensions that change their length, and those of images."""
+    x = call.first
+    spatial = set(range(2, x.ndim)) if x.ndim > 3 or "1d" in call.name else set(range(1, x.ndim))
+    planes = []
+    for plane in call.planes(x):
+        if varies(plane) & spatial:
+            call.freeze(plane, "channels along a dimension of positions")
+            plane = call.tape.atoms.couple(plane, sorted(varies(plane) & spatial))
+        planes.append(plane)
+    return planes if isinstance(call.out, Tensor) else [planes for _ in call.out]
+
+
+@rule("embedding")
+def embedding(call: Call) -> Planes:
+    """Rows are positions, columns channels."""
+    weight = call["weight"]
+    result = []
+    for plane in call.planes(weight):
+        if plane.shape[0] > 1:
+            call.freeze(plane, "rows that are looked up")
+        else:
+            call.tape.role(plane, "out")
+            result.append(lift(plane.reshape(-1), call.out.ndim))
+    return result
+
+
+def full(plane: Plane, shape: Any) -> Any:
+    """The plane written out, as a tensor."""
+    return torch.from_numpy(np.broadcast_to(plane, tuple(shape)).copy())
+
+
+from memexp.channels import contracting, moving  # noqa: E402, F401  (their rules register themselves)

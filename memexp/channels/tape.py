@@ -1,0 +1,132 @@
+"""What a trace writes down: planes of tensors, roles of parameters, and numbers that follow the channels."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from memexp.channels.planes import Atoms, Plane, Planes
+from memexp.channels.sizes import Attribute, Size
+
+Role = Literal["out", "in", "norm"]
+
+
+@dataclass(frozen=True)
+class Use:
+    """An attribute that is the length of `axis` of a plane: of what is kept there it is the new value."""
+
+    module: str
+    name: str
+    index: int | None
+    before: int
+    plane: Plane
+    axis: int
+
+
+@dataclass
+class Tape:
+    atoms: Atoms = field(default_factory=Atoms)
+    call: tuple[Any, tuple[Any, ...], dict[str, Any]] | None = None
+    entries: dict[tuple[str, int], Plane] = field(default_factory=dict)  # (parameter, dim) -> its atoms
+    splits: list[tuple[Plane, list[int]]] = field(
+        default_factory=list
+    )  # a plane over several axes, origins of their lengths
+    uses: list[Use] = field(default_factory=list)
+    nonzero: list[Plane] = field(default_factory=list)  # channels that may not be zero where what makes them is
+    _planes: dict[int, tuple[Tensor, Planes, bool]] = field(default_factory=dict)
+    _roles: list[tuple[Plane, Role]] = field(default_factory=list)
+
+    def adopt(self, name: str, tensor: Tensor) -> None:
+        """A parameter or buffer: a plane for each dimension. One that has two names keeps the first."""
+        if id(tensor) in self._planes:
+            return
+        planes = []
+        for dim, size in enumerate(tensor.shape):
+            if size > 1:
+                atoms = self.entries[name, dim] = self.atoms.new(size)
+                planes.append(atoms.reshape([size if d == dim else 1 for d in range(tensor.ndim)]))
+        self.write(tensor, planes, parameter=True)
+
+    def planes(self, tensor: Tensor) -> Planes:
+        found = self._planes.get(id(tensor))
+        return found[1] if found else []
+
+    def is_parameter(self, tensor: Tensor) -> bool:
+        """Whether it is a parameter or was made from parameters alone."""
+        found = self._planes.get(id(tensor))
+        return found is not None and found[2]
+
+    def write(self, tensor: Tensor, planes: Planes, parameter: bool = False) -> None:
+        self._planes[id(tensor)] = (tensor, planes, parameter)  # the tensor is held, so that its id stays its own
+
+    def role(self, plane: Plane, role: Role) -> None:
+        """The parameters whose atoms these are have this role, unless an earlier operation has given them one."""
+        self._roles.append((plane, role))
+
+    def roles(self) -> dict[int, Role]:
+        """Role by atom."""
+        found: dict[int, Role] = {}
+        for plane, role in self._roles:
+            for atom in plane.ravel()[:1].tolist():
+                found.setdefault(atom, role)
+        return found
+
+    def use(self, origin: Attribute, plane: Plane, axis: int) -> None:
+        """`origin` is the length of the plane's `axis`."""
+        self.uses.append(Use(origin.module, origin.name, origin.index, int(origin), plane, axis))
+
+    def written(self) -> tuple[str, list[int]]:
+        """The call that the source makes: its name, and the whole numbers among its arguments as they are written."""
+        if self.call is None:
+            return "", []
+        func, args, kwargs = self.call
+        return getattr(func, "__name__", str(func)), list(_numbers((args[1:], kwargs)))
+
+    def origins(self, shape: Sequence[int]) -> list[int]:
+        """Of each length of a view: a Size where it follows, an Attribute, or a plain number that is fixed."""
+        name, numbers = self.written()
+        if name in ("view", "reshape") and len(numbers) == len(shape):
+            return [Size(size) if n == -1 else n for n, size in zip(numbers, shape, strict=True)]
+        if name == "unflatten" and numbers:
+            dim, parts = numbers[0], numbers[1:]
+            start = dim % (len(shape) - len(parts) + 1)
+            middle = [Size(s) if n == -1 else n for n, s in zip(parts, shape[start:], strict=False)]
+            return [*map(Size, shape[:start]), *middle, *map(Size, shape[start + len(parts) :])]
+        return list(map(Size, shape))
+
+    def bounds(self, start: int, end: int, size: int) -> list[int]:
+        """The numbers of a slice as they are written."""
+        values = {start, end, end - start, start - size, end - size} - {0, size}
+        return [n for n in self.written()[1] if n in values]
+
+    def split_origins(self, sizes: Sequence[int]) -> list[int] | None:
+        """Of each part's length; None if the source asks for a number of equal parts."""
+        name, numbers = self.written()
+        if "split" not in name or name == "tensor_split":
+            return None
+        if list(numbers[: len(sizes)]) == list(sizes):
+            found = numbers[: len(sizes)]
+        else:
+            found = [numbers[0]] * len(sizes) if numbers else list(sizes)
+        return None if all(isinstance(n, Size) for n in found) else found
+
+    def pad_origins(self, widths: Sequence[int]) -> list[int]:
+        _, numbers = self.written()
+        return numbers[: len(widths)] if numbers[: len(widths)] == list(widths) else list(widths)
+
+    def argument(self, value: int) -> int:
+        """The number of that value as it is written in the call, itself if it is not there."""
+        return next((n for n in self.written()[1] if n == value), value)
+
+
+def _numbers(value: Any) -> Iterator[int]:
+    if isinstance(value, int) and not isinstance(value, bool):
+        yield value
+    elif isinstance(value, slice):
+        yield from _numbers((value.start, value.stop, value.step))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, dict):
+        yield from _numbers(list(value.values()))

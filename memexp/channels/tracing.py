@@ -1,0 +1,116 @@
+"""One pass of a network's own forward, in which every tensor carries its planes.
+
+Operations are seen at ATen level, below modules, autograd and Python, so any control flow is admitted; what an operation says
+about channels is its rule (memexp.channels.rules), and an operation on channels that has none is an error that names it.
+One level higher, where the source calls torch, the arguments show which lengths follow a narrower tensor and which do not.
+"""
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from memexp.channels import rules
+from memexp.channels.graph import ChannelError, Graph, assemble
+from memexp.channels.planes import tidy
+from memexp.channels.sizes import Size, tracked_attributes
+from memexp.channels.tape import Tape
+
+
+def trace(network: nn.Module, *example_inputs: Any) -> Graph:
+    """The groups of channels of `network` that can be removed, found by one forward in evaluation mode without gradient.
+
+    example_inputs: what the network is called with; small ones do (batch 1 or 2).
+    The network is as before afterwards. Raises ChannelError, which names the operation, where one has no rule.
+    """
+    tape = Tape()
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point():
+            tape.adopt(name, tensor)
+    modes = [(module, module.training) for module in network.modules()]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:
+        network.eval()
+        torch.backends.mha.set_fastpath_enabled(False)
+        with torch.no_grad(), tracked_attributes(network), _Source(tape), _Operations(tape):
+            outputs = network(*example_inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, mode in modes:
+            module.training = mode
+    for tensor in _tensors(outputs):
+        for plane in tape.planes(tensor):
+            tape.atoms.freeze(plane, "it is part of the network's output")
+    return assemble(network, tape)
+
+
+class _Source(TorchFunctionMode):
+    """What the source calls: shapes come back as `Size`, and the arguments of the call under way are known to the rules."""
+
+    def __init__(self, tape: Tape) -> None:
+        super().__init__()
+        self.tape = tape
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        outer, self.tape.call = self.tape.call, (func, args, kwargs or {})
+        try:
+            out = func(*args, **(kwargs or {}))
+        finally:
+            self.tape.call = outer
+        if isinstance(out, torch.Size):
+            return tuple(map(Size, out))
+        if func is Tensor.size and type(out) is int:
+            return Size(out)
+        return out
+
+
+class _Operations(TorchDispatchMode):
+    """What is carried out: each operation, and then its rule."""
+
+    def __init__(self, tape: Tape) -> None:
+        super().__init__()
+        self.tape = tape
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        marked = [tensor for tensor in _tensors((args, kwargs)) if self.tape.planes(tensor)]
+        if marked:
+            rule = rules.of(func)
+            if rule is None:
+                raise ChannelError(
+                    f"{func} in {_place()} has no rule for channels: write the forward without it, or leave this network "
+                    "as it is"
+                )
+            call = rules.Call(self.tape, func, args, kwargs, out)
+            parameter = all(map(self.tape.is_parameter, marked))
+            outs, planes = ([out], [rule(call)]) if isinstance(out, Tensor) else (out, rule(call))
+            for tensor, own in zip(outs, planes, strict=False):
+                if isinstance(tensor, Tensor):
+                    self.tape.write(tensor, tidy(own), parameter)
+        return out
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+
+
+def _place() -> str:
+    """The innermost module whose forward is running."""
+    frame = sys._getframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, nn.Module) and not type(owner).__module__.startswith("torch.nn.modules.module"):
+            return f"{type(owner).__name__}'s forward"
+        frame = frame.f_back  # type: ignore[assignment]
+    return "the forward"

@@ -1,0 +1,59 @@
+"""Which batch normalisations can be folded into the layer before them, and why the others cannot."""
+
+from torch import nn
+
+from memexp.edits import fold
+from memexp.fusing.flow import Call, Flow, Inputs, trace
+
+
+def folds(network: nn.Module, example_input: Inputs) -> list[list[str]]:
+    """Pairs [layer, its batch normalisation] that the edit `fold` may take, in the order in which they run.
+
+    A layer is a plain convolution, transposed convolution or linear layer that is called once and whose output nothing but
+    that normalisation reads. The network is run once on `example_input` (a tensor, or a tuple of arguments).
+    Raises ValueError for a network of which a module is in train mode.
+    """
+    return found(network, trace(network, example_input))[0]
+
+
+def found(network: nn.Module, flow: Flow) -> tuple[list[list[str]], dict[str, str]]:
+    """The pairs, and each other batch normalisation that runs with the reason why it stays."""
+    modules = dict(network.named_modules())
+    layers = flow.layers()
+    pairs, stay = [], {}
+    for name, calls in layers.items():
+        if type(modules[name]) not in fold.NORMS:
+            continue
+        source = flow.producer(calls[0].inputs[0]) if calls[0].inputs else None
+        if (reason := _why_not(modules, flow, layers, calls, source)) is None:
+            assert source is not None
+            pairs.append([source.name, name])
+        else:
+            stay[name] = reason
+    return pairs, stay
+
+
+def _why_not(
+    modules: dict[str, nn.Module], flow: Flow, layers: dict[str, list[Call]], calls: list[Call], source: Call | None
+) -> str | None:
+    norm = calls[0].name
+    if source is None or not source.layer or type(modules[source.name]) not in fold.LAYERS:
+        return "what it normalises is not the output of a plain convolution or linear layer"
+    if reason := fold.unfit(modules[source.name], modules[norm]):
+        return reason
+    value = source.outputs[0]
+    for name in (source.name, norm):
+        if len(layers[name]) > 1:
+            return f"{name} is called more than once"
+        if name in flow.loose:
+            return f"{name} {flow.loose[name]}"
+        if name in flow.hooks:
+            return f"{name} has hooks, which would see what changes"
+    if value in flow.hooked:
+        return f"{flow.hooked[value]} has hooks, which would see what changes"
+    if not flow.private(value, calls):
+        return f"the output of {source.name} is read elsewhere too"
+    dimensions = 2 if isinstance(modules[source.name], nn.Linear) else modules[source.name].weight.ndim
+    if len(flow.shapes[value]) != dimensions:
+        return f"it normalises another dimension of {source.name}'s output than its channels"
+    return None
