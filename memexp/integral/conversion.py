@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from memexp import edits
 from memexp.channels import Graph, trace
+from memexp.fusing import folds
 from memexp.integral import permutation
 from memexp.integral.axis import Axis, Continuum, Segment
 from memexp.integral.network import LEAST, Follower, IntegralNetwork
@@ -63,7 +65,12 @@ def stretches(graph: Graph) -> tuple[list[Stretch], dict[tuple[int, int], tuple[
     where: dict[tuple[int, int], tuple[int, int]] = {}
     for number, group in enumerate(graph.groups):
         source = next((member for member in group.members if member.role == "out"), group.members[0])
-        places = {(member.name, member.dim): np.array(member.indices) for member in group.members}
+        # channels of one group may have more places than others: those are not side by side
+        widest = {member: max(map(len, member.indices)) for member in group.members}
+        places = {
+            (member.name, member.dim): np.array([(*own, *[-1] * (widest[member] - len(own))) for own in member.indices])
+            for member in group.members
+        }
         broken = np.zeros(group.size - 1, dtype=bool)
         for indices in places.values():
             # from channel to channel all indices move on by the length of a run of consecutive ones
@@ -121,7 +128,8 @@ def convert(
         continue_(network.get_submodule(path), axes)
     _follow(network, graph, where, continua)
     discrete = {names[i]: why for i, why in reasons.items()}
-    discrete |= {f"{tensor}[{dim}]": why for (tensor, dim), why in graph.frozen.items()}
+    # a kernel's positions are no channels
+    discrete |= {f"{tensor}[{dim}]": why for (tensor, dim), why in graph.frozen.items() if dim < 2}
     groups = {group.name: group for group in continua.values()}
     found = IntegralNetwork(network, groups, discrete, smallest, largest, seed)
     found.variation = variation
@@ -218,6 +226,12 @@ def _permute(part: Stretch, tensors: Mapping[str, Tensor]) -> tuple[float, float
         for W, dim, at in places:
             W.index_copy_(dim, at.flatten(), W.index_select(dim, at[order].flatten()))
     return permutation.length(D, np.arange(part.size)), permutation.length(D, order)
+
+
+def _fold(network: nn.Module, inputs: tuple[Any, ...]) -> None:
+    pairs = folds(network, inputs)
+    if pairs:
+        edits.apply(network, {"kind": "fold", "pairs": pairs})
 
 
 def _outputs(network: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:

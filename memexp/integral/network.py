@@ -79,11 +79,13 @@ class IntegralNetwork(nn.Module):
     def discretize(self, sizes: Size | Mapping[str, Size] | None = None) -> nn.Module:
         """A plain network of that size with the same outputs as this one at it; this one is left as it is.
 
-        sizes: a share of every group's native size, as 0.6, or for each group by name a share, a number of channels or the nodes
-        themselves; None: the present sizes, or nodes that were trained. The network's `discretise` edit is `self.edit(sizes)`.
+        sizes: a share of every group's native size, as 0.6 (at least 2 channels each), or for each group by name a share, a
+        number of channels or the nodes themselves; None: the present sizes, or nodes that were trained. The network's `discretise` edit is `self.edit(sizes)`.
         Raises ValueError for a group that there is not and a size that is impossible.
         """
-        return edits.apply(copy.deepcopy(self), self.edit(sizes))
+        # what is sampled is replaced, so that it need not be copied first
+        sampled = [getattr(layer, name) for layer in self.integral_layers() for name in layer.axes]
+        return edits.apply(copy.deepcopy(self, {id(tensor): tensor for tensor in sampled}), self.edit(sizes))
 
     discretise = discretize
 
@@ -137,10 +139,10 @@ class IntegralNetwork(nn.Module):
         self.resize(sizes)
         training = self.training
         self.eval()
-        for name in self._frozen:
-            self.network.get_parameter(name).requires_grad_()
         for layer in self.integral_layers():
             discretise_(layer)
+        for name in self._frozen:
+            self.network.get_parameter(name).requires_grad_()
         for module in self.network.modules():
             for key, hook in list(module._forward_pre_hooks.items()):
                 if isinstance(hook, Follower):
@@ -202,8 +204,8 @@ def _share(group: Continuum, share: float) -> int:
 def _wanted(group: Continuum, size: Size) -> int | Sequence[float]:
     """What `size` means for this group. Raises ValueError where it is impossible."""
     if isinstance(size, float):
-        if 0 < size < float("inf") and round(size * group.n) >= LEAST:
-            return round(size * group.n)
+        if 0 < size < float("inf"):
+            return _share(group, size)
     elif isinstance(size, int) and not isinstance(size, bool):
         if size >= LEAST:
             return size

@@ -67,8 +67,7 @@ class _IntegralBatchNorm(Integral, nn.modules.batchnorm._BatchNorm):
 
     def sampled(self, name: str) -> Tensor | None:
         value = super().sampled(name)
-        if name == "running_var" and value is not None and value is not self.running_var:
-            assert self.running_var is not None
+        if name == "running_var" and value is not None and self.running_var is not None and len(value) != len(self.running_var):
             # between nodes u overshoots, and a variance must not
             value = value.maximum(self.running_var.min())
         return value
@@ -142,18 +141,14 @@ def discretise_(layer: Integral) -> nn.Module:
         old = getattr(layer, name)
         value = value.detach().clone(memory_format=torch.contiguous_format)
         setattr(layer, name, nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value)
+    axes = layer.axes
     layer.__class__ = layer.discrete
     del layer.axes
     layer._modules.pop("partitions", None)
-    return _counted(layer)
-
-
-def _counted(layer: nn.Module) -> nn.Module:
-    """The layer's figures made those of its tensors."""
+    # the layer's figures become those of its tensors
     if isinstance(layer, nn.Conv2d):
-        if layer.groups == layer.in_channels > 1:
-            # depthwise: each input channel has its own outputs, the same number as before
-            layer.groups = layer.weight.shape[0] // (layer.out_channels // layer.in_channels)
+        if layer.groups > 1 and _whole_groups(layer, axes.get("weight", ())):
+            layer.groups = layer.groups * layer.weight.shape[0] // layer.out_channels
         layer.in_channels, layer.out_channels = layer.groups * layer.weight.shape[1], layer.weight.shape[0]
     elif isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = layer.weight.shape
@@ -162,3 +157,8 @@ def _counted(layer: nn.Module) -> nn.Module:
         assert sized is not None
         layer.num_features = len(sized)
     return layer
+
+
+def _whole_groups(layer: nn.Conv2d, axes: tuple[Axis, ...]) -> bool:
+    """Whether the channel of a continuous group is one of the convolution's groups, as in a depthwise one, or one within each."""
+    return all(axis.dim == 0 and any(s.group and s.outer % layer.groups for s in axis.segments) for axis in axes)
