@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from memexp.integral import kernel, quadrature
 from memexp.integral.kernel import Block
@@ -24,11 +25,13 @@ from memexp.integral.partition import Partition
 
 @dataclass(frozen=True)
 class Samples:
-    """S: (m, n) to F at the nodes, None for the identity; weighted: the same with q / h on its rows; q: (m,) q / h."""
+    """How a dimension is sampled: S: (m, n), None for the identity, and its band; q: (m,) q / h, None if not integrated.
+
+    For a dimension that is integrated, q is on the rows of S already.
+    """
 
     S: Tensor | None
-    weighted: Tensor | None
-    q: Tensor
+    q: Tensor | None
     band: list[Block]
 
 
@@ -55,22 +58,22 @@ class Continuum:
             return self.drawn if training else self.size
         return len(self.nodes.delta) + 1 if isinstance(self.nodes, Partition) else len(self.nodes)
 
-    def samples(self, training: bool, like: Tensor) -> Samples:
+    def native(self, training: bool) -> bool:
+        """Whether the nodes now are where lambda is given, so that there is nothing to sample."""
+        return self.nodes is None and self.present(training) == self.n and self.quadrature != "gauss_legendre"
+
+    def samples(self, training: bool, integrated: bool, like: Tensor) -> Samples:
         """How a dimension of `n` is sampled now, for weights as `like`."""
-        if self.nodes is None:
-            arrays = _uniform(self.quadrature, self.present(training), self.n)
-            S, weighted, q = (None if a is None else torch.from_numpy(a).to(like) for a in arrays[:3])
-            assert q is not None
-            return Samples(S, weighted, q, _whole(q, self.n) if like.is_cuda else arrays[3])
-        if isinstance(self.nodes, Partition):
-            P = self.nodes()
-            band = _whole(P, self.n) if _unreadable(P) else kernel.blocks(P.tolist(), self.n)
-        else:
-            P = torch.tensor(self.nodes, dtype=torch.float64, device=like.device)
-            band = kernel.blocks(self.nodes, self.n)
+        if not isinstance(self.nodes, Partition):
+            nodes = self.present(training) if self.nodes is None else self.nodes
+            S, q, band = _fixed(self.quadrature, nodes, self.n, integrated, like.dtype == torch.float64)
+            band = _whole(nodes if isinstance(nodes, int) else len(nodes), self.n) if like.is_cuda else band
+            return Samples(*(None if a is None else torch.from_numpy(a).to(like) for a in (S, q)), band)
+        P = self.nodes()
         S = kernel.matrix(P, self.n)
-        q = quadrature.weights(self.quadrature, P) * (self.n - 1)
-        return Samples(S.to(like.dtype), (q[:, None] * S).to(like.dtype), q.to(like.dtype), band)
+        q = quadrature.weights(self.quadrature, P) * (self.n - 1) if integrated else None
+        S = S if q is None else q[:, None] * S
+        return Samples(S.to(like.dtype), q, _whole(len(P), self.n) if _unreadable(P) else kernel.blocks(P.tolist(), self.n))
 
 
 def _unreadable(P: Tensor) -> bool:
@@ -78,19 +81,25 @@ def _unreadable(P: Tensor) -> bool:
     return P.device.type != "cpu" or type(P) not in (Tensor, torch.nn.Parameter)
 
 
-def _whole(P: Tensor, n: int) -> list[Block]:
-    return [(slice(0, len(P)), slice(0, n))]
+def _whole(m: int, n: int) -> list[Block]:
+    return [(slice(0, m), slice(0, n))]
 
 
-@functools.lru_cache(maxsize=1024)
-def _uniform(name: str, m: int, n: int) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray, list[Block]]:
-    # arrays and no tensors: within a trace without data a tensor kept here would be one without data
-    P = quadrature.nodes(name, m)
-    q = quadrature.weights(name, P) * (n - 1)
-    if m == n and name != "gauss_legendre":
-        return None, None, q.numpy(), []
-    S = kernel.matrix(P, n)
-    return S.numpy(), (q[:, None] * S).numpy(), q.numpy(), kernel.blocks(P.tolist(), n)
+@functools.lru_cache(maxsize=2048)
+def _fixed(
+    name: str, nodes: int | tuple[float, ...], n: int, integrated: bool, double: bool
+) -> tuple[np.ndarray | None, np.ndarray | None, list[Block]]:
+    """`Samples` at nodes that are not trained, as arrays: a tensor made in a trace without data would be one without data."""
+    with _disable_current_modes():
+        P = quadrature.nodes(name, nodes) if isinstance(nodes, int) else torch.tensor(nodes, dtype=torch.float64)
+        q = quadrature.weights(name, P) * (n - 1) if integrated else None
+        dtype = torch.float64 if double else torch.float32
+        narrow = None if q is None else q.to(dtype).numpy()
+        if nodes == n and name != "gauss_legendre":
+            return None, narrow, []
+        S = kernel.matrix(P, n)
+        S = S if q is None else q[:, None] * S
+        return S.to(dtype).numpy(), narrow, kernel.blocks(P.tolist(), n)
 
 
 @dataclass(frozen=True)
@@ -111,10 +120,10 @@ class Segment:
     def sample(self, x: Tensor, dim: int, integrated: bool, training: bool) -> Tensor:
         if self.group is None:
             return x
-        samples = self.group.samples(training, x)
-        if samples.S is None:
-            return x * self._along(samples.q, dim, x.ndim) if integrated else x
-        return self._product(samples.weighted if integrated else samples.S, x, dim, samples.band)  # type: ignore[arg-type]
+        samples = self.group.samples(training, integrated, x)
+        if samples.S is not None:
+            return self._product(samples.S, x, dim, samples.band)
+        return x if samples.q is None else x * self._along(samples.q, dim, x.ndim)
 
     def restore(self, W: Tensor, dim: int, integrated: bool) -> Tensor:
         """lambda h of native weights in float64: what `sample` makes W of at the native size."""
@@ -127,7 +136,7 @@ class Segment:
             W = W / self._along(q, dim, W.ndim)
         if self.group.quadrature == "gauss_legendre":
             inverse = torch.linalg.inv(kernel.matrix(nodes, n))
-            W = self._product(inverse, W, dim, _whole(nodes, n))
+            W = self._product(inverse, W, dim, _whole(n, n))
         return W
 
     def _along(self, q: Tensor, dim: int, ndim: int) -> Tensor:
@@ -136,6 +145,9 @@ class Segment:
         return q.view(-1, *(1,) * (ndim - dim - 1))
 
     def _product(self, S: Tensor, x: Tensor, dim: int, band: list[Block]) -> Tensor:
+        if self.outer == self.inner == 1:
+            first = x.movedim(dim, 0)
+            return kernel.banded(S, first.reshape(S.shape[1], -1), band).view(S.shape[0], *first.shape[1:]).movedim(0, dim)
         first = x.unflatten(dim, (self.outer, S.shape[1], self.inner)).movedim(dim + 1, 0)
         y = kernel.banded(S, first.reshape(S.shape[1], -1), band)
         return y.view(S.shape[0], *first.shape[1:]).movedim(0, dim + 1).flatten(dim, dim + 2)
@@ -152,8 +164,14 @@ class Axis:
     def present(self, training: bool) -> int:
         return sum(segment.present(training) for segment in self.segments)
 
+    def native(self, training: bool) -> bool:
+        """Whether there is nothing to sample."""
+        return not self.integrated and all(s.group is None or s.group.native(training) for s in self.segments)
+
     def sample(self, x: Tensor, training: bool) -> Tensor:
         """`x` with native dimension `dim`, sampled along it."""
+        if self.native(training):
+            return x
         parts = self._parts(x)
         sampled = [s.sample(part, self.dim, self.integrated, training) for s, part in zip(self.segments, parts, strict=True)]
         return sampled[0] if len(sampled) == 1 else torch.cat(sampled, self.dim)

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 A = -0.75
 OFFSETS = (-1, 0, 1, 2)
-ROWS = 16  # of a block: enough for a fast product, few enough that a block is hardly wider than the band
+ROWS = 32  # of a block: enough for a fast product, few enough that a block is hardly wider than the band
 
 Block = tuple[slice, slice]
 

@@ -44,8 +44,7 @@ class IntegralConv2d(Integral, nn.Conv2d):
         if self.padding_mode != "zeros":
             x = functional.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
-        groups = x.shape[1] // W.shape[1]
-        return functional.conv2d(x, W, bias, self.stride, padding, self.dilation, groups)
+        return functional.conv2d(x, W, bias, self.stride, padding, self.dilation, x.shape[1] // W.shape[1])
 
 
 class IntegralLinear(Integral, nn.Linear):
@@ -62,39 +61,48 @@ class IntegralLinear(Integral, nn.Linear):
 class _IntegralBatchNorm(Integral, nn.modules.batchnorm._BatchNorm):
     """BatchNorm that was not folded: weight, bias and running statistics are functions of the channel.
 
-    What a training step adds to the statistics at its nodes is spread over the native ones.
+    A training step moves the running statistics at their native nodes towards the batch's, which are drawn out between the
+    present ones by straight lines.
     """
 
     def sampled(self, name: str) -> Tensor | None:
         value = super().sampled(name)
-        if name == "running_var" and value is not None and self.running_var is not None and len(value) != len(self.running_var):
-            # between nodes u overshoots, and a variance must not
-            value = value.maximum(self.running_var.min())
-        return value
+        return value if name != "running_var" or value is None else self._positive(value)
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input_dim(x)
-        weight, bias = self.sampled("weight"), self.sampled("bias")
-        mean, var = self.sampled("running_mean"), self.sampled("running_var")
+        axis = next(axes for axes in self.axes.values())[0]
+        if axis.native(self.training):
+            return super().forward(x)
+        weight, bias, mean, var = self._together(axis)
         if not self.training or mean is None or var is None:
             return functional.batch_norm(x, mean, var, weight, bias, self.training or mean is None, 0.0, self.eps)
-        momentum = self.momentum
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if momentum is None:
-                momentum = 1.0 / float(self.num_batches_tracked)
-        assert momentum is not None
-        if mean is self.running_mean:
-            return functional.batch_norm(x, mean, var, weight, bias, True, momentum, self.eps)
-        moved_mean, moved_var = mean.clone(), var.clone()
-        y = functional.batch_norm(x, moved_mean, moved_var, weight, bias, True, momentum, self.eps)
-        for buffer, before, after in ((self.running_mean, mean, moved_mean), (self.running_var, var, moved_var)):
-            assert buffer is not None
-            (axis,) = self.axes["running_mean"]
-            # towards the batch's values and not by their difference: a variance that is added to could fall below zero
-            batch = (after - before * (1 - momentum)) / momentum if momentum else after
-            buffer.lerp_(axis.spread(batch, self.training), momentum)
+        # with momentum 1 what comes back as running statistics is the batch's
+        y = functional.batch_norm(x, mean, var, weight, bias, True, 1.0, self.eps)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(axis.spread(mean, self.training), momentum)
+        self.running_var.lerp_(axis.spread(var, self.training), momentum)
         return y
+
+    def _together(self, axis: Axis) -> list[Tensor | None]:
+        """Weight, bias, running mean and variance in one product."""
+        tensors = {name: getattr(self, name) for name in ("weight", "bias", "running_mean", "running_var")}
+        given = [tensor for tensor in tensors.values() if tensor is not None]
+        with torch.autocast(given[0].device.type, enabled=False):
+            columns = iter(axis.sample(torch.stack(given, 1), self.training).unbind(1))
+        weight, bias, mean, var = (None if tensor is None else next(columns) for tensor in tensors.values())
+        if mean is not None and var is not None:
+            mean, var = mean.detach().clone(), self._positive(var.detach().clone())
+        return [weight, bias, mean, var]
+
+    def _positive(self, var: Tensor) -> Tensor:
+        """Between nodes u overshoots, and a variance must not."""
+        assert self.running_var is not None
+        return var if len(var) == len(self.running_var) else var.maximum(self.running_var.min())
 
 
 class IntegralBatchNorm1d(_IntegralBatchNorm, nn.BatchNorm1d):
