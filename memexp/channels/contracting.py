@@ -104,7 +104,7 @@ def contract(
     ended: list[Planes] = [[], []]
     passing: list[Planes] = [[], []]
     for side, (planes, shape, parameter) in enumerate((a, b)):
-        k, free = (len(shape) - 1, len(shape) - 2) if side == 0 else (len(shape) - 2, len(shape) - 1)
+        k = len(shape) - 1 - side
         for plane in planes:
             if parameter:
                 call.tape.role(plane, "in" if plane.shape[k] > 1 else "out")
@@ -163,8 +163,9 @@ def product_with_vector(call: Call) -> Planes:
     return [p.reshape(-1) for p in contract(call, _operand(call, left), right)]
 
 
-@rule("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention", "_scaled_dot_product_cudnn_attention",
-      "_scaled_dot_product_efficient_attention", "_scaled_dot_product_fused_attention_overrideable",
+@rule("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
+      "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_efficient_attention",
+      "_scaled_dot_product_fused_attention_overrideable",
       "_scaled_dot_product_attention_math", "scaled_dot_product_attention",
       "_scaled_dot_product_attention_math_for_mps")  # fmt: skip
 def attention(call: Call) -> Any:

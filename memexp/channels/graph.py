@@ -6,14 +6,16 @@ touch the same dimensions of the same parameters make a group.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from memexp.channels.planes import compress, varies
 from memexp.channels.sizes import Attribute, Size
 from memexp.channels.tape import Role, Tape, Use
+
+Array = NDArray[np.int64]
 
 
 class ChannelError(ValueError):
@@ -84,65 +86,84 @@ class Graph:
         return tuple(sorted(found))
 
 
-def assemble(network: nn.Module, tape: Tape) -> Graph:
+def assemble(tape: Tape) -> Graph:
     """The graph of what a trace wrote down."""
-    _attention_heads(network, tape)
     _keep_rectangles(tape)
     roots = tape.atoms.roots()
-    reasons: dict[int, str] = {0: "it is no channel"}
-    for atoms, why in tape.atoms.frozen:
-        for root in np.unique(roots[atoms]).tolist():
-            reasons.setdefault(root, why)
-    frozen_atoms = np.isin(roots, np.fromiter(reasons, dtype=np.int64))
+    count = tape.atoms.count
+    reason = np.full(count, -1)  # by root: which of the reasons, the first given
+    for number, (atoms, _) in reversed(list(enumerate(tape.atoms.frozen))):
+        reason[roots[atoms]] = number
+    reason = reason[roots]
 
     keys = list(tape.entries)
-    entry = np.full(tape.atoms.count, -1)
-    index = np.zeros(tape.atoms.count, dtype=np.int64)
-    for k, key in enumerate(keys):
-        entry[tape.entries[key]], index[tape.entries[key]] = k, np.arange(len(tape.entries[key]))
-    live = np.flatnonzero((entry >= 0) & ~frozen_atoms)
-    groups, place = _groups(tape, keys, roots, entry, index, live)
+    entry, index = np.full(count, -1), np.zeros(count, dtype=np.int64)
+    for k, atoms in enumerate(tape.entries.values()):
+        entry[atoms], index[atoms] = k, np.arange(len(atoms))
+    live = np.flatnonzero((entry >= 0) & (reason < 0))
+    group = _signatures(count, roots, entry, live)
+    groups, place = _groups(tape, keys, roots, entry, index, live, group)
 
     frozen: dict[tuple[str, int], str] = {}
     for key, atoms in tape.entries.items():
-        for root in np.unique(roots[atoms]).tolist():
-            if root not in place:
-                frozen.setdefault(key, reasons.get(root, "all of its channels are one"))
+        stuck = atoms[place[roots[atoms], 0] < 0]
+        if len(stuck):
+            number = reason[stuck].max()
+            frozen[key] = (
+                tape.atoms.frozen[number][1] if number >= 0 else "all of its channels are one, or nothing makes them"
+            )
     sizes = {key: len(atoms) for key, atoms in tape.entries.items()}
     numbers = tuple(number for use in tape.uses if (number := _number(use, roots, place)) is not None)
     return Graph(groups, frozen, sizes, numbers)
 
 
+def _signatures(count: int, roots: Array, entry: Array, live: Array) -> Array:
+    """By root: a number that is the same for channels that touch the same entries (parameters, dimensions), -1 for none."""
+    touched = np.sort(roots[live] * (int(entry.max()) + 2) + entry[live])
+    touched = touched[np.diff(touched, prepend=-1) > 0]
+    root, which = np.divmod(touched, int(entry.max()) + 2)
+    codes = np.random.default_rng(0).integers(1, 2**62, int(entry.max()) + 2)
+    total = np.zeros(count, dtype=np.int64)
+    np.add.at(total, root, codes[which])  # equal sets have equal sums, and others, but for 2^-62, have not
+    group = np.full(count, -1)
+    if len(root):
+        channels = root[np.diff(root, prepend=-1) > 0]
+        _, first, inverse = np.unique(total[channels], return_index=True, return_inverse=True)
+        order = np.empty(len(first), dtype=np.int64)
+        order[np.argsort(first)] = np.arange(len(first))
+        group[channels] = order[inverse]
+    return group
+
+
 def _groups(
-    tape: Tape, keys: Sequence[tuple[str, int]], roots: Any, entry: Any, index: Any, live: Any
-) -> tuple[list[Group], dict[int, tuple[int, int]]]:
-    """Groups, and (group, channel) of each channel's root."""
-    live = live[np.lexsort((index[live], entry[live], roots[live]))]
-    touched = np.unique(np.stack([roots[live], entry[live]]), axis=1)
-    codes = np.random.default_rng(0).integers(1, 2**62, len(keys) + 1)
-    signature = np.zeros(tape.atoms.count, dtype=np.int64)
-    np.add.at(signature, touched[0], codes[touched[1]])  # a sum of what is touched: equal for equal sets
-    channels = np.unique(roots[live])
-    roles, nonzero = tape.roles(), set()
+    tape: Tape, keys: Sequence[tuple[str, int]], roots: Array, entry: Array, index: Array, live: Array, group: Array
+) -> tuple[list[Group], Array]:
+    """Groups, and by root (group, channel), -1 for none."""
+    order = (group[roots[live]] * (entry.max() + 1) + entry[live]) * len(roots) + roots[live]
+    live = live[np.argsort(order, kind="stable")]  # by group, entry, channel, and as it was: index
+    place = np.full((len(roots), 2), -1)
+    roles = tape.roles()
+    nonzero = np.zeros(len(roots), dtype=bool)
     for plane in tape.nonzero:
-        nonzero.update(np.unique(roots[plane]).tolist())
+        nonzero[roots[plane]] = True
+    singles = list(zip(range(int(index.max()) + 1), strict=True))
     groups: list[Group] = []
-    place: dict[int, tuple[int, int]] = {}
-    _, first, which = np.unique(signature[channels], return_index=True, return_inverse=True)
-    for code in np.argsort(first):
-        own = channels[which == code]
-        if len(own) < 2:
-            continue
-        place.update({root: (len(groups), i) for i, root in enumerate(own.tolist())})
-        mine = live[np.isin(roots[live], own)]
+    for mine in np.split(live, np.flatnonzero(np.diff(group[roots[live]])) + 1):
         members = []
-        for k in np.unique(entry[mine]).tolist():
-            atoms = mine[entry[mine] == k]  # sorted by channel, then index
-            counts = np.unique(roots[atoms], return_counts=True)[1]
-            parts = np.split(index[atoms], np.cumsum(counts)[:-1])
-            role = roles.get(int(tape.entries[keys[k]][0]), "norm")
-            members.append(Member(*keys[k], tuple(tuple(part.tolist()) for part in parts), role))
-        groups.append(Group(len(own), tuple(members), not nonzero.isdisjoint(own.tolist())))
+        for atoms in np.split(mine, np.flatnonzero(np.diff(entry[mine])) + 1):
+            name, dim = keys[entry[atoms[0]]]
+            role = roles.get(int(tape.entries[name, dim][0]), "norm")
+            starts = np.flatnonzero(np.diff(roots[atoms])) + 1
+            if len(starts) + 1 == len(atoms):
+                indices = tuple(singles[i] for i in index[atoms].tolist())
+            else:
+                indices = tuple(tuple(part.tolist()) for part in np.split(index[atoms], starts))
+            members.append(Member(name, dim, indices, role))
+        size = len(members[0].indices)
+        if size > 1 and any(member.role == "out" and member.name not in tape.buffers for member in members):
+            own = roots[mine][np.append(True, np.diff(roots[mine]) != 0)][:size]  # of its first member
+            place[own, 0], place[own, 1] = len(groups), np.arange(size)
+            groups.append(Group(size, tuple(members), bool(nonzero[own].any())))
     return groups, place
 
 
@@ -160,7 +181,7 @@ def _freedom(origin: int) -> int:
     return 2 if isinstance(origin, Size) else 1 if isinstance(origin, Attribute) else 0
 
 
-def _attention_heads(network: nn.Module, tape: Tape) -> None:
+def attention_heads(network: nn.Module, tape: Tape) -> None:
     """The number of heads of nn.MultiheadAttention, whose forward hides where it uses it."""
     for path, module in network.named_modules():
         if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
@@ -170,9 +191,9 @@ def _attention_heads(network: nn.Module, tape: Tape) -> None:
                 tape.uses.append(Use(path, "num_heads", None, module.num_heads, plane, 1))
 
 
-def _number(use: Use, roots: Any, place: dict[int, tuple[int, int]]) -> Number | None:
-    lines = np.moveaxis(roots[use.plane], use.axis, 0).reshape(use.plane.shape[use.axis], -1)
-    channels = [place.get(int(line.max())) for line in lines]
+def _number(use: Use, roots: Array, place: Array) -> Number | None:
+    lines = np.moveaxis(roots[use.plane], use.axis, 0).reshape(use.plane.shape[use.axis], -1).max(axis=1)
+    channels = [None if g < 0 else (g, c) for g, c in place[lines].tolist()]
     if all(channel is None for channel in channels) or len(set(channels)) == 1:
         return None
     return Number(use.module, use.name, use.index, tuple(channels))

@@ -6,16 +6,39 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from memexp.channels.graph import ChannelError
 from memexp.channels.planes import Plane, Planes, blocks, distinct, lift, merge, reshape, varies
 from memexp.channels.rules import Call, full, rule
 from memexp.channels.sizes import Attribute, Size
 
 
 @rule("clone", "alias", "detach", "contiguous", "_to_copy", "lift_fresh", "lift", "to", "dropout", "native_dropout", "copy",
-      "empty_like", "zeros_like", "ones_like", "rand_like", "randn_like", "full_like")  # fmt: skip
+      "empty_like", "zeros_like", "zero_")  # fmt: skip
 def same(call: Call) -> Any:
     planes = call.planes(call.first)
     return planes if isinstance(call.out, Tensor) else [planes for _ in call.out]
+
+
+@rule("ones_like", "rand_like", "randn_like", "full_like", "fill_")
+def filled(call: Call) -> Planes:
+    """As long as the tensor that it is like, but not zero where that is."""
+    call.tape.nonzero.extend(call.planes(call.first))
+    return call.planes(call.first)
+
+
+@rule("new_zeros", "new_ones", "new_empty", "new_full", "is_same_size", "sym_size", "equal")
+def unrelated(call: Call) -> Planes:
+    """Without channels of its own: only dtype and device are taken over."""
+    return []
+
+
+@rule("as_strided", "as_strided_")
+def restrided(call: Call) -> Planes:
+    """As it is, in another order in memory."""
+    shape = tuple(call["size"])
+    if any(len(p.shape) != len(shape) or {*p.shape} - {1, *shape} for p in call.planes(call.first)):
+        raise ChannelError(f"{call.name} to another shape has no rule for channels: use view, slices or permute")
+    return call.planes(call.first)
 
 
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", "unflatten", "flatten")
@@ -23,9 +46,11 @@ def view(call: Call) -> Planes:
     """A dimension with channels that is split keeps a rectangle of them, so that one of its parts alone becomes smaller."""
     before, after = tuple(call.first.shape), tuple(call.out.shape)
     origins = call.tape.origins(after)
+    free = call.tape.free(len(after))
     result = []
     for plane in call.planes(call.first):
         moved = reshape(plane, before, after)
+        call.tape.doubtful |= not varies(moved) <= free
         for axis in sorted(varies(moved)):
             origin = origins[axis]
             if isinstance(origin, Attribute):
@@ -92,6 +117,7 @@ def sliced(call: Call) -> Planes:
     result = []
     for plane in call.planes(x):
         if plane.shape[dim] > 1 and (start, end, step) != (0, size, 1):
+            call.tape.doubtful = True
             _slice(call, plane, dim, start, end, step)
             plane = plane.take(range(start, end, step), dim)
         result.append(plane)
@@ -153,6 +179,7 @@ def split(call: Call) -> list[Planes]:
                 own.append(plane)
             continue
         parts = [plane.take(range(end - size, end), dim) for end, size in zip(ends, sizes, strict=True)]
+        call.tape.doubtful = True
         if varies(plane) != {dim}:
             call.tape.atoms.couple(plane, [dim])
         else:
@@ -210,8 +237,7 @@ def join(call: Call, parts: list[tuple[Planes, tuple[int, ...]]], dim: int) -> P
         for other in own[1:]:
             call.tape.atoms.unite(own[0], other)
         empty = np.zeros([size if d == dim else 1 for d, size in enumerate(shape)], dtype=np.int64)
-        one = next((p for p in planes if p.shape[dim] == 1 and shape[dim] == 1), None)
-        along.append(own[0] if own else empty if one is None or shape[dim] > 1 else empty)
+        along.append(own[0] if own else empty)
     if any(varies(p) for p in along) and any((p > 0).any() for p in along):
         shape = np.broadcast_shapes(*[(*p.shape[:dim], 1, *p.shape[dim + 1 :]) for p in along])
         wide = [np.broadcast_to(p, (*shape[:dim], p.shape[dim], *shape[dim + 1 :])) for p in along]
@@ -230,6 +256,7 @@ def pad(call: Call) -> Planes:
             dim = x.ndim - 1 - i // 2
             if plane.shape[dim] == 1 or not (widths[i] or widths[i + 1]):
                 continue
+            call.tape.doubtful = True
             zeros = []
             for width, origin in ((widths[i], origins[i]), (widths[i + 1], origins[i + 1])):
                 shape = [abs(width) if d == dim else 1 for d in range(x.ndim)]
@@ -241,7 +268,6 @@ def pad(call: Call) -> Planes:
                 else:
                     call.freeze(atoms, "the width of the pad is fixed in the source")
                 zeros.append(atoms[(slice(None),) * dim + (slice(0, max(width, 0)),)])
-            before, after = zeros
             if min(widths[i], widths[i + 1]) < 0:
                 end = plane.shape[dim] + min(widths[i + 1], 0)
                 plane = plane.take(range(max(-widths[i], 0), end), dim)

@@ -3,9 +3,12 @@
 import copy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -20,25 +23,27 @@ def narrow_edit(graph: Graph, kept: Kept) -> dict[str, Any]:
     kept: group index -> sorted channels. Raises ChannelError for a group or channel that is not there, for none, and for a
     list that is not sorted or holds one twice.
     """
-    removed = _removed(graph, kept)
     entries: dict[str, dict[str, list[int]]] = defaultdict(dict)
-    for (name, dim), gone in removed.items():
-        entries[name][str(dim)] = [i for i in range(graph.sizes[name, dim]) if i not in gone]
+    for (name, dim), left in _left(graph, kept).items():
+        entries[name][str(dim)] = np.flatnonzero(left).tolist()
     attributes: dict[str, dict[str, Any]] = defaultdict(dict)
+    sets = {group: set(channels) for group, channels in kept.items()}
     for number in graph.numbers:
-        value = sum(c is None or c[0] not in kept or c[1] in kept[c[0]] for c in number.channels)
-        if value != len(number.channels):
-            key = number.name if number.index is None else f"{number.name}.{number.index}"
-            if attributes[number.module].setdefault(key, value) != value:
-                raise ChannelError(
-                    f"{number.module}.{key} would have to be both {attributes[number.module][key]} and {value}: keep as "
-                    "many channels wherever it is used"
-                )
-    return {"kind": "narrow", "kept": dict(entries), "attributes": {k: v for k, v in attributes.items() if v}}
+        value = sum(c is None or c[0] not in sets or c[1] in sets[c[0]] for c in number.channels)
+        key = number.name if number.index is None else f"{number.name}.{number.index}"
+        if attributes[number.module].setdefault(key, value) != value:
+            raise ChannelError(
+                f"{number.module}.{key} would have to be both {attributes[number.module][key]} and {value}: keep as "
+                "many channels wherever it is used"
+            )
+    return {"kind": "narrow", "kept": dict(entries), "attributes": dict(attributes)}
 
 
-def _removed(graph: Graph, kept: Kept, roles: Sequence[str] = ("out", "in", "norm")) -> dict[tuple[str, int], set[int]]:
-    removed: dict[tuple[str, int], set[int]] = defaultdict(set)
+def _left(
+    graph: Graph, kept: Kept, roles: Sequence[str] = ("out", "in", "norm")
+) -> dict[tuple[str, int], NDArray[np.bool_]]:
+    """Of each (parameter, dimension) that loses something: which of its indices stay."""
+    found: dict[tuple[str, int], NDArray[np.bool_]] = {}
     for number, channels in kept.items():
         if not 0 <= number < len(graph.groups):
             raise ChannelError(f"group {number} is not in this graph: it has {len(graph.groups)}")
@@ -48,11 +53,13 @@ def _removed(graph: Graph, kept: Kept, roles: Sequence[str] = ("out", "in", "nor
                 f"group {number}: keep a sorted list of at least one of its channels 0 to {group.size - 1}, each once; "
                 f"got {list(channels)[:8]}"
             )
-        gone = sorted(set(range(group.size)) - set(channels))
+        gone = sorted(set(range(group.size)).difference(channels))
         for member in group.members:
             if gone and (member.role in roles or group.nonzero):
-                removed[member.name, member.dim].update(i for channel in gone for i in member.indices[channel])
-    return removed
+                key = member.name, member.dim
+                left = found.setdefault(key, np.ones(graph.sizes[key], dtype=bool))
+                left[list(chain.from_iterable(member.indices[channel] for channel in gone))] = False
+    return found
 
 
 class masked(nn.Module):  # noqa: N801  (it reads as what it returns)
@@ -67,15 +74,14 @@ class masked(nn.Module):  # noqa: N801  (it reads as what it returns)
         self.network = copy.deepcopy(network)
         tensors = self.network.state_dict(keep_vars=True)
         self._kept: dict[int, Tensor] = {}
-        removed = _removed(graph, kept, ("out", "norm"))
         with torch.no_grad():
-            for (name, dim), gone in removed.items():
+            for (name, dim), left in _left(graph, kept, ("out", "norm")).items():
                 tensor = tensors[name]
                 if isinstance(tensor, nn.Parameter):
-                    tensor.index_fill_(dim, torch.tensor(sorted(gone), device=tensor.device), 0)
+                    gone = torch.from_numpy(np.flatnonzero(~left)).to(tensor.device)
+                    tensor.index_fill_(dim, gone, 0)
                     if tensor.ndim == 1:
-                        left = [i for i in range(len(tensor)) if i not in gone]
-                        self._kept[id(tensor)] = torch.tensor(left, device=tensor.device)
+                        self._kept[id(tensor)] = torch.from_numpy(np.flatnonzero(left)).to(tensor.device)
 
     def forward(self, *inputs: Any) -> Any:
         with _KeptStatistics(self._kept):

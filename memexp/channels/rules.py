@@ -68,12 +68,18 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 def of(func: Any) -> Rule | None:
     """The rule of an operation; operations that ATen tags as pointwise share one."""
     name = func._schema.name.removeprefix("aten::")
-    found = RULES.get(name) or (RULES.get(name[:-1]) if name.endswith("_") else None)
-    if found is None and torch.Tag.pointwise in func.tags:
-        return pointwise
+    plain = name[:-1] if name.endswith("_") else name
+    found = RULES.get(name) or RULES.get(plain)
+    if found is None:
+        packet = getattr(torch.ops.aten, plain, None)  # some operations in place lack the tag of the plain one
+        tags = {*func.tags, *getattr(getattr(packet, "default", None), "tags", ())}
+        if torch.Tag.pointwise in tags or plain in UNTAGGED:
+            return pointwise
     return found
 
 
+# pointwise, though ATen does not tag them
+UNTAGGED = {"hardswish", "_prelu_kernel", "rsub", "floor_divide", "log_sigmoid_forward", "rrelu_with_noise"}
 _at_zero: dict[Any, bool] = {}
 
 

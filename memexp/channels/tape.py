@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from memexp.channels.planes import Atoms, Plane, Planes
 from memexp.channels.sizes import Attribute, Size
@@ -28,12 +28,14 @@ class Use:
 class Tape:
     atoms: Atoms = field(default_factory=Atoms)
     call: tuple[Any, tuple[Any, ...], dict[str, Any]] | None = None
+    buffers: set[str] = field(default_factory=set)  # names of tensors that are no parameters
     entries: dict[tuple[str, int], Plane] = field(default_factory=dict)  # (parameter, dim) -> its atoms
     splits: list[tuple[Plane, list[int]]] = field(
         default_factory=list
     )  # a plane over several axes, origins of their lengths
     uses: list[Use] = field(default_factory=list)
     nonzero: list[Plane] = field(default_factory=list)  # channels that may not be zero where what makes them is
+    doubtful: bool = False  # whether a number in the source may be one that does not follow the channels
     _planes: dict[int, tuple[Tensor, Planes, bool]] = field(default_factory=dict)
     _roles: list[tuple[Plane, Role]] = field(default_factory=list)
 
@@ -41,6 +43,8 @@ class Tape:
         """A parameter or buffer: a plane for each dimension. One that has two names keeps the first."""
         if id(tensor) in self._planes:
             return
+        if not isinstance(tensor, nn.Parameter):
+            self.buffers.add(name)
         planes = []
         for dim, size in enumerate(tensor.shape):
             if size > 1:
@@ -94,6 +98,15 @@ class Tape:
             middle = [Size(s) if n == -1 else n for n, s in zip(parts, shape[start:], strict=False)]
             return [*map(Size, shape[:start]), *middle, *map(Size, shape[start + len(parts) :])]
         return list(map(Size, shape))
+
+    def free(self, dims: int) -> set[int]:
+        """The dimensions of a view whose length cannot be a number of the source's: flattened, -1, or within torch's own."""
+        name, numbers = self.written()
+        if name in ("flatten", "linear", "matmul", "__matmul__", "ravel"):
+            return set(range(dims))
+        if name in ("view", "reshape") and len(numbers) == dims:
+            return {axis for axis, n in enumerate(numbers) if n == -1}
+        return set()
 
     def bounds(self, start: int, end: int, size: int) -> list[int]:
         """The numbers of a slice as they are written."""

@@ -15,8 +15,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memexp.channels import rules
-from memexp.channels.graph import ChannelError, Graph, assemble
+from memexp.channels.graph import ChannelError, Graph, attention_heads
 from memexp.channels.planes import tidy
+from memexp.channels.settling import settle
 from memexp.channels.sizes import Size, tracked_attributes
 from memexp.channels.tape import Tape
 
@@ -38,14 +39,15 @@ def trace(network: nn.Module, *example_inputs: Any) -> Graph:
         torch.backends.mha.set_fastpath_enabled(False)
         with torch.no_grad(), tracked_attributes(network), _Source(tape), _Operations(tape):
             outputs = network(*example_inputs)
+        for tensor in _tensors(outputs):
+            for plane in tape.planes(tensor):
+                tape.atoms.freeze(plane, "it is part of the network's output")
+        attention_heads(network, tape)
+        return settle(network, tape, example_inputs, outputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for module, mode in modes:
             module.training = mode
-    for tensor in _tensors(outputs):
-        for plane in tape.planes(tensor):
-            tape.atoms.freeze(plane, "it is part of the network's output")
-    return assemble(network, tape)
 
 
 class _Source(TorchFunctionMode):
@@ -63,7 +65,7 @@ class _Source(TorchFunctionMode):
             self.tape.call = outer
         if isinstance(out, torch.Size):
             return tuple(map(Size, out))
-        if func is Tensor.size and type(out) is int:
+        if func in (Tensor.size, Tensor.numel, torch.numel) and type(out) is int:
             return Size(out)
         return out
 

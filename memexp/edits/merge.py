@@ -95,20 +95,22 @@ def apply(network: nn.Module, edit: Mapping[str, Any]) -> nn.Module:
     return network
 
 
-def of_chain(network: nn.Module, chain: Sequence[Any], inputs: int) -> Kernel:
-    """One kernel for what follows one another in `chain`, on `inputs` channels. Raises ValueError where that is not exact."""
-    like = _like(network, chain)
-    kernel, name = identity(inputs, like), "the start"
+def of_chain(network: nn.Module, chain: Sequence[Any], inputs: int, like: Tensor | None = None) -> Kernel:
+    """One kernel for what follows one another in `chain`, on `inputs` channels, on the device of `like` or its first weight.
+
+    Raises ValueError where that is not exact.
+    """
+    like = _like(network, chain) if like is None else like
+    kernel, name, width = None, "", inputs
     for item in chain:
-        width = kernel.weight.shape[0]
         if isinstance(item, str):
             following, called = of_layer(network, item, width, like), item
         else:
-            branches = [of_chain(network, branch, width) if branch else identity(width, like) for branch in item]
+            branches = [of_chain(network, branch, width, like) for branch in item]
             following, called = side_by_side(branches), "the sum of branches after it"
-        kernel = in_a_row(kernel, following, name, called)
-        name = called
-    return kernel
+        kernel = following if kernel is None else in_a_row(kernel, following, name, called)
+        name, width = called, kernel.weight.shape[0]
+    return identity(inputs, like) if kernel is None else kernel
 
 
 def of_layer(network: nn.Module, name: str, width: int, like: Tensor) -> Kernel:

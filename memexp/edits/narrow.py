@@ -5,17 +5,16 @@
      "attributes": {"body.3.s": {"before": 3, "after": 5}}}
 
 `kept`: of each parameter or buffer (its name in the state dict), the indices that stay along each dimension. Widths that a
-module of torch derives from its weight (channels, features, groups of a convolution) follow by themselves; `attributes` holds
-the others: `name`, or `name.i` for one item of a tuple.
+module of torch has from its weight (channels, features, groups of a convolution) follow by themselves; `attributes` holds the
+others: `name`, or `name.i` for one item of a tuple. memexp.channels.narrow_edit writes it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch import nn
+
+from memexp.channels.applying import narrow
 
 
 def apply(network: nn.Module, edit: Mapping[str, Any]) -> nn.Module:
@@ -23,100 +22,4 @@ def apply(network: nn.Module, edit: Mapping[str, Any]) -> nn.Module:
 
     Raises ValueError for a name, dimension, index or attribute that is not in the network; the network is then as it was.
     """
-    tensors = network.state_dict(keep_vars=True)
-    kept = edit.get("kept", {})
-    attributes = edit.get("attributes", {})
-    for name, dims in kept.items():
-        if name not in tensors:
-            raise ValueError(f"edit narrow: the network has no parameter or buffer {name!r}")
-        for dim, indices in dims.items():
-            _check(name, tensors[name], dim, indices)
-    modules = dict(network.named_modules())
-    for path, values in attributes.items():
-        for key, value in values.items():
-            _check_attribute(modules, path, key, value)
-    new: dict[int, Tensor] = {}
-    for name, dims in kept.items():
-        old = tensors[name]
-        tensor = _select(old.detach(), dims)
-        new[id(old)] = nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
-    for module in modules.values():
-        for own in (module._parameters, module._buffers):
-            for name, value in own.items():
-                if value is not None and id(value) in new:  # a parameter of two names is still one
-                    own[name] = new[id(value)]  # type: ignore[assignment]
-    for path, values in attributes.items():
-        for key, value in values.items():
-            _set_attribute(modules[path], key, value)
-    for module in modules.values():
-        _widths(module)
-    return network
-
-
-def _select(tensor: Tensor, dims: Mapping[str, Sequence[int]]) -> Tensor:
-    for dim, indices in dims.items():
-        tensor = tensor.index_select(int(dim), torch.tensor(indices, dtype=torch.long, device=tensor.device))
-    return tensor
-
-
-def _check(name: str, tensor: Tensor, dim: str, indices: Any) -> None:
-    if not dim.isdecimal() or int(dim) >= tensor.ndim:
-        raise ValueError(f"edit narrow: {name} has dimensions 0 to {tensor.ndim - 1}, not {dim!r}")
-    size = tensor.shape[int(dim)]
-    whole = isinstance(indices, list | tuple) and all(type(i) is int for i in indices)
-    if not whole or not indices or not all(0 <= i < size for i in indices):
-        raise ValueError(
-            f"edit narrow: {name}, dimension {dim}, keeps {str(indices)[:60]}; give at least one index of 0 to {size - 1}"
-        )
-    if len(set(indices)) < len(indices):
-        raise ValueError(f"edit narrow: {name}, dimension {dim}, keeps an index twice")
-
-
-def _check_attribute(modules: Mapping[str, nn.Module], path: str, key: str, value: Any) -> None:
-    if path not in modules:
-        raise ValueError(f"edit narrow: the network has no module {path!r}")
-    name, _, item = key.partition(".")
-    old = modules[path].__dict__.get(name)
-    if item:
-        fits = isinstance(old, tuple | list) and item.isdecimal() and int(item) < len(old)
-        old = old[int(item)] if fits else None  # type: ignore[index]
-    if not isinstance(old, int) or isinstance(old, bool):
-        raise ValueError(f"edit narrow: {path or 'the network'} has no attribute {key!r} that is a whole number")
-    if type(value) is not int or not 0 <= value <= old:
-        raise ValueError(f"edit narrow: {path}.{key} is {old} and can be 0 to {old}, not {value!r}")
-
-
-def _set_attribute(module: nn.Module, key: str, value: int) -> None:
-    name, _, item = key.partition(".")
-    old = getattr(module, name)
-    setattr(module, name, type(old)(value if i == int(item) else v for i, v in enumerate(old)) if item else value)
-
-
-def _widths(module: nn.Module) -> None:
-    """What a module of torch says of its own widths, as its weight has them."""
-    weight = getattr(module, "weight", None)
-    if isinstance(module, nn.MultiheadAttention):
-        pass
-    elif isinstance(module, _NormBase) and module.running_mean is not None:
-        module.num_features = len(module.running_mean)
-    elif not isinstance(weight, Tensor):
-        return
-    elif isinstance(module, _ConvNd):
-        out_dim, in_dim = (1, 0) if isinstance(module, _ConvTransposeNd) else (0, 1)
-        if module.groups == 1:
-            module.out_channels, module.in_channels = weight.shape[out_dim], weight.shape[in_dim]
-        else:  # whole groups: as many outputs in each as before
-            module.groups = module.groups * weight.shape[0] // module.out_channels
-            module.out_channels, module.in_channels = weight.shape[0], module.groups * weight.shape[1]
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = weight.shape
-    elif isinstance(module, _NormBase):
-        module.num_features = len(weight)
-    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
-        module.normalized_shape = tuple(weight.shape)
-    elif isinstance(module, nn.GroupNorm):
-        module.num_channels = len(weight)
-    elif isinstance(module, nn.Embedding):
-        module.num_embeddings, module.embedding_dim = weight.shape
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = len(weight)
+    return narrow(network, edit)

@@ -23,11 +23,18 @@ Value = int
 Inputs = Tensor | Sequence[Any]
 
 
+@dataclass(frozen=True)
+class Same:
+    """In an operation's arguments: the tensor of that value."""
+
+    value: Value
+
+
 @dataclass
 class Call:
     """A call of a layer (`name` is the module's), or an operation outside of layers (`name` is PyTorch's).
 
-    inside: the names of the modules that were running. arguments: what an operation was called with, tensors as values.
+    inside: the names of the modules that were running. arguments: what an operation was called with, tensors as `Same`.
     """
 
     name: str
@@ -213,7 +220,7 @@ class _Watch(TorchDispatchMode):
         return [self._value(item) for item in tree_iter(tree) if isinstance(item, Tensor)]
 
     def _values_in(self, argument: Any) -> Any:
-        return ("value", self._value(argument)) if isinstance(argument, Tensor) else argument
+        return Same(self._value(argument)) if isinstance(argument, Tensor) else argument
 
     def _value(self, tensor: Tensor) -> Value:
         version = self._versions[_memory(tensor)]

@@ -1,0 +1,189 @@
+"""From a trained network to the one that is deployed: folded, merged, checked."""
+
+import copy
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from memexp import edits
+from memexp.fusing import cuts, mergeable
+from memexp.fusing.flow import Inputs, refuse_training, trace
+from memexp.fusing.foldable import found
+from memexp.fusing.measure import arguments, costs
+from memexp.models.vanishing import ArtefactReLU, VanishingReLU
+
+BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
+
+
+log = logging.getLogger(__name__)
+
+
+class FusingError(ValueError):
+    """The fused network does not compute what the network does."""
+
+
+class Fused(NamedTuple):
+    """network: a new one. edits: what made it of the old one. error: largest difference, relative to the largest output."""
+
+    network: nn.Module
+    edits: list[dict[str, Any]]
+    error: float
+
+
+class Comparison(NamedTuple):
+    """fused, costs: of none, block, auto, all. refused: merges that would not be exact, BN that stays, with the reason."""
+
+    fused: dict[str, Fused]
+    costs: dict[str, dict[str, Any]]
+    refused: dict[str, str]
+
+
+def fuse(network: nn.Module, example_input: Inputs, merge: str = "block", batches: Iterable[Inputs] = ()) -> Fused:
+    """The network as it is deployed: the same function with fewer layers. `network` itself is left as it is.
+
+    merge: none (BN into the layers before them); block (branches side by side, 1x1 with 3x3: no kernel grows and no work is
+    added); all (as few convolutions as can be exact, and one nn.Linear where the whole is affine); auto (the fastest on a
+    batch like the example, on its device). example_input: a tensor, or a tuple of arguments; a real batch, as outputs on it
+    and on each of `batches` are compared. Of what can be merged see memexp.edits.merge.
+
+    Raises:
+        ValueError: a module is in train mode, an activation that is meant to vanish has not, or there is no such merge.
+        FusingError: outputs differ by more than 1e-5 of the largest (float32; float64 1e-12).
+    """
+    if merge == "auto":
+        return compare(network, example_input, batches=batches).fused["auto"]
+    fusing = _Fusing(network, example_input)
+    made = fusing.made(merge)
+    for name, reason in fusing.refused.items():
+        log.info("not fused: %s: %s", name, reason)
+    return fusing.checked(made, [example_input, *batches])
+
+
+def compare(
+    network: nn.Module, example_input: Inputs, inputs: Sequence[Inputs] = (), batches: Iterable[Inputs] = ()
+) -> Comparison:
+    """The network fused in every way, and what each costs, in one run.
+
+    inputs: batches on which all are measured, beside the example, such as one of 1 and one of 256 images; auto is the fastest
+    on the example, so that it is never slower there than the others. costs: see memexp.fusing.measure.costs; `predicted`:
+    the latency on the example that the measured parts add up to.
+    """
+    fusing = _Fusing(network, example_input)
+    by_time = cuts.ByTime(fusing.folded, fusing.runs, arguments(example_input)[0])
+    chosen = {"block": cuts.chosen(fusing.runs, cuts.by_block), "cuts": cuts.chosen(fusing.runs, by_time)}
+    made = {name: fusing.made(name) for name in ("none", "block", "all")} | {"cuts": fusing.merged(chosen["cuts"])}
+    every = [example_input, *batches]
+    alike = {name: next(first for first in made if made[first] == made[name]) for name in made}  # measured only once
+    fused = {name: fusing.checked(made[name], every) for name in made if alike[name] == name}
+    sizes = {len(arguments(given)[0]): given for given in (example_input, *inputs)}
+    networks = {"trained": network} | {name: result.network for name, result in fused.items()}
+    measured = costs(networks, list(sizes.values()))
+    latency = f"latency_{len(arguments(example_input)[0])}"
+    for name, groups in chosen.items():
+        measured[alike[name]]["predicted"] = measured["none"][latency] - by_time.saved(groups)
+    fastest = min(fused, key=lambda name: measured[name][latency])
+    alike["auto"] = fastest
+    levels = ("none", "block", "auto", "all")
+    return Comparison(
+        {name: fused[alike[name]] for name in levels},
+        {"trained": measured["trained"]} | {name: dict(measured[alike[name]]) for name in levels},
+        fusing.refused,
+    )
+
+
+class _Fusing:
+    """One network: what can be done with it, and the edits for each way to do it."""
+
+    def __init__(self, network: nn.Module, example_input: Inputs) -> None:
+        refuse_training(network)
+        _refuse_activations(network)
+        self.network, self.example = network, example_input
+        self.folded = copy.deepcopy(network)
+        pairs, self.refused = found(self.folded, trace(self.folded, example_input))
+        self.fold: list[dict[str, Any]] = [{"kind": "fold", "pairs": pairs}] if pairs else []
+        self.folded = edits.apply_all(self.folded, self.fold)
+        self.runs = mergeable.Runs(self.folded, trace(self.folded, example_input))
+
+    def made(self, merge: str) -> list[dict[str, Any]]:
+        """The edits of a way to merge."""
+        if merge == "none":
+            return self.fold
+        if merge == "block":
+            return self.merged(cuts.chosen(self.runs, cuts.by_block))
+        if merge != "all":
+            raise ValueError(f"merge={merge!r}: use one of {', '.join(cuts.MERGES)}")
+        if (shapes := _affine_on(self.folded, self.example)) is not None:
+            return [*self.fold, {"kind": "linearise"} | shapes]
+        made = self.merged(cuts.chosen(self.runs, cuts.by_count))
+        self.refused |= self.runs.refused
+        return made
+
+    def merged(self, groups: list[mergeable.Group]) -> list[dict[str, Any]]:
+        return [*self.fold, mergeable.edit(groups)] if groups else self.fold
+
+    def checked(self, made: list[dict[str, Any]], batches: Iterable[Inputs]) -> Fused:
+        """A copy of the network after the edits, compared with it."""
+        deployed = edits.apply_all(copy.deepcopy(self.network), made)
+        return Fused(deployed, made, check(self.network, deployed, batches))
+
+
+@torch.no_grad()
+def check(network: nn.Module, deployed: nn.Module, batches: Iterable[Inputs]) -> float:
+    """Largest difference of their outputs on the batches, relative to the largest output.
+
+    Raises FusingError where it is above 1e-5 (float32; 1e-12 in float64), or not a number.
+    """
+    worst = 0.0
+    for batch in batches:
+        before, after = (tree_leaves(n(*arguments(batch))) for n in (network, deployed))
+        for x, y in zip(before, after, strict=True):
+            if not isinstance(x, Tensor):
+                continue
+            bound = BOUNDS.get(x.dtype, 0.0)
+            error = (
+                float((x - y).abs().max() / x.abs().max().clamp(min=torch.finfo(x.dtype).tiny)) if x.numel() else 0.0
+            )
+            if not error <= bound:
+                raise FusingError(
+                    f"the fused network's outputs differ from the network's by {error:.1e} of the largest, and {bound:g} is "
+                    f"allowed in {x.dtype}: it is not used; merge=none fuses least"
+                )
+            worst = max(worst, error)
+    return worst
+
+
+def _refuse_activations(network: nn.Module) -> None:
+    for name, module in network.named_modules():
+        if isinstance(module, ArtefactReLU):
+            raise ValueError(
+                f"{name} is the ReLU of inplace_relu=true, which never vanishes: this network cannot be fused"
+            )
+        if isinstance(module, VanishingReLU) and module.lambda_ > 0:
+            raise ValueError(
+                f"{name} is at lambda={module.lambda_:g}: it can be merged when it has vanished, "
+                "at the end of the training (network.set_lambda(0) gives another function)"
+            )
+
+
+@torch.no_grad()
+def _affine_on(network: nn.Module, example_input: Inputs) -> dict[str, Any] | None:
+    """Shape of one input, and outputs, of a network that is affine, as far as a few inputs show; None for any other."""
+    if (
+        not isinstance(example_input, Tensor)
+        or not example_input.is_floating_point()
+        or example_input.device.type == "mps"
+    ):
+        return None
+    exact = copy.deepcopy(network).double()
+    x = example_input[:1].double()
+    y = x.flip(-1) + x.std()
+    low, high, middle, beyond = (exact(point) for point in (x, y, (x + y) / 2, 3 * y - 2 * x))
+    if not isinstance(low, Tensor) or low.ndim != 2:
+        return None
+    scale = 1e-9 * torch.stack([low, high, beyond]).abs().max()
+    straight = (low + high - 2 * middle).abs().max() <= scale and (3 * high - 2 * low - beyond).abs().max() <= scale
+    return {"shape": list(x.shape[1:]), "outputs": low.shape[1]} if straight else None
