@@ -38,7 +38,7 @@ class Surroundings:
     """Autocast and devices at a Chain's entry, the same for all its steps."""
 
     def __init__(self, streams: Sequence[Tensor]) -> None:
-        self.devices = sorted({x.device for x in streams if x.device.type != "cpu"}, key=str)
+        self.devices = sorted({x.device for x in streams if x.device.type not in ("cpu", "meta")}, key=str)
         types = ["cpu", *sorted({device.type for device in self.devices})]
         self.autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in types]
 

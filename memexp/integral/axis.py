@@ -90,7 +90,7 @@ def _fixed(
     name: str, nodes: int | tuple[float, ...], n: int, integrated: bool, double: bool
 ) -> tuple[np.ndarray | None, np.ndarray | None, list[Block]]:
     """`Samples` at nodes that are not trained, as arrays: a tensor made in a trace without data would be one without data."""
-    with _disable_current_modes():
+    with _disable_current_modes(), torch.device("cpu"):
         P = quadrature.nodes(name, nodes) if isinstance(nodes, int) else torch.tensor(nodes, dtype=torch.float64)
         q = quadrature.weights(name, P) * (n - 1) if integrated else None
         dtype = torch.float64 if double else torch.float32

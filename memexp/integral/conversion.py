@@ -21,23 +21,11 @@ from memexp.channels import Graph, trace
 from memexp.fusing import folds
 from memexp.integral import permutation
 from memexp.integral.axis import Axis, Continuum, Segment
-from memexp.integral.network import LEAST, Follower, IntegralNetwork
+from memexp.integral.network import LEAST, Follower, IntegralNetwork, Variation
 from memexp.integral.quadrature import check
 from memexp.integral.weights import LAYERS, Integral, continue_
 
 Place = tuple[str, int]  # a tensor's name in the state dict, and a dimension of it
-
-
-@dataclass(frozen=True)
-class Variation:
-    """Total variation of each group's weights along the channel, before and after the permutation."""
-
-    before: dict[str, float]
-    after: dict[str, float]
-
-    @property
-    def ratio(self) -> float:
-        return sum(self.after.values()) / max(sum(self.before.values()), 1e-300)
 
 
 @dataclass(frozen=True)
@@ -132,7 +120,7 @@ def convert(
     discrete |= {f"{tensor}[{dim}]": why for (tensor, dim), why in graph.frozen.items() if dim < 2}
     groups = {group.name: group for group in continua.values()}
     found = IntegralNetwork(network, groups, discrete, smallest, largest, seed)
-    found.variation = variation
+    found.variation = variation if variation.before else None
     found.train(training)
     if real:
         _compare(found, expected, example_inputs)

@@ -8,6 +8,7 @@ the size that `resize` has set. Activation memory: the base network's at the siz
 import copy
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,19 @@ Size = int | float | Sequence[float]
 LEAST = 2  # nodes of a group: the ends of [0, 1]
 
 
+@dataclass(frozen=True)
+class Variation:
+    """Total variation of each group's weights along the channel, before and after the permutation."""
+
+    before: dict[str, float]
+    after: dict[str, float]
+
+    @property
+    def ratio(self) -> float:
+        """After over before, of all groups together."""
+        return sum(self.after.values()) / sum(self.before.values())
+
+
 class IntegralNetwork(nn.Module):
     """What `memexp.integral.convert` makes; called as the network that it was made of.
 
@@ -29,9 +43,12 @@ class IntegralNetwork(nn.Module):
         network: the base network with integral layers.
         groups: name -> size of each continuous group. discrete: why the other groups of channels stay as they are.
         smallest, largest: sizes of a training step, as shares of the native ones.
+        variation: what the permutation did; None if there was none. conversion: how it was converted, for a warm start.
     """
 
     steps: Tensor
+    variation: Variation | None = None
+    conversion: Mapping[str, Any] | None = None
 
     def __init__(
         self,

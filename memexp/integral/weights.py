@@ -6,6 +6,7 @@ so a recomputation in backward finds all that it reads. Positions of a kernel st
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar
 
 import torch
@@ -13,6 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from memexp.integral.axis import Axis
+
+
+def _own_precision(tensor: Tensor) -> AbstractContextManager[object]:
+    """Whatever autocast says: rounding weights to half precision before they are sampled would be done twice."""
+    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
 class Integral(nn.Module):
@@ -26,7 +32,7 @@ class Integral(nn.Module):
         value: Tensor | None = getattr(self, name)
         if value is None or not self.axes.get(name):
             return value
-        with torch.autocast(value.device.type, enabled=False):
+        with _own_precision(value):
             for axis in self.axes[name]:
                 value = axis.sample(value, self.training)
         return value
@@ -92,7 +98,7 @@ class _IntegralBatchNorm(Integral, nn.modules.batchnorm._BatchNorm):
         """Weight, bias, running mean and variance in one product."""
         tensors = {name: getattr(self, name) for name in ("weight", "bias", "running_mean", "running_var")}
         given = [tensor for tensor in tensors.values() if tensor is not None]
-        with torch.autocast(given[0].device.type, enabled=False):
+        with _own_precision(given[0]):
             columns = iter(axis.sample(torch.stack(given, 1), self.training).unbind(1))
         weight, bias, mean, var = (None if tensor is None else next(columns) for tensor in tensors.values())
         if mean is not None and var is not None:
