@@ -118,16 +118,13 @@ def assemble(tape: Tape) -> Graph:
 
 
 def _signatures(count: int, roots: Array, entry: Array, live: Array) -> Array:
-    """By root: a number that is the same for channels that touch the same entries (parameters, dimensions), -1 for none."""
-    touched = np.sort(roots[live] * (int(entry.max()) + 2) + entry[live])
-    touched = touched[np.diff(touched, prepend=-1) > 0]
-    root, which = np.divmod(touched, int(entry.max()) + 2)
+    """By root: a number, the same for channels that touch the same parameters and dimensions as often; -1 for none."""
     codes = np.random.default_rng(0).integers(1, 2**62, int(entry.max()) + 2)
     total = np.zeros(count, dtype=np.int64)
-    np.add.at(total, root, codes[which])  # equal sets have equal sums, and others, but for 2^-62, have not
+    np.add.at(total, roots[live], codes[entry[live]])  # equal for equal sets, and else, but for 2^-62, not
+    channels = np.flatnonzero(total)
     group = np.full(count, -1)
-    if len(root):
-        channels = root[np.diff(root, prepend=-1) > 0]
+    if len(channels):
         _, first, inverse = np.unique(total[channels], return_index=True, return_inverse=True)
         order = np.empty(len(first), dtype=np.int64)
         order[np.argsort(first)] = np.arange(len(first))
@@ -147,6 +144,7 @@ def _groups(
     for plane in tape.nonzero:
         nonzero[roots[plane]] = True
     singles = list(zip(range(int(index.max()) + 1), strict=True))
+    known: dict[bytes, tuple[tuple[int, ...], ...]] = {}
     groups: list[Group] = []
     for mine in np.split(live, np.flatnonzero(np.diff(group[roots[live]])) + 1):
         members = []
@@ -155,7 +153,10 @@ def _groups(
             role = roles.get(int(tape.entries[name, dim][0]), "norm")
             starts = np.flatnonzero(np.diff(roots[atoms])) + 1
             if len(starts) + 1 == len(atoms):
-                indices = tuple(singles[i] for i in index[atoms].tolist())
+                key = index[atoms].tobytes()
+                if key not in known:  # most members of a group have the same indices
+                    known[key] = tuple(map(singles.__getitem__, index[atoms].tolist()))
+                indices = known[key]
             else:
                 indices = tuple(tuple(part.tolist()) for part in np.split(index[atoms], starts))
             members.append(Member(name, dim, indices, role))

@@ -38,7 +38,12 @@ class Atoms:
 
     def unite(self, a: Plane, b: Plane, why: str = "it meets entries that are no channels") -> None:
         """Entry by entry (broadcast), one channel; a channel that meets no channel (0) cannot be removed."""
-        a, b = np.broadcast_arrays(a, b)
+        if a.shape != b.shape:
+            a, b = np.broadcast_arrays(a, b)
+        if a.min() > 0 and b.min() > 0:
+            if a is not b:
+                self.edges.append((a.ravel(), b.ravel()))
+            return
         both = (a > 0) & (b > 0) & (a != b)
         if both.any():
             self.edges.append((a[both], b[both]))

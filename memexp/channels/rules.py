@@ -80,6 +80,12 @@ def of(func: Any) -> Rule | None:
 
 # pointwise, though ATen does not tag them
 UNTAGGED = {"hardswish", "_prelu_kernel", "rsub", "floor_divide", "log_sigmoid_forward", "rrelu_with_noise"}
+
+
+class _Sample(float):
+    """Stands for a tensor of that value."""
+
+
 _at_zero: dict[Any, bool] = {}
 
 
@@ -109,21 +115,23 @@ def _flat(values: Any) -> list[Any]:
 def _zero_at_zero(call: Call) -> bool:
     """Whether the result is 0 where all that has channels is 0 (and the rest is 1)."""
 
-    def sample(value: Any) -> Any:
+    def mark(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return torch.zeros(1) if call.planes(value) or not value.is_floating_point() else torch.ones(1)
-        return [sample(v) for v in value] if isinstance(value, list | tuple) else value
+            return _Sample(0.0 if call.planes(value) or not value.is_floating_point() else 1.0)
+        return tuple(map(mark, value)) if isinstance(value, list | tuple) else value
 
-    values = {name: sample(value) for name, value in call.arguments.items()}
-    key = (call.name, str(values))
+    def sample(value: Any) -> Any:
+        if isinstance(value, _Sample):
+            return torch.full((1,), value)
+        return [sample(v) for v in value] if isinstance(value, tuple) else value
+
+    marks = {name: mark(value) for name, value in call.arguments.items()}
+    key = (call.func, tuple(marks.values()))
     if key not in _at_zero:
-        arguments = call.func._schema.arguments
-        positional = [values[a.name] for a in arguments if not a.kwarg_only]
-        named = {
-            a.name: values[a.name] for a in arguments if a.kwarg_only and a.name not in ("device", "layout", "dtype")
-        }
-        with torch.no_grad():
-            result = call.func(*positional, **named)
+        arguments = [a for a in call.func._schema.arguments if a.name not in ("device", "layout", "dtype")]
+        positional = [sample(marks[a.name]) for a in arguments if not a.kwarg_only]
+        named = {a.name: sample(marks[a.name]) for a in arguments if a.kwarg_only}
+        result = call.func(*positional, **named)
         _at_zero[key] = not isinstance(result, Tensor) or bool((result == 0).all())
     return _at_zero[key]
 

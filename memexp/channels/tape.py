@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from memexp.channels.planes import Atoms, Plane, Planes
 from memexp.channels.sizes import Attribute, Size
@@ -36,12 +37,12 @@ class Tape:
     uses: list[Use] = field(default_factory=list)
     nonzero: list[Plane] = field(default_factory=list)  # channels that may not be zero where what makes them is
     doubtful: bool = False  # whether a number in the source may be one that does not follow the channels
-    _planes: dict[int, tuple[Tensor, Planes, bool]] = field(default_factory=dict)
+    _planes: Any = field(default_factory=WeakTensorKeyDictionary)  # tensor -> planes, whether from parameters alone
     _roles: list[tuple[Plane, Role]] = field(default_factory=list)
 
     def adopt(self, name: str, tensor: Tensor) -> None:
         """A parameter or buffer: a plane for each dimension. One that has two names keeps the first."""
-        if id(tensor) in self._planes:
+        if tensor in self._planes:
             return
         if not isinstance(tensor, nn.Parameter):
             self.buffers.add(name)
@@ -53,16 +54,16 @@ class Tape:
         self.write(tensor, planes, parameter=True)
 
     def planes(self, tensor: Tensor) -> Planes:
-        found = self._planes.get(id(tensor))
-        return found[1] if found else []
+        found: tuple[Planes, bool] | None = self._planes.get(tensor)
+        return found[0] if found else []
 
     def is_parameter(self, tensor: Tensor) -> bool:
         """Whether it is a parameter or was made from parameters alone."""
-        found = self._planes.get(id(tensor))
-        return found is not None and found[2]
+        found: tuple[Planes, bool] | None = self._planes.get(tensor)
+        return found is not None and found[1]
 
     def write(self, tensor: Tensor, planes: Planes, parameter: bool = False) -> None:
-        self._planes[id(tensor)] = (tensor, planes, parameter)  # the tensor is held, so that its id stays its own
+        self._planes[tensor] = (planes, parameter)
 
     def role(self, plane: Plane, role: Role) -> None:
         """The parameters whose atoms these are have this role, unless an earlier operation has given them one."""
