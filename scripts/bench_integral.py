@@ -9,7 +9,8 @@ ResNet-20 on 32x32 images, a training step (forward, backward, zero_grad) of
     drawn             sizes drawn anew each step from [0.5, 1] of the native ones, as in training
     grid_sample       native, each weight sampled by torch's grid_sample (bicubic), as the published library does
 one of each in turn on one thread, timed in CPU seconds, which other load on the machine changes little; medians without the
-first round, ratios medians of the rounds' ratios. Then ResNet-18 (torchvision's) at 60 %: `resize` and sampling every weight, and `discretize` as a whole.
+first round, ratios medians of the rounds' ratios. Then ResNet-18 (torchvision's) at 60 %: `resize` and sampling every weight,
+and `discretize` as a whole.
 """
 
 import argparse
@@ -94,8 +95,13 @@ def main() -> None:
         functional.cross_entropy(network(images), labels).backward()
         network.zero_grad()
 
-    rounds = [{name: seconds(lambda n=network: step(n)) for name, network in variants.items()} for _ in range(options.rounds + 1)]  # type: ignore[misc]
-    print(f"ResNet-20, batch {options.batch}, one thread, CPU seconds, torch {torch.__version__}, {options.rounds} rounds")
+    rounds = [
+        {name: seconds(lambda n=network: step(n)) for name, network in variants.items()}
+        for _ in range(options.rounds + 1)
+    ]  # type: ignore[misc]
+    print(
+        f"ResNet-20, batch {options.batch}, one thread, CPU seconds, torch {torch.__version__}, {options.rounds} rounds"
+    )
     for name in variants:
         median = statistics.median(r[name] for r in rounds[1:])
         ratio = statistics.median(r[name] / r["discrete"] for r in rounds[1:])
@@ -112,7 +118,9 @@ def main() -> None:
 
     chosen = [seconds(choose) for _ in range(options.rounds + 1)][1:]
     whole = [seconds(lambda: large.discretize(0.6)) for _ in range(options.rounds + 1)][1:]
-    print(f"ResNet-18 at 60 %: resize and sample {statistics.median(chosen):.3f} s, discretize {statistics.median(whole):.3f} s")
+    print(
+        f"ResNet-18 at 60 %: resize and sample {statistics.median(chosen):.3f} s, discretize {statistics.median(whole):.3f} s"
+    )
 
 
 if __name__ == "__main__":

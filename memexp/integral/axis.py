@@ -1,8 +1,8 @@
 """Which stretches of a weight's dimension are continuous, and their sampling at a group's present size.
 
-A `Continuum` is a group of channels that are one continuous variable x of [0, 1]: all dimensions of all weights that it couples
-are sampled at the same nodes. A dimension is an `Axis` of one or more segments: a concatenation has one for each of its sources,
-a flattened image `inner` places for each channel, a grouped convolution `outer` times the channels of a group.
+A `Continuum` is a group of channels that are one continuous variable x of [0, 1]: all dimensions of all weights that it
+couples are sampled at the same nodes. A dimension is an `Axis` of one or more segments: a concatenation has one for each of its
+sources, a flattened image `inner` places for each channel, a grouped convolution `outer` times the channels of a group.
 
 A weight is kept as lambda times the native step h = 1 / (n - 1), so that it is as large as the weights that are sampled from it
 and a learning rate means what it means for the discrete network:
@@ -66,19 +66,26 @@ class Continuum:
         """How a dimension of `n` is sampled now, for weights as `like`."""
         if not isinstance(self.nodes, Partition):
             nodes = self.present(training) if self.nodes is None else self.nodes
-            S, q, band = _fixed(self.quadrature, nodes, self.n, integrated, like.dtype == torch.float64)
-            band = _whole(nodes if isinstance(nodes, int) else len(nodes), self.n) if like.is_cuda else band
-            return Samples(*(None if a is None else torch.from_numpy(a).to(like) for a in (S, q)), band)
+            fixed, shares, band = _fixed(self.quadrature, nodes, self.n, integrated, like.dtype == torch.float64)
+            if like.is_cuda:
+                band = _whole(self.present(training), self.n)
+            return Samples(_tensor(fixed, like), _tensor(shares, like), band)
         P = self.nodes()
         S = kernel.matrix(P, self.n)
         q = quadrature.weights(self.quadrature, P) * (self.n - 1) if integrated else None
         S = S if q is None else q[:, None] * S
-        return Samples(S.to(like.dtype), q, _whole(len(P), self.n) if _unreadable(P) else kernel.blocks(P.tolist(), self.n))
+        return Samples(
+            S.to(like.dtype), q, _whole(len(P), self.n) if _unreadable(P) else kernel.blocks(P.tolist(), self.n)
+        )
 
 
 def _unreadable(P: Tensor) -> bool:
     """On an accelerator, where reading would wait for it and one product is as fast; and without data."""
     return P.device.type != "cpu" or type(P) not in (Tensor, torch.nn.Parameter)
+
+
+def _tensor(array: np.ndarray | None, like: Tensor) -> Tensor | None:
+    return None if array is None else torch.from_numpy(array).to(like)
 
 
 def _whole(m: int, n: int) -> list[Block]:
@@ -147,7 +154,9 @@ class Segment:
     def _product(self, S: Tensor, x: Tensor, dim: int, band: list[Block]) -> Tensor:
         if self.outer == self.inner == 1:
             first = x.movedim(dim, 0)
-            return kernel.banded(S, first.reshape(S.shape[1], -1), band).view(S.shape[0], *first.shape[1:]).movedim(0, dim)
+            return (
+                kernel.banded(S, first.reshape(S.shape[1], -1), band).view(S.shape[0], *first.shape[1:]).movedim(0, dim)
+            )
         first = x.unflatten(dim, (self.outer, S.shape[1], self.inner)).movedim(dim + 1, 0)
         y = kernel.banded(S, first.reshape(S.shape[1], -1), band)
         return y.view(S.shape[0], *first.shape[1:]).movedim(0, dim + 1).flatten(dim, dim + 2)
@@ -173,18 +182,24 @@ class Axis:
         if self.native(training):
             return x
         parts = self._parts(x)
-        sampled = [s.sample(part, self.dim, self.integrated, training) for s, part in zip(self.segments, parts, strict=True)]
+        sampled = [
+            s.sample(part, self.dim, self.integrated, training) for s, part in zip(self.segments, parts, strict=True)
+        ]
         return sampled[0] if len(sampled) == 1 else torch.cat(sampled, self.dim)
 
     def restore(self, W: Tensor) -> Tensor:
         """lambda h of native weights in float64."""
-        parts = [s.restore(part, self.dim, self.integrated) for s, part in zip(self.segments, self._parts(W), strict=True)]
+        parts = [
+            s.restore(part, self.dim, self.integrated) for s, part in zip(self.segments, self._parts(W), strict=True)
+        ]
         return torch.cat(parts, self.dim)
 
     def spread(self, values: Tensor, training: bool) -> Tensor:
         """From values at the present nodes, (m,), to the native ones, (n,), by straight lines; for statistics of data."""
         found = []
-        for segment, part in zip(self.segments, values.split([s.present(training) for s in self.segments]), strict=True):
+        for segment, part in zip(
+            self.segments, values.split([s.present(training) for s in self.segments]), strict=True
+        ):
             if segment.group is None or segment.group.present(training) == segment.group.n:
                 found.append(part)
                 continue

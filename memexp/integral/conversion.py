@@ -66,7 +66,9 @@ def stretches(graph: Graph) -> tuple[list[Stretch], dict[tuple[int, int], tuple[
             broken |= (np.diff(indices, axis=0) != run[:-1, None]).any(1) | (run[1:] != run[:-1])
         for part in np.split(np.arange(group.size), np.flatnonzero(broken) + 1):
             where.update({(number, channel): (len(found), i) for i, channel in enumerate(part.tolist())})
-            found.append(Stretch(source.name.rpartition(".")[0], {place: indices[part] for place, indices in places.items()}))
+            found.append(
+                Stretch(source.name.rpartition(".")[0], {place: indices[part] for place, indices in places.items()})
+            )
     return found, where
 
 
@@ -103,7 +105,9 @@ def convert(
     reasons = {i: why for i, part in enumerate(parts) if (why := _why_discrete(network, part))}
     names = _names(parts)
     if len(reasons) == len(parts):
-        listed = "; ".join(f"{names[i]}: {why}" for i, why in reasons.items()) or "it has no channels that could be removed"
+        listed = (
+            "; ".join(f"{names[i]}: {why}" for i, why in reasons.items()) or "it has no channels that could be removed"
+        )
         raise ValueError(f"{type(network).__name__}: no group of channels can be made continuous: {listed}")
     tensors = network.state_dict(keep_vars=True)
     real = not any(tensor.is_meta for tensor in tensors.values())
@@ -184,7 +188,10 @@ def _axes(
 
 
 def _follow(
-    network: nn.Module, graph: Graph, where: Mapping[tuple[int, int], tuple[int, int]], continua: Mapping[int, Continuum]
+    network: nn.Module,
+    graph: Graph,
+    where: Mapping[tuple[int, int], tuple[int, int]],
+    continua: Mapping[int, Continuum],
 ) -> None:
     """Numbers that modules keep follow the widths that they state; those of integral layers are not read."""
     found: dict[str, list[tuple[str, int | None, Axis]]] = {}
@@ -207,7 +214,9 @@ def _follow(
 def _permute(part: Stretch, tensors: Mapping[str, Tensor]) -> tuple[float, float]:
     """Puts the channels in the order that was found; the total variation of their weights before and after."""
     places = [(tensors[tensor], dim, torch.from_numpy(indices)) for (tensor, dim), indices in part.places.items()]
-    rows = [W.detach().movedim(dim, 0)[at].reshape(part.size, -1) for W, dim, at in places if isinstance(W, nn.Parameter)]
+    rows = [
+        W.detach().movedim(dim, 0)[at].reshape(part.size, -1) for W, dim, at in places if isinstance(W, nn.Parameter)
+    ]
     D = permutation.distances(torch.cat(rows, 1))
     order = permutation.shortest(D)
     with torch.no_grad():
@@ -241,6 +250,6 @@ def _compare(found: IntegralNetwork, expected: list[Tensor], inputs: tuple[Any, 
         error = float((y - right).abs().max() / right.abs().max().clamp_min(1e-30))
         if not error <= torch.finfo(right.dtype).eps ** 0.5:
             raise ValueError(
-                f"{type(found.network).__name__}: converted, its outputs differ by {error:.1e} of the largest: the order of some "
-                "channels matters in it in a way that was not seen; permute=false leaves the order as it is"
+                f"{type(found.network).__name__}: converted, its outputs differ by {error:.1e} of the largest: the order of "
+                "some channels matters in it in a way that was not seen; permute=false leaves the order as it is"
             )

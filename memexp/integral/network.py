@@ -1,11 +1,12 @@
 """An integral network: its groups of channels are continuous, and one training serves every size.
 
 Each training step draws a size for each group, uniform in [smallest, largest] of the native one, from (seed, step) alone: the
-step is a buffer, so a resumed run and every rank of a distributed one draw the same. Where no gradient is taken, the network has
-the size that `resize` has set. Activation memory: the base network's at the size drawn.
+step is a buffer, so a resumed run and every rank of a distributed one draw the same. Where no gradient is taken, the network
+has the size that `resize` has set. Activation memory: the base network's at the size drawn.
 """
 
 import copy
+import itertools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,7 +62,9 @@ class IntegralNetwork(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 < smallest <= largest:
-            raise ValueError(f"smallest={smallest}, largest={largest}: shares of the native sizes, 0 < smallest <= largest")
+            raise ValueError(
+                f"smallest={smallest}, largest={largest}: shares of the native sizes, 0 < smallest <= largest"
+            )
         self.network = network
         self.discrete = dict(discrete)
         self.smallest, self.largest, self.seed = smallest, largest, seed
@@ -97,7 +100,8 @@ class IntegralNetwork(nn.Module):
         """A plain network of that size with the same outputs as this one at it; this one is left as it is.
 
         sizes: a share of every group's native size, as 0.6 (at least 2 channels each), or for each group by name a share, a
-        number of channels or the nodes themselves; None: the present sizes, or nodes that were trained. The network's `discretise` edit is `self.edit(sizes)`.
+        number of channels or the nodes themselves; None: the present sizes, or nodes that were trained. The edit `discretise`
+        that makes the same of it is `self.edit(sizes)`.
         Raises ValueError for a group that there is not and a size that is impossible.
         """
         # what is sampled is replaced, so that it need not be copied first
@@ -121,7 +125,9 @@ class IntegralNetwork(nn.Module):
             if unknown := [name for name in sizes if name not in self._continua]:
                 raise ValueError(
                     f"no continuous group is named {', '.join(map(str, unknown))}; there are {', '.join(self._continua)}"
-                    + "".join(f"; {name} is discrete: {self.discrete[name]}" for name in unknown if name in self.discrete)
+                    + "".join(
+                        f"; {name} is discrete: {self.discrete[name]}" for name in unknown if name in self.discrete
+                    )
                 )
             return {name: _wanted(group, sizes.get(name, group.n)) for name, group in self._continua.items()}
         return {name: _wanted(group, sizes) for name, group in self._continua.items()}
@@ -135,7 +141,9 @@ class IntegralNetwork(nn.Module):
         wanted = self.partitions(sizes)
         for name, group in self._continua.items():
             if group.quadrature not in ("trapezoidal", "riemann"):
-                raise ValueError(f"quadrature {group.quadrature}: its nodes cannot be trained; use trapezoidal or riemann")
+                raise ValueError(
+                    f"quadrature {group.quadrature}: its nodes cannot be trained; use trapezoidal or riemann"
+                )
             nodes = wanted[name]
             partition = Partition(nodes if isinstance(nodes, int) else len(nodes))
             group.nodes = partition.to(self.steps.device)
@@ -143,7 +151,9 @@ class IntegralNetwork(nn.Module):
         for p in self.network.parameters():
             p.requires_grad_(False)
         for layer in self.integral_layers():
-            found = {s.group.name: s.group for axes in layer.axes.values() for axis in axes for s in axis.segments if s.group}
+            found = {
+                s.group.name: s.group for axes in layer.axes.values() for axis in axes for s in axis.segments if s.group
+            }
             layer.add_module("partitions", nn.ModuleList([group.nodes for group in found.values()]))  # type: ignore[misc]
         return [group.nodes.delta for group in self._continua.values() if isinstance(group.nodes, Partition)]
 
@@ -228,9 +238,9 @@ def _wanted(group: Continuum, size: Size) -> int | Sequence[float]:
             return size
     elif isinstance(size, Sequence) and not isinstance(size, str) and len(size) >= LEAST:
         nodes = [float(x) for x in size]
-        if nodes[0] >= 0 and nodes[-1] <= 1 and all(a <= b for a, b in zip(nodes, nodes[1:], strict=False)):
+        if nodes[0] >= 0 and nodes[-1] <= 1 and all(a <= b for a, b in itertools.pairwise(nodes)):
             return nodes
     raise ValueError(
-        f"size {size!r} of group {group.name} is impossible: give a share of its {group.n} channels as 0.6, a number of at least "
-        f"{LEAST} channels, or as many ascending nodes in [0, 1]"
+        f"size {size!r} of group {group.name} is impossible: give a share of its {group.n} channels as 0.6, a number of "
+        f"at least {LEAST} channels, or as many ascending nodes in [0, 1]"
     )

@@ -1,12 +1,14 @@
 """Partitions of [0, 1] that can be trained: ordered and spanning [0, 1] whatever an optimizer does to them.
 
-    P = cumsum(delta_norm), delta_norm = delta^2 / sum(delta^2), delta = (0, d_1 .. d_n)       (Solodskikh et al. 2023)
+P = cumsum(delta_norm), delta_norm = delta^2 / sum(delta^2), delta = (0, d_1 .. d_n)       (Solodskikh et al. 2023)
 """
 
 import torch
 from torch import Tensor, nn
 
-LEAST = 1e-6  # of delta^2 beside its largest: nodes never fall together entirely, and delta = 0 is the uniform partition
+LEAST = (
+    1e-6  # of delta^2 beside its largest: nodes never fall together entirely, and delta = 0 is the uniform partition
+)
 
 
 class Partition(nn.Module):

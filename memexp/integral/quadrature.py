@@ -90,7 +90,11 @@ def _composite(P: Tensor, panels: list[int]) -> Tensor:
 def _gauss_legendre(m: int) -> tuple[Tensor, Tensor]:
     """Nodes and weights of panels of two nodes, the last of three where m is odd, widths in proportion to their nodes."""
     counts = [2] * (m // 2) if m % 2 == 0 else [2] * ((m - 3) // 2) + [3] if m > 1 else [1]
-    rules = {1: ([0.0], [2.0]), 2: ([-(3**-0.5), 3**-0.5], [1.0, 1.0]), 3: ([-(0.6**0.5), 0, 0.6**0.5], [5 / 9, 8 / 9, 5 / 9])}
+    rules = {
+        1: ([0.0], [2.0]),
+        2: ([-(3**-0.5), 3**-0.5], [1.0, 1.0]),
+        3: ([-(0.6**0.5), 0, 0.6**0.5], [5 / 9, 8 / 9, 5 / 9]),
+    }
     P: list[float] = []
     q: list[float] = []
     start = 0

@@ -46,7 +46,7 @@ class IntegralConv2d(Integral, nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         W, bias = self.sampled("weight"), self.sampled("bias")
         assert W is not None
-        padding = self.padding
+        padding: str | tuple[int, ...] | int = self.padding
         if self.padding_mode != "zeros":
             x = functional.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
@@ -156,7 +156,7 @@ def discretise_(layer: Integral) -> nn.Module:
         value = value.detach().clone(memory_format=torch.contiguous_format)
         setattr(layer, name, nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value)
     axes = layer.axes
-    layer.__class__ = layer.discrete
+    layer.__class__ = layer.discrete  # type: ignore[assignment]
     del layer.axes
     layer._modules.pop("partitions", None)
     # the layer's figures become those of its tensors
@@ -174,5 +174,5 @@ def discretise_(layer: Integral) -> nn.Module:
 
 
 def _whole_groups(layer: nn.Conv2d, axes: tuple[Axis, ...]) -> bool:
-    """Whether the channel of a continuous group is one of the convolution's groups, as in a depthwise one, or one within each."""
+    """Whether a channel of the continuous group is a whole group of the convolution (depthwise), and not one within each."""
     return all(axis.dim == 0 and any(s.group and s.outer % layer.groups for s in axis.segments) for axis in axes)

@@ -22,21 +22,31 @@ def axis(dim: int, *segments: Segment) -> Axis:
     return Axis(dim, segments, integrated=dim == 1)
 
 
-def layers(sizes: dict[str, int], name: str = "trapezoidal") -> list[tuple[str, nn.Module, dict[str, tuple[Axis, ...]], Tensor]]:
+def layers(
+    sizes: dict[str, int], name: str = "trapezoidal"
+) -> list[tuple[str, nn.Module, dict[str, tuple[Axis, ...]], Tensor]]:
     """Cases: a layer, its axes, and an input for its native size."""
     a, b = group(10, sizes.get("a"), name), group(6, sizes.get("b"), name)
     out = Segment(a)
     x = torch.randn(2, 16, 5, 5, dtype=torch.float64)
+    inputs, norm = axis(1, Segment(b)), ("weight", "bias", "running_mean", "running_var")
+    twice, outer = axis(0, Segment(a, 1, 2)), axis(0, out)
+    flat = torch.randn(3, 24, dtype=torch.float64)
     return [
-        ("plain", nn.Conv2d(6, 10, 3, padding=1), {"weight": (axis(0, out), axis(1, Segment(b))), "bias": (axis(0, out),)}, x[:, :6]),
-        ("reflected", nn.Conv2d(6, 10, 3, padding=1, padding_mode="reflect"), {"weight": (axis(1, Segment(b)),)}, x[:, :6]),
-        ("depthwise", nn.Conv2d(10, 20, 3, groups=10), {"weight": (axis(0, Segment(a, 1, 2)),), "bias": (axis(0, Segment(a, 1, 2)),)}, x[:, :10]),
-        ("grouped", nn.Conv2d(12, 20, 3, groups=2, bias=False), {"weight": (axis(0, Segment(a, 2)), axis(1, Segment(b)))}, x[:, :12]),
-        ("concatenated", nn.Conv2d(16, 10, 1), {"weight": (axis(0, out), axis(1, out, Segment(b))), "bias": (axis(0, out),)}, x),
+        ("plain", nn.Conv2d(6, 10, 3, padding=1), {"weight": (outer, inputs), "bias": (outer,)}, x[:, :6]),
+        ("reflected", nn.Conv2d(6, 10, 3, padding=1, padding_mode="reflect"), {"weight": (inputs,)}, x[:, :6]),
+        ("depthwise", nn.Conv2d(10, 20, 3, groups=10), {"weight": (twice,), "bias": (twice,)}, x[:, :10]),
+        (
+            "grouped",
+            nn.Conv2d(12, 20, 3, groups=2, bias=False),
+            {"weight": (axis(0, Segment(a, 2)), inputs)},
+            x[:, :12],
+        ),
+        ("concatenated", nn.Conv2d(16, 10, 1), {"weight": (outer, axis(1, out, Segment(b))), "bias": (outer,)}, x),
         ("partly discrete", nn.Conv2d(9, 10, 1), {"weight": (axis(1, Segment(None, 1, 3), Segment(b)),)}, x[:, :9]),
-        ("flattened", nn.Linear(6 * 4, 7), {"weight": (axis(1, Segment(b, 1, 4)),)}, torch.randn(3, 24, dtype=torch.float64)),
-        ("norm", nn.BatchNorm2d(10), {k: (axis(0, out),) for k in ("weight", "bias", "running_mean", "running_var")}, x[:, :10]),
-    ]  # fmt: skip
+        ("flattened", nn.Linear(6 * 4, 7), {"weight": (axis(1, Segment(b, 1, 4)),)}, flat),
+        ("norm", nn.BatchNorm2d(10), {name: (outer,) for name in norm}, x[:, :10]),
+    ]
 
 
 def made(case: tuple[str, nn.Module, dict[str, tuple[Axis, ...]], Tensor]) -> tuple[nn.Module, Integral, Tensor]:
@@ -89,8 +99,10 @@ def arguments(layer: nn.Module) -> list[str]:
 def test_sampled_weight_is_the_papers_sum() -> None:
     """W[k, l] = q_l sum_ij lambda_ij u(P_out[k] (n - 1) - i) u(P_in[l] (n - 1) - j), written out."""
     out, inputs = group(7, 5), group(6, 4)
-    layer = continue_(nn.Conv2d(6, 7, 1, bias=False).double(), {"weight": (axis(0, Segment(out)), axis(1, Segment(inputs)))})
-    W = layer.eval().sampled("weight")
+    layer = continue_(
+        nn.Conv2d(6, 7, 1, bias=False).double(), {"weight": (axis(0, Segment(out)), axis(1, Segment(inputs)))}
+    )
+    W = layer.eval().sampled("weight").detach()  # type: ignore[union-attr]
     lam = functional.pad(layer.weight[:, :, 0, 0].detach()[None, None], (2, 2, 2, 2), mode="replicate")[0, 0]  # type: ignore[union-attr,index]
     P_out, P_in = quadrature.uniform(5), quadrature.uniform(4)
     q = torch.tensor([1 / 6, 1 / 3, 1 / 3, 1 / 6], dtype=torch.float64) * 5  # over the native step 1/5
@@ -100,12 +112,15 @@ def test_sampled_weight_is_the_papers_sum() -> None:
                 lam[i + 2, j + 2] * kernel.u(P_out[k] * 6 - i) * kernel.u(P_in[l] * 5 - j)
                 for i in range(-2, 9) for j in range(-2, 8)
             )  # fmt: skip
-            assert float(W[k, l, 0, 0]) == pytest.approx(float(q[l] * total), abs=1e-12)  # type: ignore[index]
+            assert float(W[k, l, 0, 0]) == pytest.approx(float(q[l] * total), abs=1e-12)
 
 
 def test_gradients_reach_lambda() -> None:
     out, inputs = group(7, 5), group(6, 4)
-    layer = continue_(nn.Linear(6, 7).double(), {"weight": (axis(0, Segment(out)), axis(1, Segment(inputs))), "bias": (axis(0, Segment(out)),)})
+    layer = continue_(
+        nn.Linear(6, 7).double(),
+        {"weight": (axis(0, Segment(out)), axis(1, Segment(inputs))), "bias": (axis(0, Segment(out)),)},
+    )
     layer.eval()
     x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
 
@@ -129,7 +144,10 @@ def test_sampling_is_in_full_precision_under_autocast() -> None:
 
 def test_batch_norm_moves_native_statistics_once_a_step() -> None:
     channels = group(9)
-    layer = continue_(nn.BatchNorm2d(9, momentum=0.5), {k: (axis(0, Segment(channels)),) for k in ("weight", "bias", "running_mean", "running_var")})
+    layer = continue_(
+        nn.BatchNorm2d(9, momentum=0.5),
+        {k: (axis(0, Segment(channels)),) for k in ("weight", "bias", "running_mean", "running_var")},
+    )
     ramp = torch.linspace(-1, 1, 5)
     x = torch.randn(64, 5, 8, 8) + ramp.view(1, 5, 1, 1)
     channels.drawn = 5
