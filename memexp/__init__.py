@@ -25,16 +25,16 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
 
 def build_model(cfg: DictConfig) -> nn.Module:
     """The network that a configuration describes, on the CPU, freshly initialised."""
-    from memexp import runner
+    from memexp import build
 
-    return runner.build_model(cfg)
+    return build.network(cfg)
 
 
 def run(cfg: DictConfig, directory: Path | None = None) -> dict[str, Any]:
     """Trains and evaluates what `cfg` describes; returns what results.json of the run directory holds."""
-    from memexp import runner
+    from memexp.run import run as carry_out
 
-    return runner.run(cfg, directory)
+    return carry_out(cfg, directory)
 
 
 def estimate(cfg: DictConfig) -> dict[str, Any]:

@@ -76,8 +76,8 @@ def _explain(error: Exception) -> int:
         count = len(error.problems)
         head = "the configuration has a problem:" if count == 1 else f"the configuration has {count} problems:"
         return _fail("\n  ".join([head, *error.problems]), 2)
-    if "memexp.runner" in sys.modules:
-        from memexp.runner import EXPLAINED
+    if "memexp.run" in sys.modules:
+        from memexp.run import EXPLAINED
         from memexp.training.signals import Interrupted
 
         if isinstance(error, Interrupted):
@@ -140,7 +140,7 @@ def _complete(arguments: list[str]) -> int:
 
 
 def _join() -> int:
-    from memexp.runner import join
+    from memexp.run import join
     from memexp.training.distribution import World
 
     join(World.from_environment())
@@ -173,13 +173,14 @@ def _resume(arguments: list[str]) -> int:
     )
     parser.add_argument("run", type=Path, help="the run directory")
     parser.add_argument("overrides", nargs="*", help="key=value")
-    options = parser.parse_args(arguments)
+    _own(parser)
+    options = parser.parse_intermixed_args(arguments)
     from memexp import saved
     from memexp.record import summary
     from memexp.training.console import start_logging
 
     start_logging()
-    results = saved.resume(options.run, options.overrides)
+    results = saved.resume(options.run, options.overrides, saved.Own(options.config_dir, options.trust))
     print(summary(results, options.run))
     return 0
 
@@ -193,11 +194,14 @@ def _evaluate(arguments: list[str]) -> int:
     parser.add_argument("run", type=Path, help="the run directory")
     parser.add_argument("overrides", nargs="*", help="key=value")
     parser.add_argument("--split", choices=("train", "val", "test"), default="test")
-    parser.add_argument("--checkpoint", choices=("last", "best"), default="last")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--checkpoint", default="last", help="last, best, or the key of a stage, such as train")
+    _own(parser)
+    options = parser.parse_intermixed_args(arguments)
     from memexp import saved
 
-    result = saved.evaluate(options.run, options.overrides, options.split, options.checkpoint)
+    result = saved.evaluate(
+        options.run, options.overrides, options.split, options.checkpoint, saved.Own(options.config_dir, options.trust)
+    )
     print(
         f"{options.split}: top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} %, loss {result['loss']:.4f} "
         f"on {result['images']} images ({result['checkpoint']})"
@@ -227,12 +231,12 @@ def _estimate(arguments: list[str]) -> int:
         compose(
             options.overrides, options.config_name, options.config_dir
         )  # wrong input is told before torch is imported
-    from memexp.memory import command
+    from memexp.report import estimates
 
     if options.multirun:
-        print(command.sweep(options.overrides, options.config_name, options.config_dir))
+        print(estimates.sweep(options.overrides, options.config_name, options.config_dir))
         return 0
-    print(command.one(options.overrides, options.config_name, options.config_dir, options.summary, options.json))
+    print(estimates.one(options.overrides, options.config_name, options.config_dir, options.summary, options.json))
     return 0
 
 
@@ -255,7 +259,7 @@ def _bench(arguments: list[str]) -> int:
         parser.error("--steps: at least 1")
     import time
 
-    from memexp.memory import bench
+    from memexp import bench
     from memexp.report import tables
 
     cases = bench.cases(options.overrides, options.strategies, options.budgets)
@@ -314,6 +318,12 @@ def _experiments(arguments: list[str]) -> int:
         print(f"  {name:<20} {text}")
     print("\nmemexp train -m experiment=ID [scale=laptop]; the file conf/experiment/ID.yaml says what to expect")
     return 0
+
+
+def _own(parser: argparse.ArgumentParser) -> None:
+    """The flags by which a user names classes and functions of their own again."""
+    parser.add_argument("--config-dir", action="append", default=[], help="your own configs, which the run used")
+    parser.add_argument("--trust", action="store_true", help="import what the run names; only for runs of your own")
 
 
 def _parser(command: str, description: str, examples: str) -> argparse.ArgumentParser:

@@ -24,7 +24,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from memexp import schema
+from memexp import contradictions
 from memexp.paths import CONF, PACKAGE
 from memexp.schema import nearest
 
@@ -51,6 +51,16 @@ def compose(
     problems, cfg = _try_compose(list(overrides), config_name, config_dirs)
     if cfg is not None:
         problems += _problems(cfg)
+    if problems or cfg is None:
+        raise ConfigError(problems)
+    return cfg
+
+
+def compose_unchecked(
+    overrides: Sequence[str], config_name: str = CONFIG_NAME, config_dirs: Sequence[str | Path] = ()
+) -> DictConfig:
+    """The configuration for these overrides, whatever its values. Raises ConfigError where it cannot be composed."""
+    problems, cfg = _try_compose(list(overrides), config_name, config_dirs)
     if problems or cfg is None:
         raise ConfigError(problems)
     return cfg
@@ -126,7 +136,7 @@ def _try_compose(
             cfg = hydra_compose(config_name, groups + extra)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             return [*problems, _one_line(error)], None
-        known = list(_keys(cfg))
+        known = list(keys_of(cfg))
         accepted = []
         for text, override in values:
             key = override.key_or_group
@@ -194,13 +204,14 @@ def jobs(overrides: Sequence[str]) -> Iterator[list[str]]:
     yield from choices
 
 
-def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
+def keys_of(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Every key of a configuration, by its dotted path."""
     for key in map(str, node):
         yield f"{prefix}{key}"
         if not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
             child = node._get_node(key)
             if isinstance(child, DictConfig) and not child._is_none():
-                yield from _keys(child, f"{prefix}{key}.")
+                yield from keys_of(child, f"{prefix}{key}.")
 
 
 def _problems(cfg: DictConfig) -> list[str]:
@@ -217,8 +228,16 @@ def _problems(cfg: DictConfig) -> list[str]:
         except OmegaConfBaseException as error:
             found.append(_one_line(error))
             unresolved.append(key)
-    known = (problem for problem in schema.problems(resolved) if problem.split(":")[0] not in unresolved)
-    return [*found, *known]
+    known = [problem for problem in contradictions.problems(resolved) if problem.split(":")[0] not in unresolved]
+    # what a key takes over from another is told at the other
+    own = [problem for problem in known if not _taken_over(cfg, problem.split(":")[0])]
+    return [*found, *(own or known)]
+
+
+def _taken_over(cfg: DictConfig, key: str) -> bool:
+    group, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, group, throw_on_missing=False) if group else cfg
+    return isinstance(node, DictConfig) and name in node and OmegaConf.is_interpolation(node, name)
 
 
 def _one_line(error: Exception) -> str:

@@ -64,7 +64,7 @@ class _Outcome:
 
     def carry_out(self, cfg: DictConfig) -> None:
         from memexp.record import summary
-        from memexp.runner import run
+        from memexp.run import run
         from memexp.training.console import start_logging
 
         start_logging()

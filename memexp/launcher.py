@@ -166,11 +166,12 @@ def _carry_out(job: Job, sweep: Sweep, n_jobs: int, total: int) -> str:
 
 def _run_process(job: Job, sweep: Sweep, n_jobs: int, go_on: bool) -> int | None:
     """The exit code of the job's process; negative when a signal ended it; None if the sweep was stopped before it began."""
+    directories = [flag for path in sweep.config_dirs for flag in ("--config-dir", path)]
     if go_on:
-        command = ["resume", str(job.directory)]
+        command = ["resume", *directories, str(job.directory)]
     else:
         directory = str(job.directory).replace("\\", "\\\\").replace("'", "\\'")
-        flags = ["--config-name", sweep.config_name, *(f for path in sweep.config_dirs for f in ("--config-dir", path))]
+        flags = ["--config-name", sweep.config_name, *directories]
         command = ["train", *flags, *job.overrides, f"hydra.run.dir='{directory}'", "hydra.mode=RUN"]
     environment = dict(os.environ)
     if n_jobs > 1:  # jobs side by side share the cores instead of fighting for them

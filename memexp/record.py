@@ -18,7 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-SCHEMA = 1
+SCHEMA = 2
+READABLE = (1, 2)  # schemas of results.json that are still read
+GROWING = ("metrics.jsonl", "events.out.tfevents.*")  # files that a run appends to
 STATUSES = ("running", "done", "failed", "oom", "nan", "interrupted")
 log = logging.getLogger("memexp")
 
@@ -100,6 +102,13 @@ class RunDirectory:
     def results(self) -> dict[str, Any] | None:
         return read_json(self.path / "results.json")
 
+    @property
+    def plots(self) -> Path:
+        """The folder of pictures, made if it is not there."""
+        found = self.path / "plots"
+        found.mkdir(exist_ok=True)
+        return found
+
     def write_results(self, results: dict[str, Any]) -> None:
         write_json(self.path / "results.json", results)
 
@@ -108,8 +117,33 @@ class RunDirectory:
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(_finite(values)) + "\n")
 
-    def rewind_metrics(self, step: int) -> None:
-        """Drops lines later than `step`: a resumed run writes them again."""
+    def appended(self) -> dict[str, int]:
+        """Bytes of each file that grows."""
+        return {path.name: path.stat().st_size for path in self._growing()}
+
+    def rewind(self, appended: dict[str, int] | None, step: int) -> None:
+        """Takes back what was appended after a checkpoint, as a resumed run writes it again.
+
+        appended: what `appended()` gave when it was saved; None for one of schema 1, by whose `step` lines are dropped.
+        """
+        if appended is None:
+            self._drop_lines(step)
+            return
+        for path in self._growing():
+            if path.name not in appended:
+                path.unlink()
+            elif path.stat().st_size > appended[path.name]:
+                os.truncate(path, appended[path.name])
+
+    def clear(self) -> None:
+        """Removes what an unfinished run left here, so that a fresh one does not mix with it."""
+        for path in [*self._growing(), *self.checkpoints.glob("*")]:
+            path.unlink()
+
+    def _growing(self) -> list[Path]:
+        return [path for pattern in GROWING for path in sorted(self.path.glob(pattern))]
+
+    def _drop_lines(self, step: int) -> None:
         path = self.path / "metrics.jsonl"
         if not path.is_file():
             return
@@ -123,12 +157,6 @@ class RunDirectory:
         aside = path.with_name(path.name + ".aside")
         aside.write_text("".join(kept), encoding="utf-8")
         os.replace(aside, path)
-
-    def clear(self) -> None:
-        """Removes what an unfinished run left here, so that a fresh one does not mix with it."""
-        for pattern in ("metrics.jsonl", "events.out.tfevents.*", "checkpoints/*"):
-            for path in self.path.glob(pattern):
-                path.unlink()
 
     def write_environment(self, **more: Any) -> None:
         write_json(self.path / "environment.json", {**environment(), **more})

@@ -1,69 +1,128 @@
-"""Goes back to a run that is on disk: to resume it, or to evaluate its checkpoint."""
+"""Goes back to a run that is on disk: to resume it, or to evaluate its checkpoint. What it holds is read as data."""
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from memexp.config import CONFIG_NAME, ConfigError, compose
+from memexp import recorded
+from memexp.config import ConfigError
 from memexp.record import RunDirectory, read_json
 
 log = logging.getLogger("memexp")
+# What may change when a run goes on: how long, what is written down, where it is computed and where its data lie.
+LONGER = {"epochs": "train", "max_steps": "train", "tune.epochs": "tune", "tune.max_steps": "tune"}
+FREE = (
+    *("device", "log_every", "checkpoint_every", "evaluate_every", "monitor_every", "monitor_gradient"),
+    *("dataset.root", "dataset.workers", "dataset.skip_broken", "dataset.download", "memory.", "report."),
+)
 
 
-def find(path: Path) -> Path:
-    """`path` if it is a run directory. Raises ConfigError saying what is there instead."""
-    if not path.is_dir():
-        raise ConfigError([f"{path}: there is no such run directory"])
-    if not (path / ".hydra" / "overrides.yaml").is_file():
-        runs = sorted(found.parent.parent for found in path.glob("**/.hydra/overrides.yaml"))
-        there = f" Below it are {len(runs)} runs, the last {runs[-1]}." if runs else ""
-        raise ConfigError([f"{path}: no run was started here (it has no .hydra/overrides.yaml).{there}"])
-    return path
+@dataclass(frozen=True)
+class Own:
+    """What a user names again of a run that has classes or functions of their own: directories of configs, or trust in all."""
+
+    config_dirs: Sequence[str] = ()
+    trust: bool = False
+
+    def targets(self, run: Path) -> set[str]:
+        if not self.trust:
+            return recorded.targets_in(self.config_dirs)
+        return recorded.targets(read_json(run / "results.json") or {})
 
 
-def config_of(path: Path, overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
-    """The configuration of the run in `path` with further overrides, and all overrides in order."""
-    before = list(OmegaConf.load(find(path) / ".hydra" / "overrides.yaml"))
-    hydra = OmegaConf.load(path / ".hydra" / "hydra.yaml").hydra
-    directories = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
-    every = [str(text) for text in before] + list(overrides)
-    return compose(every, hydra.job.config_name or CONFIG_NAME, directories), every
+def resume(path: Path, overrides: Sequence[str] = (), own: Own = Own()) -> dict[str, Any]:
+    """Goes on with the run in `path`, in its own directory; a finished run is left as it is unless overrides make it longer.
 
-
-def resume(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Goes on with the run in `path`, in its own directory; a finished run is left as it is unless overrides extend it."""
-    cfg, every = config_of(path, overrides)
-    results = read_json(path / "results.json")
-    if results is not None and results.get("status") == "done" and not overrides:
+    Overrides are remembered by the run. Raises ConfigError, with nothing changed, for one that would make it another run.
+    """
+    trusted = own.targets(path)
+    before = recorded.of_run(path, trusted=trusted)
+    cfg = recorded.of_run(path, overrides, trusted, own.config_dirs)
+    longer = _made_longer(before, cfg)
+    results = read_json(path / "results.json") or {}
+    if results.get("status") == "done" and not longer:
         log.info("%s is done already: nothing to resume", path)
         return results
-    from memexp.runner import run
+    from memexp.run import run
 
-    return run(cfg, path, every, go_on=True)
+    every = [str(text) for text in results.get("overrides") or []] + list(overrides)
+    return run(cfg, path, every, start=_start(path, longer))
 
 
-def evaluate(path: Path, overrides: Sequence[str], split: str, checkpoint: str) -> dict[str, Any]:
+def evaluate(
+    path: Path, overrides: Sequence[str] = (), split: str = "test", name: str = "last", own: Own = Own()
+) -> dict[str, Any]:
     """Accuracy of a run's checkpoint on a split; `overrides` may name other data. Nothing in the run is changed."""
-    cfg, _ = config_of(path, overrides)
-    from memexp.runner import prepare
-    from memexp.training import checkpoint as checkpoints
+    cfg = recorded.of_run(path, overrides, own.targets(path), own.config_dirs)
+    from memexp.run import prepare
+    from memexp.stages.train import trainer_for
     from memexp.training import evaluation
     from memexp.training.distribution import World
     from memexp.training.signals import StopRequest
 
-    file = path / "checkpoints" / f"{checkpoint}.pt"
+    file = path / "checkpoints" / f"{name}.pt"
+    if not file.exists():
+        found = sorted(other.name for other in file.parent.glob("*.pt"))
+        raise ConfigError([f"there is no checkpoint {file}; there are {', '.join(found) or 'none yet'}"])
     with StopRequest() as stop:
-        trainer = prepare(cfg, RunDirectory(path), World(), stop)
-        if checkpoint == "last":
-            trainer.load(file)
-            batches = trainer.splits.named(split)
-            result = trainer.evaluate(batches)
-        else:
-            # best.pt holds the weights as they were evaluated, averaged or slow ones included
-            checkpoints.load_weights(trainer.network, checkpoints.load(file)["model"], file)
-            batches = trainer.splits.named(split)
-            result = evaluation.evaluate(trainer.network, batches, trainer.precision, trainer.world, stop.check)
+        run = prepare(cfg, _ReadOnly(path), World(), stop, start=name)
+        batches = run.splits.named(split)
+        trainer = trainer_for(run, cfg)
+        if run.unfinished is not None:
+            trainer.load(run.unfinished, file)
+        with trainer.recipe.evaluated_weights() as model:
+            result = evaluation.evaluate(model, batches, trainer.precision, run.world, stop.check)
     return {**result.as_dict(), "split": split, "images": result.images, "checkpoint": str(file)}
+
+
+class _ReadOnly(RunDirectory):
+    """A run's directory that is looked at only."""
+
+    def rewind(self, appended: dict[str, int] | None, step: int) -> None:
+        return None
+
+
+def _made_longer(before: DictConfig, after: DictConfig) -> set[str]:
+    """The stages that are made longer. Raises ConfigError for any other change that would make it another run."""
+    problems: list[str] = []
+    longer: set[str] = set()
+    for key, old, new in _differences(before, after):
+        if key in LONGER and (new is None or (old is not None and new >= old)):
+            longer.add(LONGER[key])
+        elif key in LONGER:
+            problems.append(f"{key}: {new!r} is less than the {old!r} of this run; it can only be made longer.")
+        elif not any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE):
+            problems.append(
+                f"{key}: the run has {old!r}, and {new!r} would make it another run; start a new one, from these weights with "
+                "init_from=RUN."
+            )
+    if problems:
+        raise ConfigError(problems)
+    return longer
+
+
+def _differences(before: DictConfig, after: DictConfig) -> list[tuple[str, Any, Any]]:
+    old, new = (dict(_leaves(OmegaConf.to_container(cfg), "")) for cfg in (before, after))
+    return [(key, old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)]
+
+
+def _leaves(node: Any, prefix: str) -> list[tuple[str, Any]]:
+    if not isinstance(node, dict):
+        return [(prefix, node)]
+    return [leaf for key, value in node.items() for leaf in _leaves(value, f"{prefix}.{key}" if prefix else str(key))]
+
+
+def _start(path: Path, longer: set[str]) -> str:
+    """The checkpoint to go on from: where the run stands, or the end of the first stage that is made longer and has one."""
+    from memexp.sequence import stage_of
+    from memexp.training import checkpoint
+
+    last = path / "checkpoints" / "last.pt"
+    if not longer or not last.exists():
+        return "last"
+    done = [str(figures["key"]) for figures in checkpoint.load(last)["stages"]]
+    return next((key for key in done if stage_of(key) in longer), "last")

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from memexp import compose
 from memexp.record import RunDirectory
-from memexp.runner import prepare
+from memexp.run import prepare
 from memexp.training.distribution import World
 from memexp.training.loop import WARM_UP, Trainer
 from memexp.training.signals import StopRequest

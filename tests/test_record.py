@@ -39,6 +39,22 @@ def test_metrics_after_the_checkpoint_and_a_cut_line_are_dropped(tmp_path):
         directory.append_metrics(split="train", step=step)
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"split": "tra')
-    directory.rewind_metrics(2)
+    directory.rewind(None, 2)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
+
+
+def test_what_was_appended_after_a_checkpoint_is_taken_back_to_the_byte(tmp_path):
+    directory = RunDirectory(tmp_path)
+    directory.append_metrics(split="train", step=1)
+    (tmp_path / "events.out.tfevents.1").write_bytes(b"before")
+    then = directory.appended()
+    held = (tmp_path / "metrics.jsonl").read_bytes()
+    directory.append_metrics(split="test", step=1)  # an evaluation at the very step of the checkpoint
+    with open(tmp_path / "events.out.tfevents.1", "ab") as file:
+        file.write(b", after")
+    (tmp_path / "events.out.tfevents.2").write_bytes(b"of a process that was killed")
+    directory.rewind(then, 1)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == held
+    assert (tmp_path / "events.out.tfevents.1").read_bytes() == b"before"
+    assert not (tmp_path / "events.out.tfevents.2").exists()

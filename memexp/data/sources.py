@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision.datasets
-from sklearn.datasets import load_digits
 from torch.nn import functional
 from torchvision.datasets.utils import check_integrity
 
@@ -20,6 +19,8 @@ from memexp.data.errors import DataError
 
 def digits(settings: Any) -> Arrays:
     """The 1,797 handwritten digits that scikit-learn ships, scaled from 8x8 to image_size; every fifth of a class is test."""
+    from sklearn.datasets import load_digits  # takes its time to import, and no other set needs it
+
     raw = load_digits()
     pixels = torch.tensor(raw.images, dtype=torch.float32)[:, None] * (255 / 16)
     size = settings.image_size

@@ -6,8 +6,8 @@ import torch
 from omegaconf import DictConfig
 
 from memexp.config import ConfigError
-from memexp.memory.estimate import trace
 from memexp.memory.limit import answer
+from memexp.memory.trace import trace
 from memexp.units import parse_bytes, shown_bytes
 
 

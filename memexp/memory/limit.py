@@ -1,5 +1,6 @@
 """What fits a given memory: largest batch and depth, fastest strategy, each found by tracing training steps."""
 
+import bisect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,16 +9,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from memexp import data
 from memexp.config import ConfigError
-from memexp.memory.estimate import trace
 from memexp.memory.planner import plan
-from memexp.models.layout import LARGE
-from memexp.models.resnet import IMAGENET as RESNETS
-from memexp.models.revnet import IMAGENET as REVNETS
+from memexp.memory.trace import trace
+from memexp.models import families
 from memexp.paths import CONF
-from memexp.schema import STRATEGIES
 from memexp.units import shown_bytes
-
-DEEPEST = 1000  # layers beyond which a depth is not traced
 
 
 @dataclass(frozen=True)
@@ -99,36 +95,20 @@ def largest(peak: Callable[[int], int], limit: int, start: int, most: int = 1 <<
 
 
 def _depth(cfg: DictConfig, limit: int) -> tuple[int | None, bool]:
-    family, kind = cfg.model.get("name"), cfg.model.get("kind")
-    if cfg.model.get("units") is not None or cfg.model.get("depth") is None or kind == "ode":
+    """The largest depth that fits (None where there is none to choose), and whether it may be more."""
+    found = families.of(cfg.model).depths(cfg.model, data.describe(cfg.dataset)[1])
+    if found is None:
         return None, False
-
-    def peak(depth: int) -> int:
-        return trace(_with(cfg, "model.depth", depth)).report.peak
-
-    if family == "heunnet" or kind == "simple":
-        first, step = (2 if family == "heunnet" else 1), 1
-    elif min(data.describe(cfg.dataset)[1][1:]) > LARGE:
-        fitting = [depth for depth in (RESNETS if family == "resnet" else REVNETS) if peak(depth) <= limit]
-        return max(fitting, default=0), False
-    else:
-        per_unit = {"resnet": 1, "revnet": 2}[str(family)]
-        basic, bottlenecked = 6 * per_unit, 9 * per_unit
-        step = (
-            bottlenecked if cfg.model.bottleneck or (cfg.model.depth - 2) % basic or cfg.model.depth == 164 else basic
-        )
-        first = step + 2
-        if step == bottlenecked:
-            cfg = _with(cfg, "model.bottleneck", True)
-    if family == "revnet":  # with one unit a stage there is nothing to undo in a bottleneck network
-        first += step
-    most = (DEEPEST - first) // step + 1
-    n, _ = largest(lambda n: peak(first + (n - 1) * step), limit, max(2, (cfg.model.depth - first) // step + 1), most)
-    return (first + (n - 1) * step if n else 0), n == most
+    for key, value in found.fixed.items():
+        cfg = _with(cfg, f"model.{key}", value)
+    depths = found.values
+    at = bisect.bisect_left(depths, cfg.model.depth) + 1
+    n, _ = largest(lambda n: trace(_with(cfg, "model.depth", depths[n - 1])).report.peak, limit, at, len(depths))
+    return (depths[n - 1] if n else 0), n == len(depths) and found.endless
 
 
 def _strategies(cfg: DictConfig) -> tuple[str, ...]:
-    return STRATEGIES.get(str(cfg.model.get("name")), (cfg.backprop.name,))
+    return families.proposed(cfg.model, otherwise=(cfg.backprop.name,))
 
 
 def _cost(cfg: DictConfig) -> tuple[int, int]:

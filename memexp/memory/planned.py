@@ -1,13 +1,14 @@
 """A run with backprop=budget: measured, planned, and set up before its first step."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from memexp.backprop.monitor import gradient
+from memexp.edits import Edit
 from memexp.memory.planner import Plan, measure, plan
 from memexp.training.precision import Precision
 from memexp.training.step import Loss
@@ -23,10 +24,12 @@ def set_up(
     batch: tuple[Tensor, Tensor],
     precision: Precision,
     before: Mapping[str, Any],
+    edits: Sequence[Edit] = (),
 ) -> dict[str, Any]:
     """Chooses the steps to store and sets the Chains of `model`; returns the figures of results.json's "strategy".
 
-    before: these figures of a run that is resumed, which keeps its choice, as another would change the last bits.
+    before: these figures of a run that is resumed, which keeps its choice, as another would change the last bits. edits: what
+    has changed the network that `cfg` builds.
     """
     if "stored_steps" in before:
         follow(model, before)
@@ -41,7 +44,7 @@ def set_up(
         gradient(model, loss)
 
     once, times = measure(model, step)
-    chosen = plan(cfg, times)
+    chosen = plan(cfg, times, edits)
     chosen.apply(model)
     count, steps = sum(map(len, chosen.stored)), len(times)
     seconds = cfg.accumulate * (once - chosen.saved)

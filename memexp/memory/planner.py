@@ -25,7 +25,8 @@ from torch import nn
 
 from memexp.backprop import Chain
 from memexp.backprop.budget import Budget
-from memexp.memory.estimate import Trace, trace
+from memexp.edits import Edit
+from memexp.memory.trace import Trace, trace
 from memexp.memory.tracker import Tracker
 from memexp.units import parse_bytes
 
@@ -58,10 +59,10 @@ class Plan:
             module.strategy = Budget(module.strategy.exact, module.strategy.exact_bits, stored)
 
 
-def plan(cfg: DictConfig, times: Sequence[float] | None = None) -> Plan:
+def plan(cfg: DictConfig, times: Sequence[float] | None = None, edits: Sequence[Edit] = ()) -> Plan:
     """The best choice for `cfg`, whose backprop is budget. times: seconds of each step's forward, or none: by MACs."""
-    sizes, most = _follow(cfg, everything=True)
-    steps, lowest = _follow(cfg, everything=False)
+    sizes, most = _follow(cfg, edits, everything=True)
+    steps, lowest = _follow(cfg, edits, everything=False)
     least, stored_peak = lowest.report.peak, most.report.peak
     limit = cfg.backprop.limit
     share = isinstance(limit, int | float) and 0 <= limit <= 1
@@ -78,7 +79,7 @@ def plan(cfg: DictConfig, times: Sequence[float] | None = None) -> Plan:
         budget,
         lambda effective: choose(sizes.kept, gains, steps.capacities(effective), effective),
         lambda chosen: steps.modelled(sizes.kept, chosen),
-        lambda chosen: _traced(cfg, _by_chain(chosen, steps.lengths)).report.peak,
+        lambda chosen: _traced(cfg, edits, _by_chain(chosen, steps.lengths)).report.peak,
         lambda chosen: sum(gains[i] for i in chosen),
     )
     return made(*found) if found else made(frozenset(), least)
@@ -188,11 +189,11 @@ def _by_chain(chosen: frozenset[int], lengths: Sequence[int]) -> list[frozenset[
     return [frozenset(i - s for i in chosen if s <= i < s + n) for s, n in zip(starts, lengths, strict=False)]
 
 
-def _traced(cfg: DictConfig, stored: list[frozenset[int]]) -> Trace:
-    return trace(cfg, lambda model: Plan(stored, 0, 0, 0, 0, 0.0).apply(model))
+def _traced(cfg: DictConfig, edits: Sequence[Edit], stored: list[frozenset[int]]) -> Trace:
+    return trace(cfg, lambda model: Plan(stored, 0, 0, 0, 0, 0.0).apply(model), edits=edits)
 
 
-def _follow(cfg: DictConfig, everything: bool) -> tuple[Steps, Trace]:
+def _follow(cfg: DictConfig, edits: Sequence[Edit], everything: bool) -> tuple[Steps, Trace]:
     """Traces with all steps stored, or none, and notes where each stands."""
     found: list[Steps] = []
 
@@ -240,7 +241,7 @@ def _follow(cfg: DictConfig, everything: bool) -> tuple[Steps, Trace]:
             for hook in hooks:
                 hook.remove()
 
-    traced = trace(cfg, configure, observe)
+    traced = trace(cfg, configure, observe, edits)
     found[0].live = [sum(held.values()) for _, held in traced.report.timeline]
     found[0].live.append(found[0].live[-1])
     return found[0], traced

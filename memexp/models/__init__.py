@@ -1,26 +1,26 @@
-"""Architectures: what a network is. How its gradient is obtained is memexp.backprop's."""
+"""Architectures: what a network is. How its gradient is obtained is memexp.backprop's.
+
+Validation reads families.py without torch, so nothing is imported here that needs it.
+"""
+
+from __future__ import annotations
 
 import importlib
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from memexp.models.chain import ChainFactory
+from memexp.models.families import FAMILIES
 from memexp.models.layout import Shape
 
-FAMILIES = {
-    "heunnet": "memexp.models.ode.heunnet",
-    "resnet": "memexp.models.resnet.resnet",
-    "revnet": "memexp.models.revnet.revnet",
-    "torchvision": "memexp.models.torchvision.torchvision_model",
-    "vgg16": "memexp.models.vgg.vgg16",
-}
+if TYPE_CHECKING:
+    from torch import nn
+
+    from memexp.models.chain import ChainFactory
 
 
 def names() -> list[str]:
     """The families that `create` knows."""
-    return sorted(FAMILIES)
+    return sorted(name for name, family in FAMILIES.items() if family.images)
 
 
 def create(
@@ -40,7 +40,9 @@ def create(
 
     Raises ValueError for a name, a target or a setting that does not fit.
     """
-    path = _target_ or FAMILIES.get(name or "")
+    from torch import nn
+
+    path = _target_ or (FAMILIES[name].factory if name is not None and name in names() else None)
     if path is None:
         raise ValueError(f"{name!r} is not a model; there are {', '.join(names())}")
     module, _, attribute = path.rpartition(".")

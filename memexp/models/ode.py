@@ -7,19 +7,17 @@ Parameters of the simple network at 10 classes: 1,882 + 4,704 N, Euler and Heun 
 O(1) in the functions.
 """
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
 
 from memexp.backprop import EulerStep, HeunStep
 from memexp.models import branch as parts
+from memexp.models import layout as layouts
 from memexp.models.chain import ChainFactory
-from memexp.models.layout import LARGE, Shape
+from memexp.models.layout import Shape
 
 WIDTH = 16
-CHANNELS = (64, 64, 128, 256, 512)
-UNITS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
 class OdeNet(nn.Module):
@@ -40,11 +38,7 @@ def simple(*, classes: int, shape: Shape, chain: ChainFactory, depth: int, heun:
 
     Raises ValueError for a Heun network of fewer than two functions and for images too small for its pooling.
     """
-    size = min((side + 2 - 5) // 3 + 1 for side in shape[1:])
-    if size < 4:
-        raise ValueError(f"images of {shape[1]}x{shape[2]} are too small: 11x11 are the least")
-    if heun and depth < 2:
-        raise ValueError(f"depth={depth}: Heun steps lie between two functions; use at least 2")
+    layouts.simple(shape, depth, heun)
     functions: list[nn.Module] = [_simple_function() for _ in range(depth)]
     scale = 1 / depth
     steps: list[nn.Module]
@@ -73,37 +67,19 @@ def _simple_function() -> nn.Sequential:
     )
 
 
-def staged(
-    *,
-    classes: int,
-    shape: Shape,
-    chain: ChainFactory,
-    depth: int,
-    units: Sequence[int] | None = None,
-    channels: Sequence[int] | None = None,
-    tied: bool = False,
-) -> OdeNet:
-    """Bottleneck stages of `units` blocks each, or those of ResNet-50 and -101; tied: one function in each stage.
-
-    Raises ValueError for another depth without units, and for units and channels that do not fit.
-    """
-    if units is None and depth not in UNITS:
-        raise ValueError(f"depth={depth}: kind=ode knows {', '.join(map(str, UNITS))}; for others set units=[3,4,6,3]")
-    units = units or UNITS[depth]
-    channels = channels or CHANNELS[: len(units) + 1]
-    if len(channels) != len(units) + 1 or min(*units, *channels) < 1:
-        raise ValueError(f"units={list(units)}, channels={list(channels)}: give one more channel figure (the stem's)")
+def staged(layout: layouts.Layout, *, classes: int, shape: Shape, chain: ChainFactory, tied: bool = False) -> OdeNet:
+    """Bottleneck stages, each an ordinary unit and Euler steps behind it; tied: one function in each stage."""
     steps: list[nn.Module] = []
     functions: list[list[nn.Module]] = []
-    width = channels[0]
-    for stage, (count, middle) in enumerate(zip(units, channels[1:], strict=True)):
+    width = layout.channels[0]
+    for stage, (count, middle) in enumerate(zip(layout.units, layout.channels[1:], strict=True)):
         outputs = 4 * middle
         steps.append(Bottleneck(width, middle, stride=1 if stage == 0 else 2))
         width, rest = outputs, count - 1
         one = _function(width, middle)
         functions.append([one if tied else _function(width, middle) for _ in range(rest)])
         steps += [EulerStep(f, 1 / rest) for f in functions[-1]]
-    stem = parts.stem(shape[0], channels[0], min(shape[1:]) > LARGE)
+    stem = parts.stem(shape[0], layout.channels[0], layout.large)
     head = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
     return OdeNet(stem, chain(steps), head, functions)
 

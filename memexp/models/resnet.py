@@ -10,13 +10,10 @@ from torch import Tensor, nn
 
 from memexp.backprop import EulerStep
 from memexp.models import branch as parts
+from memexp.models import layout as layouts
 from memexp.models import ode
 from memexp.models.chain import ChainFactory
-from memexp.models.layout import Shape, choose
-
-CHANNELS = (16, 16, 32, 64)
-IMAGENET_CHANNELS = (64, 64, 128, 256, 512)
-IMAGENET = {50: ((3, 4, 6, 3), IMAGENET_CHANNELS), 101: ((3, 4, 23, 3), IMAGENET_CHANNELS)}
+from memexp.models.layout import Shape
 
 
 class ChangingUnit(nn.Module):
@@ -60,21 +57,11 @@ def resnet(
     kind: preactivation, or simple or ode (memexp.models.ode), which alone can be tied.
     Raises ValueError for a depth that is no ResNet for images of `shape`, and for what its kind does not have.
     """
+    layout = layouts.resnet(shape, depth, units, channels, bottleneck, kind, tied)
     if kind == "simple":
-        if units is not None or channels is not None or bottleneck is not None or tied:
-            raise ValueError("kind=simple has a depth only: no units, channels, bottleneck or tied")
         return ode.simple(classes=classes, shape=shape, chain=chain, depth=depth)
     if kind == "ode":
-        if bottleneck is False:
-            raise ValueError("kind=ode has bottlenecks only: leave bottleneck out")
-        return ode.staged(
-            classes=classes, shape=shape, chain=chain, depth=depth, units=units, channels=channels, tied=tied
-        )
-    if kind != "preactivation":
-        raise ValueError(f"kind={kind!r}: use preactivation, simple or ode")
-    if tied:
-        raise ValueError("tied=true is for kind=ode")
-    layout = choose("ResNet", depth, units, channels, bottleneck, shape, 1, {}, CHANNELS, IMAGENET)
+        return ode.staged(layout, classes=classes, shape=shape, chain=chain, tied=tied)
     width = layout.channels[0]
     steps: list[nn.Module] = []
     for count, outputs, first_stride in layout.stages():

@@ -13,13 +13,9 @@ from torch import Tensor, nn
 
 from memexp.backprop import AdditiveCoupling, full_precision, join, split
 from memexp.models import branch as parts
+from memexp.models import layout as layouts
 from memexp.models.chain import ChainFactory
-from memexp.models.layout import Shape, choose
-
-CHANNELS = {38: (32, 32, 64, 112)}
-CHANNELS_DEEPER = (32, 32, 64, 128)
-IMAGENET_CHANNELS = (128, 128, 256, 512, 832)
-IMAGENET = {56: ((2, 2, 3, 2), IMAGENET_CHANNELS), 104: ((2, 2, 11, 2), IMAGENET_CHANNELS)}
+from memexp.models.layout import Shape
 
 
 class Stem(nn.Sequential):
@@ -55,10 +51,7 @@ def revnet(
 
     Raises ValueError for a depth that is no RevNet for images of `shape`, and for odd channel counts.
     """
-    layout = choose("RevNet", depth, units, channels, bottleneck, shape, 2, CHANNELS, CHANNELS_DEEPER, IMAGENET)
-    odd = [c for c in layout.channels if c % 2]
-    if odd:
-        raise ValueError(f"channels={list(layout.channels)}: {odd} cannot be halved into two streams; use even numbers")
+    layout = layouts.revnet(shape, depth, units, channels, bottleneck)
     width = layout.channels[0] // 2
     steps: list[nn.Module] = [Stem(*parts.stem(shape[0], layout.channels[0], layout.large))]
     for count, whole, first_stride in layout.stages():

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from memexp.models import layout as layouts
 from memexp.models.chain import ChainFactory
-from memexp.models.layout import LARGE, Shape
+from memexp.models.layout import Shape
 from memexp.models.weights import load_file
 
 WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -47,10 +48,7 @@ def vgg16(
 
     Raises ValueError for an image too small for five poolings, and for weights of another network.
     """
-    layout = layout or ("imagenet" if min(shape[1:]) > LARGE else "cifar")
-    if min(shape[1:]) < 32:
-        raise ValueError(f"VGG16 halves its input five times: images of {shape[1]}x{shape[2]} are smaller than 32x32")
-    normalised = layout == "cifar"
+    normalised = layouts.vgg(shape, layout) == "cifar"
     layers: list[nn.Module] = []
     inputs = shape[0]
     for stage in widths:

@@ -8,11 +8,11 @@ adjoint's gradient on one batch of the training set is compared with the stored 
 import functools
 import logging
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from matplotlib.figure import Figure
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -29,21 +29,24 @@ log = logging.getLogger("memexp")
 
 
 def study(cfg: DictConfig, directory: Path) -> dict[str, float]:
-    """Settings under `case`: trained_depth, depths, double (compare in fp64)."""
+    """Settings under `case`: networks (each kind of step and its settings), trained (the kind that is trained), trained_depth,
+    depths, double (compare in fp64).
+    """
     device = torch.device("cpu") if cfg.device == "auto" else torch.device(cfg.device)
     torch.manual_seed(cfg.seed)
     splits = data.load(cfg.dataset, batch_size=cfg.batch_size, seed=cfg.seed, device=device)
-    trained = _network(cfg.case.trained_depth, "resnet", "stored", splits).to(device)
+    kinds = {str(kind): OmegaConf.to_container(settings) for kind, settings in cfg.case.networks.items()}
+    trained = _network(kinds[cfg.case.trained], cfg.case.trained_depth, "stored", splits).to(device)
     _train(cfg, trained, splits.train, device)
     images, labels = next(iter(splits.train.epoch(0)))
     dtype = torch.float64 if cfg.case.double else torch.float32
     figures: dict[str, float] = {}
     errors: dict[str, list[float]] = {}
     depths = [int(n) for n in cfg.case.depths]
-    for kind, name in (("Euler", "resnet"), ("Heun", "heunnet")):
+    for kind, settings in kinds.items():
         errors[kind] = []
         for depth in depths:
-            network = _network(depth, name, "adjoint", splits).to(device)
+            network = _network(settings, depth, "adjoint", splits).to(device)
             interpolate(network, trained)
             network.to(dtype)
             loss = functools.partial(_loss, network, images.to(dtype), labels)
@@ -73,10 +76,9 @@ def _between(a: Tensor, b: Tensor, share: float) -> Tensor:
     return torch.lerp(a, b, share) if a.is_floating_point() else a
 
 
-def _network(depth: int, name: str, backprop: str, splits: data.Splits) -> OdeNet:
+def _network(settings: Any, depth: int, backprop: str, splits: data.Splits) -> OdeNet:
     chain = functools.partial(Chain, backprop=backprop)
-    kind = {"kind": "simple"} if name == "resnet" else {}
-    made = models.create(name, classes=len(splits.classes), shape=splits.shape, chain=chain, depth=depth, **kind)
+    made = models.create(classes=len(splits.classes), shape=splits.shape, chain=chain, depth=depth, **settings)
     return cast(OdeNet, made)
 
 

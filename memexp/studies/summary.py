@@ -6,9 +6,9 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from memexp import data
-from memexp.memory.estimate import build
 from memexp.memory.fake import without_data
-from memexp.memory.summary import summarise, text
+from memexp.memory.trace import network
+from memexp.report.layers import summarise, text
 
 log = logging.getLogger("memexp")
 
@@ -17,8 +17,8 @@ def study(cfg: DictConfig, directory: Path) -> dict[str, float]:
     """Nothing is allocated and no data set is read. The table is written to summary.txt; MB is 2^20 bytes, as it is there."""
     classes, shape = data.describe(cfg.dataset)
     with without_data():
-        network = build(cfg, classes, shape)
-    found = summarise(network, shape)
+        built = network(cfg, classes, shape)
+    found = summarise(built, shape)
     (directory / "summary.txt").write_text(text(found) + "\n", encoding="utf-8")
     log.info("%s", text(found))
     return {

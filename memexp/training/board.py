@@ -1,41 +1,72 @@
 """TensorBoard pages of a run: scalars, hyper-parameters, a sample batch, the confusion matrix."""
 
+from __future__ import annotations
+
+import io
+import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
+from torch.utils.tensorboard import summary
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+EVENTS = "events.out.tfevents"
 
 
 class Board:
-    """Writes TensorBoard events to a run directory; a resumed run hides what a killed one wrote after `step`."""
+    """Writes TensorBoard events to a run directory. Each is on disk when its call returns, so that a checkpoint can note how
+    far the file had come; files are named so that a later one sorts behind, whatever the clock says.
+    """
 
     def __init__(self, path: Path, step: int = 0) -> None:
-        self._writer = SummaryWriter(str(path), purge_step=step + 1 if step else None)
+        """step: from which on a page that is open is to forget what a killed run had written."""
+        before = [
+            int(file.name.split(".")[3]) for file in path.glob(f"{EVENTS}.*") if file.name.split(".")[3].isdecimal()
+        ]
+        number = max(int(time.time()), max(before, default=0) + 1)
+        self._file = open(path / f"{EVENTS}.{number:010d}.{os.getpid()}", "xb")  # noqa: SIM115
+        self._records = RecordWriter(self._file)
+        self._write(event_pb2.Event(file_version="brain.Event:2"))
+        if step:
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._write(event_pb2.Event(session_log=start, step=step + 1))
+
+    def _write(self, event: event_pb2.Event) -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())
+        self._records.flush()
+
+    def _add(self, found: summary_pb2.Summary, step: int = 0) -> None:
+        self._write(event_pb2.Event(summary=found, step=step))
 
     def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
         """One point per curve; names such as "loss/train" group the curves."""
         for name, value in values.items():
             if value is not None:
-                self._writer.add_scalar(name, value, step)
+                self._add(summary.scalar(name, value), step)
 
     def hyper_parameters(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Fills the hparams tab from the run's own directory, so that a sweep's jobs stand in one table."""
         plain = {
             key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in settings.items()
         }
-        for summary in hparams(plain, dict.fromkeys(metrics, 0.0)):
-            assert self._writer.file_writer is not None
-            self._writer.file_writer.add_summary(summary)
+        for found in summary.hparams(plain, dict.fromkeys(metrics, 0.0)):
+            self._add(found)
         for name, value in metrics.items():
-            self._writer.add_scalar(name, value)
+            self._add(summary.scalar(name, value))
 
     def sample_batch(self, images: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
         """The first images of a batch as the network sees them, each under its class."""
+        from matplotlib.figure import Figure  # takes its time to import
+
         shown = images[:32].float().cpu()
         low, high = shown.amin(), shown.amax()
         pictures = ((shown - low) / (high - low).clamp_min(1e-12)).permute(0, 2, 3, 1).numpy()
@@ -45,10 +76,12 @@ class Board:
         for axes, image, label in zip(grid.flat, pictures, labels.tolist(), strict=False):
             axes.imshow(image if image.shape[2] == 3 else image[..., 0], cmap="gray")
             axes.set_title(_short(classes[label]), fontsize=8)
-        self._writer.add_figure("sample batch", figure)
+        self.figure("sample batch", 0, figure)
 
     def confusion(self, step: int, counts: Tensor, classes: Sequence[str]) -> None:
         """Counts of (true class, predicted class), coloured by the share of the true class."""
+        from matplotlib.figure import Figure
+
         share = counts / counts.sum(1, keepdim=True).clamp_min(1)
         figure = Figure(figsize=(7, 6), layout="constrained")
         axes = figure.subplots()
@@ -63,13 +96,20 @@ class Board:
                 axes.text(
                     column, row, str(int(counts[row, column])), ha="center", va="center", fontsize=7, color=colour
                 )
-        self._writer.add_figure("confusion matrix", figure, step)
+        self.figure("confusion matrix", step, figure)
 
     def figure(self, name: str, step: int, figure: Figure) -> None:
-        self._writer.add_figure(name, figure, step)
+        """A picture of a matplotlib figure."""
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        width, height = figure.canvas.get_width_height()
+        picture = summary_pb2.Summary.Image(
+            height=height, width=width, colorspace=3, encoded_image_string=buffer.getvalue()
+        )
+        self._add(summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=name, image=picture)]), step)
 
     def close(self) -> None:
-        self._writer.close()
+        self._file.close()
 
 
 def _short(name: str) -> str:

@@ -1,12 +1,29 @@
-"""Checkpoints: written aside, synced to disk and renamed, so that a reader sees the old file or the new one, never half."""
+"""Checkpoints: written aside, synced to disk and renamed, so that a reader sees the old file or the new one, never half.
+
+Schema 2, a dict of tensors and plain data:
+
+    config, classes, shape   of the run: they and the edits build the network that `model` is the state of
+    edits                    what has changed that network, in order (memexp.edits)
+    stage, stages            key of the stage under way (None between two), and the figures of those that are done
+    training                 of the stage under way: optimizer, scaler, average, progress (memexp.training.loop)
+    random                   random states of every process
+    appended                 bytes of the files that grow, at this moment: a resumed run goes back to exactly these
+    checksums                of every tensor, by its place
+
+A file of schema 1 is read as one of schema 2.
+"""
 
 import os
 import pickle
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+SCHEMA = 2
 
 
 class CheckpointError(Exception):
@@ -19,7 +36,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(aside, "wb") as file:
-            torch.save(state, file)
+            torch.save(state | {"checksums": checksums(state)}, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
@@ -54,11 +71,61 @@ def load(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(state, dict) or "model" not in state:
         raise CheckpointError(f"checkpoint {path} holds no 'model': it was not written by memexp")
-    return state
+    if state.get("schema") not in (None, 1, SCHEMA):
+        raise CheckpointError(
+            f"checkpoint {path} has schema {state['schema']!r}; this version reads 1 and {SCHEMA}: it is of a newer memexp"
+        )
+    expected = state.pop("checksums", None)
+    if expected is not None:
+        found = checksums(state)
+        if damaged := [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]:
+            raise CheckpointError(f"checkpoint {path} is damaged: {sorted(damaged)[0]} is not what was saved")
+    return upgraded(state)
 
 
-def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Loads `weights` into `model`, or says how the two differ."""
+def checksums(state: dict[str, Any]) -> dict[str, int]:
+    """CRC-32 of each tensor's bytes, by its place in `state`."""
+    return {name: zlib.crc32(_bytes(tensor)) for name, tensor in _tensors(state, "")}
+
+
+def upgraded(state: dict[str, Any]) -> dict[str, Any]:
+    """`state` in the terms of schema 2."""
+    if state.get("schema") == SCHEMA:
+        return state
+    training = {key: state.get(key) for key in ("optimizer", "scaler", "average", "progress")}
+    random = state.get("random")
+    return {
+        "schema": SCHEMA,
+        "config": None,
+        "classes": None,
+        "edits": [],
+        "stage": "train",
+        "stages": [],
+        "model": state["model"],
+        "training": training if state.get("progress") is not None else None,
+        "random": [random] if random is not None else None,
+        "appended": None,
+    }
+
+
+def _tensors(value: Any, place: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield place, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _tensors(item, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _tensors(item, f"{place}.{index}")
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().flatten()
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+
+
+def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: Path, assign: bool = False) -> None:
+    """Loads `weights` into `model`, or says how the two differ. assign: its tensors become the model's, without a copy."""
     own = model.state_dict()
     problems = [f"{key} is missing" for key in own if key not in weights]
     problems += [f"{key} is not in this network" for key in weights if key not in own]
@@ -70,4 +137,4 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: Path)
     if problems:
         listed = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
         raise CheckpointError(f"checkpoint {path} is of another network: {listed}")
-    model.load_state_dict(weights)
+    model.load_state_dict(weights, assign=assign)

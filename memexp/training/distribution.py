@@ -2,11 +2,14 @@
 
 import os
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,15 @@ def total(values: Tensor, world: World) -> Tensor:
     if world.size > 1:
         dist.all_reduce(values)
     return values
+
+
+def gather(value: T, world: World) -> list[T]:
+    """What each process has, in the order of their ranks."""
+    if world.size == 1:
+        return [value]
+    found: list[Any] = [None] * world.size
+    dist.all_gather_object(found, value)
+    return found
 
 
 def agree(flag: bool, world: World, device: torch.device) -> bool:

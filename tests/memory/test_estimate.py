@@ -10,7 +10,7 @@ from memexp.backprop import Chain
 from memexp.config import ConfigError
 from memexp.memory import command
 from memexp.memory.limit import answer, largest
-from memexp.memory.summary import summarise
+from memexp.report.layers import summarise
 from memexp.report.collect import find, group
 from memexp.report.published import compare
 from memexp.units import parse_bytes

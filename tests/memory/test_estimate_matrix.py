@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 import memexp
-from memexp.schema import STRATEGIES
+from memexp.models.families import FAMILIES
 
 SMALL = ["dataset=digits", "dataset.limit=64", "dataset.test_limit=10", "batch_size=4", "device=cpu", "monitor_every=0"]
 MODELS = {
@@ -18,7 +18,7 @@ MODELS = {
     "vgg16": ["model=vgg16"],
     "torchvision": ["model=torchvision", "model.arch=squeezenet1_1", "dataset.image_size=64"],
 }
-PAIRS = [(name, backprop) for name in MODELS for backprop in STRATEGIES[name.split()[0]]]
+PAIRS = [(name, backprop) for name in MODELS for backprop in FAMILIES[name.split()[0]].strategies]
 SETTINGS = list(itertools.product(("fp32", "bf16"), ("sgd", "ranger"), (1, 2)))
 
 
@@ -30,7 +30,7 @@ def agrees(tmp_path, name, backprop, precision, optimizer, accumulate):
 
 
 def test_every_family_and_strategy_is_in_it():
-    assert {name.split()[0] for name in MODELS} == set(STRATEGIES) - {"linear"}  # which takes no images
+    assert {name.split()[0] for name in MODELS} == {name for name, family in FAMILIES.items() if family.images}
 
 
 @pytest.mark.parametrize(("name", "backprop"), PAIRS[::7])

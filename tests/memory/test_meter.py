@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 import memexp
-from memexp import runner
+from memexp.run import _status
 from memexp.cli import main
 from memexp.config import ConfigError
 from memexp.memory.advice import after_out_of_memory
@@ -175,4 +175,4 @@ def test_where_the_estimate_fits_other_causes_are_named():
 def test_the_cpus_own_failure_to_allocate_counts_as_out_of_memory():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 55)
-    assert runner._status(caught.value) == "oom"
+    assert _status(caught.value) == "oom"

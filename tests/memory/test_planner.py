@@ -78,19 +78,15 @@ def test_a_run_takes_what_was_predicted_and_a_resumed_one_keeps_its_plan(tmp_pat
     assert strategy["least_peak"] < strategy["predicted_peak"] < strategy["stored_peak"]
     assert strategy["predicted_step_time"] > 0
     assert 0 < len(strategy["stored_steps"][0]) < 9
-    from memexp import runner
+    from memexp import saved
+    from memexp.config import ConfigError
 
     strategy["stored_steps"] = [[8]]
     (tmp_path / "results.json").write_text(json.dumps(results | {"status": "interrupted"}))
 
-    def resumed(limit: str, steps: int) -> dict:
-        overrides = [*SMALL, *REVNET, "backprop=budget", f"backprop.limit={limit}", f"max_steps={steps}"]
-        return runner.run(memexp.compose(overrides), tmp_path, go_on=True)["strategy"]
-
-    assert resumed("0.6", 8)["stored_steps"] == [[8]]
-    other = resumed("0.4", 10)  # another limit is another plan
-    assert other["budget"] < strategy["budget"]
-    assert other["stored_steps"] != [[8]]
+    assert saved.resume(tmp_path, ["max_steps=8"])["strategy"]["stored_steps"] == [[8]]
+    with pytest.raises(ConfigError, match=r"backprop\.limit: the run has 0\.6, and 0\.4 would make it another run"):
+        saved.resume(tmp_path, ["backprop.limit=0.4"])
 
 
 def test_a_budget_gives_the_gradients_of_stored_bit_for_bit_when_exact(tmp_path):

@@ -12,14 +12,14 @@ from matplotlib.figure import Figure
 
 from memexp.config import ConfigError, compose
 from memexp.memory.estimate import estimate
+from memexp.models import families
 from memexp.report.plots import COLOURS, MARKERS
 from memexp.report.tables import Table
-from memexp.schema import STRATEGIES
 
 
 @dataclass
 class Case:
-    """What is measured, and what came of it: the result of memexp.memory.case, or an error."""
+    """What is measured, and what came of it: the result of memexp.bench.case, or an error."""
 
     name: str
     overrides: list[str]
@@ -46,8 +46,8 @@ def cases(overrides: Sequence[str], strategies: Sequence[str] | None, budgets: i
             ["backprop: bench compares strategies; name them with --strategies, such as stored,reversible"]
         )
     if strategies is None:
-        family = compose(overrides).model.get("name")
-        strategies = [name for name in STRATEGIES.get(str(family), ("stored",)) if name != "budget"]
+        valid = families.of(compose(overrides).model).strategies or ("stored",)
+        strategies = [name for name in valid if name != "budget"]
     found = [Case(name, [*overrides, f"backprop={name}"]) for name in strategies]
     for case in found:
         compose(case.overrides)
@@ -65,7 +65,7 @@ def measure(found: Sequence[Case], steps: int, say: Callable[[str], None]) -> No
     """Fills in each case's result or error, one process after the other."""
     for number, case in enumerate(found, 1):
         say(f"case {number}/{len(found)}: {case.name}")
-        command = [sys.executable, "-m", "memexp.memory.case", str(steps), *case.overrides]
+        command = [sys.executable, "-m", "memexp.bench.case", str(steps), *case.overrides]
         process = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         if process.returncode == 0:
             case.result = json.loads(process.stdout.splitlines()[-1])

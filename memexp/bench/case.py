@@ -1,10 +1,9 @@
-"""One case of `memexp bench`, in a process of its own: python -m memexp.memory.case STEPS OVERRIDE...
+"""One case of `memexp bench`, in a process of its own: python -m memexp.bench.case STEPS OVERRIDE...
 
 The training step of the configuration runs on random images of the data set's size, so that nothing of loading, augmentation
 or evaluation is in the figures. The last line of the output is the result as JSON.
 """
 
-import functools
 import json
 import statistics
 import sys
@@ -15,16 +14,13 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.nn import functional
 
-from memexp import data, optim, runner
+from memexp import build, data
 from memexp.config import compose
 from memexp.memory import planned
 from memexp.memory.meter import Meter
-from memexp.training import distribution
+from memexp.training import distribution, recipe
 from memexp.training.distribution import World
-from memexp.training.precision import Precision
-from memexp.training.step import train_step
 
 TRACKED = 2  # steps whose memory is followed on a device that does not count it: the second has the optimizer's state
 WARM_UP = 2  # steps after these that are not timed
@@ -36,13 +32,11 @@ def carry_out(cfg: DictConfig, steps: int) -> dict[str, Any]:
     torch.manual_seed(cfg.seed)
     device = distribution.choose_device(cfg.device, World.from_environment())
     classes, shape = data.describe(cfg.dataset)
-    network = runner.build_model(cfg, classes, shape).to(device)
+    network = build.network(cfg, (), classes, shape).to(device)
     if cfg.channels_last:
         network = network.to(memory_format=torch.channels_last)
     model: nn.Module = torch.compile(network) if cfg.compile else network  # type: ignore[assignment]
-    optimizer = optim.build(cfg.optimizer, network)
-    precision = Precision(cfg.precision.name, device)
-    loss = functools.partial(functional.cross_entropy, label_smoothing=cfg.label_smoothing)
+    made = recipe.make(cfg, network, device, classes)
 
     def batch() -> tuple[Tensor, Tensor]:
         images = torch.randn(cfg.batch_size, *shape).contiguous(memory_format=torch.channels_last)
@@ -53,15 +47,15 @@ def carry_out(cfg: DictConfig, steps: int) -> dict[str, Any]:
     strategy: dict[str, Any] = {}
     if cfg.backprop.name == "budget":
         with meter.aside():
-            strategy = planned.set_up(cfg, network, loss, batches[0], precision, {})
+            strategy = planned.set_up(cfg, network, made.loss_fn, batches[0], made.precision, {})
     synchronise: Callable[[], object] = torch.accelerator.synchronize if device.type != "cpu" else lambda: None
     times = []
     latest: Tensor | None = None  # the training loop holds a loss until the next step is done, too
     for number in range(TRACKED + WARM_UP + steps):
         synchronise()
         started = time.perf_counter()
-        with meter.step(number, network, optimizer, batches):
-            latest = train_step(model, loss, optimizer, batches, precision, cfg.clip_grad)
+        with meter.step(number, network, made.optimizer, batches):
+            latest = made.step(model, batches)
         synchronise()
         times.append(time.perf_counter() - started)
     del latest

@@ -8,14 +8,16 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from memexp import config, data, runner
+from memexp import config, data
 from memexp.config import ConfigError
-from memexp.memory.estimate import NOT_IN_IT, build, estimate
+from memexp.memory.estimate import NOT_IN_IT, estimate
 from memexp.memory.fake import without_data
 from memexp.memory.limit import Answer, answer
-from memexp.memory.summary import summarise, text
+from memexp.memory.trace import network
 from memexp.memory.tracker import CATEGORIES
+from memexp.options import name_of
 from memexp.report.collect import Run, group
+from memexp.report.layers import summarise, text
 from memexp.report.plots import draw
 from memexp.report.tables import of_groups, terminal
 from memexp.units import parse_bytes, shown_bytes
@@ -27,8 +29,8 @@ def one(overrides: Sequence[str], name: str, directories: Sequence[str], summary
     if summary:
         classes, shape = data.describe(cfg.dataset)
         with without_data():
-            network = build(cfg, classes, shape)
-        return text(summarise(network, shape))
+            built = network(cfg, classes, shape)
+        return text(summarise(built, shape))
     found = estimate(cfg)
     limit = None if cfg.memory.limit is None else answer(cfg, parse_bytes(cfg.memory.limit))
     if as_json:
@@ -61,8 +63,8 @@ def sweep(overrides: Sequence[str], name: str, directories: Sequence[str]) -> st
 def _breakdown(cfg: DictConfig, found: dict[str, Any]) -> str:
     peak = found["peak"]
     lines = [
-        f"{runner.name_of(cfg.model)} on {runner.name_of(cfg.dataset)}, backprop {cfg.backprop.name}, "
-        f"{cfg.precision.name}, batch {cfg.batch_size} x {cfg.accumulate}, {runner.name_of(cfg.optimizer)}",
+        f"{name_of(cfg.model)} on {name_of(cfg.dataset)}, backprop {cfg.backprop.name}, "
+        f"{cfg.precision.name}, batch {cfg.batch_size} x {cfg.accumulate}, {name_of(cfg.optimizer)}",
         f"peak             {shown_bytes(peak):>12}  at {found['operation']}",
         *(
             f"  {category:<14} {shown_bytes(found['at_peak'][category]):>12}  {found['at_peak'][category] / peak:6.1%}"
@@ -115,7 +117,7 @@ def _fits(cfg: DictConfig, found: Answer) -> list[str]:
 def _as_run(cfg: DictConfig, job: Sequence[str], found: dict[str, Any]) -> Run:
     held = found["at_peak"]
     results = {
-        **{key: runner.name_of(cfg[key]) for key in ("model", "dataset", "backprop", "optimizer", "precision")},
+        **{key: name_of(cfg[key]) for key in ("model", "dataset", "backprop", "optimizer", "precision")},
         "status": "done",
         "overrides": list(job),
         "config": OmegaConf.to_container(cfg, resolve=True),

@@ -1,0 +1,108 @@
+"""From a configuration and edits to a network, and from a run directory to its trained network.
+
+A network is its configuration plus edits: whatever has changed its shapes is in the edits, as plain data, so that it comes
+back from a file in which nothing is executed.
+"""
+
+import functools
+import importlib
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from memexp import data, edits, models, recorded
+from memexp.backprop import Chain
+from memexp.config import ConfigError
+from memexp.models import families
+from memexp.options import name_of
+from memexp.training import checkpoint
+from memexp.training.checkpoint import CheckpointError
+
+Shape = tuple[int, int, int]
+FILES = ("weights", "init_from")  # keys of a model that name where its first weights come from
+
+
+def network(
+    cfg: DictConfig,
+    changes: Sequence[edits.Edit] = (),
+    classes: int | None = None,
+    shape: Shape | None = None,
+) -> nn.Module:
+    """The network of a configuration, freshly initialised, after the edits `changes`.
+
+    classes, shape: number of classes and shape of an image, the data set's unless given. Raises ConfigError for what does not
+    fit.
+    """
+    if classes is None or shape is None:
+        classes, shape = data.describe(cfg.dataset)
+    options = {key: value for key, value in cfg.backprop.items() if key not in ("name", "limit")}
+    chain = functools.partial(Chain, backprop=cfg.backprop.name, **options)
+    resolved = OmegaConf.to_container(cfg.model, resolve=True)
+    assert isinstance(resolved, dict)
+    settings = {str(key): value for key, value in resolved.items()}
+    trained = settings.pop("init_from", None)
+    try:
+        built = models.create(classes=classes, shape=shape, chain=chain, **settings)
+        if trained is not None:
+            _warm_start(cfg, built, Path(trained))
+        return edits.apply_all(built, changes)
+    except ValueError as error:
+        raise ConfigError([f"model: {error}"]) from error
+
+
+def without_files(cfg: DictConfig) -> DictConfig:
+    """The configuration without the files and runs that the first weights come from: shapes are enough, or others follow."""
+    named = {key: None for key in FILES if cfg.model.get(key) is not None}
+    merged = OmegaConf.merge(cfg, {"model": named}) if named else cfg
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def from_checkpoint(cfg: DictConfig, state: dict[str, Any], path: Path) -> nn.Module:
+    """The network that the checkpoint `state`, read from `path`, holds, built by `cfg` and its edits, on the CPU.
+
+    Raises CheckpointError where the weights are of another network.
+    """
+    bare = without_files(cfg)
+    classes, shape = (len(state["classes"]), tuple(state["shape"])) if state["classes"] else data.describe(cfg.dataset)
+    known = families.of(cfg.model) is not families.OWN  # its constructor makes nothing but parameters and buffers
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta" if known else "cpu"):
+            built = network(bare, state["edits"], classes, shape)
+    except ConfigError as error:
+        raise CheckpointError(f"checkpoint {path}: its network cannot be built: {error}") from error
+    checkpoint.load_weights(built, state["model"], path, assign=known)
+    return built
+
+
+def from_run(
+    run: Path, name: str = "last", trusted: Collection[str] = ()
+) -> tuple[DictConfig, nn.Module, dict[str, Any]]:
+    """The configuration, the network with its weights, and the checkpoint `name` of a run directory, read as data.
+
+    trusted: targets of a user's own (`_target_`) that may be imported; others are refused. Raises ConfigError for what is no
+    run, CheckpointError for its checkpoint.
+    """
+    cfg = recorded.of_run(run, trusted=trusted)
+    path = run / "checkpoints" / f"{name}.pt"
+    state = checkpoint.load(path)
+    if state["config"] is not None:
+        cfg = recorded.from_plain(state["config"], trusted, str(path))
+    return cfg, from_checkpoint(cfg, state, path), state
+
+
+def _warm_start(cfg: DictConfig, built: nn.Module, run: Path) -> None:
+    """Starts `built` from the network of a run by the family's own rule. Raises ValueError where there is none."""
+    path = families.of(cfg.model).warm_start
+    if path is None:
+        raise ValueError(f"init_from: model={name_of(cfg.model)} has no rule to start from another network")
+    module, _, function = path.rpartition(".")
+    try:
+        _, trained, _ = from_run(run, trusted=recorded.targets(cfg))
+    except (ConfigError, CheckpointError) as error:
+        raise ValueError(f"init_from: {error}") from error
+    getattr(importlib.import_module(module), function)(built, trained)

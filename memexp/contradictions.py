@@ -1,0 +1,92 @@
+"""Every problem of a configuration: key by key, and values that are allowed alone but not together. Nothing imports torch."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from memexp import sequence
+from memexp.models import families
+from memexp.options import GROUPS, STUDIES, Config
+from memexp.schema import mismatches, nearest
+
+
+def problems(cfg: Mapping[str, Any]) -> list[str]:
+    """Every problem of a resolved configuration, each naming the key, its value and what is allowed."""
+    found = list(mismatches({key: value for key, value in cfg.items() if key not in GROUPS}, Config, "", extra=GROUPS))
+    sound: set[str] = set()
+    for group, options in GROUPS.items():
+        before = len(found)
+        node = cfg.get(group)
+        if not isinstance(node, Mapping):
+            found.append(f"{group}: {node!r} is not a group option; choose one of {', '.join(options)}.")
+        elif "_target_" not in node:
+            name = node.get("name")
+            if name not in options:
+                found.append(f"{group}.name: {name!r} is not one of {', '.join(options)}.{nearest(str(name), options)}")
+            else:
+                found.extend(mismatches(node, options[name], f"{group}."))
+        if len(found) == before:
+            sound.add(group)
+    for rule in RULES:
+        found.extend(rule(cfg, sound))
+    return found
+
+
+def _study(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
+    study = (cfg.get("case") or {}).get("study")
+    if study is not None and study not in STUDIES:
+        yield f"case.study: {study!r} is not one of {', '.join(STUDIES)}.{nearest(str(study), STUDIES)}"
+    if "model" in sound and not families.of(cfg["model"]).images and study is None:
+        name = cfg["model"]["name"]
+        yield f"model: {name!r} is fitted to a matrix and takes no images; use experiment=node/fig2."
+
+
+def _strategy(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
+    if not {"model", "backprop"} <= sound:
+        return
+    backprop, allowed = cfg["backprop"]["name"], families.of(cfg["model"]).strategies
+    if allowed is not None and backprop not in allowed:
+        yield (
+            f"backprop: {backprop!r} is not valid for model={cfg['model']['name']}, whose steps have no such inverse; "
+            f"use {' | '.join(allowed)}."
+        )
+    if cfg.get("compile") is True and backprop != "stored":
+        yield f"compile: true needs backprop=stored; {backprop} is a custom gradient that torch.compile cannot trace."
+
+
+def _family(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
+    """What a family says of its settings for images of the data set's size."""
+    if not {"model", "dataset"} <= sound or "image_size" not in cfg["dataset"]:
+        return
+    size = cfg["dataset"]["image_size"]
+    try:
+        families.of(cfg["model"]).check(cfg["model"], (3, size, size))
+    except ValueError as error:
+        yield f"model: {error}"
+
+
+def _dataset(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
+    if "dataset" not in sound or "_target_" in cfg["dataset"]:
+        return
+    dataset = cfg["dataset"]
+    root = dataset.get("root")
+    if root is not None and not dataset.get("download") and not Path(root).expanduser().is_dir():
+        name = dataset["name"]
+        yield f"dataset.root: there is no folder {root!r}; name the one that holds the images of dataset={name}."
+    if (dataset["mean"] is None) != (dataset["std"] is None):
+        yield "dataset.mean: set dataset.mean and dataset.std together, or neither."
+    if dataset["name"] == "fashion_mnist" and dataset["image_size"] < 28:
+        yield f"dataset.image_size: {dataset['image_size']} is below Fashion-MNIST's 28."
+
+
+def _optimizer(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
+    if "optimizer" in sound and cfg["optimizer"].get("nesterov") and not cfg["optimizer"].get("momentum"):
+        yield "optimizer.nesterov: true needs optimizer.momentum above 0."
+
+
+def _stages(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
+    if cfg.get("stages") is None or isinstance(cfg["stages"], list):
+        yield from sequence.problems(cfg)
+
+
+RULES = (_study, _stages, _strategy, _family, _dataset, _optimizer)

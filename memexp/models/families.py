@@ -1,0 +1,185 @@
+"""The one table of families. What the rest of the house knows of a model stands in its entry here; nothing imports torch.
+
+A further family is one module in memexp/models, one entry, one YAML in conf/model, one test. A user's own network (`_target_`)
+has no entry and gets the defaults of `Family`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from memexp.models import layout
+from memexp.models.layout import LARGE, RESNET, REVNET, Shape
+from memexp.schema import Positive, Rule, at_least
+
+DEEPEST = 1000  # layers beyond which no depth is offered
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Depths:
+    """The depths to choose from, ascending, and the settings that go with them; endless: deeper ones exist."""
+
+    values: Sequence[int]
+    fixed: Settings = field(default_factory=dict)
+    endless: bool = True
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family.
+
+    factory: dotted path of the function that builds it, `memexp.models.create` says how it is called. options: dataclass of
+    its keys. strategies: names of the values of backprop= that are valid for its steps, None where nothing is known of them.
+    cautions: for a strategy, what a person is to be told about it with these settings, if anything; such a strategy may be
+    chosen, but is never proposed. check: raises ValueError for settings that do not go together, given the shape of an image.
+    depths: those to choose from. warm_start: dotted path of a function (network, trained) that starts one network from
+    another. images: whether it classifies images, and so can be trained by a run.
+    """
+
+    factory: str | None = None
+    options: type | None = None
+    strategies: tuple[str, ...] | None = None
+    cautions: Mapping[str, Callable[[Settings], str | None]] = field(default_factory=dict)
+    check: Callable[[Settings, Shape], object] = lambda settings, shape: None
+    depths: Callable[[Settings, Shape], Depths | None] = lambda settings, shape: None
+    warm_start: str | None = None
+    images: bool = True
+
+
+@dataclass
+class RevNetOptions:
+    name: str
+    depth: Positive
+    units: Annotated[list[Positive], Rule("with at least one entry", lambda value: len(value) > 0)] | None
+    channels: Annotated[list[Positive], Rule("with at least one entry", lambda value: len(value) > 0)] | None
+    bottleneck: bool | None
+
+
+@dataclass
+class ResNetOptions(RevNetOptions):
+    kind: Literal["preactivation", "simple", "ode"]
+    tied: bool
+    init_from: str | None
+
+
+@dataclass
+class HeunNetOptions:
+    name: str
+    depth: Annotated[int, at_least(2)]
+    init_from: str | None
+
+
+@dataclass
+class LinearOptions:
+    name: str
+    d: Positive
+
+
+@dataclass
+class VggOptions:
+    name: str
+    layout: Literal["imagenet", "cifar"] | None
+    weights: str | None
+
+
+@dataclass
+class TorchvisionOptions:
+    name: str
+    arch: str
+    weights: str | None
+
+
+def of(model: Settings) -> Family:
+    """The entry of a configuration's `model`; the defaults for a network of the user's own."""
+    return FAMILIES.get(str(model.get("name")), OWN) if "_target_" not in model else OWN
+
+
+def proposed(model: Settings, otherwise: Sequence[str]) -> tuple[str, ...]:
+    """The strategies that may be proposed for it: valid, and without a caution. otherwise: where nothing is known."""
+    family = of(model)
+    valid = tuple(otherwise) if family.strategies is None else family.strategies
+    return tuple(name for name in valid if caution(model, name) is None)
+
+
+def caution(model: Settings, strategy: str) -> str | None:
+    """What is to be said of a strategy that is allowed for these settings but not sound."""
+    about = of(model).cautions.get(strategy)
+    return about(model) if about is not None else None
+
+
+def _scale_1(model: Settings) -> str | None:
+    if model.get("kind") != "preactivation":
+        return None
+    return (
+        "backprop=adjoint on a ResNet whose steps have scale 1 is the paper's failure case: reconstruction and gradient are "
+        "wrong by as much as they are large; use model.kind=simple or ode, model=heunnet, or backprop.refine"
+    )
+
+
+def _residual(table: layout.Table, least_units: int) -> Callable[[Settings, Shape], Depths | None]:
+    """Depths of three equal stages on small images, or those of the table on large ones."""
+
+    def depths(model: Settings, shape: Shape) -> Depths | None:
+        if model.get("kind") == "simple":
+            return Depths(range(1, DEEPEST + 1))
+        if model.get("units") is not None or model.get("kind") == "ode":
+            return None
+        if min(shape[1:]) > LARGE:
+            return Depths(sorted(table.imagenet), endless=False)
+        chosen = layout.choose(table, model["depth"], None, None, model.get("bottleneck"), shape)
+        per_stage = 3 * table.per_unit * (3 if chosen.bottleneck else 2)
+        first = per_stage * least_units + 2
+        return Depths(range(first, DEEPEST + 1, per_stage), {"bottleneck": chosen.bottleneck})
+
+    return depths
+
+
+def _resnet(model: Settings, shape: Shape) -> object:
+    keys = ("depth", "units", "channels", "bottleneck", "kind", "tied")
+    return layout.resnet(shape, **{key: model[key] for key in keys if key in model})
+
+
+def _revnet(model: Settings, shape: Shape) -> object:
+    return layout.revnet(
+        shape, **{key: model[key] for key in ("depth", "units", "channels", "bottleneck") if key in model}
+    )
+
+
+OWN = Family()
+FAMILIES: dict[str, Family] = {
+    "heunnet": Family(
+        "memexp.models.ode.heunnet",
+        HeunNetOptions,
+        ("stored", "checkpointed", "adjoint", "budget"),
+        check=lambda model, shape: layout.simple(shape, model["depth"], heun=True),
+        depths=lambda model, shape: Depths(range(2, DEEPEST + 1)),
+        warm_start="memexp.models.warm_start.warm_start",
+    ),
+    "linear": Family(
+        "memexp.models.linear.LinearResNet", LinearOptions, ("stored", "checkpointed", "adjoint"), images=False
+    ),
+    "resnet": Family(
+        "memexp.models.resnet.resnet",
+        ResNetOptions,
+        ("stored", "checkpointed", "adjoint", "budget"),
+        cautions={"adjoint": _scale_1},
+        check=_resnet,
+        depths=_residual(RESNET, 1),
+        warm_start="memexp.models.warm_start.warm_start",
+    ),
+    "revnet": Family(
+        "memexp.models.revnet.revnet",
+        RevNetOptions,
+        ("stored", "checkpointed", "reversible", "budget"),
+        check=_revnet,
+        depths=_residual(REVNET, 2),  # with one unit a stage there is nothing to undo in a bottleneck network
+    ),
+    "torchvision": Family("memexp.models.torchvision.torchvision_model", TorchvisionOptions, ("stored",)),
+    "vgg16": Family(
+        "memexp.models.vgg.vgg16",
+        VggOptions,
+        ("stored", "checkpointed", "budget"),
+        check=lambda model, shape: layout.vgg(shape, model.get("layout")),
+    ),
+}

@@ -1,0 +1,261 @@
+"""What a configuration may hold: every key of every group, its type and its range. The values themselves stand in conf/.
+
+A group's option is checked by the dataclass of its `name`; an option with `_target_` is a user's own and its keys are
+the arguments of what it names. The options of the group `model` stand in models/families.py.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from memexp.models.families import FAMILIES
+from memexp.schema import (
+    Count,
+    NonNegative,
+    Positive,
+    PositiveFloat,
+    Rule,
+    Share,
+    ShareBelow1,
+    at_least,
+    between,
+    is_bytes,
+)
+
+
+@dataclass
+class Memory:
+    steps: Positive
+    limit: Annotated[str | int | float, Rule("of bytes, such as 11GB or 900MiB", is_bytes)] | None
+    timeline: bool
+    snapshot: bool
+
+
+@dataclass
+class Report:
+    tsne: bool
+    tsne_epochs: list[Positive] | None
+
+
+@dataclass
+class Tune:
+    epochs: Positive
+    max_steps: Positive | None
+    lr: PositiveFloat
+    warmup: NonNegative
+
+
+@dataclass
+class Config:
+    """The keys outside the groups."""
+
+    name: str
+    seed: Count
+    deterministic: bool
+    device: str
+    epochs: Positive
+    max_steps: Positive | None
+    batch_size: Positive
+    accumulate: Positive
+    evaluate_every: Positive
+    checkpoint_every: Positive | None
+    log_every: Positive
+    monitor_every: Count
+    monitor_gradient: bool
+    clip_grad: PositiveFloat | None
+    label_smoothing: ShareBelow1
+    mixup: NonNegative
+    cutmix: NonNegative
+    ema: ShareBelow1
+    channels_last: bool
+    compile: bool
+    sync_batchnorm: bool
+    scale: Literal["paper", "laptop"]
+    case: dict[str, Any] | None
+    stages: list[str] | None
+    init_from: str | None
+    tune: Tune
+    memory: Memory
+    report: Report
+
+
+@dataclass
+class Precision:
+    name: Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass
+class Stored:
+    name: Literal["stored"]
+    exact: bool
+    exact_bits: Annotated[int, between(1, 22)]
+
+
+@dataclass
+class Checkpointed(Stored):
+    name: Literal["checkpointed"]  # type: ignore[assignment]
+    every: Positive
+
+
+@dataclass
+class Reversible(Stored):
+    name: Literal["reversible"]  # type: ignore[assignment]
+
+
+def _is_budget(value: Any) -> bool:
+    return (isinstance(value, int | float) and 0 <= value <= 1) or is_bytes(value)
+
+
+@dataclass
+class Budget(Stored):
+    name: Literal["budget"]  # type: ignore[assignment]
+    limit: Annotated[str | int | float, Rule("of bytes, such as 6GB, or a share of stored's peak in 0..1", _is_budget)]
+
+
+@dataclass
+class Adjoint:
+    name: Literal["adjoint"]
+    refine: Count
+    min_steps: Count
+
+
+Three = Annotated[list[Share], Rule("(three of them)", lambda value: len(value) == 3)]
+Numbers = Annotated[list[Positive], Rule("with at least one entry", lambda value: len(value) > 0)]
+Size = Annotated[int, at_least(8)]
+
+
+@dataclass
+class Dataset:
+    """What every data set has."""
+
+    name: str
+    image_size: Size
+    flip: bool
+    mean: Three | None
+    std: Three | None
+    limit: Positive | None
+    test_limit: Positive | None
+    classes: list[str | int] | None
+    val_fraction: ShareBelow1
+    epochs: Positive
+    batch_size: Positive
+
+
+@dataclass
+class Digits(Dataset):
+    padding: Count
+
+
+@dataclass
+class Synthetic(Digits):
+    images: Positive
+    test_images: Positive
+    num_classes: Annotated[int, at_least(2)]
+
+
+@dataclass
+class Downloadable(Digits):
+    root: str | None
+    download: bool
+
+
+@dataclass
+class Cifar(Downloadable):
+    skip_broken: bool
+
+
+@dataclass
+class ImageFolder(Dataset):
+    root: str | None
+    skip_broken: bool
+    resize_size: Size
+    augment: bool
+    workers: Count
+    mean: Three
+    std: Three
+
+
+@dataclass
+class Lookahead:
+    k: Positive | None
+    alpha: Share
+
+
+@dataclass
+class Optimizer:
+    """What every optimizer has."""
+
+    name: str
+    lr: PositiveFloat
+    weight_decay: NonNegative
+    lookahead: Lookahead
+    gradient_centralization: bool
+    centralize: Literal["gradient", "update"]
+    conv_only: bool
+    evaluate_slow: bool
+
+
+@dataclass
+class Sgd(Optimizer):
+    momentum: ShareBelow1
+    nesterov: bool
+
+
+Betas = Annotated[list[ShareBelow1], Rule("(two of them)", lambda value: len(value) == 2)]
+
+
+@dataclass
+class Adam(Optimizer):
+    """Ranger and AdamW."""
+
+    betas: Betas
+    eps: NonNegative
+
+
+@dataclass
+class Schedule:
+    name: str
+    warmup: NonNegative
+
+
+@dataclass
+class StepSchedule(Schedule):
+    milestones: list[PositiveFloat]
+    gamma: PositiveFloat
+
+
+@dataclass
+class FlatCosine(Schedule):
+    flat: Share
+
+
+GROUPS: dict[str, dict[str, type]] = {
+    "dataset": {
+        "digits": Digits,
+        "cifar10": Cifar,
+        "cifar100": Cifar,
+        "fashion_mnist": Downloadable,
+        "imagenet": ImageFolder,
+        "imagefolder": ImageFolder,
+        "synthetic": Synthetic,
+    },
+    "backprop": {
+        "stored": Stored,
+        "checkpointed": Checkpointed,
+        "reversible": Reversible,
+        "adjoint": Adjoint,
+        "budget": Budget,
+    },
+    "optimizer": {"sgd": Sgd, "ranger": Adam, "adamw": Adam},
+    "schedule": {"constant": Schedule, "step": StepSchedule, "cosine": Schedule, "flat_cosine": FlatCosine},
+    "precision": {"fp32": Precision, "bf16": Precision, "fp16": Precision},
+    "model": {name: family.options for name, family in FAMILIES.items() if family.options is not None},
+}
+
+# What an experiment may measure without a training run: the modules of memexp.studies.
+STUDIES = ("gradient_error", "linear_ode", "parameters", "summary")
+
+
+def name_of(node: Mapping[str, Any]) -> str:
+    """What a group's option is called: its name, or the target of a user's own."""
+    return str(node.get("name") or node.get("_target_"))

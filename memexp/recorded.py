@@ -1,0 +1,152 @@
+"""Configurations that a file of a run holds. They are data, perhaps a stranger's: checked like a command line, and nothing
+they name is imported unless the user has named it again.
+"""
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from memexp.config import CONFIG_NAME, ConfigError, compose_unchecked, keys_of, validate
+from memexp.options import GROUPS
+from memexp.schema import nearest
+
+
+def of_run(
+    run: Path, overrides: Sequence[str] = (), trusted: Collection[str] = (), config_dirs: Sequence[str | Path] = ()
+) -> DictConfig:
+    """The configuration of the run in `run`, with `overrides`, as its results.json has it.
+
+    Raises ConfigError for what is no run, and for every problem of its configuration.
+    """
+    path = run / "results.json"
+    if not run.is_dir():
+        raise ConfigError([f"{run}: there is no such run directory"])
+    if not path.is_file():
+        runs = sorted(found.parent for found in run.glob("**/results.json"))
+        there = f" Below it are {len(runs)} runs, the last {runs[-1]}." if runs else ""
+        raise ConfigError([f"{run}: no run was started here (it has no results.json).{there}"])
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError([f"{path} cannot be read: {str(error).splitlines()[0]}"]) from error
+    plain = results.get("config") if isinstance(results, dict) else None
+    if not isinstance(plain, dict):
+        raise ConfigError([f"{path}: it holds no configuration, so the run was refused or is not of memexp"])
+    return from_plain(plain, trusted, str(path), overrides, config_dirs)
+
+
+def from_plain(
+    plain: Mapping[str, Any],
+    trusted: Collection[str],
+    source: str,
+    overrides: Sequence[str] = (),
+    config_dirs: Sequence[str | Path] = (),
+) -> DictConfig:
+    """The validated configuration of plain data that was read from `source`; keys that are newer than it get their defaults.
+
+    trusted: targets (`_target_`) of the user's own that may be imported. overrides: GROUP=OPTION and KEY=VALUE of what is
+    there. Raises ConfigError.
+    """
+    strange = sorted(targets(plain) - set(trusted))
+    if strange:
+        raise ConfigError(
+            [
+                f"{source} names {', '.join(map(repr, strange))}, which would be imported. If it is yours, name it again: "
+                "--config-dir DIR with the config that names it, or --trust"
+            ]
+        )
+    if (text := next((text for text in _texts(plain) if "${" in text), None)) is not None:
+        raise ConfigError([f"{source} holds {text[:60]!r}; the configuration of a run has values only"])
+    cfg = _completed(plain, source)
+    problems = [problem for text in overrides if (problem := _amend(cfg, text, config_dirs)) is not None]
+    if problems:
+        raise ConfigError(problems)
+    validate(cfg)
+    return cfg
+
+
+def targets(node: Any) -> set[str]:
+    """Every `_target_` in nested dicts and lists."""
+    if OmegaConf.is_config(node):
+        node = OmegaConf.to_container(node, resolve=False)
+    if isinstance(node, Mapping):
+        own = {str(node["_target_"])} if "_target_" in node else set()
+        return own.union(*(targets(value) for value in node.values()))
+    if isinstance(node, list | tuple):
+        return set().union(*(targets(item) for item in node))
+    return set()
+
+
+def targets_in(config_dirs: Sequence[str | Path]) -> set[str]:
+    """Every `_target_` that the YAML files of the user's directories name."""
+    found: set[str] = set()
+    for directory in config_dirs:
+        for path in Path(directory).rglob("*.yaml"):
+            try:
+                found |= targets(yaml.safe_load(path.read_text(encoding="utf-8")))
+            except (OSError, ValueError, yaml.YAMLError):
+                continue  # what is wrong with it is told where it is composed
+    return found
+
+
+def _completed(plain: Mapping[str, Any], source: str) -> DictConfig:
+    """`plain` with the defaults of the keys that it does not have, those of its own group options."""
+    options = [
+        f"{group}={node['name']}"
+        for group, known in GROUPS.items()
+        if isinstance(node := plain.get(group), Mapping) and "_target_" not in node and node.get("name") in known
+    ]
+    base = compose_unchecked(options)
+    OmegaConf.set_struct(base, False)  # a key that there is not is told by validation
+    for group in GROUPS:
+        if isinstance(node := plain.get(group), Mapping) and "_target_" in node:
+            base[group] = {}
+    try:
+        merged = OmegaConf.merge(base, dict(plain))
+        resolved = OmegaConf.to_container(merged, resolve=True)
+    except Exception as error:  # OmegaConf's exceptions have no common ancestor of their own
+        raise ConfigError([f"{source}: its configuration cannot be read: {str(error).splitlines()[0]}"]) from error
+    assert isinstance(resolved, dict)
+    resolved.pop("hydra", None)
+    return OmegaConf.create(resolved)
+
+
+def _amend(cfg: DictConfig, text: str, config_dirs: Sequence[str | Path]) -> str | None:
+    """Carries one override out on `cfg`; what is wrong with it, or None."""
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        return f"'{text}' is not an override (key=value): {str(error).splitlines()[0]}"
+    key = override.key_or_group
+    if override.is_add() or override.is_force_add() or override.is_delete() or override.is_sweep_override():
+        return f"'{text}' is not allowed for a run that is there: use key=value"
+    value = override.value()
+    if key in GROUPS:
+        try:
+            cfg[key] = compose_unchecked([f"{key}={value}"], CONFIG_NAME, config_dirs)[key]
+        except ConfigError as error:
+            return str(error)
+        return None
+    known = list(keys_of(cfg))
+    if key not in known:
+        return f"{key}: unknown key (from '{text}').{nearest(key, known)}"
+    OmegaConf.update(cfg, key, value, merge=False)
+    return None
+
+
+def _texts(node: Any) -> Iterator[str]:
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _texts(str(key))
+            yield from _texts(value)
+    elif isinstance(node, list | tuple):
+        for item in node:
+            yield from _texts(item)

@@ -1,0 +1,54 @@
+"""The stages of a run, in order, from its configuration. Nothing imports torch: validation asks first.
+
+`stages: null` derives them from the groups; a list on the command line overrides it. A stage's key is its name, numbered where
+the name comes more than once: prune-1, tune-1, prune-2, tune-2.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from memexp.schema import nearest
+
+STAGES = ("train", "tune", "evaluate", "study")  # one module each in memexp.stages
+NEEDS_TRAINED = ("tune",)  # what can only start from a network that has been trained
+
+
+def keys(cfg: Mapping[str, Any]) -> list[str]:
+    """The keys of a run's stages."""
+    names = list(cfg["stages"]) if cfg.get("stages") is not None else _derived(cfg)
+    counts = Counter(names)
+    seen: Counter[str] = Counter()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(f"{name}-{seen[name]}" if counts[name] > 1 else name)
+    return found
+
+
+def stage_of(key: str) -> str:
+    """The stage of a key: `tune` of tune-2."""
+    return key.rpartition("-")[0] if key.rpartition("-")[2].isdecimal() else key
+
+
+def problems(cfg: Mapping[str, Any]) -> Iterator[str]:
+    """What cannot work of the stages that `cfg` asks for."""
+    names: Sequence[str] | None = cfg.get("stages")
+    if names is None:
+        return
+    if not names:
+        yield f"stages: [] is not allowed; it takes at least one of {', '.join(STAGES)}."
+    for name in dict.fromkeys(names):
+        if name not in STAGES:
+            yield f"stages: {name!r} is not one of {', '.join(STAGES)}.{nearest(str(name), STAGES)}"
+    if "study" in names:
+        yield "stages: a study is asked for by an experiment (case.study), not by its name."
+    first = names[0] if names else None
+    if first in NEEDS_TRAINED and cfg.get("init_from") is None:
+        yield f"stages: {first} comes first, but it needs a trained network; put train before it, or set init_from=RUN."
+
+
+def _derived(cfg: Mapping[str, Any]) -> list[str]:
+    if (cfg.get("case") or {}).get("study"):
+        return ["study"]
+    return ["train", "evaluate"]

@@ -1,0 +1,118 @@
+"""What one stage of a run hands on to the next: the network with its edits, the figures so far, and where it all is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from memexp.data import Splits
+from memexp.edits import Edit, apply
+from memexp.memory.meter import Meter
+from memexp.record import RunDirectory
+from memexp.training import checkpoint, distribution
+from memexp.training.board import Board
+from memexp.training.distribution import World
+from memexp.training.evaluation import Evaluation
+from memexp.training.signals import StopRequest
+
+
+@dataclass
+class Run:
+    """A run between its stages; each process has its own, and the first one keeps the record.
+
+    network: after `edits`, on the device; a stage changes its shapes by `edit` alone. key: of the stage under way. finished:
+    figures of the stages that are done. unfinished: of a resumed run, what `save` was given in the stage that goes on.
+    evaluation: of the network as it stands, with the name of the split. meter: of the last
+    stage that trains. steps_before, epochs_before: of the stages that are
+    done.
+    """
+
+    cfg: DictConfig
+    world: World
+    device: torch.device
+    directory: RunDirectory
+    splits: Splits
+    stop: StopRequest
+    network: nn.Module
+    results: dict[str, Any]
+    edits: list[Edit] = field(default_factory=list)
+    board: Board | None = None
+    meter: Meter = field(default_factory=Meter)
+    key: str = ""
+    finished: list[dict[str, Any]] = field(default_factory=list)
+    unfinished: dict[str, Any] | None = None
+    evaluation: tuple[str, Evaluation] | None = None
+    steps_before: int = 0
+    epochs_before: float = 0.0
+
+    def edit(self, change: Edit) -> None:
+        """Changes the network, and remembers how."""
+        self.network = apply(self.network, change)
+        self.edits.append(change)
+        self.evaluation = None
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint of where the run stands."""
+        return self.directory.checkpoints / "last.pt"
+
+    def save(self, training: dict[str, Any] | None) -> None:
+        """Writes checkpoints/last.pt. training: what decides the future of the stage under way; None between two."""
+        state = self._state(training)
+        if self.world.is_main:
+            checkpoint.save(self.last, state)
+
+    def finish(self, figures: dict[str, Any], training: dict[str, Any] | None = None) -> None:
+        """The stage under way is done: checkpoints/<key>.pt, and last.pt, which is the same but for `training`.
+
+        training: with what the stage could be gone on with, should it be made longer.
+        """
+        self.finished.append({"key": self.key, **figures})
+        state = self._state(training)
+        if self.world.is_main:
+            checkpoint.save(self.directory.checkpoints / f"{self.key}.pt", state)
+            checkpoint.save(self.last, state | {"training": None})
+        self.unfinished = None
+        self.steps_before += int(figures.get("steps") or 0)
+        self.epochs_before += float(figures.get("epochs") or 0.0)
+
+    def save_best(self, weights: dict[str, Tensor], top1: float) -> None:
+        """Writes checkpoints/best.pt: weights as they were evaluated, averaged or slow ones included."""
+        if self.world.is_main:
+            state = self._described() | {"model": weights, "training": None, "random": None, "top1": top1}
+            checkpoint.save(self.directory.checkpoints / "best.pt", state)
+
+    def _state(self, training: dict[str, Any] | None) -> dict[str, Any]:
+        random = distribution.gather(random_state(self.device), self.world)
+        return self._described() | {"model": self.network.state_dict(), "training": training, "random": random}
+
+    def _described(self) -> dict[str, Any]:
+        return {
+            "schema": checkpoint.SCHEMA,
+            "config": OmegaConf.to_container(self.cfg, resolve=True),
+            "classes": list(self.splits.classes),
+            "shape": list(self.splits.shape),
+            "edits": [dict(edit) for edit in self.edits],
+            "stage": self.key,
+            "stages": self.finished,
+            "appended": self.directory.appended() if self.world.is_main else None,
+        }
+
+
+def random_state(device: torch.device) -> dict[str, Tensor | None]:
+    """Of this process: the CPU's, and the device's own where it has one."""
+    own = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
+    return {"cpu": torch.get_rng_state(), "device": own}
+
+
+def set_random_state(states: Sequence[dict[str, Tensor | None]], world: World, device: torch.device) -> None:
+    """This process's of those of all; the first one's where there were fewer processes."""
+    state = states[world.rank] if world.rank < len(states) else states[0]
+    assert state["cpu"] is not None
+    torch.set_rng_state(state["cpu"])
+    if state["device"] is not None and device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(state["device"], device)

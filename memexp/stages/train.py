@@ -1,0 +1,154 @@
+"""Training: the loop over the network as it stands, with its figures, its plan of memory and its pictures."""
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from memexp.config import ConfigError
+from memexp.memory import planned
+from memexp.memory.meter import Meter
+from memexp.memory.snapshot import Snapshots
+from memexp.models import families
+from memexp.stages.handed import Run
+from memexp.training import distribution, recipe
+from memexp.training.loop import Trainer
+from memexp.training.monitor import strategy_monitor
+
+log = logging.getLogger("memexp")
+
+
+def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:
+    """Trains the run's network by `cfg`, the run's own configuration unless given; leaves it with the weights to deploy."""
+    cfg = run.cfg if cfg is None else cfg
+    text = families.caution(cfg.model, cfg.backprop.name)
+    if text is not None:
+        log.warning("warning: %s", text)
+    run.meter = _meter(run, cfg)
+    trainer = trainer_for(run, cfg)
+    if cfg.backprop.name == "budget":
+        run.results["strategy"] = _plan(run, cfg, trainer)
+        if run.world.is_main:  # a run that is killed goes on with the same plan
+            run.directory.write_results(run.results)
+    if run.unfinished is not None:
+        trainer.load(run.unfinished, run.last)
+        log.info("going on from step %d of %d", trainer.progress.step, trainer.total_steps)
+    if run.board is not None and run.steps_before + trainer.progress.step == 0:
+        images, labels = next(iter(run.splits.train.epoch(0)))
+        run.board.sample_batch(images, labels, run.splits.classes)
+    if cfg.report.tsne:
+        trainer.picture = _tsne(run, trainer, cfg.report.tsne_epochs, cfg.seed)
+    try:
+        watched = trainer.train()
+    finally:
+        _measure(run, trainer)
+    if cfg.memory.timeline:
+        _timeline(run)
+    training = trainer.recipe.state() | {"progress": vars(trainer.progress).copy()}
+    if trainer.recipe.averages:
+        training["model"] = {key: value.clone() for key, value in run.network.state_dict().items()}
+        trainer.recipe.hand_on()
+    run.evaluation = trainer.watched_name, watched
+    figures = {
+        "accuracy": {**watched.as_dict(), "split": trainer.watched_name, "images": watched.images},
+        "seconds": trainer.progress.seconds,
+        "steps": trainer.progress.step,
+        "epochs": trainer.epochs,
+        "parameters": sum(p.numel() for p in run.network.parameters()),
+        "memory": run.meter.results(),
+        "time": trainer.timing(),
+    }
+    run.finish(figures, training)
+    return figures
+
+
+def trainer_for(run: Run, cfg: DictConfig) -> Trainer:
+    """A trainer of the run's network by `cfg`, at its beginning. Raises ConfigError for what does not fit the network."""
+    try:
+        model = distribution.distribute(run.network, run.world, run.device, cfg.sync_batchnorm)
+        made = recipe.make(cfg, run.network, run.device, len(run.splits.classes))
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
+    if cfg.compile:
+        model = torch.compile(model)  # type: ignore[assignment]
+    assert isinstance(model, nn.Module)
+    log.info(
+        "effective batch size: %d images per forward x %d accumulated x %d processes = %d; lr as given: %g",
+        *(cfg.batch_size, cfg.accumulate, run.world.size),
+        cfg.batch_size * cfg.accumulate * run.world.size,
+        cfg.optimizer.lr,
+    )
+    monitor = strategy_monitor(run.network, made.loss_fn, made.precision, cfg.monitor_gradient)
+    return Trainer(run, made, model, monitor)
+
+
+def _meter(run: Run, cfg: DictConfig) -> Meter:
+    """Each stage measures its own memory."""
+    recorded = cfg.memory.steps if cfg.memory.snapshot else 0
+    snapshots = Snapshots(run.device, run.directory.path, recorded) if run.device.type == "cuda" else None
+    return Meter.for_device(run.device, cfg.memory.steps, cfg.memory.timeline, snapshots)
+
+
+def _measure(run: Run, trainer: Trainer) -> None:
+    """What the stage has measured so far, into the results."""
+    results = run.results
+    results["steps"] = run.steps_before + trainer.progress.step
+    results["epochs"] = run.epochs_before + trainer.epochs
+    memory = run.meter.results()
+    estimate = results["strategy"].get("predicted_peak") or (results["memory"] or {}).get("estimate")
+    ratio = estimate / memory["peak"] if estimate is not None and memory["peak"] else None
+    results["memory"] = memory | {"estimate": estimate, "estimate_ratio": ratio}
+    results["time"] |= trainer.timing()
+    results["time"]["stages"][run.key] = trainer.progress.seconds
+    results["strategy"] |= trainer.progress.strategy
+
+
+def _plan(run: Run, cfg: DictConfig, trainer: Trainer) -> dict[str, Any]:
+    """Sets the run up for its memory budget; all processes follow the choice of the first.
+
+    A run that is resumed in this stage keeps the plan of its record.
+    """
+    batch = next(iter(run.splits.train.epoch(0)))
+    strategy = run.results["strategy"] if run.results["strategy"].get("stage") == run.key else {}
+    with run.meter.aside():
+        made = trainer.recipe
+        found = planned.set_up(cfg, run.network, made.loss_fn, batch, made.precision, strategy, run.edits)
+    shared: dict[str, Any] = json.loads(distribution.share_text(json.dumps(found | {"stage": run.key}), run.world))
+    planned.follow(run.network, shared)
+    return shared
+
+
+def _tsne(run: Run, trainer: Trainer, epochs: Sequence[int] | None, seed: int) -> Callable[[int, bool], None]:
+    """Draws the features after the chosen epochs, or the last, as plots/tsne-EPOCH.png and in TensorBoard."""
+    from memexp.report import tsne  # scikit-learn and matplotlib take their time to import
+
+    def picture(epoch: int, last: bool) -> None:
+        if epoch not in epochs if epochs is not None else not last:
+            return
+        with run.meter.aside(), trainer.recipe.evaluated_weights() as model, trainer.precision.autocast():
+            points, labels = tsne.features(model, run.splits.test)
+        figure = tsne.draw(points, labels, run.splits.classes, seed)
+        figure.savefig(run.directory.plots / f"tsne-{epoch}.png", dpi=150)
+        if run.board is not None:
+            run.board.figure("t-SNE of test images", run.steps_before + trainer.progress.step, figure)
+
+    return picture
+
+
+def _timeline(run: Run) -> None:
+    """Draws live memory over the last tracked training step, as plots/timeline.png and in TensorBoard."""
+    from memexp.report import timeline  # matplotlib takes its time to import
+
+    if run.meter.tracked is None:
+        log.warning("memory.timeline: no training step was left to follow; resumed runs follow their own first ones")
+        return
+    figure = timeline.draw(run.meter.tracked)
+    path = run.directory.plots / "timeline.png"
+    figure.savefig(path, dpi=150)
+    log.info("memory over a training step: %s", path)
+    if run.board is not None:
+        run.board.figure("memory over a training step", run.steps_before, figure)
