@@ -72,7 +72,23 @@ def stretches(graph: Graph) -> tuple[list[Stretch], dict[tuple[int, int], tuple[
     return found, where
 
 
-def convert(
+def convert(network: nn.Module, *example_inputs: Any, **options: Any) -> IntegralNetwork:
+    """An integral network with the outputs of `network` in evaluation at its native size; `network` is left as it is.
+
+    example_inputs: what the network is called with; a batch of one or two is enough.
+    options, each with its default:
+        permute=True: whether channels are put in their smoothest order; what that did is the result's `variation`.
+        fold=True: whether BatchNorm is folded where it follows a convolution or fully connected layer.
+        quadrature="trapezoidal": or riemann, simpson, gauss_legendre (memexp.integral.quadrature).
+        smallest=0.5, largest=1.0: sizes that a training step draws from, as shares of the native ones; seed=0: of these draws.
+
+    Raises ValueError where nothing can be made continuous, naming the reasons; for an operation whose channels cannot be
+    followed, naming it; and where the result's outputs are not the network's.
+    """
+    return convert_(copy.deepcopy(network), *example_inputs, **options)
+
+
+def convert_(
     network: nn.Module,
     *example_inputs: Any,
     permute: bool = True,
@@ -82,19 +98,8 @@ def convert(
     largest: float = 1.0,
     seed: int = 0,
 ) -> IntegralNetwork:
-    """An integral network with the outputs of `network` in evaluation at its native size; `network` is left as it is.
-
-    example_inputs: what the network is called with; a batch of one or two is enough.
-    permute: whether channels are put in their smoothest order; what that did is the result's `variation`. Not without data.
-    fold: whether BatchNorm is folded where it follows a convolution or fully connected layer.
-    quadrature: trapezoidal, riemann, simpson or gauss_legendre (memexp.integral.quadrature).
-    smallest, largest: sizes that a training step draws from, as shares of the native ones; seed: of these draws.
-
-    Raises ValueError where nothing can be made continuous, naming the reasons; for an operation whose channels cannot be
-    followed, naming it; and where the result's outputs are not the network's.
-    """
+    """`convert`, of `network` itself: its layers become the integral ones."""
     check(quadrature)
-    network = copy.deepcopy(network)
     training = network.training
     network.eval()
     expected = _outputs(network, example_inputs)

@@ -10,7 +10,7 @@ from torch import nn
 from memexp import edits
 from memexp.backprop import Chain
 from memexp.integral import IntegralNetwork
-from memexp.models.inn import inn
+from memexp.integral.family import inn
 
 
 def built(seed: int = 0) -> IntegralNetwork:

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from memexp import models
-from memexp.integral import IntegralNetwork, convert
+from memexp.integral import IntegralNetwork
+from memexp.integral.conversion import convert, convert_
 from memexp.models import nin, vgg
 from memexp.models.chain import ChainFactory
 from memexp.models.layout import Shape
@@ -37,7 +38,7 @@ def inn(
     """The integral network over `base`.
 
     weights: a file of weights of a torchvision base. fold: whether BatchNorm is folded, as for a network that was trained
-    before; without, it stays as a function of the channel. permute: whether trained weights are put in their smoothest order first.
+    before; without, it stays as a function of the channel. permute: whether trained weights get their smoothest order first.
     quadrature, smallest, largest, seed: as memexp.integral.convert's.
     Raises ValueError for a base that there is not, and for one in which nothing can be made continuous.
     """
@@ -49,7 +50,7 @@ def inn(
         "largest": largest,
         "seed": seed,
     }
-    integral = convert(network, _example(network, shape), permute=permute and weights is not None, **options)
+    integral = convert_(network, _example(network, shape), permute=permute and weights is not None, **options)
     integral.conversion = {"shape": shape, "permute": permute, **options}
     return integral
 
