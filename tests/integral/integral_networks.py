@@ -38,7 +38,9 @@ def build(name: str, backprop: str = "stored") -> nn.Module:
         return Chain(steps, backprop=backprop)
 
     torch.manual_seed(0)
-    network = Flattened() if name == "flattened" else family._base(name, None, classes=10, shape=(3, 32, 32), chain=chain)
+    network = (
+        Flattened() if name == "flattened" else family._base(name, None, classes=10, shape=(3, 32, 32), chain=chain)
+    )
     network.train()
     with torch.no_grad():
         network(torch.randn(4, *shape(name)))
