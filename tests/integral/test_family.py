@@ -13,8 +13,11 @@ from memexp.models.families import FAMILIES, caution
 SHAPE = (3, 32, 32)
 
 
-@pytest.mark.parametrize("base", ["resnet20", "revnet38", "vgg11", "nin", "torchvision/squeezenet1_1"])
-@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize(
+    ("base", "fold"),
+    [("resnet20", False), ("resnet20", True), ("revnet38", True), ("vgg11", False), ("nin", True)]
+    + [("torchvision/squeezenet1_1", False)],
+)
 def test_bases(base: str, fold: bool) -> None:
     with torch.device("meta"):
         bare = models.create("inn", classes=10, shape=SHAPE, chain=Chain, base=base, fold=fold)

@@ -32,7 +32,7 @@ def drawn(network: IntegralNetwork) -> dict[str, int]:
 
 @pytest.mark.parametrize(
     ("name", "other"),
-    [("revnet38", "reversible"), ("revnet38", "checkpointed"), ("resnet20", "checkpointed"), ("vgg11", "checkpointed")],
+    [("revnet38", "reversible"), ("revnet38", "checkpointed"), ("resnet20", "checkpointed")],
 )
 def test_gradients_under_strategies(name: str, other: str) -> None:
     found = []
@@ -149,7 +149,7 @@ def test_training_lowers_the_loss_at_all_sizes() -> None:
     torch.manual_seed(0)
     network = small()
     images, labels = torch.randn(32, 3, 10, 10), torch.arange(32) % 5
-    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
 
     def losses() -> list[float]:
         found = []
@@ -160,10 +160,10 @@ def test_training_lowers_the_loss_at_all_sizes() -> None:
         return found
 
     before = losses()
-    for _ in range(120):
+    for _ in range(60):
         step(network, images, labels, optimizer)
     after = losses()
-    assert all(a < 0.7 * b for a, b in zip(after, before, strict=True)), (before, after)
+    assert all(a < 0.8 * b for a, b in zip(after, before, strict=True)), (before, after)
 
 
 @pytest.mark.parametrize("backprop", ["stored", "reversible"])
