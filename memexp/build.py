@@ -89,7 +89,7 @@ def from_run(
     """
     cfg = recorded.of_run(run, trusted=trusted)
     path = run / "checkpoints" / f"{name}.pt"
-    state = checkpoint.load(path)
+    path, state = checkpoint.load_last(path, to_train=False) if name == "last" else (path, checkpoint.load(path))
     if state["config"] is not None:
         cfg = recorded.from_plain(state["config"], trusted, str(path))
     return cfg, from_checkpoint(cfg, state, path), state

@@ -32,6 +32,12 @@ HYDRA_ONLY = ("--hydra-help", "--info", "-i", "--shell-completion", "-sc", "--ve
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0 done, 1 the run failed, 2 wrong input, 128+n stopped by signal n."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by who started this process
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  for as long as the process lives
+        elif stream is getattr(sys, f"__{name}__"):
+            _outlive_the_reader(stream)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
         return 0 if arguments else 2
@@ -52,6 +58,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _guarded(COMMANDS[command][1], rest)
 
 
+def _outlive_the_reader(stream: Any) -> None:
+    """A run goes on when nobody reads its lines any more (`memexp train | head -1`): what is written then is lost."""
+
+    def guarded(call: Callable[..., Any]) -> Callable[..., Any]:
+        def write(*arguments: Any) -> Any:
+            try:
+                return call(*arguments)
+            except BrokenPipeError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+                return len(arguments[0]) if arguments else None
+
+        return write
+
+    stream.write, stream.flush = guarded(stream.write), guarded(stream.flush)
+
+
 def _guarded(action: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Turns what an action raises into one message and an exit status."""
     try:
@@ -60,11 +82,6 @@ def _guarded(action: Callable[[list[str]], int], arguments: list[str]) -> int:
         return _fail("stopped", 130)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
-    except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # the reader has gone; flushing at exit would fail
-        return 1
     except Exception as error:
         return _explain(error)
 
@@ -90,9 +107,9 @@ def _explain(error: Exception) -> int:
         traceback.print_exc()
     text = str(error).strip().splitlines()
     where = traceback.extract_tb(error.__traceback__)[-1]
+    notes = getattr(error, "__notes__", None) or ["HYDRA_FULL_ERROR=1 shows the traceback"]
     return _fail(
-        f"{type(error).__name__}: {text[0] if text else ''} (at {Path(where.filename).name}:{where.lineno}; "
-        "the traceback is in train.log of the run directory)",
+        f"{type(error).__name__}: {text[0] if text else ''} (at {Path(where.filename).name}:{where.lineno}; {notes[0]})",
         1,
     )
 
@@ -216,15 +233,18 @@ def _estimate(arguments: list[str]) -> int:
         "memexp estimate model=revnet model.depth=104 dataset=imagenet batch_size=256\n"
         "  memexp estimate model=resnet model.depth=101 dataset=imagenet memory.limit=11GB   what fits\n"
         "  memexp estimate -m model=revnet model.depth=38,74,110 backprop=stored,reversible  a table and plots\n"
-        "  memexp estimate model=vgg16 dataset=imagenet --summary                            the layer table",
+        "  memexp estimate model=vgg16 dataset=imagenet --summary                            the layer table\n"
+        "  memexp estimate RUN                                                               a run's network as it stands",
     )
-    parser.add_argument("overrides", nargs="*", help="key=value")
+    parser.add_argument("overrides", nargs="*", help="key=value, behind a run directory or alone")
     parser.add_argument("-m", "--multirun", action="store_true", help="every combination of comma-separated values")
     parser.add_argument("--summary", action="store_true", help="layers, their output shapes and parameters")
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.add_argument("-cn", "--config-name", default="config")
-    parser.add_argument("--config-dir", action="append", default=[], help="your own configs")
+    _own(parser)
     options = parser.parse_intermixed_args(arguments)
+    if options.overrides and Path(options.overrides[0]).is_dir():
+        return _estimate_run(Path(options.overrides[0]), options)
     from memexp.config import compose
 
     if not options.multirun:
@@ -237,6 +257,17 @@ def _estimate(arguments: list[str]) -> int:
         print(estimates.sweep(options.overrides, options.config_name, options.config_dir))
         return 0
     print(estimates.one(options.overrides, options.config_name, options.config_dir, options.summary, options.json))
+    return 0
+
+
+def _estimate_run(run: Path, options: argparse.Namespace) -> int:
+    """The network of a run as it stands, pruned or fused: no data are needed."""
+    from memexp import saved
+    from memexp.report import estimates
+
+    own = saved.Own(options.config_dir, options.trust)
+    cfg, edits = saved.changed(run, options.overrides[1:], own)
+    print(estimates.shown(cfg, options.summary, options.json, edits))
     return 0
 
 

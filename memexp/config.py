@@ -96,10 +96,11 @@ def check_command_line(
 
 
 def config_hash(cfg: DictConfig) -> str:
-    """Eight hex digits that stand for everything in the configuration but Hydra's own settings."""
+    """Eight hex digits that stand for everything in the configuration that makes it this run."""
     plain = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(plain, dict)
-    plain.pop("hydra", None)
+    for key in ("hydra", "overwrite"):
+        plain.pop(key, None)
     resolved = OmegaConf.to_container(OmegaConf.create(plain), resolve=True)
     return hashlib.sha256(json.dumps(resolved, sort_keys=True, default=str).encode()).hexdigest()[:8]
 

@@ -87,6 +87,9 @@ def _optimizer(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
 def _stages(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
     if cfg.get("stages") is None or isinstance(cfg["stages"], list):
         yield from sequence.problems(cfg)
+    start = cfg.get("init_from")
+    if isinstance(start, str) and not (Path(start) / "results.json").is_file():
+        yield f"init_from: there is no run in {start!r}; name a run directory, which has a results.json."
 
 
 RULES = (_study, _stages, _strategy, _family, _dataset, _optimizer)

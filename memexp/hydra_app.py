@@ -72,7 +72,8 @@ class _Outcome:
         directory = Path(hydra_config.runtime.output_dir)
         shown = Path(os.path.relpath(directory))
         try:
-            results = run(cfg, shown, list(hydra_config.overrides.task))
+            settings = OmegaConf.to_yaml({"hydra": hydra_config}, resolve=False)
+            results = run(cfg, shown, list(hydra_config.overrides.task), hydra=settings)
         except Exception as error:
             self.error = error
         else:

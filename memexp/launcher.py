@@ -173,6 +173,9 @@ def _run_process(job: Job, sweep: Sweep, n_jobs: int, go_on: bool) -> int | None
         directory = str(job.directory).replace("\\", "\\\\").replace("'", "\\'")
         flags = ["--config-name", sweep.config_name, *directories]
         command = ["train", *flags, *job.overrides, f"hydra.run.dir='{directory}'", "hydra.mode=RUN"]
+        before = read_json(job.directory / "results.json")
+        if before is not None and before.get("status") != "done":  # what of it can be gone on with has been looked at
+            command.append("overwrite=true")
     environment = dict(os.environ)
     if n_jobs > 1:  # jobs side by side share the cores instead of fighting for them
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n_jobs)))

@@ -72,6 +72,7 @@ class Config:
     sync_batchnorm: bool
     scale: Literal["paper", "laptop"]
     case: dict[str, Any] | None
+    overwrite: bool
     stages: list[str] | None
     init_from: str | None
     tune: Tune

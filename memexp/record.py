@@ -14,6 +14,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -33,7 +34,8 @@ def write_json(path: Path, data: Any) -> None:
     """Writes JSON aside and renames it over `path`. Numbers that are not finite become null, as JSON has none."""
     aside = path.with_name(path.name + ".aside")
     try:
-        with open(aside, "w", encoding="utf-8") as file:
+        aside.unlink(missing_ok=True)  # a link there would be followed
+        with open(aside, "x", encoding="utf-8") as file:
             json.dump(_finite(data), file, indent=1, allow_nan=False)
             file.write("\n")
             file.flush()
@@ -44,6 +46,14 @@ def write_json(path: Path, data: Any) -> None:
         raise RunDirectoryError(
             f"{path} could not be written: {error.strerror}. What it held before is intact."
         ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` aside and renames it over `path`, so that a link there is replaced, not followed."""
+    aside = path.with_name(path.name + ".aside")
+    aside.unlink(missing_ok=True)
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -154,9 +164,15 @@ class RunDirectory:
                     kept.append(line + "\n")
             except (ValueError, KeyError, TypeError):
                 continue  # the line that a kill cut short
-        aside = path.with_name(path.name + ".aside")
-        aside.write_text("".join(kept), encoding="utf-8")
-        os.replace(aside, path)
+        write_text(path, "".join(kept))
+
+    def write_hydra(self, config: str, overrides: Sequence[str], hydra: str | None) -> None:
+        """The YAML of .hydra/, as Hydra itself lays it out; nothing reads it but people and their tools."""
+        folder = self.path / ".hydra"
+        folder.mkdir(exist_ok=True)
+        texts = {"config": config, "overrides": "".join(f"- {json.dumps(text)}\n" for text in overrides) or "[]\n"}
+        for name, text in (texts | ({"hydra": hydra} if hydra is not None else {})).items():
+            write_text(folder / f"{name}.yaml", text)
 
     def write_environment(self, **more: Any) -> None:
         write_json(self.path / "environment.json", {**environment(), **more})

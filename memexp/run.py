@@ -45,11 +45,12 @@ def run(
     directory: Path | None = None,
     overrides: Sequence[str] = (),
     start: str | None = None,
+    hydra: str | None = None,
 ) -> dict[str, Any]:
     """Carries out the stages of what `cfg` describes and returns results.json as a dictionary.
 
     directory: the run directory; by default a new one below outputs/<name>. start: go on from this checkpoint of the directory
-    ("last", or the key of a stage that is to be made longer); a new run where None.
+    ("last", or the key of a stage that is to be made longer); a new run where None. hydra: Hydra's own settings, as YAML.
     Whatever ends the run early is recorded there first and then raised.
     """
     validate(cfg)
@@ -64,6 +65,7 @@ def run(
         "directory": str(directory.absolute()),
         "overrides": list(overrides),
         "start": start,
+        "hydra": hydra,
     }
     distribution.share_text(json.dumps(order), world)
     return _carry_out(order, world)
@@ -105,12 +107,11 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
         if order["start"] is not None:
             results["time"]["wall"] = ((before or {}).get("time") or {}).get("wall") or 0.0
             results["strategy"] = (before or {}).get("strategy") or {}
-        elif before is not None and before.get("status") == "done" and world.is_main:
-            raise RunDirectoryError(f"{directory.path} already holds a finished run; choose another directory.")
         elif world.is_main:
-            directory.clear()
+            _make_room(directory, before, cfg.overwrite)
         try:
             if world.is_main:
+                directory.write_hydra(OmegaConf.to_yaml(cfg), order["overrides"], order["hydra"])
                 directory.write_environment(config_hash=results["config_hash"], seed=cfg.seed, device=cfg.device)
                 directory.write_results(results)
             log.info("run directory: %s", directory.path)
@@ -132,12 +133,28 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
                 log.error("out of memory\n%s", told)
             if not isinstance(error, EXPLAINED):
                 log.debug("%s", traceback.format_exc())
+                error.add_note(f"the traceback is in {directory.path / 'train.log'}")
             raise
         finally:
             results["time"]["wall"] += time.perf_counter() - started
             if world.is_main:
                 directory.write_results(results)
     return results
+
+
+def _make_room(directory: RunDirectory, before: dict[str, Any] | None, overwrite: bool) -> None:
+    """A new run takes the directory. Raises RunDirectoryError rather than throw away what has been trained there unasked."""
+    status = None if before is None else before.get("status")
+    if status == "done" and not overwrite:
+        raise RunDirectoryError(
+            f"{directory.path} already holds a finished run; choose another directory, or throw it away with overwrite=true."
+        )
+    if (directory.checkpoints / "last.pt").exists() and not overwrite:
+        raise RunDirectoryError(
+            f"{directory.path} holds a run that is not finished ({status}) and its checkpoints; go on with "
+            f"`memexp resume {directory.path}`, or throw it away with overwrite=true."
+        )
+    directory.clear()
 
 
 def prepare(
@@ -147,8 +164,12 @@ def prepare(
     stop: StopRequest,
     results: dict[str, Any] | None = None,
     start: str | None = None,
+    to_train: bool = True,
 ) -> Run:
-    """Data and network of a run, ready for its first stage, or for the one that the checkpoint `start` stands in."""
+    """Data and network of a run, ready for its first stage, or for the one that the checkpoint `start` stands in.
+
+    to_train: whether training is to go on from it.
+    """
     try:
         device = distribution.choose_device(cfg.device, world)
     except ValueError as error:
@@ -169,7 +190,9 @@ def prepare(
         "x".join(map(str, splits.shape)),
     )
     path = directory.checkpoints / f"{start}.pt"
-    state = checkpoint.load(path) if start is not None and path.exists() else None
+    state = None
+    if start is not None and path.exists():
+        path, state = checkpoint.load_last(path, to_train) if start == "last" else (path, checkpoint.load(path))
     if start is not None and state is None:
         log.info("no checkpoint yet: starting from the beginning")
     if state is not None:

@@ -69,7 +69,7 @@ def evaluate(
         found = sorted(other.name for other in file.parent.glob("*.pt"))
         raise ConfigError([f"there is no checkpoint {file}; there are {', '.join(found) or 'none yet'}"])
     with StopRequest() as stop:
-        run = prepare(cfg, _ReadOnly(path), World(), stop, start=name)
+        run = prepare(cfg, _ReadOnly(path), World(), stop, start=name, to_train=False)
         batches = run.splits.named(split)
         trainer = trainer_for(run, cfg)
         if run.unfinished is not None:
@@ -77,6 +77,15 @@ def evaluate(
         with trainer.recipe.evaluated_weights() as model:
             result = evaluation.evaluate(model, batches, trainer.precision, run.world, stop.check)
     return {**result.as_dict(), "split": split, "images": result.images, "checkpoint": str(file)}
+
+
+def changed(path: Path, overrides: Sequence[str] = (), own: Own = Own()) -> tuple[DictConfig, list[Any]]:
+    """The configuration of the run in `path`, with `overrides`, and what has changed its network so far."""
+    cfg = recorded.of_run(path, overrides, own.targets(path), own.config_dirs)
+    from memexp.training import checkpoint
+
+    last = path / "checkpoints" / "last.pt"
+    return cfg, list(checkpoint.load(last)["edits"]) if last.exists() else []
 
 
 class _ReadOnly(RunDirectory):
@@ -124,5 +133,5 @@ def _start(path: Path, longer: set[str]) -> str:
     last = path / "checkpoints" / "last.pt"
     if not longer or not last.exists():
         return "last"
-    done = [str(figures["key"]) for figures in checkpoint.load(last)["stages"]]
+    done = [str(figures["key"]) for figures in checkpoint.load_last(last, to_train=True)[1]["stages"]]
     return next((key for key in done if stage_of(key) in longer), "last")

@@ -143,7 +143,7 @@ def test_a_finished_run_and_one_in_use_are_not_overwritten():
     assert "nothing to resume" in out
 
 
-def test_a_checkpoint_is_evaluated_on_any_split_and_a_damaged_one_is_named():
+def test_a_checkpoint_is_evaluated_on_any_split():
     memexp("train", *TINY, "max_steps=2", "dataset.val_fraction=0.25", "ema=0.9", "hydra.run.dir=run")
     out, _ = memexp("evaluate", "run")
     assert f"top-1 {results('run')['accuracy']['top1']:.2f} %" in out
@@ -152,12 +152,6 @@ def test_a_checkpoint_is_evaluated_on_any_split_and_a_damaged_one_is_named():
     watched = results("run")["stages"][0]["accuracy"]
     assert f"top-1 {watched['top1']:.2f} %, " in out
     assert f"loss {watched['loss']:.4f} " in out  # of the averaged weights, as best.pt has them
-    path = Path("run/checkpoints/last.pt")
-    path.write_bytes(path.read_bytes()[:1000])
-    _, err = memexp("evaluate", "run", status=1)
-    assert "last.pt cannot be read" in err
-    _, err = memexp("resume", "run", "max_steps=6", status=1)
-    assert "last.pt cannot be read" in err
 
 
 def test_two_processes_end_with_the_weights_of_one_on_the_whole_batch():

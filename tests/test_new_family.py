@@ -23,7 +23,7 @@ def build(*, classes, shape, chain, depth, width=8):
     stem = nn.Conv2d(shape[0], width, 3, stride=4)
     return nn.Sequential(stem, chain(steps), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
 '''
-ENTRY = '''
+ENTRY = """
 
 @dataclass
 class PlainOptions:
@@ -38,7 +38,7 @@ FAMILIES["plain"] = Family(
     ("stored", "checkpointed", "adjoint", "budget"),
     depths=lambda model, shape: Depths(range(1, 30)),
 )
-'''
+"""
 SMALL = ["model=plain", "dataset.limit=64", "dataset.test_limit=20", "device=cpu", "batch_size=16"]
 
 
@@ -88,5 +88,7 @@ def test_its_strategies_are_compared(tree):
 def test_what_it_does_not_have_is_refused(tree):
     code = "import memexp; memexp.compose(['model=plain', 'backprop=reversible', 'model.widht=3'])"
     environment = os.environ | {"PYTHONPATH": str(tree)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tree, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tree, env=environment, capture_output=True, text=True, check=False
+    )
     assert "Did you mean 'model.width'?" in done.stderr

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from memexp.channels.attention import widen
+from memexp.channels.attention import adapt
 
 
 def narrow(network: nn.Module, edit: Mapping[str, Any]) -> nn.Module:
@@ -37,7 +37,10 @@ def narrow(network: nn.Module, edit: Mapping[str, Any]) -> nn.Module:
         for own in (module._parameters, module._buffers):
             for name, value in own.items():
                 if value is not None and id(value) in new:  # a parameter of two names is still one
-                    own[name] = new[id(value)]  # type: ignore[assignment]
+                    own[name] = new[id(value)]
+    for path, module in modules.items():
+        if any(name.startswith(f"{path}." if path else "") for name in kept):
+            adapt(module)  # before its parts and numbers change, from which it learns the length of its heads
     for path, values in attributes.items():
         for key, value in values.items():
             _set_attribute(modules[path], key, value)
@@ -69,10 +72,10 @@ def _check_attribute(modules: Mapping[str, nn.Module], path: str, key: str, valu
     if path not in modules:
         raise ValueError(f"edit narrow: the network has no module {path!r}")
     name, _, item = key.partition(".")
-    old = modules[path].__dict__.get(name)
+    old: Any = modules[path].__dict__.get(name)
     if item:
         fits = isinstance(old, tuple | list) and item.isdecimal() and int(item) < len(old)
-        old = old[int(item)] if fits else None  # type: ignore[index]
+        old = old[int(item)] if fits else None
     if not isinstance(old, int) or isinstance(old, bool):
         raise ValueError(f"edit narrow: {path or 'the network'} has no attribute {key!r} that is a whole number")
     if type(value) is not int or not 0 <= value <= old:
@@ -89,22 +92,18 @@ def _widths(module: nn.Module) -> None:
     """What a module of torch says of its own widths, as its weight has them."""
     weight = getattr(module, "weight", None)
     if isinstance(module, nn.MultiheadAttention):
-        if module.in_proj_weight is not None and module.in_proj_weight.shape != (
-            3 * module.embed_dim,
-            module.embed_dim,
-        ):
-            widen(module)
+        if module.in_proj_weight is not None:
+            module.embed_dim = module.kdim = module.vdim = module.in_proj_weight.shape[1]
     elif isinstance(module, _NormBase) and module.running_mean is not None:
         module.num_features = len(module.running_mean)
     elif not isinstance(weight, Tensor):
         return
+    elif isinstance(module, _ConvTransposeNd):
+        module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * module.groups
     elif isinstance(module, _ConvNd):
-        out_dim, in_dim = (1, 0) if isinstance(module, _ConvTransposeNd) else (0, 1)
-        if module.groups == 1:
-            module.out_channels, module.in_channels = weight.shape[out_dim], weight.shape[in_dim]
-        else:  # whole groups: as many outputs in each as before
+        if module.groups > 1:  # whole groups: as many outputs in each as before
             module.groups = module.groups * weight.shape[0] // module.out_channels
-            module.out_channels, module.in_channels = weight.shape[0], module.groups * weight.shape[1]
+        module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
     elif isinstance(module, _NormBase):

@@ -116,13 +116,12 @@ def contract(
                 reduced = atoms.couple(plane, [k], f"{call.name}: a sum over what is no channel")
                 if rest:
                     passing[side].append(reduced)
-            ended[side].append(np.swapaxes(plane, k, -1) if side else plane)
+            ended[side].append(np.swapaxes(plane, k, -1))
     sizes = a[1][-1]
     if sizes > 1:
         for plane in ended[0]:
             for other in ended[1]:
-                reduced = [atoms.couple(p, [p.ndim - 2]) for p in (plane, other)]
-                atoms.unite(*reduced)
+                atoms.unite(atoms.couple(plane, [plane.ndim - 2]), atoms.couple(other, [other.ndim - 2]))
         for own, others in (ended, ended[::-1]):
             if not others:
                 for plane in own:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from memexp.channels.planes import compress, varies
 from memexp.channels.sizes import Attribute, Size
@@ -96,9 +95,13 @@ def assemble(tape: Tape) -> Graph:
         reason[roots[atoms]] = number
     reason = reason[roots]
 
-    keys = list(tape.entries)
+    together: dict[int, list[tuple[str, int]]] = {}  # by first atom: entries that share their atoms
+    for key, atoms in tape.entries.items():
+        together.setdefault(int(atoms[0]), []).append(key)
+    keys = list(together.values())
     entry, index = np.full(count, -1), np.zeros(count, dtype=np.int64)
-    for k, atoms in enumerate(tape.entries.values()):
+    for k, (key, *_) in enumerate(keys):
+        atoms = tape.entries[key]
         entry[atoms], index[atoms] = k, np.arange(len(atoms))
     live = np.flatnonzero((entry >= 0) & (reason < 0))
     group = _signatures(count, roots, entry, live)
@@ -108,12 +111,10 @@ def assemble(tape: Tape) -> Graph:
     for key, atoms in tape.entries.items():
         stuck = atoms[place[roots[atoms], 0] < 0]
         if len(stuck):
-            number = reason[stuck].max()
-            frozen[key] = (
-                tape.atoms.frozen[number][1] if number >= 0 else "all of its channels are one, or nothing makes them"
-            )
+            why = int(reason[stuck].max())
+            frozen[key] = tape.atoms.frozen[why][1] if why >= 0 else _alone(tape, roots, int(roots[stuck[0]]))
     sizes = {key: len(atoms) for key, atoms in tape.entries.items()}
-    numbers = tuple(number for use in tape.uses if (number := _number(use, roots, place)) is not None)
+    numbers = tuple(found for use in tape.uses if (found := _number(use, roots, place)) is not None)
     return Graph(groups, frozen, sizes, numbers)
 
 
@@ -133,7 +134,13 @@ def _signatures(count: int, roots: Array, entry: Array, live: Array) -> Array:
 
 
 def _groups(
-    tape: Tape, keys: Sequence[tuple[str, int]], roots: Array, entry: Array, index: Array, live: Array, group: Array
+    tape: Tape,
+    keys: Sequence[Sequence[tuple[str, int]]],
+    roots: Array,
+    entry: Array,
+    index: Array,
+    live: Array,
+    group: Array,
 ) -> tuple[list[Group], Array]:
     """Groups, and by root (group, channel), -1 for none."""
     order = (group[roots[live]] * (entry.max() + 1) + entry[live]) * len(roots) + roots[live]
@@ -146,11 +153,11 @@ def _groups(
     singles = list(zip(range(int(index.max()) + 1), strict=True))
     known: dict[bytes, tuple[tuple[int, ...], ...]] = {}
     groups: list[Group] = []
-    for mine in np.split(live, np.flatnonzero(np.diff(group[roots[live]])) + 1):
+    for mine in np.split(live, np.flatnonzero(np.diff(group[roots[live]])) + 1) if len(live) else []:
         members = []
         for atoms in np.split(mine, np.flatnonzero(np.diff(entry[mine])) + 1):
-            name, dim = keys[entry[atoms[0]]]
-            role = roles.get(int(tape.entries[name, dim][0]), "norm")
+            shared = keys[entry[atoms[0]]]
+            role = roles.get(int(tape.entries[shared[0]][0]), "norm")
             starts = np.flatnonzero(np.diff(roots[atoms])) + 1
             if len(starts) + 1 == len(atoms):
                 key = index[atoms].tobytes()
@@ -159,7 +166,7 @@ def _groups(
                 indices = known[key]
             else:
                 indices = tuple(tuple(part.tolist()) for part in np.split(index[atoms], starts))
-            members.append(Member(name, dim, indices, role))
+            members += [Member(name, dim, indices, role) for name, dim in shared]
         size = len(members[0].indices)
         if size > 1 and any(member.role == "out" and member.name not in tape.buffers for member in members):
             own = roots[mine][np.append(True, np.diff(roots[mine]) != 0)][:size]  # of its first member
@@ -182,14 +189,10 @@ def _freedom(origin: int) -> int:
     return 2 if isinstance(origin, Size) else 1 if isinstance(origin, Attribute) else 0
 
 
-def attention_heads(network: nn.Module, tape: Tape) -> None:
-    """The number of heads of nn.MultiheadAttention, whose forward hides where it uses it."""
-    for path, module in network.named_modules():
-        if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
-            atoms = tape.entries.get((f"{path}.in_proj_weight".lstrip("."), 0))
-            if atoms is not None:
-                plane = atoms.reshape(3, module.num_heads, -1)
-                tape.uses.append(Use(path, "num_heads", None, module.num_heads, plane, 1))
+def _alone(tape: Tape, roots: Array, root: int) -> str:
+    """Why a channel that is not frozen is in no group."""
+    why = next((f", since {why}" for plane, why in tape.coupled if (roots[plane] == root).any()), "")
+    return f"all of its channels are one{why}, or no parameter makes them"
 
 
 def _number(use: Use, roots: Array, place: Array) -> Number | None:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from memexp.channels.graph import ChannelError
@@ -74,6 +73,7 @@ def fixed(call: Call, plane: Plane, axis: int, why: str) -> Plane:
         call.tape.atoms.freeze(plane, why)
     else:
         call.tape.atoms.couple(plane, [axis], why)
+        call.tape.coupled.append((plane, why))
     return plane
 
 
@@ -131,11 +131,13 @@ def _slice(call: Call, plane: Plane, dim: int, start: int, end: int, step: int) 
         return
     written = call.tape.bounds(start, end, size)
     part = end - start
-    if written and all(isinstance(n, Size) for n in written):
-        if step == 1 and part and size % part == 0 and start % part == 0:
-            call.tape.atoms.couple(plane.take(range(size), dim).reshape(size // part, part), [0])
-            return
-    elif step == 1 and len(written) == 1 and isinstance(written[0], Attribute) and (start == 0 or end == size):
+    if any(isinstance(n, Size) for n in written):
+        if all(isinstance(n, Size) for n in written) and step == 1 and part and size % part == 0 and start % part == 0:
+            call.tape.atoms.couple(plane.reshape(size // part, part), [0])
+        else:
+            call.freeze(plane, "a slice that follows the shape in unequal parts")
+        return
+    if step == 1 and len(written) == 1 and isinstance(written[0], Attribute) and (start == 0 or end == size):
         call.tape.use(written[0], plane.take(range(end if start == 0 else start), dim), dim)
         return
     last = size if step != 1 else end if end < size else start
@@ -254,6 +256,8 @@ def pad(call: Call) -> Planes:
     for plane in call.planes(x):
         for i in range(0, len(widths), 2):
             dim = x.ndim - 1 - i // 2
+            if call["value"] not in (None, 0, 0.0):
+                call.tape.nonzero.append(plane)
             if plane.shape[dim] == 1 or not (widths[i] or widths[i + 1]):
                 continue
             call.tape.doubtful = True
@@ -328,7 +332,7 @@ def shuffle(call: Call) -> Planes:
     return result
 
 
-@rule("index", "index_select", "gather")
+@rule("index", "index_select")
 def index(call: Call) -> Planes:
     """Along positions; what is picked by number along channels stays."""
     x = call.first
@@ -365,12 +369,3 @@ def copy_into(call: Call) -> Planes:
     for plane in call.planes(call["src"]):
         call.freeze(plane, "is written into a part of another tensor")
     return [lift(p, call.first.ndim) for p in call.planes(call["src"])]
-
-
-@rule("where", "masked_fill", "masked_fill_")
-def chosen(call: Call) -> Planes:
-    tensors = [t for t in call.arguments.values() if isinstance(t, Tensor)]
-    operands = [(call.planes(t), t.shape) for t in tensors if call.planes(t) or t.is_floating_point()]
-    if not torch.is_tensor(call.out):
-        return []
-    return merge(call.tape.atoms, operands, f"{call.name} meets it with entries that are no channels")

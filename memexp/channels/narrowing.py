@@ -84,11 +84,11 @@ class masked(nn.Module):  # noqa: N801  (it reads as what it returns)
                         self._kept[id(tensor)] = torch.from_numpy(np.flatnonzero(left)).to(tensor.device)
 
     def forward(self, *inputs: Any) -> Any:
-        with _KeptStatistics(self._kept):
+        with KeptStatistics(self._kept):
             return self.network(*inputs)
 
 
-class _KeptStatistics(TorchFunctionMode):
+class KeptStatistics(TorchFunctionMode):
     """layer_norm over the channels that are kept alone."""
 
     def __init__(self, kept: dict[int, Tensor]) -> None:

@@ -5,8 +5,9 @@ without the underscore of operations in place. Rules that move data are in memex
 (convolution, products, attention) in memexp.channels.contracting.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +15,14 @@ from torch import Tensor
 
 from memexp.channels.planes import Plane, Planes, lift, merge, varies
 from memexp.channels.sizes import Attribute
-from memexp.channels.tape import Tape
+from memexp.channels.tape import Role, Tape
+
+
+@cache
+def _defaults(func: Any) -> dict[str, Any]:
+    """The arguments of an operation in order, and their defaults."""
+    arguments = func._schema.arguments
+    return {a.name: a.default_value if a.has_default_value() else None for a in arguments}
 
 
 class Call:
@@ -22,10 +30,9 @@ class Call:
 
     def __init__(self, tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         self.tape, self.func, self.out = tape, func, out
-        self.arguments: dict[str, Any] = {}
-        for i, argument in enumerate(func._schema.arguments):
-            default = argument.default_value if argument.has_default_value() else None
-            self.arguments[argument.name] = args[i] if i < len(args) else kwargs.get(argument.name, default)
+        self.arguments: dict[str, Any] = dict(_defaults(func))
+        self.arguments.update(zip(self.arguments, args, strict=False))
+        self.arguments.update(kwargs)
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
@@ -65,6 +72,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
+@cache
 def of(func: Any) -> Rule | None:
     """The rule of an operation; operations that ATen tags as pointwise share one."""
     name = func._schema.name.removeprefix("aten::")
@@ -82,8 +90,11 @@ def of(func: Any) -> Rule | None:
 UNTAGGED = {"hardswish", "_prelu_kernel", "rsub", "floor_divide", "log_sigmoid_forward", "rrelu_with_noise"}
 
 
-class _Sample(float):
-    """Stands for a tensor of that value."""
+class _Sample(NamedTuple):
+    """Stands for a tensor of ones, or of zeros."""
+
+    one: bool
+    dtype: torch.dtype
 
 
 _at_zero: dict[Any, bool] = {}
@@ -94,18 +105,29 @@ def pointwise(call: Call) -> Planes:
     tensors = [t for t in _flat(call.arguments.values()) if isinstance(t, Tensor)]
     result = merge(
         call.tape.atoms,
-        [(call.planes(t), t.shape) for t in tensors],
+        [(call.planes(t), _extent(call, t)) for t in tensors],
         f"{call.name} meets it with entries that are no channels",
     )
-    for tensor in tensors:
-        if call.tape.is_parameter(tensor) and len(tensors) > 1:
-            for plane in call.planes(tensor):
-                call.tape.role(
-                    plane, "out" if call.func._schema.name.startswith(("aten::add", "aten::sub")) else "norm"
-                )
+    marked = [t for t in tensors if call.planes(t)]
+    role: Role = "out" if call.func._schema.name.startswith(("aten::add", "aten::sub")) else "norm"
+    if all(map(call.tape.is_parameter, marked)):  # what they become is told by what takes the result
+        call.tape.follow(result, [plane for t in marked for plane in call.planes(t)])
+    else:
+        for tensor in marked:
+            if call.tape.is_parameter(tensor):
+                for plane in call.planes(tensor):
+                    call.tape.role(plane, role)
     if not _zero_at_zero(call):
         call.tape.nonzero.extend(result)
     return result
+
+
+def _extent(call: Call, tensor: Tensor) -> Sequence[int]:
+    """Its shape, with length 1 where it was expanded from that, so that it is as long as what it meets."""
+    if 0 not in tensor.stride() or call.planes(tensor):
+        return tensor.shape
+    call.tape.doubtful = True  # it may have been expanded to a number in the source
+    return [1 if stride == 0 else size for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
 
 
 def _flat(values: Any) -> list[Any]:
@@ -113,26 +135,29 @@ def _flat(values: Any) -> list[Any]:
 
 
 def _zero_at_zero(call: Call) -> bool:
-    """Whether the result is 0 where all that has channels is 0 (and the rest is 1)."""
+    """Whether the result is 0 where all that has channels is 0, the rest 1, and conditions are true or false."""
 
     def mark(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return _Sample(0.0 if call.planes(value) or not value.is_floating_point() else 1.0)
+            return _Sample(call.planes(value) == [], value.dtype)
         return tuple(map(mark, value)) if isinstance(value, list | tuple) else value
 
-    def sample(value: Any) -> Any:
+    def sample(value: Any, condition: bool) -> Any:
         if isinstance(value, _Sample):
-            return torch.full((1,), value)
-        return [sample(v) for v in value] if isinstance(value, tuple) else value
+            return torch.full((1,), condition if value.dtype == torch.bool else int(value.one), dtype=value.dtype)
+        return [sample(v, condition) for v in value] if isinstance(value, tuple) else value
 
     marks = {name: mark(value) for name, value in call.arguments.items()}
     key = (call.func, tuple(marks.values()))
     if key not in _at_zero:
         arguments = [a for a in call.func._schema.arguments if a.name not in ("device", "layout", "dtype")]
-        positional = [sample(marks[a.name]) for a in arguments if not a.kwarg_only]
-        named = {a.name: sample(marks[a.name]) for a in arguments if a.kwarg_only}
-        result = call.func(*positional, **named)
-        _at_zero[key] = not isinstance(result, Tensor) or bool((result == 0).all())
+        _at_zero[key] = True
+        for condition in (True, False):
+            positional = [sample(marks[a.name], condition) for a in arguments if not a.kwarg_only]
+            named = {a.name: sample(marks[a.name], condition) for a in arguments if a.kwarg_only}
+            result = call.func(*positional, **named)
+            if isinstance(result, Tensor) and bool((result != 0).any()):
+                _at_zero[key] = False
     return _at_zero[key]
 
 
@@ -142,8 +167,13 @@ def batch_norm(call: Call) -> list[Planes]:
     x: Tensor = call["input"]
     vectors = [call.arguments.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
     result, shape = call.planes(x), x.shape
+    seen: set[int] = set()
     for vector in vectors:
         if vector is not None:
+            first = next((int(p.flat[0]) for p in call.planes(vector)), 0)
+            if first in seen:
+                continue
+            seen.add(first)
             own = [p.reshape([-1 if d == 1 else 1 for d in range(x.ndim)]) for p in call.planes(vector)]
             along = [1] + list(vector.shape) + [1] * (x.ndim - 2)
             result = merge(
@@ -162,11 +192,14 @@ def layer_norm(call: Call) -> list[Planes]:
     x: Tensor = call["input"]
     first = x.ndim - len(call["normalized_shape"])
     result = call.planes(x)
-    if call["weight"] is None:
+    if call["weight"] is None or call["weight"].ndim > 1:
         for plane in result:
             if max(varies(plane), default=-1) >= first:
-                call.freeze(plane, "statistics over channels without a weight that names them")
-        return [result, [], []]
+                call.freeze(plane, "statistics over channels without a weight for each of them")
+        if call["weight"] is None:
+            return [result, [], []]
+    if type(call.tape.argument(x.shape[-1])) is int:
+        call.tape.doubtful = True
     for name in ("weight", "bias"):
         if call[name] is not None:
             for plane in call.planes(call[name]):
@@ -205,6 +238,24 @@ def group_norm(call: Call) -> list[Planes]:
     return [result, [], []]
 
 
+@rule("_weight_norm_interface", "_weight_norm")
+def weight_norm(call: Call) -> Any:
+    """w = g v / |v|: outputs can be removed; of v, what its norm is taken over stays. v itself must not be zero: v / |v|."""
+    v, g, dim = call["v"], call["g"], call.dim(call["dim"])
+    for plane in call.planes(v):
+        call.tape.role(plane, "in")
+        if varies(plane) != {dim}:
+            call.freeze(plane, "the norm of the weight is taken over it")
+    for plane in call.planes(g):
+        call.tape.role(plane, "out")
+    own = [p for p in call.planes(v) if varies(p) == {dim}]
+    outs = merge(
+        call.tape.atoms, [(own, g.shape), (call.planes(g), g.shape)], f"{call.name}: a length that is no channel"
+    )
+    rest = [p for p in call.planes(v) if varies(p) != {dim}]
+    return [*outs, *rest] if isinstance(call.out, Tensor) else [[*outs, *rest], []]
+
+
 @rule("mean", "var", "std", "var_mean", "std_mean", "amax", "amin", "logsumexp", "linalg_vector_norm", "norm", "argmax",
       "argmin", "max", "min", "prod", "any", "all", "topk", "sort", "cumsum")  # fmt: skip
 def statistic(call: Call) -> Any:
@@ -214,6 +265,8 @@ def statistic(call: Call) -> Any:
         for plane in call.planes(call.first)
     ]
     kept = [p for p in planes if p is not None]
+    if "logsumexp" in call.name:
+        call.tape.nonzero.extend(kept)
     return kept if isinstance(call.out, Tensor) else [kept for _ in call.out]
 
 
@@ -229,7 +282,8 @@ def _reduced(call: Call, plane: Plane, why: str | None) -> Plane | None:
     listed = range(ndim) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
     over = {d % ndim for d in listed}
     if varies(plane) & over and why is not None:
-        call.freeze(plane, why)
+        outs = [call.out] if isinstance(call.out, Tensor) else call.out
+        call.tape.freeze_if_used(outs, plane, f"{call.name}: {why}")
     support = varies(plane)
     if support & over and support - over:
         plane = call.tape.atoms.couple(plane, sorted(support & over))
@@ -248,6 +302,7 @@ def softmax(call: Call) -> Planes:
     for plane in call.planes(call.first):
         if dim in varies(plane):
             call.freeze(plane, "mixes channels")
+    call.tape.nonzero.extend(call.planes(call.first))
     return call.planes(call.first)
 
 

@@ -1,6 +1,6 @@
 """What a trace writes down: planes of tensors, roles of parameters, and numbers that follow the channels."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -31,27 +31,39 @@ class Tape:
     call: tuple[Any, tuple[Any, ...], dict[str, Any]] | None = None
     buffers: set[str] = field(default_factory=set)  # names of tensors that are no parameters
     entries: dict[tuple[str, int], Plane] = field(default_factory=dict)  # (parameter, dim) -> its atoms
-    splits: list[tuple[Plane, list[int]]] = field(
-        default_factory=list
-    )  # a plane over several axes, origins of their lengths
+    splits: list[tuple[Plane, list[int]]] = field(default_factory=list)  # planes over several axes, and their origins
+    coupled: list[tuple[Plane, str]] = field(default_factory=list)  # planes made one along a fixed axis, and why
     uses: list[Use] = field(default_factory=list)
     nonzero: list[Plane] = field(default_factory=list)  # channels that may not be zero where what makes them is
     doubtful: bool = False  # whether a number in the source may be one that does not follow the channels
     _planes: Any = field(default_factory=WeakTensorKeyDictionary)  # tensor -> planes, whether from parameters alone
+    _pending: Any = field(default_factory=WeakTensorKeyDictionary)
+    _followers: list[tuple[Plane, Plane]] = field(default_factory=list)
     _roles: list[tuple[Plane, Role]] = field(default_factory=list)
 
-    def adopt(self, name: str, tensor: Tensor) -> None:
-        """A parameter or buffer: a plane for each dimension. One that has two names keeps the first."""
-        if tensor in self._planes:
+    def adopt(self, name: str, tensor: Tensor, atoms: Plane | None = None) -> None:
+        """A parameter or buffer: a plane for each dimension. One that has two names keeps the first.
+
+        atoms: for its one dimension, if they are another's too.
+        """
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor in self._planes:
             return
         if not isinstance(tensor, nn.Parameter):
             self.buffers.add(name)
         planes = []
         for dim, size in enumerate(tensor.shape):
             if size > 1:
-                atoms = self.entries[name, dim] = self.atoms.new(size)
-                planes.append(atoms.reshape([size if d == dim else 1 for d in range(tensor.ndim)]))
+                own = self.entries[name, dim] = self.atoms.new(size) if atoms is None else atoms
+                planes.append(own.reshape([size if d == dim else 1 for d in range(tensor.ndim)]))
         self.write(tensor, planes, parameter=True)
+
+    def adopt_together(self, tensors: dict[str, Tensor]) -> None:
+        """Entries of a normalisation, which are of the same channels from the start."""
+        vectors = {name: tensor for name, tensor in tensors.items() if tensor.ndim == 1}
+        if len({len(tensor) for tensor in vectors.values()}) == 1:
+            atoms = self.atoms.new(len(next(iter(vectors.values()))))
+            for name, tensor in vectors.items():
+                self.adopt(name, tensor, atoms)
 
     def planes(self, tensor: Tensor) -> Planes:
         found: tuple[Planes, bool] | None = self._planes.get(tensor)
@@ -65,16 +77,33 @@ class Tape:
     def write(self, tensor: Tensor, planes: Planes, parameter: bool = False) -> None:
         self._planes[tensor] = (planes, parameter)
 
+    def freeze_if_used(self, tensors: Iterable[Tensor], plane: Plane, why: str) -> None:
+        """None of the plane's channels can be removed if an operation or the output takes one of `tensors`."""
+        for tensor in tensors:
+            self._pending[tensor] = [*self._pending.get(tensor, []), (plane, why)]
+
+    def used(self, tensor: Tensor) -> None:
+        """An operation or the output takes it."""
+        for plane, why in self._pending.pop(tensor, ()) if self._pending else ():
+            self.atoms.freeze(plane, why)
+
     def role(self, plane: Plane, role: Role) -> None:
         """The parameters whose atoms these are have this role, unless an earlier operation has given them one."""
         self._roles.append((plane, role))
 
+    def follow(self, results: Planes, planes: Planes) -> None:
+        """Parameters of which another is made (a weight and its mask) have the role of what is made."""
+        for result in results:
+            self._followers += [(result, plane) for plane in planes if plane.shape[-result.ndim :] == result.shape]
+
     def roles(self) -> dict[int, Role]:
-        """Role by atom."""
+        """Role by a plane's first atom."""
         found: dict[int, Role] = {}
         for plane, role in self._roles:
-            for atom in plane.ravel()[:1].tolist():
-                found.setdefault(atom, role)
+            found.setdefault(int(plane.flat[0]), role)
+        for result, plane in reversed(self._followers):
+            if int(result.flat[0]) in found:
+                found.setdefault(int(plane.flat[0]), found[int(result.flat[0])])
         return found
 
     def use(self, origin: Attribute, plane: Plane, axis: int) -> None:

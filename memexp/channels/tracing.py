@@ -11,38 +11,55 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memexp.channels import rules
-from memexp.channels.graph import ChannelError, Graph, attention_heads
+from memexp.channels.attention import all_adapted
+from memexp.channels.graph import ChannelError, Graph
 from memexp.channels.planes import tidy
 from memexp.channels.settling import settle
 from memexp.channels.sizes import Size, tracked_attributes
+from memexp.channels.skipping import ShapesOnly
 from memexp.channels.tape import Tape
 
 
 def trace(network: nn.Module, *example_inputs: Any) -> Graph:
     """The groups of channels of `network` that can be removed, found by one forward in evaluation mode without gradient.
 
-    example_inputs: what the network is called with; small ones do (batch 1 or 2).
+    example_inputs: what the network is called with; small ones do (batch 1 or 2). Of convolutions and matrix products the
+    shapes alone are worked out, so control flow that depends on activations sees zeros.
     The network is as before afterwards. Raises ChannelError, which names the operation, where one has no rule.
     """
     tape = Tape()
+    for path, module in network.named_modules():
+        if isinstance(module, _NormBase | nn.LayerNorm | nn.GroupNorm):
+            tape.adopt_together({f"{path}.{n}" if path else n: t for n, t in module.state_dict(keep_vars=True).items()})
     for name, tensor in network.state_dict(keep_vars=True).items():
-        if tensor.is_floating_point():
-            tape.adopt(name, tensor)
+        tape.adopt(name, tensor)
     modes = [(module, module.training) for module in network.modules()]
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
         network.eval()
         torch.backends.mha.set_fastpath_enabled(False)
-        with torch.no_grad(), tracked_attributes(network), _Source(tape), _Operations(tape):
+        with (
+            all_adapted(network),
+            tracked_attributes(network),
+            torch.no_grad(),
+            ShapesOnly(),
+            _Source(tape),
+            _Operations(tape),
+        ):
             outputs = network(*example_inputs)
+        if not any(True for _ in _tensors(outputs)):
+            raise ChannelError(
+                f"the network returns a {type(outputs).__name__}: return tensors, or tuples or dicts of them"
+            )
         for tensor in _tensors(outputs):
+            tape.used(tensor)
             for plane in tape.planes(tensor):
                 tape.atoms.freeze(plane, "it is part of the network's output")
-        attention_heads(network, tape)
         return settle(network, tape, example_inputs, outputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -80,7 +97,10 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        marked = [tensor for tensor in _tensors((args, kwargs)) if self.tape.planes(tensor)]
+        tensors = list(_tensors((args, kwargs)))
+        for tensor in tensors:
+            self.tape.used(tensor)
+        marked = [tensor for tensor in tensors if self.tape.planes(tensor)]
         if marked:
             rule = rules.of(func)
             if rule is None:
@@ -90,7 +110,10 @@ class _Operations(TorchDispatchMode):
                 )
             call = rules.Call(self.tape, func, args, kwargs, out)
             parameter = all(map(self.tape.is_parameter, marked))
-            outs, planes = ([out], [rule(call)]) if isinstance(out, Tensor) else (out, rule(call))
+            planes = rule(call)
+            outs, planes = (
+                ([out], [planes]) if isinstance(out, Tensor) else (out if isinstance(out, tuple | list) else [], planes)
+            )
             for tensor, own in zip(outs, planes, strict=False):
                 if isinstance(tensor, Tensor):
                     self.tape.write(tensor, tidy(own), parameter)

@@ -107,5 +107,5 @@ def place(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """In float64, or in float32 where the device has no more."""
-    return tensor.detach().to(torch.float32 if tensor.device.type == "mps" else torch.float64)
+    """A copy in float64, or in float32 where the device has no more."""
+    return tensor.detach().to(torch.float32 if tensor.device.type == "mps" else torch.float64, copy=True)

@@ -89,7 +89,8 @@ class ByTime:
 
     def _time(self, layer: nn.Module | None, value: Value) -> float:
         """Of a layer on tensors like the value, or of their sum. The least that is seen, as whatever disturbs adds to it."""
-        shape = self._runs.shape(value)
+        traced = self._runs.shape(value)
+        shape = (len(self._like), *traced[1:])
         key = (str(layer), shape)
         if key not in self._known:
             x = torch.randn(shape, dtype=self._like.dtype, device=self._like.device)

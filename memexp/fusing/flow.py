@@ -92,14 +92,20 @@ class Flow:
 
 
 def trace(network: nn.Module, example_input: Inputs) -> Flow:
-    """The flow of `network(example_input)`, or of `network(*example_input)` if that is a tuple or list.
+    """The flow of `network(example_input)`, or of `network(*example_input)` if that is a tuple or list, on two images at most.
 
     The network must be in eval mode; it is run once, without gradients, and left as it is.
     Raises ValueError for a network of which a module is in train mode.
     """
     refuse_training(network)
+    return _Watch(network).run(_few(example_input))
+
+
+def _few(example_input: Inputs) -> tuple[Any, ...]:
+    """The arguments with the first two of each batch: what is followed is all kept until the end."""
     inputs = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
-    return _Watch(network).run(inputs)
+    size = len(inputs[0])
+    return tuple(x[:2] if isinstance(x, Tensor) and x.ndim and len(x) == size else x for x in inputs)
 
 
 def refuse_training(network: nn.Module) -> None:

@@ -60,7 +60,8 @@ def fuse(network: nn.Module, example_input: Inputs, merge: str = "block", batche
     made = fusing.made(merge)
     for name, reason in fusing.refused.items():
         log.info("not fused: %s: %s", name, reason)
-    return fusing.checked(made, [example_input, *batches])
+    del fusing  # and with it a copy of the network
+    return _checked(network, made, [example_input, *batches])
 
 
 def compare(
@@ -78,7 +79,7 @@ def compare(
     made = {name: fusing.made(name) for name in ("none", "block", "all")} | {"cuts": fusing.merged(chosen["cuts"])}
     every = [example_input, *batches]
     alike = {name: next(first for first in made if made[first] == made[name]) for name in made}  # measured only once
-    fused = {name: fusing.checked(made[name], every) for name in made if alike[name] == name}
+    fused = {name: _checked(network, made[name], every) for name in made if alike[name] == name}
     sizes = {len(arguments(given)[0]): given for given in (example_input, *inputs)}
     networks = {"trained": network} | {name: result.network for name, result in fused.items()}
     measured = costs(networks, list(sizes.values()))
@@ -101,7 +102,7 @@ class _Fusing:
     def __init__(self, network: nn.Module, example_input: Inputs) -> None:
         refuse_training(network)
         _refuse_activations(network)
-        self.network, self.example = network, example_input
+        self.example = example_input
         self.folded = copy.deepcopy(network)
         pairs, self.refused = found(self.folded, trace(self.folded, example_input))
         self.fold: list[dict[str, Any]] = [{"kind": "fold", "pairs": pairs}] if pairs else []
@@ -125,10 +126,11 @@ class _Fusing:
     def merged(self, groups: list[mergeable.Group]) -> list[dict[str, Any]]:
         return [*self.fold, mergeable.edit(groups)] if groups else self.fold
 
-    def checked(self, made: list[dict[str, Any]], batches: Iterable[Inputs]) -> Fused:
-        """A copy of the network after the edits, compared with it."""
-        deployed = edits.apply_all(copy.deepcopy(self.network), made)
-        return Fused(deployed, made, check(self.network, deployed, batches))
+
+def _checked(network: nn.Module, made: list[dict[str, Any]], batches: Iterable[Inputs]) -> Fused:
+    """A copy of the network after the edits, compared with it."""
+    deployed = edits.apply_all(copy.deepcopy(network), made)
+    return Fused(deployed, made, check(network, deployed, batches))
 
 
 @torch.no_grad()
@@ -144,9 +146,10 @@ def check(network: nn.Module, deployed: nn.Module, batches: Iterable[Inputs]) ->
             if not isinstance(x, Tensor):
                 continue
             bound = BOUNDS.get(x.dtype, 0.0)
-            error = (
-                float((x - y).abs().max() / x.abs().max().clamp(min=torch.finfo(x.dtype).tiny)) if x.numel() else 0.0
-            )
+            if not x.is_floating_point():
+                x, y = x.double(), y.double()
+            scale = x.abs().max().clamp(min=torch.finfo(x.dtype).tiny) if x.numel() else 1
+            error = float((x - y).abs().max() / scale) if x.numel() else 0.0
             if not error <= bound:
                 raise FusingError(
                     f"the fused network's outputs differ from the network's by {error:.1e} of the largest, and {bound:g} is "

@@ -49,7 +49,8 @@ def costs(networks: Mapping[str, nn.Module], inputs: Sequence[Inputs]) -> dict[s
         name: {"parameters": sum(p.numel() for p in network.parameters())} for name, network in networks.items()
     }
     for given in inputs:
-        batch = arguments(given)
+        # a batch of its own: one that is a part of a larger tensor would count as the whole of it
+        batch = tuple(x.clone() if isinstance(x, Tensor) else x for x in arguments(given))
         size, device = len(batch[0]), batch[0].device
         calls = {name: partial(network, *batch) for name, network in networks.items()}
         with torch.no_grad():  # in inference mode the tracker sees no convolutions

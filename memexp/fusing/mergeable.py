@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from memexp.edits import merge
@@ -52,8 +53,8 @@ class Runs:
         self.flow = flow
         self.refused: dict[str, str] = {}
         self._modules = dict(network.named_modules())
-        self._shapes = copy.deepcopy(network).to("meta")  # kernels without data: their shapes say what a merge would be
-        self._like = next(self._shapes.parameters())
+        self._shapes = _without_data(network)  # their shapes say what a merge would be
+        self._like = next(self._shapes.parameters(), torch.empty(0, device="meta"))
         self._kernels: dict[tuple[Value, Value], Kernel] = {}
         times = Counter(span.name for span in flow.spans)
         self._spans: dict[Value, list[Span]] = {}  # of modules that are called once, with one tensor in and one out
@@ -79,7 +80,8 @@ class Runs:
             if min(kernel.padding) < 0:
                 raise ValueError("it would crop its input, which a convolution cannot")
         except ValueError as error:
-            self.refused[name] = str(error)
+            if len(run) <= 2:  # of a longer one, a part is refused already
+                self.refused[name] = str(error)
             return None
         found = self._holders(run)
         if found is None:
@@ -259,6 +261,15 @@ class Runs:
         if call.layer and type(self._modules[call.name]) in ACTIVATIONS:
             return call, call.name
         return (call, "relu") if call.name in ("relu", "relu_") else (None, None)
+
+
+def _without_data(network: nn.Module) -> nn.Module:
+    """A copy on the meta device, for which nothing is copied."""
+    tensors = [*network.parameters(), *network.buffers()]
+    meta = {
+        id(t): nn.Parameter(t.detach().to("meta")) if isinstance(t, nn.Parameter) else t.to("meta") for t in tensors
+    }
+    return copy.deepcopy(network, meta)
 
 
 def _named(chain: list[Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from memexp.models import layout
 from memexp.models.layout import LARGE, RESNET, REVNET, Shape
-from memexp.schema import Positive, PositiveFloat, Rule, at_least
+from memexp.schema import NonNegative, Positive, PositiveFloat, Rule, at_least
 
 DEEPEST = 1000  # layers beyond which no depth is offered
 Settings = Mapping[str, Any]
@@ -85,6 +85,20 @@ class VggOptions:
 
 
 @dataclass
+class ReduceNetOptions:
+    name: str
+    depth: Positive
+    expansion: Annotated[float, Rule("above 0", lambda value: value > 0)]
+    vanish: Literal["inner", "all", "schedule"]
+    schedule: list[float | list[float | None] | None] | None
+    padding: Literal["each", "once"]
+    plain: bool
+    wide: NonNegative
+    inplace_relu: bool
+    init_from: str | None
+
+
+@dataclass
 class TorchvisionOptions:
     name: str
     arch: str
@@ -155,6 +169,10 @@ def _resnet(model: Settings, shape: Shape) -> object:
     return layout.resnet(shape, **{key: model[key] for key in keys if key in model})
 
 
+def _reducenet(model: Settings, shape: Shape) -> object:
+    return layout.reducenet(**{key: value for key, value in model.items() if key not in ("name", "init_from")})
+
+
 def _revnet(model: Settings, shape: Shape) -> object:
     return layout.revnet(
         shape, **{key: model[key] for key in ("depth", "units", "channels", "bottleneck") if key in model}
@@ -204,6 +222,16 @@ FAMILIES: dict[str, Family] = {
     ),
     "linear": Family(
         "memexp.models.linear.LinearResNet", LinearOptions, ("stored", "checkpointed", "adjoint"), images=False
+    ),
+    "reducenet": Family(
+        "memexp.models.reducenet.reducenet",
+        ReduceNetOptions,
+        ("stored", "checkpointed", "budget"),
+        check=_reducenet,
+        depths=lambda model, shape: Depths(
+            range(*((5, DEEPEST + 1, 3) if model.get("plain") else (8, DEEPEST + 1, 6)))
+        ),
+        warm_start="memexp.models.reducenet.student",
     ),
     "resnet": Family(
         "memexp.models.resnet.resnet",

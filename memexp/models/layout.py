@@ -156,3 +156,59 @@ def vgg(shape: Shape, layout: str | None = None) -> str:
     if min(shape[1:]) < 32:
         raise ValueError(f"VGG16 halves its input five times: images of {shape[1]}x{shape[2]} are smaller than 32x32")
     return layout or ("imagenet" if min(shape[1:]) > LARGE else "cifar")
+
+
+Vanishing = Sequence[float | Sequence[float | None] | None]
+
+
+@dataclass(frozen=True)
+class Reducing:
+    """Of a ReduceNet, block by block: (stage, stride, when the activation behind its sum is gone, None for never).
+
+    around: zeros around the image that all 3x3 convolutions together would pad by, seen before the strides.
+    """
+
+    blocks: tuple[tuple[int, int, float | None], ...]
+    around: int
+
+
+def reducenet(
+    depth: int,
+    vanish: str = "inner",
+    schedule: Vanishing | None = None,
+    padding: str = "each",
+    expansion: float = 1,
+    plain: bool = False,
+    wide: float = 0,
+    inplace_relu: bool = False,
+) -> Reducing:
+    """Three stages of n blocks. Raises ValueError for a depth that there is not and settings that do not go together."""
+    n, rest = divmod(depth - 2, 3 if plain else 6)
+    if n < 1 or rest:
+        raise ValueError(f"depth={depth} is not a ReduceNet: use {'3n + 2 (11, 29)' if plain else '6n + 2 (20, 56)'}")
+    if vanish not in ("inner", "all", "schedule"):
+        raise ValueError(f"vanish={vanish!r}: use inner, all or schedule")
+    if padding not in ("each", "once"):
+        raise ValueError(f"padding={padding!r}: use each or once")
+    if (vanish == "schedule") != (schedule is not None):
+        raise ValueError(f"schedule={schedule} and vanish={vanish}: vanish=schedule needs one, the others take none")
+    if plain and (vanish != "inner" or inplace_relu or expansion != 1):
+        raise ValueError("plain=true has no activation that vanishes: leave vanish, expansion and inplace_relu out")
+    if wide and not plain:
+        raise ValueError(
+            f"wide={wide} is for plain=true: a teacher is a plain network with a branch more in each block"
+        )
+    always = 1.0 if vanish == "all" else None
+    entries = [always] * 3 if schedule is None else schedule
+    until = tuple(tuple(entry) if isinstance(entry, Sequence) else (entry,) * n for entry in entries)
+    if len(until) != 3 or any(len(entry) != n for entry in until):
+        raise ValueError(f"schedule={schedule}: one entry for each of 3 stages, a share or a list of {n}, one a block")
+    if bad := [share for entry in until for share in entry if share is not None and not 0 < share <= 1]:
+        raise ValueError(f"schedule: {bad[0]} is no share of the training, above 0 and at most 1")
+    blocks = tuple(
+        (i, 2 if i and not j else 1, share) for i, entry in enumerate(until) for j, share in enumerate(entry)
+    )
+    around, step = 1, 1
+    for _, stride, _ in blocks:
+        around, step = around + step, step * stride
+    return Reducing(blocks, around)

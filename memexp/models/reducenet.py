@@ -14,31 +14,34 @@ Activation memory with stored backprop: O(n) in the blocks.
 """
 
 import logging
-from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from memexp.models import branch as parts
+from memexp.models import layout
 from memexp.models.chain import ChainFactory
-from memexp.models.layout import Shape
+from memexp.models.layout import Shape, Vanishing
 from memexp.models.vanishing import ArtefactReLU, VanishingReLU, set_lambda
 
 WIDTHS = (16, 32, 64)
-Schedule = Sequence[float | Sequence[float | None] | None]
 log = logging.getLogger(__name__)
 
 
 class Block(nn.Module):
-    """act(f(x) + x), or act(f(x)) where the shape changes; `shortcut` is the identity, cropped where f does not pad."""
+    """act(f(x) + x), or act(f(x)) where the shape changes; `shortcut` is the identity, cropped where f does not pad.
 
-    def __init__(self, f: nn.Module, shortcut: nn.Module | None, act: nn.Module) -> None:
+    wide: a teacher's further branch, of which its students know nothing.
+    """
+
+    def __init__(self, f: nn.Module, shortcut: nn.Module | None, act: nn.Module, wide: nn.Module | None = None) -> None:
         super().__init__()
-        self.f, self.shortcut, self.act = f, shortcut, act
+        self.f, self.shortcut, self.act, self.wide = f, shortcut, act, wide
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.f(x)
-        if self.shortcut is not None:
-            y = y + self.shortcut(x)
+        for beside in (self.shortcut, self.wide):
+            if beside is not None:
+                y = y + beside(x)
         out: Tensor = self.act(y)
         return out
 
@@ -67,9 +70,10 @@ def reducenet(
     depth: int,
     expansion: float = 1,
     vanish: str = "inner",
-    schedule: Schedule | None = None,
+    schedule: Vanishing | None = None,
     padding: str = "each",
     plain: bool = False,
+    wide: float = 0,
     inplace_relu: bool = False,
 ) -> ReduceNet:
     """ReduceNet of the given depth, widths 16, 32, 64; starts at lambda = 1.
@@ -79,58 +83,34 @@ def reducenet(
     for those that stay; or a list of one for each block. The stem's activation follows the first block's.
     padding: each (every 3x3 pads by 1), or once (all zeros around the image, then none, so that blocks merge too).
     plain: the baseline whose block is conv3x3 - BN plus the identity, then ReLU; it has nothing that vanishes.
+    wide: a teacher for `student`: beside each 3x3 of a plain network a branch conv3x3 - BN - ReLU - conv1x1 - BN that is so
+    many times as wide inside; 0 for none.
     inplace_relu: the published code's artefact, on purpose.
 
     Raises ValueError for a depth that there is not and settings that do not go together.
     """
-    n, rest = divmod(depth - 2, 3 if plain else 6)
-    if n < 1 or rest:
-        raise ValueError(f"depth={depth} is not a ReduceNet: use {'3n + 2 (11, 29)' if plain else '6n + 2 (20, 56)'}")
-    if vanish not in ("inner", "all", "schedule"):
-        raise ValueError(f"vanish={vanish!r}: use inner, all or schedule")
-    if padding not in ("each", "once"):
-        raise ValueError(f"padding={padding!r}: use each or once")
-    if (vanish == "schedule") != (schedule is not None):
-        raise ValueError(f"schedule={schedule} goes with vanish=schedule, which needs one; vanish={vanish}")
-    if plain and (vanish != "inner" or inplace_relu or expansion != 1):
-        raise ValueError("plain=true has no activation that vanishes: leave vanish, expansion and inplace_relu out")
+    made = layout.reducenet(depth, vanish, schedule, padding, expansion, plain, wide, inplace_relu)
     if inplace_relu:
-        log.warning(
-            "inplace_relu=true: the ReLU overwrites its input, so no activation ever vanishes, and none can be merged"
-        )
-    until = _until(vanish, schedule, n)
-    strides = [2 if stage and not block else 1 for stage in range(3) for block in range(n)]
-    around, step = 1, 1  # zeros around the image when all padding is taken once: a 3x3's 1, as seen before the strides
-    for stride in strides:
-        around, step = around + step, step * stride
+        log.warning("inplace_relu=true: the ReLU overwrites its input, so no activation ever vanishes or can be merged")
 
     def act(share: float | None) -> nn.Module:
         if share is None:
             return nn.ReLU(inplace=True)
         return ArtefactReLU(share) if inplace_relu else VanishingReLU(share, inplace=True)
 
-    def conv3x3(inputs: int, outputs: int, stride: int) -> nn.Conv2d:
-        return nn.Conv2d(inputs, outputs, 3, stride, padding=int(padding == "each"), bias=False)
-
+    pad = int(padding == "each")
     width = WIDTHS[0]
-    first = nn.Conv2d(shape[0], width, 3, padding=1 if padding == "each" else around, bias=False)
-    stem = nn.Sequential(first, nn.BatchNorm2d(width), act(1.0 if vanish == "all" else until[0][0]))
+    first = nn.Conv2d(shape[0], width, 3, padding=1 if pad else made.around, bias=False)
+    stem = nn.Sequential(first, nn.BatchNorm2d(width), act(made.blocks[0][2]))
     blocks: list[nn.Module] = []
-    for index, stride in enumerate(strides):
-        stage, block = divmod(index, n)
+    for stage, stride, share in made.blocks:
         outputs = WIDTHS[stage]
-        shortcut: nn.Module | None = None
-        if width == outputs and stride == 1:
-            shortcut = nn.Identity() if padding == "each" else nn.ZeroPad2d(-1)
-        inside = max(1, round(expansion * outputs))
-        if plain:
-            f = nn.Sequential(conv3x3(width, outputs, stride), nn.BatchNorm2d(outputs))
-        else:
-            f = nn.Sequential(
-                *(conv3x3(width, inside, stride), nn.BatchNorm2d(inside), act(1.0)),
-                *(nn.Conv2d(inside, outputs, 1, bias=False), nn.BatchNorm2d(outputs)),
-            )
-        blocks.append(Block(f, shortcut, act(until[stage][block])))
+        around = (width, outputs, stride, pad)
+        f = _plain(*around) if plain else _branch(*around, expansion, act(1.0))
+        same = width == outputs and stride == 1
+        shortcut = (nn.Identity() if pad else nn.ZeroPad2d(-1)) if same else None
+        beside = _branch(*around, wide, nn.ReLU(inplace=True)) if wide else None
+        blocks.append(Block(f, shortcut, act(share), beside))
         width = outputs
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
     network = ReduceNet(stem, chain(blocks), head)
@@ -138,11 +118,27 @@ def reducenet(
     return network
 
 
-def _until(vanish: str, schedule: Schedule | None, n: int) -> list[list[float | None]]:
-    """For each stage and block when the activation behind its sum is gone; None: never."""
-    if schedule is None:
-        return [[1.0 if vanish == "all" else None] * n] * 3
-    found = [list(entry) if isinstance(entry, Sequence) else [entry] * n for entry in schedule]
-    if len(found) != 3 or any(len(entry) != n for entry in found):
-        raise ValueError(f"schedule={schedule}: one entry for each of 3 stages, a share or a list of {n}, one a block")
-    return found
+def _plain(inputs: int, outputs: int, stride: int, padding: int) -> nn.Sequential:
+    """conv3x3 - BN."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, padding, bias=False), nn.BatchNorm2d(outputs))
+
+
+def _branch(inputs: int, outputs: int, stride: int, padding: int, expansion: float, act: nn.Module) -> nn.Sequential:
+    """conv3x3 - BN - act - conv1x1 - BN, `expansion` times as wide inside as what it gives out."""
+    inside = max(1, round(expansion * outputs))
+    last = nn.Conv2d(inside, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+    return nn.Sequential(*_plain(inputs, inside, stride, padding), act, *last)
+
+
+def student(network: nn.Module, teacher: nn.Module) -> None:
+    """Starts a plain network with the weights of a teacher, whose wide branches are left out.
+
+    Raises ValueError for a teacher of another depth, or one that is no plain ReduceNet with wide branches.
+    """
+    weights = {key: value for key, value in teacher.state_dict().items() if ".wide." not in key}
+    if len(weights) == len(teacher.state_dict()):
+        raise ValueError("the teacher has no wide branches: train it with model.plain=true model.wide=2")
+    shapes = [{key: value.shape for key, value in state.items()} for state in (network.state_dict(), weights)]
+    if shapes[0] != shapes[1]:
+        raise ValueError("the teacher is of another depth than its student, or one of them is no plain ReduceNet")
+    network.load_state_dict(weights)

@@ -22,6 +22,14 @@ def vanishing(step: int, total: int) -> float:
     return 0.0 if step >= total - 1 else (1 + math.cos(math.pi * step / (total - 1))) / 2
 
 
+def returning(step: int, total: int) -> float:
+    """lambda for a network that has grown: from 0 up to 1 in the middle and down to exactly 0 in the last step.
+
+    Two half cosines, (1 - cos(2 pi t / (T - 1))) / 2. Raises ValueError as `vanishing` does.
+    """
+    return 4 * vanishing(step, total) * (1 - vanishing(step, total))
+
+
 class VanishingReLU(nn.Module):
     """act(x) of any shape; at lambda = 0 it hands its input on, and can be merged with its neighbours.
 

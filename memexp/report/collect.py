@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memexp.record import SCHEMA, read_json
+from memexp.record import READABLE, read_json
 
 GROUPS = ("model", "dataset", "backprop", "optimizer", "precision", "prune")
 
@@ -42,6 +42,15 @@ class Run:
     def overrides(self) -> dict[str, str]:
         pairs = (text.lstrip("+~").partition("=") for text in self.results.get("overrides") or [])
         return {key: value for key, _, value in pairs}
+
+    @property
+    def watched(self) -> str:
+        """The split that was evaluated during training."""
+        stages = self.results.get("stages")
+        if isinstance(stages, dict):  # schema 1
+            return str(self.get("stages.train.split") or "test")
+        found = ((stage.get("accuracy") or {}).get("split") for stage in stages or [] if isinstance(stage, dict))
+        return next((str(split) for split in found if split), "test")
 
     def curve(self, split: str, key: str) -> tuple[list[float], list[float]]:
         """(epochs, values) of a figure that was logged during training."""
@@ -115,8 +124,8 @@ def find(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
             results = read_json(file)
             if results is None:
                 notes.append(f"{file}: damaged, left out")
-            elif results.get("schema") != SCHEMA:
-                notes.append(f"{file}: schema {results.get('schema')!r}, this version reads {SCHEMA}; left out")
+            elif results.get("schema") not in READABLE:
+                notes.append(f"{file}: schema {results.get('schema')!r}, this version reads {READABLE}; left out")
             else:
                 runs.append(Run(file.parent, results))
     return runs, notes

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from memexp import config, data
 from memexp.config import ConfigError
+from memexp.edits import Edit
 from memexp.memory.estimate import NOT_IN_IT, estimate
 from memexp.memory.fake import without_data
 from memexp.memory.limit import Answer, answer
@@ -25,13 +26,17 @@ from memexp.units import parse_bytes, shown_bytes
 
 def one(overrides: Sequence[str], name: str, directories: Sequence[str], summary: bool, as_json: bool) -> str:
     """What `memexp estimate` prints for one configuration."""
-    cfg = config.compose(overrides, name, directories)
+    return shown(config.compose(overrides, name, directories), summary, as_json)
+
+
+def shown(cfg: DictConfig, summary: bool, as_json: bool, edits: Sequence[Edit] = ()) -> str:
+    """What is printed for `cfg`. edits: what has changed the network that it builds."""
     if summary:
         classes, shape = data.describe(cfg.dataset)
         with without_data():
-            built = network(cfg, classes, shape)
+            built = network(cfg, classes, shape, edits)
         return text(summarise(built, shape))
-    found = estimate(cfg)
+    found = estimate(cfg, edits)
     limit = None if cfg.memory.limit is None else answer(cfg, parse_bytes(cfg.memory.limit))
     if as_json:
         return json.dumps(

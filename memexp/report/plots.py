@@ -123,7 +123,7 @@ def curves(groups: Sequence[Group]) -> Figure | None:
 
 def _training_curves(group: Group) -> tuple[tuple[list[float], list[float]], ...]:
     run = group.done[0]
-    return run.curve("train", "loss"), run.curve(run.get("stages.train.split") or "test", "top1")
+    return run.curve("train", "loss"), run.curve(run.watched, "top1")
 
 
 def gradient_angle(groups: Sequence[Group]) -> Figure | None:

@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
+from PIL import Image
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard import summary
+
+from memexp.training import pictures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,52 +67,25 @@ class Board:
 
     def sample_batch(self, images: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
         """The first images of a batch as the network sees them, each under its class."""
-        from matplotlib.figure import Figure  # takes its time to import
-
-        shown = images[:32].float().cpu()
-        low, high = shown.amin(), shown.amax()
-        pictures = ((shown - low) / (high - low).clamp_min(1e-12)).permute(0, 2, 3, 1).numpy()
-        figure = Figure(figsize=(12, 7), layout="constrained")
-        for axes in (grid := figure.subplots(4, 8)).flat:
-            axes.axis("off")
-        for axes, image, label in zip(grid.flat, pictures, labels.tolist(), strict=False):
-            axes.imshow(image if image.shape[2] == 3 else image[..., 0], cmap="gray")
-            axes.set_title(_short(classes[label]), fontsize=8)
-        self.figure("sample batch", 0, figure)
+        self._picture("sample batch", 0, pictures.batch(images, labels, classes))
 
     def confusion(self, step: int, counts: Tensor, classes: Sequence[str]) -> None:
         """Counts of (true class, predicted class), coloured by the share of the true class."""
-        from matplotlib.figure import Figure
-
-        share = counts / counts.sum(1, keepdim=True).clamp_min(1)
-        figure = Figure(figsize=(7, 6), layout="constrained")
-        axes = figure.subplots()
-        figure.colorbar(axes.imshow(share.numpy(), vmin=0, vmax=1, cmap="Blues"), label="share of the true class")
-        axes.set(xlabel="predicted class", ylabel="true class")
-        if len(classes) <= 20:
-            names = [_short(name) for name in classes]
-            axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-            axes.set_yticks(range(len(names)), names)
-            for row, column in torch.nonzero(counts).tolist():
-                colour = "white" if share[row, column] > 0.5 else "black"
-                axes.text(
-                    column, row, str(int(counts[row, column])), ha="center", va="center", fontsize=7, color=colour
-                )
-        self.figure("confusion matrix", step, figure)
+        self._picture("confusion matrix", step, pictures.confusion(counts, classes))
 
     def figure(self, name: str, step: int, figure: Figure) -> None:
         """A picture of a matplotlib figure."""
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
-        width, height = figure.canvas.get_width_height()
-        picture = summary_pb2.Summary.Image(
-            height=height, width=width, colorspace=3, encoded_image_string=buffer.getvalue()
+        self._picture(name, step, Image.open(buffer))
+
+    def _picture(self, name: str, step: int, picture: Image.Image) -> None:
+        buffer = io.BytesIO()
+        picture.save(buffer, format="png")
+        image = summary_pb2.Summary.Image(
+            height=picture.height, width=picture.width, colorspace=3, encoded_image_string=buffer.getvalue()
         )
-        self._add(summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=name, image=picture)]), step)
+        self._add(summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=name, image=image)]), step)
 
     def close(self) -> None:
         self._file.close()
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 14 else name[:13] + "…"

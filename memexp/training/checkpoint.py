@@ -13,6 +13,7 @@ Schema 2, a dict of tensors and plain data:
 A file of schema 1 is read as one of schema 2.
 """
 
+import logging
 import os
 import pickle
 import zlib
@@ -24,10 +25,15 @@ import torch
 from torch import Tensor, nn
 
 SCHEMA = 2
+log = logging.getLogger("memexp")
 
 
 class CheckpointError(Exception):
     """A checkpoint that cannot be written, cannot be read, or is of another network. The message names the file."""
+
+
+class Unreadable(CheckpointError):
+    """A file that was cut short or is no checkpoint at all."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -35,7 +41,8 @@ def save(path: Path, state: dict[str, Any]) -> None:
     aside = path.with_name(path.name + ".aside")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "wb") as file:
+        aside.unlink(missing_ok=True)  # a link there would be followed
+        with open(aside, "xb") as file:
             torch.save(state | {"checksums": checksums(state)}, file)
             file.flush()
             os.fsync(file.fileno())
@@ -66,7 +73,9 @@ def load(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"there is no checkpoint {path}") from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
+        if isinstance(error, pickle.UnpicklingError):  # whose words are how to execute what is in it
+            reason = "it holds other things than tensors and plain data, and those are not read"
+        raise Unreadable(
             f"checkpoint {path} cannot be read: it was cut short, damaged or not written by memexp ({reason})"
         ) from error
     if not isinstance(state, dict) or "model" not in state:
@@ -79,8 +88,39 @@ def load(path: Path) -> dict[str, Any]:
     if expected is not None:
         found = checksums(state)
         if damaged := [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]:
-            raise CheckpointError(f"checkpoint {path} is damaged: {sorted(damaged)[0]} is not what was saved")
+            others = ", ".join(other.name for other in before(path)) or "none"
+            raise CheckpointError(
+                f"checkpoint {path} is damaged: {sorted(damaged)[0]} is not what was saved. Other checkpoints of the run, the "
+                f"latest first: {others}; evaluate one with --checkpoint NAME, or go on from its copy as last.pt"
+            )
     return upgraded(state)
+
+
+def before(path: Path) -> list[Path]:
+    """The other checkpoints beside `path`, the latest first, best.pt behind those that training goes on from."""
+    others = [other for other in path.parent.glob("*.pt") if other != path]
+    return sorted(others, key=lambda other: (other.name != "best.pt", other.stat().st_mtime_ns), reverse=True)
+
+
+def load_last(path: Path, to_train: bool) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint `path`, or where it was cut short the latest other one of the run, which is said.
+
+    to_train: only those that training can go on from. Raises CheckpointError where none can be read.
+    """
+    try:
+        return path, load(path)
+    except Unreadable as error:
+        for other in before(path):
+            if other.name == "best.pt" and to_train:
+                continue
+            try:
+                state = load(other)
+            except CheckpointError:
+                continue
+            log.warning("warning: %s; taking %s instead", error, other.name)
+            return other, state
+        remedy = "; start again with overwrite=true, or from best.pt's weights with init_from" if to_train else ""
+        raise Unreadable(f"{error}; there is no other to go on from{remedy}") from error
 
 
 def checksums(state: dict[str, Any]) -> dict[str, int]:

@@ -3,7 +3,7 @@
 import logging
 import sys
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
 
 from rich.console import Console as RichConsole
 from rich.logging import RichHandler
@@ -63,6 +63,17 @@ def terminal() -> RichConsole:
     return _TERMINAL
 
 
+class _Output(logging.StreamHandler[TextIO]):
+    """Lines to what is standard output when they come: a notebook or a test may have changed it since."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stdout
+
+
 def start_logging() -> None:
     """Log lines to standard output; without control characters unless that is a terminal."""
     log.setLevel(logging.DEBUG)
@@ -74,7 +85,7 @@ def start_logging() -> None:
     if sys.stdout.isatty():
         handler = RichHandler(console=terminal(), show_time=False, show_level=False, show_path=False, markup=False)
     else:
-        handler = logging.StreamHandler(sys.stdout)
+        handler = _Output()
     handler.setLevel(logging.INFO)
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(handler)

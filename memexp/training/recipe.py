@@ -13,7 +13,6 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torchvision.transforms import v2
 
 from memexp import optim
 from memexp.optim import Lookahead, schedules
@@ -120,12 +119,16 @@ def make(cfg: DictConfig, network: nn.Module, device: torch.device, classes: int
 
 def _mix(cfg: DictConfig, classes: int) -> Mix | None:
     """MixUp (Zhang et al. 2018), CutMix (Yun et al. 2019), or one of them drawn for each batch."""
+    if not (cfg.mixup or cfg.cutmix):
+        return None
+    from torchvision.transforms import v2  # torchvision takes its time to import
+
     kinds: list[nn.Module] = []
     if cfg.mixup:
         kinds.append(v2.MixUp(alpha=cfg.mixup, num_classes=classes))
     if cfg.cutmix:
         kinds.append(v2.CutMix(alpha=cfg.cutmix, num_classes=classes))
-    return (v2.RandomChoice(kinds) if len(kinds) > 1 else kinds[0]) if kinds else None
+    return v2.RandomChoice(kinds) if len(kinds) > 1 else kinds[0]
 
 
 @contextmanager

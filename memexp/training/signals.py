@@ -38,9 +38,10 @@ class StopRequest:
         self._restore()
 
     def _restore(self) -> None:
-        for signum, handler in self._before.items():
+        # one at a time, as a second signal may come between two of them and restore the others
+        while self._before:
+            signum, handler = self._before.popitem()
             signal.signal(signum, handler)  # type: ignore[arg-type]
-        self._before.clear()
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum

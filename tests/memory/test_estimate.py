@@ -10,8 +10,8 @@ from memexp.backprop import Chain
 from memexp.config import ConfigError
 from memexp.memory import command
 from memexp.memory.limit import answer, largest
-from memexp.report.layers import summarise
 from memexp.report.collect import find, group
+from memexp.report.layers import summarise
 from memexp.report.published import compare
 from memexp.units import parse_bytes
 

@@ -8,12 +8,12 @@ from torch import nn
 from torch.nn import functional
 
 import memexp
-from memexp.run import _status
 from memexp.cli import main
 from memexp.config import ConfigError
 from memexp.memory.advice import after_out_of_memory
 from memexp.memory.meter import AcceleratorMeter, Meter, TrackingMeter
 from memexp.memory.snapshot import Snapshots
+from memexp.run import _status
 from memexp.training import loop
 
 SMALL = ["dataset=digits", "dataset.limit=64", "dataset.test_limit=10", "batch_size=8", "device=cpu", "monitor_every=0"]

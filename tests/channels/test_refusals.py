@@ -1,0 +1,186 @@
+"""What is refused, and what a trace leaves alone."""
+
+import copy
+import re
+
+import equality
+import hand_made as made
+import pytest
+import torch
+from torch import Tensor, nn
+
+from memexp import channels
+from memexp.backprop import Chain
+
+
+class Baked(made.Network):
+    """A view to a number of channels that the source fixes, and one layer that is free."""
+
+    shape = (2, 10)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(10, 6 * 16), self.conv(6, 8), self.conv(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.a(x).view(-1, 6, 4, 4)).relu())
+
+
+class Derived(made.Network):
+    """Heads whose length is the input's width by their number, so that neither can change by itself."""
+
+    shape = (2, 7, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 4
+        self.embed, self.qkv, self.out = nn.Linear(8, 16), nn.Linear(16, 48), nn.Linear(16, 16)
+        self.hidden, self.classes = nn.Linear(16, 32), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        n, t, c = x.shape
+        q, k, v = self.qkv(x).reshape(n, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        y = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        x = x + self.out(y.transpose(1, 2).reshape(n, t, c))
+        return self.classes(self.hidden(x).relu())
+
+
+class Correlated(made.Network):
+    """An operation that has no rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = self.conv(3, 6), self.conv(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.fft.ifft(torch.fft.fft(self.a(x), dim=1), dim=1).real)
+
+
+class Mixing(made.Network):
+    """Operations that mix channels, each of which keeps what it mixes."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.a, self.b = self.conv(3, 6), self.conv(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        if self.kind == "softmax":
+            return self.b(x.softmax(1))
+        if self.kind == "mean":
+            return self.b(x - x.mean(1, keepdim=True))
+        if self.kind == "flip":
+            return self.b(x + x.flip(1))
+        if self.kind == "maximum":
+            return self.b(x * x.amax(1, keepdim=True))
+        if self.kind == "norm":
+            return self.b(nn.functional.layer_norm(x, x.shape[1:]))
+        if self.kind == "constant":
+            return self.b(x * torch.arange(6.0).reshape(1, 6, 1, 1))
+        return self.b(x[:, torch.tensor([5, 4, 3, 2, 1, 0])])
+
+
+def test_an_operation_without_a_rule_is_named() -> None:
+    with pytest.raises(channels.ChannelError, match=r"aten\._fft_\w+\.default in Correlated's forward has no rule"):
+        channels.trace(Correlated(), torch.randn(Correlated.shape))
+
+
+WORDS = {
+    "softmax": "mixes channels",
+    "mean": "a statistic over channels",
+    "flip": "change their places",
+    "maximum": "a statistic over channels",
+    "norm": "statistics over channels",
+    "constant": "no channels",
+    "index": "picked by their numbers",
+}
+
+
+@pytest.mark.parametrize("kind", WORDS)
+def test_what_mixes_channels_keeps_them(kind: str) -> None:
+    graph = channels.trace(Mixing(kind), torch.randn(Mixing.shape))
+    assert graph.groups == []
+    assert WORDS[kind] in graph.frozen["a.weight", 0]
+
+
+def test_a_length_in_the_source_freezes_what_it_counts() -> None:
+    graph = channels.trace(Baked(), torch.randn(Baked.shape))
+    assert [g.size for g in graph.groups] == [8]
+    assert "the length 6 is fixed in the source" in graph.frozen["a.weight", 0]
+
+
+def test_what_cannot_become_narrower_is_found_by_trial() -> None:
+    torch.manual_seed(0)
+    network, inputs = equality.randomise(Derived().double()), torch.randn(Derived.shape, dtype=torch.float64)
+    graph = channels.trace(network, inputs)
+    assert [(g.size, g.members[0].name) for g in graph.groups] == [(32, "hidden.weight")]
+    assert "does not run with fewer of them" in graph.frozen["qkv.weight", 0]
+    assert equality.difference(network, graph, equality.choose(graph, 0.5), inputs)[1] < 1e-12
+
+
+def test_the_network_is_left_as_it_was() -> None:
+    network = made.TorchAttention().train()
+    network.embed.eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    attributes = [{k: v for k, v in m.__dict__.items() if not k.startswith("_")} for m in network.modules()]
+    modes = [m.training for m in network.modules()]
+    channels.trace(network, torch.randn(made.TorchAttention.shape))
+    assert [m.training for m in network.modules()] == modes
+    assert type(network.attention) is nn.MultiheadAttention
+    now = [{k: v for k, v in m.__dict__.items() if not k.startswith("_")} for m in network.modules()]
+    assert now == attributes
+    assert all(type(v) is not channels.sizes.Attribute for d in now for v in d.values())
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+def test_failed_trace_leaves_the_network_as_it_was() -> None:
+    network = Correlated().train()
+    with pytest.raises(channels.ChannelError):
+        channels.trace(network, torch.randn(Correlated.shape))
+    assert network.training
+    assert type(network.a.out_channels) is int
+
+
+@pytest.mark.parametrize("strategy", ["stored", "checkpointed"])
+def test_a_chain_is_traced_whatever_its_strategy(strategy: str) -> None:
+    steps = [nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3)]
+    graph = channels.trace(Chain(steps, backprop=strategy), torch.randn(1, 3, 8, 8))
+    assert [g.size for g in graph.groups] == [6]
+
+
+def test_a_network_without_data_is_traced() -> None:
+    with torch.device("meta"):
+        network = made.PaddedShortcut()
+    graph = channels.trace(network, torch.randn(made.PaddedShortcut.shape, device="meta"))
+    expected = channels.trace(made.PaddedShortcut(), torch.randn(made.PaddedShortcut.shape))
+    assert graph.groups == expected.groups
+
+
+@pytest.mark.parametrize(
+    ("kept", "words"),
+    [
+        ({2: [0]}, "group 2 is not in this graph: it has 2"),
+        ({0: []}, "group 0: keep a sorted list of at least one"),
+        ({0: [3, 1]}, "group 0: keep a sorted list"),
+        ({0: [1, 1]}, "group 0: keep a sorted list"),
+        ({0: [6]}, "channels 0 to 5"),
+        ({0: [-1, 2]}, "channels 0 to 5"),
+    ],
+)
+def test_choices_that_do_not_fit(kept: dict[int, list[int]], words: str) -> None:
+    graph = channels.trace(made.PaddedShortcut(), torch.randn(made.PaddedShortcut.shape))
+    with pytest.raises(channels.ChannelError, match=re.escape(words)):
+        channels.narrow_edit(graph, kept)
+
+
+def test_masked_is_a_copy() -> None:
+    network = made.CatWithItself().eval()
+    inputs = torch.randn(made.CatWithItself.shape)
+    graph = channels.trace(network, inputs)
+    before = copy.deepcopy(network.state_dict())
+    masked = channels.masked(network, graph, {0: [0, 1]})
+    assert not masked.network.a.weight[2:].any()
+    assert masked.network.b.weight.all()  # weights that take a channel need not be zero
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())

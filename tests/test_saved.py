@@ -1,0 +1,313 @@
+"""Going back to a run that is on disk: what may be asked of it, and what of a run that somebody else has made."""
+
+import json
+import math
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import memexp
+from memexp import build, config, saved
+from memexp.cli import main
+from memexp.config import ConfigError
+from memexp.record import RunDirectoryError
+from memexp.training.checkpoint import CheckpointError
+
+TINY = ["model=resnet", "model.units=[1,1]", "model.channels=[4,4,8]", "dataset=digits", "device=cpu", "log_every=1"]
+TINY += ["dataset.limit=96", "dataset.test_limit=40"]
+OLD = Path(__file__).parent / "runs" / "schema-1"  # written by the version before stages
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("finished") / "run"
+    memexp.run(memexp.compose([*TINY, "epochs=2"]), path)
+    return path
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def edit(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def test_a_run_of_the_version_before_is_reported_evaluated_and_gone_on_with(tmp_path, capsys):
+    run = shutil.copytree(OLD, tmp_path / "run")
+    assert main(["report", str(run), "--no-plots"]) == 0
+    assert "10.00" in capsys.readouterr().out
+    recorded = json.loads((run / "results.json").read_text())
+    assert saved.evaluate(run)["top1"] == recorded["accuracy"]["top1"]
+    results = saved.resume(run, ["max_steps=6"])
+    assert (results["status"], results["steps"], results["schema"]) == ("done", 6, 2)
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=7", "seed: the run has 0, and 7 would make it another run"),
+        ("optimizer=ranger", "optimizer.name: the run has 'sgd', and 'ranger' would"),
+        ("optimizer.lr=0.5", "optimizer.lr: the run has 0.1, and 0.5 would"),
+        ("dataset=synthetic", "dataset.name: the run has 'digits', and 'synthetic' would"),
+        ("dataset.classes=[1,2]", "dataset.classes: the run has None"),
+        ("batch_size=10", "batch_size: the run has 32, and 10 would"),
+        ("model.depth=20", "model.depth: the run has 32"),
+        ("epochs=1", "epochs: 1 is less than the 2 of this run"),
+        ("backprop=checkpointed", "backprop.name: the run has 'stored'"),
+        ("model.dpeth=3", "Did you mean 'model.depth'?"),
+        ("+model.more=3", "is not allowed for a run that is there"),
+        ("seed=1,2", "is not allowed for a run that is there"),
+    ],
+)
+def test_b2_b3_what_would_make_it_another_run_is_refused_by_name_and_changes_nothing(run, override, message):
+    before = contents(run)
+    with pytest.raises(ConfigError) as caught:
+        saved.resume(run, [override])
+    assert message in str(caught.value)
+    assert contents(run) == before
+
+
+def test_a_run_made_longer_remembers_it_and_goes_on_from_the_stage_that_is_longer(run):
+    steps = json.loads((run / "results.json").read_text())["steps"]
+    assert saved.resume(run, ["epochs=3", "log_every=2"])["steps"] == steps + 3
+    assert json.loads((run / "results.json").read_text())["config"]["epochs"] == 3
+    before = contents(run)
+    assert saved.resume(run, [])["epochs"] == 3  # nothing to do
+    assert contents(run) == before
+
+
+def test_longer_in_two_parts_is_the_same_as_in_one(run, tmp_path):
+    # a constant rate: a cosine over three epochs is another one than over two
+    short = [*TINY, "schedule=constant", "optimizer=ranger", "ema=0.5"]
+    memexp.run(memexp.compose([*short, "epochs=3"]), tmp_path / "whole")
+    memexp.run(memexp.compose([*short, "epochs=2"]), tmp_path / "parts")
+    saved.resume(tmp_path / "parts", ["epochs=3"])
+    whole, parts = (
+        torch.load(tmp_path / name / "checkpoints/last.pt", weights_only=True)["model"] for name in ("whole", "parts")
+    )
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+class Intruder:
+    def __reduce__(self):
+        return os.mkdir, (f"{os.environ['MEMEXP_TEST_TRAP']}/executed",)
+
+
+def intrusion() -> dict[str, str]:
+    return {"_target_": "os.mkdir", "path": f"{os.environ['MEMEXP_TEST_TRAP']}/executed"}
+
+
+def bad_target(run: Path) -> None:
+    config = json.loads((run / "results.json").read_text())["config"]
+    edit(
+        run / "results.json",
+        config=config | {"model": {"_target_": "os.mkdir", "path": os.environ["MEMEXP_TEST_TRAP"]}},
+    )
+
+
+def bad_target_in_checkpoint(run: Path) -> None:
+    state = torch.load(run / "checkpoints/last.pt", weights_only=True)
+    state["config"]["model"] = intrusion()
+    torch.save(state, run / "checkpoints/last.pt")
+
+
+def nested_target(run: Path) -> None:
+    config = json.loads((run / "results.json").read_text())["config"]
+    config["schedule"]["more"] = [intrusion()]
+    edit(run / "results.json", config=config)
+
+
+def interpolation(run: Path) -> None:
+    config = json.loads((run / "results.json").read_text())["config"]
+    edit(run / "results.json", config=config | {"name": "${oc.env:HOME}"})
+
+
+def pickled_checkpoint(run: Path) -> None:
+    (run / "checkpoints/last.pt").write_bytes(pickle.dumps({"model": Intruder()}))
+
+
+def zipped_checkpoint(run: Path) -> None:
+    torch.save({"schema": 2, "model": Intruder()}, run / "checkpoints/last.pt")
+
+
+def hydra_overrides(run: Path) -> None:
+    folder = run / ".hydra"
+    (folder / "overrides.yaml").write_text("- +model._target_=os.mkdir\n- !!python/object/apply:os.mkdir [x]\n")
+    edit(run / "results.json", config=None)
+
+
+def number_for_a_list(run: Path) -> None:
+    edit(run / "results.json", config=7)
+
+
+def not_json(run: Path) -> None:
+    (run / "results.json").write_text("{")
+
+
+def unknown_schema(run: Path) -> None:
+    state = torch.load(run / "checkpoints/last.pt", weights_only=True)
+    torch.save(state | {"schema": 99}, run / "checkpoints/last.pt")
+
+
+def foreign_edit(run: Path) -> None:
+    state = torch.load(run / "checkpoints/last.pt", weights_only=True)
+    del state["checksums"]
+    torch.save(state | {"edits": [{"kind": "os.system", "command": "x"}]}, run / "checkpoints/last.pt")
+
+
+def flipped_bit(run: Path) -> None:
+    state = torch.load(run / "checkpoints/last.pt", weights_only=True)
+    state["model"]["stem.0.weight"].view(torch.int32)[0] ^= 1
+    torch.save(state, run / "checkpoints/last.pt")
+
+
+STRANGERS = {
+    bad_target: "names 'os.mkdir', which would be imported",
+    bad_target_in_checkpoint: "names 'os.mkdir', which would be imported",
+    nested_target: "names 'os.mkdir', which would be imported",
+    interpolation: "the configuration of a run has values only",
+    pickled_checkpoint: "last.pt cannot be read: ",
+    zipped_checkpoint: "last.pt cannot be read: ",
+    hydra_overrides: "it holds no configuration",
+    number_for_a_list: "it holds no configuration",
+    not_json: "results.json cannot be read",
+    unknown_schema: "has schema 99",
+    foreign_edit: "kind 'os.system' is not one of",
+    flipped_bit: "is damaged: model.stem.0.weight",
+}
+
+
+@pytest.mark.parametrize("spoil", STRANGERS)
+def test_b1_b6_a_strangers_run_executes_nothing_and_gets_one_message(run, tmp_path, monkeypatch, capsys, spoil):
+    trap = tmp_path / "trap"
+    trap.mkdir()
+    monkeypatch.setenv("MEMEXP_TEST_TRAP", str(trap))
+    monkeypatch.chdir(tmp_path)
+    for other in ("train", "evaluate", "best"):
+        (run / f"checkpoints/{other}.pt").unlink()
+    spoil(run)
+    refused: list[bool] = []
+    edit(run / "results.json", status="interrupted") if spoil is not not_json else None
+    for command in (
+        ["evaluate", str(run)],
+        ["resume", str(shutil.copytree(run, tmp_path / "again")), "epochs=3"],
+        ["train", *TINY, f"init_from='{run}'", f"hydra.run.dir='{tmp_path}/new'", "overwrite=true", "max_steps=1"],
+    ):
+        status, told = main(command), capsys.readouterr()
+        refused.append(status != 0)
+        assert STRANGERS[spoil] in told.err or not refused[-1]
+        assert "Traceback" not in told.err + told.out
+        assert "weights_only" not in told.err  # torch's advice is to load it unsafely
+    assert refused[-1]
+    assert all(refused) or spoil in (
+        bad_target_in_checkpoint,
+        foreign_edit,
+    )  # the record, or train.pt, is asked instead
+    assert list(trap.iterdir()) == []
+
+
+def test_b1_what_the_user_names_again_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "own_net.py").write_text(
+        "from torch import nn\n\n\ndef network(classes, shape, chain, width=4):\n"
+        "    return nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, classes))\n"
+    )
+    (tmp_path / "conf/model").mkdir(parents=True)
+    (tmp_path / "conf/model/own.yaml").write_text("_target_: own_net.network\nwidth: 4\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    data = ["dataset=digits", "dataset.limit=96", "dataset.test_limit=40", "device=cpu", "max_steps=2"]
+    cfg = config.compose(["model=own", *data], config_dirs=[tmp_path / "conf"])
+    memexp.run(cfg, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"'own_net\.network', which would be imported.*--config-dir DIR"):
+        saved.evaluate(tmp_path / "run")
+    named = saved.evaluate(tmp_path / "run", own=saved.Own([str(tmp_path / "conf")]))
+    assert named == saved.evaluate(tmp_path / "run", own=saved.Own(trust=True))
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_b4_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch, value):
+    from memexp.training import loop
+
+    step = loop.Recipe.step
+
+    def spoiled(recipe, model, batches):
+        loss = step(recipe, model, batches)
+        if len(spoiled.losses) == 3:
+            next(iter(recipe.network.parameters())).data.fill_(value)
+        spoiled.losses.append(loss)
+        return loss
+
+    spoiled.losses = []
+    monkeypatch.setattr(loop.Recipe, "step", spoiled)
+    with pytest.raises(loop.NotFinite, match=r"stem\.0\.weight is not finite after step 4|loss"):
+        memexp.run(memexp.compose([*TINY, "epochs=2", "max_steps=4"]), tmp_path / "run")
+    assert json.loads((tmp_path / "run/results.json").read_text())["status"] == "nan"
+    for path in (tmp_path / "run/checkpoints").glob("*.pt"):
+        assert all(bool(torch.isfinite(w.float()).all()) for w in torch.load(path, weights_only=True)["model"].values())
+
+
+def test_b17_b21_nothing_trained_is_thrown_away_unasked(run):
+    before = contents(run)
+    cfg = memexp.compose([*TINY, "seed=1", "max_steps=1"])
+    with pytest.raises(RunDirectoryError, match=r"already holds a finished run.*overwrite=true"):
+        memexp.run(cfg, run)
+    assert contents(run) == before
+    edit(run / "results.json", status="interrupted")
+    with pytest.raises(RunDirectoryError, match=r"memexp resume .*overwrite=true"):
+        memexp.run(cfg, run)
+    cfg.overwrite = True
+    assert memexp.run(cfg, run)["seed"] == 1
+
+
+def test_a_start_from_a_runs_network_takes_its_weights(run, tmp_path):
+    results = memexp.run(memexp.compose([*TINY, "stages=[evaluate]", f"init_from='{run}'"]), tmp_path / "again")
+    assert results["accuracy"] == json.loads((run / "results.json").read_text())["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ("[tune]", "tune comes first, but it needs a trained network"),
+        ("[train,tnue]", "'tnue' is not one of"),
+        ("[]", "at least one of"),
+        ("[study]", "is asked for by an experiment"),
+    ],
+)
+def test_stages_that_cannot_work_are_refused_with_all_other_mistakes(stages, message):
+    with pytest.raises(ConfigError) as caught:
+        memexp.compose([*TINY, f"stages={stages}", "epochs=0"])
+    assert message in str(caught.value)
+    assert "epochs: 0" in str(caught.value)
+
+
+def test_a_cut_off_last_checkpoint_falls_back_and_a_damaged_one_names_the_others(run, caplog):
+    last = run / "checkpoints/last.pt"
+    whole, top1 = last.read_bytes(), saved.evaluate(run)["top1"]
+    last.write_bytes(whole[:500])
+    caplog.set_level("WARNING", "memexp")
+    assert saved.evaluate(run)["top1"] == top1
+    assert "taking evaluate.pt instead" in caplog.text
+    edit(run / "results.json", status="interrupted")
+    assert saved.resume(run)["status"] == "done"
+    last.write_bytes(whole)
+    flipped_bit(run)
+    with pytest.raises(CheckpointError, match=r"is damaged: model\.stem\.0\.weight.*evaluate\.pt, train\.pt, best\.pt"):
+        saved.evaluate(run)
+
+
+def test_a_checkpoint_that_is_not_there_is_told_with_those_that_are(run):
+    with pytest.raises(ConfigError, match=r"there are best\.pt, evaluate\.pt, last\.pt, train\.pt"):
+        saved.evaluate(run, name="tune")
+    with pytest.raises(CheckpointError, match=r"there is no checkpoint"):
+        build.from_run(run, "tune")
