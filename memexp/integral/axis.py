@@ -204,7 +204,8 @@ class Axis:
                 found.append(part)
                 continue
             rows = part.view(segment.outer, -1, segment.inner).movedim(1, 2).flatten(0, 1)
-            wide = torch.nn.functional.interpolate(rows[None], segment.group.n, mode="linear", align_corners=True)[0]
+            size = (len(rows), segment.group.n)
+            wide = torch.nn.functional.interpolate(rows[None, None], size, mode="bilinear", align_corners=True)
             found.append(wide.view(segment.outer, segment.inner, -1).movedim(1, 2).flatten())
         return torch.cat(found)
 

@@ -5,20 +5,16 @@ classifier of torchvision that the graph of channels admits. Which strategies of
 activation memory is the base's at the size drawn.
 """
 
-import re
 from typing import Any
 
 import torch
 from torch import nn
 
-from memexp import models
 from memexp.integral import IntegralNetwork
 from memexp.integral.conversion import convert, convert_
-from memexp.models import nin, vgg
+from memexp.models.base import base_network
 from memexp.models.chain import ChainFactory
 from memexp.models.layout import Shape
-
-VGG11 = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 
 
 def inn(
@@ -42,7 +38,7 @@ def inn(
     quadrature, smallest, largest, seed: as memexp.integral.convert's.
     Raises ValueError for a base that there is not, and for one in which nothing can be made continuous.
     """
-    network = _base(base, weights, classes=classes, shape=shape, chain=chain)
+    network = base_network(base, weights, classes=classes, shape=shape, chain=chain)
     options: dict[str, Any] = {
         "fold": fold,
         "quadrature": quadrature,
@@ -71,23 +67,6 @@ def warm_start(network: nn.Module, trained: nn.Module) -> None:
             f"init_from: the trained network is not the base: {str(error).splitlines()[-1].strip()}"
         ) from error
     network.variation = converted.variation
-
-
-def _base(base: str, weights: str | None, **common: Any) -> nn.Module:
-    if base.startswith("torchvision/"):
-        return models.create("torchvision", arch=base.removeprefix("torchvision/"), weights=weights, **common)
-    if weights is not None:
-        raise ValueError(
-            f"weights={weights} with base={base}: weights are for a base torchvision/NAME; use init_from=RUN"
-        )
-    if base == "nin":
-        return nin.nin(**common)
-    if base in ("vgg11", "vgg16"):
-        return vgg.vgg16(**common, widths=VGG11 if base == "vgg11" else vgg.WIDTHS)
-    named = re.fullmatch("(resnet|revnet)([0-9]+)", base)
-    if named is None:
-        raise ValueError(f"base={base!r}: use resnetDEPTH, revnetDEPTH, vgg11, vgg16, nin or torchvision/NAME")
-    return models.create(named[1], depth=int(named[2]), **common)
 
 
 def _example(network: nn.Module, shape: Shape) -> torch.Tensor:

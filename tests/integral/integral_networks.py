@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from memexp.backprop import Chain
-from memexp.integral import family
+from memexp.models.base import base_network
 
 
 class Flattened(nn.Module):
@@ -38,9 +38,7 @@ def build(name: str, backprop: str = "stored") -> nn.Module:
         return Chain(steps, backprop=backprop)
 
     torch.manual_seed(0)
-    network = (
-        Flattened() if name == "flattened" else family._base(name, None, classes=10, shape=(3, 32, 32), chain=chain)
-    )
+    network = Flattened() if name == "flattened" else base_network(name, classes=10, shape=(3, 32, 32), chain=chain)
     network.train()
     with torch.no_grad():
         network(torch.randn(4, *shape(name)))
