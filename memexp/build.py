@@ -62,8 +62,10 @@ def without_files(cfg: DictConfig) -> DictConfig:
     return merged
 
 
-def from_checkpoint(cfg: DictConfig, state: dict[str, Any], path: Path) -> nn.Module:
+def from_checkpoint(cfg: DictConfig, state: dict[str, Any], path: Path, deployed: bool = True) -> nn.Module:
     """The network that the checkpoint `state`, read from `path`, holds, built by `cfg` and its edits, on the CPU.
+
+    deployed: with the weights that a user would deploy, where they are others than those that training goes on from.
 
     Raises CheckpointError where the weights are of another network.
     """
@@ -75,7 +77,8 @@ def from_checkpoint(cfg: DictConfig, state: dict[str, Any], path: Path) -> nn.Mo
             built = network(bare, state["edits"], classes, shape)
     except ConfigError as error:
         raise CheckpointError(f"checkpoint {path}: its network cannot be built: {error}") from error
-    checkpoint.load_weights(built, state["model"], path, assign=known)
+    weights = state["deployed"] if deployed and "deployed" in state else state["model"]
+    checkpoint.load_weights(built, weights, path, assign=known)
     return built
 
 

@@ -75,6 +75,14 @@ def _dataset(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
         yield f"dataset.root: there is no folder {root!r}; name the one that holds the images of dataset={name}."
     if (dataset["mean"] is None) != (dataset["std"] is None):
         yield "dataset.mean: set dataset.mean and dataset.std together, or neither."
+    size, resize, padding = dataset["image_size"], dataset.get("resize_size"), dataset.get("padding", 0)
+    if resize is not None and resize < size:
+        yield (
+            f"dataset.resize_size: {resize} is less than dataset.image_size={size}, and a crop cannot be larger than the "
+            f"image it is cut from; set at least {size}, or null for {round(size * 256 / 224)}."
+        )
+    if padding > size // 2:
+        yield f"dataset.padding: {padding} is more than half of dataset.image_size={size}; set at most {size // 2}."
     if dataset["name"] == "fashion_mnist" and dataset["image_size"] < 28:
         yield f"dataset.image_size: {dataset['image_size']} is below Fashion-MNIST's 28."
 

@@ -82,7 +82,7 @@ class Config:
 
 @dataclass
 class Precision:
-    name: Literal["fp32", "bf16", "fp16"]
+    name: Literal["fp32", "tf32", "bf16", "fp16"]
 
 
 @dataclass
@@ -121,6 +121,10 @@ class Adjoint:
 
 
 Three = Annotated[list[Share], Rule("(three of them)", lambda value: len(value) == 3)]
+Deviations = Annotated[
+    list[Annotated[float, Rule("above 0 and at most 1", lambda value: 0 < value <= 1)]],
+    Rule("(three of them)", lambda value: len(value) == 3),
+]
 Numbers = Annotated[list[Positive], Rule("with at least one entry", lambda value: len(value) > 0)]
 Size = Annotated[int, at_least(8)]
 
@@ -133,7 +137,7 @@ class Dataset:
     image_size: Size
     flip: bool
     mean: Three | None
-    std: Three | None
+    std: Deviations | None
     limit: Positive | None
     test_limit: Positive | None
     classes: list[str | int] | None
@@ -169,11 +173,11 @@ class Cifar(Downloadable):
 class ImageFolder(Dataset):
     root: str | None
     skip_broken: bool
-    resize_size: Size
+    resize_size: Size | None
     augment: bool
     workers: Count
     mean: Three
-    std: Three
+    std: Deviations
 
 
 @dataclass
@@ -249,7 +253,7 @@ GROUPS: dict[str, dict[str, type]] = {
     },
     "optimizer": {"sgd": Sgd, "ranger": Adam, "adamw": Adam},
     "schedule": {"constant": Schedule, "step": StepSchedule, "cosine": Schedule, "flat_cosine": FlatCosine},
-    "precision": {"fp32": Precision, "bf16": Precision, "fp16": Precision},
+    "precision": dict.fromkeys(("fp32", "tf32", "bf16", "fp16"), Precision),
     "model": {name: family.options for name, family in FAMILIES.items() if family.options is not None},
 }
 

@@ -32,6 +32,7 @@ from memexp.training.board import Board
 from memexp.training.checkpoint import CheckpointError
 from memexp.training.distribution import World
 from memexp.training.loop import NotFinite
+from memexp.training.precision import Precision
 from memexp.training.signals import Interrupted, StopRequest
 
 log = logging.getLogger("memexp")
@@ -172,6 +173,7 @@ def prepare(
     """
     try:
         device = distribution.choose_device(cfg.device, world)
+        Precision(cfg.precision.name, device).set_up()
     except ValueError as error:
         raise ConfigError([str(error)]) from error
     _seed(cfg)
@@ -196,7 +198,8 @@ def prepare(
     if start is not None and state is None:
         log.info("no checkpoint yet: starting from the beginning")
     if state is not None:
-        network, changes = build.from_checkpoint(cfg, state, path), state["edits"]
+        deployed = state["training"] is None or not to_train
+        network, changes = build.from_checkpoint(cfg, state, path, deployed), state["edits"]
     elif cfg.init_from is not None:
         _, network, initial = build.from_run(Path(cfg.init_from), trusted=targets(cfg))
         changes = initial["edits"]
@@ -214,7 +217,7 @@ def prepare(
         list(changes),
     )
     if state is not None:
-        _go_on(current, state)
+        _go_on(current, state, to_train)
     return current
 
 
@@ -224,25 +227,25 @@ def placed(network: torch.nn.Module, cfg: DictConfig, device: torch.device) -> t
     return network.to(memory_format=torch.channels_last) if cfg.channels_last else network
 
 
-def _go_on(current: Run, state: dict[str, Any]) -> None:
+def _go_on(current: Run, state: dict[str, Any], to_train: bool) -> None:
     """Where the checkpoint `state` stands: a stage under way, or the end of one, which is begun again if it can be."""
     current.finished = list(state["stages"])
     current.key = state["stage"]
-    current.unfinished = state["training"]
-    if state["training"] is not None:
-        if current.finished and current.finished[-1]["key"] == current.key:
+    done = bool(current.finished) and current.finished[-1]["key"] == current.key
+    if done and (state["training"] is None or not to_train):
+        current.trained = state["model"] if "deployed" in state else None
+    else:
+        current.unfinished = state["training"]
+        if done:
             current.finished.pop()  # a stage that is made longer
-        own = state["training"].get("model")
-        if own is not None:
-            current.network.load_state_dict(own)
     for figures in current.finished:
         current.steps_before += int(figures.get("steps") or 0)
         current.epochs_before += float(figures.get("epochs") or 0.0)
     if state["random"] is not None:
         set_random_state(state["random"], current.world, current.device)
     if current.world.is_main:
-        done = ((state["training"] or {}).get("progress") or {}).get("step") or 0
-        current.directory.rewind(state["appended"], current.steps_before + done)
+        steps = ((state["training"] or {}).get("progress") or {}).get("step") or 0
+        current.directory.rewind(state["appended"], current.steps_before + steps)
 
 
 def _stages(current: Run, keys: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """The checker: values against dataclasses whose annotations are types and ranges. What the keys are stands in options.py."""
 
 import difflib
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -86,9 +87,9 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is list:
         return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
     return isinstance(value, origin or hint)
 
 
@@ -102,7 +103,7 @@ def _words(hint: Any) -> str:
         return " | ".join(map(str, arguments))
     if origin is list:
         return f"a list, each {_words(arguments[0])}"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(hint, "null")
+    return {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}.get(hint, "null")
 
 
 def _near(value: Any, hint: Any) -> str:

@@ -1,5 +1,6 @@
 """Bytes as people write them."""
 
+import math
 import re
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -12,9 +13,10 @@ def parse_bytes(text: str | int | float) -> int:
     Raises ValueError for anything else.
     """
     found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([A-Za-z]*)\s*", str(text), re.IGNORECASE)
-    if not found or found[2].upper() not in UNITS:
+    count = float(found[1]) * UNITS.get(found[2].upper(), math.nan) if found else math.nan
+    if not math.isfinite(count):
         raise ValueError(f"{text!r} is not a number of bytes; write it as 11GB (10^9), 900MiB (2^20) or plain bytes")
-    return int(float(found[1]) * UNITS[found[2].upper()])
+    return int(count)
 
 
 def shown_bytes(count: float) -> str:

@@ -1,11 +1,15 @@
-"""Batches of CIFAR-size images per second, ours and those of torchvision's CIFAR10 in a DataLoader, in one run.
+"""What data cost, ours beside torchvision's, in one run: CIFAR-size images in memory, or files decoded as they are needed.
 
     python scripts/bench_data.py [--images 20000] [--batch 100] [--workers 2] [--rounds 5] [--threads 1]
+    python scripts/bench_data.py --root DIR [--batch 16] [--rounds 5]        DIR: train/CLASS/*.jpg and val/CLASS/*.jpg
 
-Both crop at random out of 4 zeros of padding, flip, and normalise by channel. torchvision reads the same random pixels
-from files of CIFAR's own format in a temporary folder; its DataLoader keeps its workers, and a round is 20 epochs of ours and
-one of theirs, the first of which is warm-up. Both give what a training loop takes: float32 images and int64 labels.
-threads: of this process; with more than one, other work on the same cores makes the parts of an operation wait for each other.
+With --root: CPU time an image of decoding, random crop, flip and normalisation in this process, against ImageFolder in a
+DataLoader, and CPU time to list the folder. Without: batches from memory. Both crop at random out of 4 zeros of padding,
+flip, and normalise by channel. torchvision reads the same random pixels from files of CIFAR's own format in a temporary
+folder; its DataLoader keeps its workers, and a round is 20 epochs of ours and one of theirs, the first of which is warm-up.
+Both give what a training loop takes: float32 images and int64 labels.
+batch: 100 in memory, 16 of files, unless given. threads: of this process; with more than one, other work on the same cores
+makes the parts of an operation wait for each other.
 """
 
 import argparse
@@ -14,15 +18,18 @@ import pickle
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
 from torchvision import transforms
-from torchvision.datasets import CIFAR10
+from torchvision.datasets import CIFAR10, ImageFolder
 
-from memexp.data.augment import Augmentation
+import memexp
+from memexp import data
+from memexp.data import folders, identity
+from memexp.data.augment import Augmentation, Normalise
 from memexp.data.batches import ImageBatches
 
 EPOCHS = 20  # of ours in a round: one is so short that what else the machine does would decide it
@@ -69,12 +76,57 @@ def several(batches: ImageBatches, turn: int) -> Iterator[object]:
         yield from batches.epoch(epoch)
 
 
+def cpu_seconds(work: Callable[[], object]) -> float:
+    started = time.process_time()
+    work()
+    return time.process_time() - started
+
+
+def streamed(root: str, batch: int, rounds: int) -> None:
+    """Prints milliseconds of CPU an image, and seconds to list the folder, of both."""
+    cfg = memexp.compose(["model=vgg16", "dataset=imagefolder", f"dataset.root={root}", "dataset.workers=0"])
+    ours = data.load(cfg.dataset, batch_size=batch, seed=0, device=torch.device("cpu")).train
+    augment = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+    transform = transforms.Compose([*augment, transforms.Normalize(cfg.dataset.mean, cfg.dataset.std)])
+    layout = folders.find(Path(root), [])
+    theirs = DataLoader(ImageFolder(layout.train, transform), batch_size=batch, shuffle=True, drop_last=True)
+    images = len(ours) * batch
+
+    def listed() -> None:
+        found = folders.listing(layout.train, layout.classes, None, True, [])
+        identity.of_files(layout.classes, {"train": layout.train}, {"train": found.files})
+
+    times = [
+        (
+            cpu_seconds(lambda r=turn: sum(1 for _ in ours.epoch(r))) / images,
+            cpu_seconds(lambda: sum(1 for _ in theirs)) / images,
+            cpu_seconds(listed),
+            cpu_seconds(lambda: ImageFolder(layout.train)),
+        )
+        for turn in range(rounds + 1)
+    ][1:]
+    mine, loader, listing, folder = (statistics.median(column) for column in zip(*times, strict=True))
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, median of {rounds} rounds of {images} images")
+    print(
+        f"an image     memexp {mine * 1e3:6.2f} ms of CPU   torchvision {loader * 1e3:6.2f}   ratio {loader / mine:.2f}"
+    )
+    print(
+        f"the listing  memexp {listing * 1e3:6.1f} ms of CPU   torchvision {folder * 1e3:6.1f}   {ours.images} images"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("images", 20000), ("batch", 100), ("workers", 2), ("rounds", 5), ("threads", 1)):
+    for name, default in (("images", 20000), ("workers", 2), ("rounds", 5), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--root")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.root:
+        streamed(options.root, options.batch or 16, options.rounds)
+        return
+    options.batch = options.batch or 100
     pixels = torch.randint(0, 256, (options.images, 32, 32, 3), dtype=torch.uint8)
     labels = torch.randint(10, (options.images,))
     ours = ImageBatches(
@@ -82,8 +134,7 @@ def main() -> None:
         labels,
         options.batch,
         0,
-        torch.tensor(MEAN),
-        torch.tensor(STD),
+        Normalise(torch.tensor(MEAN), torch.tensor(STD), 32, 32),
         True,
         Augmentation(padding=4, flip=True),
     )

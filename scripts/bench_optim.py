@@ -62,14 +62,11 @@ def main() -> None:
             optimizer.step()
             times[name].append(time.perf_counter() - started)
     print(f"torch {torch.__version__}, {options.threads} threads, ResNet-{options.depth}, {options.steps} steps")
-    base = times["torch RAdam(foreach)"][WARM_UP:]
-    for name, all_steps in times.items():
-        steps = all_steps[WARM_UP:]
-        ratio = statistics.fmean(steps) / statistics.fmean(base)
-        print(
-            f"{name:36} median {statistics.median(steps) * 1e3:7.2f} ms, mean {statistics.fmean(steps) * 1e3:7.2f} ms, "
-            f"mean / RAdam {ratio:.2f}"
-        )
+    means = {name: statistics.fmean(steps[WARM_UP:]) for name, steps in times.items()}
+    for name, steps in times.items():
+        ratios = ", ".join(f"{means[name] / mean:.2f}" for mean in means.values())
+        median = statistics.median(steps[WARM_UP:])
+        print(f"{name:36} median {median * 1e3:7.2f} ms, mean {means[name] * 1e3:7.2f} ms, over each: {ratios}")
 
 
 if __name__ == "__main__":

@@ -158,7 +158,7 @@ def test_two_processes_end_with_the_weights_of_one_on_the_whole_batch():
     common = ["train", *TINY, "dataset.padding=0", "max_steps=2", "deterministic=true"]
     common += ["model.units=[1]", "model.channels=[8,8]"]
     memexp(*common, "batch_size=32", "hydra.run.dir=one")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29511"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     subprocess.run([*torchrun, "-m", "memexp", *common, "batch_size=16", "hydra.run.dir=two"], check=True)
     one, two = weights("one"), weights("two")
     # BN sees half of the batch in each process, so only the data and the averaging are compared: close, not equal

@@ -1,5 +1,9 @@
-import pytest
+import copy
 
+import pytest
+from omegaconf import OmegaConf
+
+from memexp import contradictions
 from memexp.config import ConfigError, check_command_line, compose, config_hash
 
 
@@ -59,6 +63,43 @@ def test_every_problem_comes_at_once_with_the_nearest_name():
 )
 def test_wrong_values_are_named(override, message):
     assert message in "\n".join(problems(override))
+
+
+FLOATS = (
+    "optimizer.lr",
+    "optimizer.weight_decay",
+    "optimizer.eps",
+    "schedule.flat",
+    "clip_grad",
+    "ema",
+    "mixup",
+    "memory.limit",
+)
+INTEGERS = ("seed", "epochs", "max_steps", "batch_size", "optimizer.lookahead.k", "model.depth")
+
+
+def test_b4_numbers_that_are_not_finite_or_beyond_64_bits_are_refused():
+    sound = OmegaConf.to_container(compose(["optimizer=ranger"]), resolve=True)
+    inf, nan = float("inf"), float("nan")
+    cases = [(key, number) for key in (*FLOATS, *INTEGERS) for number in (inf, -inf, nan, 10**400)]
+    cases += [(key, number) for key in INTEGERS for number in (10**24, -(10**24), 1e24)]
+    cases += [("optimizer.betas", [nan, 0.9]), ("dataset.mean", [0.5, inf, 0.5]), ("memory.limit", "1e400GB")]
+    for key, number in cases:
+        *groups, last = key.split(".")
+        inner = node = copy.deepcopy(sound)
+        for group in groups:
+            inner = inner[group]
+        inner[last] = number
+        found = [problem for problem in contradictions.problems(node) if problem.startswith(f"{key}: ")]
+        assert found, (key, number)
+        assert "is not allowed; it takes" in found[0]
+
+
+@pytest.mark.parametrize("override", ["optimizer.lr=inf", "optimizer.lr=1e400", "clip_grad=nan", "seed=1e24"])
+def test_b4_as_they_are_typed(override):
+    (problem,) = problems(override)
+    assert problem.startswith(f"{override.split('=')[0]}: ")
+    assert " number" in problem
 
 
 def test_a_strategy_that_the_network_does_not_allow_is_refused():

@@ -22,11 +22,16 @@ class Budget(Stored):
 
     Args:
         stored: indices of steps; none of them is reversible, or checkpointed where nothing can be undone.
+
+    Raises:
+        ValueError: `stored` names a step that there is not.
     """
 
     stored: frozenset[int] = frozenset()
 
     def plan(self, steps: Sequence[nn.Module], streams: tuple[Tensor, ...]) -> list[Keep]:
+        if beyond := sorted(set(self.stored) - set(range(len(steps))), key=str):
+            raise ValueError(f"stored={beyond}: the Chain has steps 0 to {len(steps) - 1}; name steps by their indices")
         reversible = any(has_inverse(step, approximate=False) for step in steps)
         least = (Reversible if reversible else Checkpointed)(exact=self.exact, exact_bits=self.exact_bits)
         return ["stored" if i in self.stored else keep for i, keep in enumerate(least.plan(steps, streams))]

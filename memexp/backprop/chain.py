@@ -5,80 +5,82 @@ Activation memory of N steps, with s the bytes of the streams and a those that a
     stored N a  |  checkpointed (every k) N s / k + k a  |  reversible, adjoint s + a (and s for each step not undone)
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from memexp.backprop.adjoint import Adjoint
-from memexp.backprop.budget import Budget
-from memexp.backprop.checkpointed import Checkpointed
-from memexp.backprop.errors import describe
-from memexp.backprop.node import Node, run
-from memexp.backprop.plan import Strategy, groups, has_inverse
-from memexp.backprop.replay import Surroundings
-from memexp.backprop.reversible import Reversible
-from memexp.backprop.rounding import RangeWatch
-from memexp.backprop.stored import Stored
+from memexp.backprop.context import Context, taken
+from memexp.backprop.door import check_keywords, check_repeatable, check_steps, check_streams, check_transforms
+from memexp.backprop.drift import Drift
+from memexp.backprop.errors import StepError, describe
+from memexp.backprop.node import Call, Node
+from memexp.backprop.plan import Keep, groups, has_inverse
+from memexp.backprop.replay import Frame, Record, Surroundings, current, evaluate
+from memexp.backprop.rounding import RangeWatch, Rounding
+from memexp.backprop.run import run
+from memexp.backprop.step import Step
+from memexp.backprop.strategies import make_strategy
 from memexp.backprop.streams import full_precision
+from memexp.backprop.task import Streams, Task, Undone, invert, undo_all
 
-STRATEGIES: dict[str, Callable[..., Strategy]] = {
-    "stored": Stored,
-    "checkpointed": Checkpointed,
-    "reversible": Reversible,
-    "adjoint": Adjoint,
-    "budget": Budget,
-}
+# A node costs some 0.1 ms, as much as a small step: where memory allows it, one undoes several steps. Their gradients
+# leave together, and the outputs of the last stay as long.
+SMALL_STREAMS = 2**20  # bytes
+SMALL_WEIGHTS = 2**22
 
 
-def make_strategy(backprop: str, options: dict[str, Any]) -> Strategy:
-    """The strategy of that name with its options.
-
-    Raises:
-        ValueError: no strategy has that name, or it has no such option, or an option's value is not allowed.
-    """
-    if backprop not in STRATEGIES:
-        raise ValueError(f"backprop={backprop!r}: use one of {', '.join(STRATEGIES)}")
-    strategy = STRATEGIES[backprop]
-    allowed = list(strategy.__dataclass_fields__)  # type: ignore[attr-defined]
-    unknown = [option for option in options if option not in allowed]
-    if unknown:
-        raise ValueError(
-            f"backprop={backprop} has no option {', '.join(unknown)}; it has {', '.join(allowed) or 'none'}"
-        )
-    return strategy(**options)
-
-
-class Chain(nn.Module):
+class Chain(Step):
     """Steps one after the other on a tuple of streams, with a choice of how their gradient is obtained.
 
     A step is a module `forward(*streams) -> Tensor | tuple`; one that can be undone has `inverse(*streams)` too,
-    exact or (`approximate = True`) not. Steps are registered as "0", "1", ... as in `nn.Sequential`. Where no gradient
-    is needed the steps are simply called.
+    exact or (`approximate = True`) not. Steps are registered as "0", "1", ... as in `nn.Sequential`, and come and go by
+    its methods; a slice is a Chain of the same steps. Where no gradient is needed the steps are simply called.
+    A Chain can itself be a step: an outer Chain that undoes it undoes its steps, whatever its own strategy.
 
     Args:
         steps: the steps, in order.
         backprop: `stored`, `checkpointed`, `reversible`, `adjoint` or `budget`.
+        check: evaluate every step twice in each pass that needs gradients, and refuse one that does not repeat itself.
+            For finding a fault: it costs two more forward passes.
         **options: the strategy's options: `every`; `exact`, `exact_bits`; `refine`, `min_steps`; `stored`.
 
-    Shapes: streams of any shapes that the steps take; one stream that comes out is returned as a Tensor, more as a
-        tuple.
+    Call: `chain(*streams, **context)`. Streams are tensors of any shapes that the steps take; one that comes out is
+        returned as a Tensor, more as a tuple. Keywords are handed to every step and branch whose forward takes them;
+        what else a step reads and needs a gradient is refused in backward, unless the step is stored.
 
     Raises:
         ValueError: unknown strategy or option, or the strategy does not fit the steps.
         StepError (a ValueError): a step does not fit its streams, or changes them in place; names the step.
     """
 
-    def __init__(self, steps: Iterable[nn.Module], backprop: str = "stored", **options: Any) -> None:
+    composite = True
+
+    def __init__(
+        self, steps: Iterable[nn.Module], backprop: str = "stored", *, check: bool = False, **options: Any
+    ) -> None:
         super().__init__()
+        if not isinstance(check, bool):
+            raise ValueError(f"check={check!r}: use true or false")
+        self.backprop = backprop
+        self.options = options
+        self.strategy = make_strategy(backprop, options)
+        self.check = check
+        self.monitor: list[float] | None = None
+        self.drift = Drift()
+        self._take(list(steps))
+
+    def _take(self, steps: list[nn.Module]) -> None:
+        check_steps(steps)
+        self.strategy.plan(steps, ())
+        self._weights: list[int] | None = None
+        self._modules.clear()
         for index, step in enumerate(steps):
             self.add_module(str(index), step)
-        self.backprop = backprop
-        self.strategy = make_strategy(backprop, options)
-        self.strategy.plan(list(self), ())
-        self.monitor: list[float] | None = None
 
     def __len__(self) -> int:
         return len(self._modules)
@@ -86,8 +88,41 @@ class Chain(nn.Module):
     def __iter__(self) -> Iterator[nn.Module]:
         return iter(self._modules.values())  # type: ignore[arg-type]
 
-    def __getitem__(self, index: int) -> nn.Module:
-        return list(self)[index]
+    @overload
+    def __getitem__(self, index: int) -> nn.Module: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Chain": ...
+    def __getitem__(self, index: int | slice) -> nn.Module:
+        if not isinstance(index, slice):
+            return list(self)[index]
+        options = dict(self.options)
+        if "stored" in options:
+            chosen = list(range(len(self)))[index]
+            options["stored"] = frozenset(chosen.index(i) for i in options["stored"] if i in chosen)
+        return Chain(list(self)[index], self.backprop, check=self.check, **options)
+
+    def __setitem__(self, index: int, step: nn.Module) -> None:
+        steps = list(self)
+        steps[index] = step
+        self._take(steps)
+
+    def __delitem__(self, index: int | slice) -> None:
+        steps = list(self)
+        del steps[index]
+        self._take(steps)
+
+    def append(self, step: nn.Module) -> "Chain":
+        return self.extend([step])
+
+    def extend(self, steps: Iterable[nn.Module]) -> "Chain":
+        self._take([*self, *steps])
+        return self
+
+    def insert(self, index: int, step: nn.Module) -> "Chain":
+        steps = list(self)
+        steps.insert(index, step)
+        self._take(steps)
+        return self
 
     @contextmanager
     def using(self, backprop: str, **options: Any) -> Iterator[None]:
@@ -104,41 +139,128 @@ class Chain(nn.Module):
     def extra_repr(self) -> str:
         return f"backprop={self.strategy}"
 
-    def forward(self, *streams: Tensor) -> Tensor | tuple[Tensor, ...]:
-        steps = list(self)
-        for step in steps:
-            if hasattr(step, "rounding"):
-                step.rounding = self.strategy.rounding  # type: ignore[assignment]
-        outputs = self._enter(streams)
-        differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (*streams, *self.parameters()))
-        # what leaves the range cannot be undone; in evaluation nothing is
-        rounding = self.strategy.rounding
-        watch = RangeWatch(rounding) if rounding is not None and (differentiated or self.training) else None
-        if differentiated:
-            plan = groups(steps, self.strategy.plan(steps, streams))
-        else:
-            plan = [("stored", range(index, index + 1)) for index in range(len(steps))]
-        surroundings = Surroundings(streams)
-        below: Node | None = None
-        for position, (keep, group) in enumerate(plan):
-            if keep == "stored":
-                below = None
-                outputs = run(group.start, steps[group.start], outputs, rounding)
-                if watch:
-                    watch.see(describe(group.start, steps[group.start]), outputs)
-            else:
-                top = position + 1 == len(plan) or plan[position + 1][0] == "stored"
-                members = {index: steps[index] for index in group}
-                below = Node(keep, members, self.strategy, surroundings, watch, below, self.monitor, top)
-                outputs = below(*outputs)
-        if watch:
-            watch.check()
+    def forward(self, *streams: Tensor, **context: Any) -> Tensor | tuple[Tensor, ...]:
+        frame = current.get()
+        check_streams(streams)
+        if frame is None:
+            check_keywords(list(self), context)
+            outputs = self._differentiated(self.strategy.rounding, streams, context)
+        elif frame.undone:
+            outputs = streams
+            for index, step in enumerate(self):
+                outputs = run(index, step, outputs, frame.of(index), context)
+                if frame.watch:
+                    frame.watch.see(describe(index, step), outputs)
+        else:  # a step of another Chain, but by its own strategy, on the other's grid
+            rounding = frame.rounding or self.strategy.rounding
+            outputs = evaluate("chain", lambda *xs, **c: self._differentiated(rounding, xs, c), *streams, **context)
         return outputs[0] if len(outputs) == 1 else outputs
 
-    def _enter(self, streams: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        rounding = self.strategy.rounding
+    def _differentiated(self, rounding: Rounding | None, streams: Streams, context: Context) -> Streams:
+        """The outputs, recomputed in backward as the strategy plans it."""
+        steps = list(self)
+        outputs = self._enter(rounding, streams)
+        needs = torch.is_grad_enabled() and (
+            any(x.requires_grad for x in (*streams, *context.values()) if isinstance(x, Tensor))
+            or any(p.requires_grad for p in self.parameters())
+        )
+        # what leaves the range cannot be undone; in evaluation nothing is, unless backward asks for it
+        watch = RangeWatch(rounding) if rounding is not None and (needs or self.training) else None
+        if needs:
+            plan = groups(steps, self.strategy.plan(steps, streams))
+            check_transforms(steps, plan, (*streams, *context.values()))
+            if self.check:
+                check_repeatable(steps, outputs, context, rounding)
+        else:
+            plan = [("stored", range(index, index + 1)) for index in range(len(steps))]
+        # an error of an approximate inverse is no surprise
+        undone = rounding is None and any(k == "undone" for k, _ in plan) and not isinstance(self.strategy, Adjoint)
+        drift = self.drift if undone and self.drift.due(outputs) else None
+        call = Call(outputs, context, rounding, watch, self.strategy.refine, self.monitor, drift)
+        frame = Frame(rounding) if rounding is not None else None
+        below: Node | None = None
+        position = 0
+        while position < len(plan):
+            keep, group = plan[position]
+            position += 1
+            members = {index: steps[index] for index in group}
+            if keep == "stored" or not call.needs(members, outputs):
+                # also what needs no gradient: should it read something that does, autograd sees it
+                below = None
+                for index, step in members.items():
+                    outputs = run(index, step, outputs, frame, context)
+                    if watch:
+                        watch.see(describe(index, step), outputs)
+                continue
+            if keep == "undone":
+                for index in self._together(plan, position, outputs):
+                    members[index] = steps[index]
+                    position += 1
+            top = position == len(plan) or plan[position][0] == "stored"
+            below = Node(keep, members, call, below, top)
+            outputs = below(*outputs)
+        if watch and (left := watch.check()) and self.training:
+            raise left
+        return outputs
+
+    def _together(self, plan: Sequence[tuple[Keep, range]], position: int, streams: Streams) -> Iterator[int]:
+        """Steps that the node of the undone step before `position` undoes, too: as many as cost little memory."""
+        if sum([x.nbytes for x in streams]) > SMALL_STREAMS:
+            return
+        if self._weights is None:  # of a lazy module, nothing is known yet
+            self._weights = [sum(p.nbytes for p in step.parameters() if not is_lazy(p)) for step in self]
+        weights = self._weights[plan[position - 1][1].start]
+        for keep, group in plan[position:]:
+            weights += self._weights[group.start]
+            if keep != "undone" or weights > SMALL_WEIGHTS:
+                return
+            yield group.start
+
+    def _enter(self, rounding: Rounding | None, streams: Streams) -> Streams:
         if rounding is not None:
             return tuple(rounding.enter(x) for x in streams)
         if any(has_inverse(step, approximate=False) for step in self):
             return tuple(map(full_precision, streams))
         return streams
+
+    @property
+    def undoable(self) -> bool:
+        return len(self) > 0 and all(any(has_inverse(step, approximate=how) for how in (False, True)) for step in self)
+
+    @property
+    def approximate(self) -> bool:
+        return any(has_inverse(step, approximate=True) for step in self)
+
+    @property
+    def on_grid(self) -> bool:
+        return all(isinstance(step, Step) and step.on_grid for step in self)
+
+    def inverse(self, *streams: Tensor, **context: Any) -> Tensor | tuple[Tensor, ...]:
+        """The streams that had entered, from those that came out; batch statistics do not move.
+
+        Raises:
+            StepError: a step cannot be undone.
+        """
+        check_streams(streams)
+        outer = current.get()
+        rounding = self.strategy.rounding if outer is None else outer.rounding
+        surroundings = Surroundings(streams, context)
+        for index, step in reversed(list(enumerate(self))):
+            if not any(has_inverse(step, approximate=how) for how in (False, True)):
+                raise StepError(f"{describe(index, step)} has no inverse, so the Chain cannot be undone")
+            token = current.set(Frame(rounding))
+            try:
+                with Record([step], surroundings).again():
+                    streams = invert(step, streams, self.strategy.refine, taken(step, context))
+            finally:
+                current.reset(token)
+        return streams[0] if len(streams) == 1 else streams
+
+    def undo(self, task: Task) -> Undone:
+        """Step by step from the last, as the steps of an outer Chain."""
+        undone, found = undo_all(
+            dict(enumerate(self)), task, current.get() or Frame(None), dict.fromkeys(range(len(self)), task.context)
+        )
+        for own in found.values():
+            task.add(own)
+        return undone

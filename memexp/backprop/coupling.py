@@ -5,18 +5,21 @@ y2 = x2 + G(y1)        x1 = y1 - F(x2)
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from memexp.backprop.context import Context, taken
 from memexp.backprop.errors import StepError
+from memexp.backprop.replay import evaluate, grid
 from memexp.backprop.residual import residual
-from memexp.backprop.rounding import Rounding
+from memexp.backprop.step import Step
 from memexp.backprop.streams import full_precision
 from memexp.backprop.task import Task, Undone
 
 
-class AdditiveCoupling(nn.Module):
+class AdditiveCoupling(Step):
     """One reversible unit on two streams: y1 = s(x1) + F(x2), y2 = s(x2) + G(y1).
 
     Args:
@@ -25,30 +28,39 @@ class AdditiveCoupling(nn.Module):
             them, e.g. where a stage changes shape; such a unit is not undone, its input is kept.
 
     Raises:
-        StepError: not two streams, a branch whose output does not have its stream's shape, or a branch that changes its
-            input in place.
+        StepError: a branch that is no module, not two streams, a branch whose output does not have its stream's shape,
+            or a branch that changes its input in place.
     """
 
     def __init__(self, F: nn.Module, G: nn.Module, shortcut: nn.Module | Iterable[nn.Module] | None = None) -> None:
         super().__init__()
+        for name, branch in (("F", F), ("G", G)):
+            if not isinstance(branch, nn.Module):
+                raise StepError(
+                    f"AdditiveCoupling: {name} is {branch!r}, a {type(branch).__name__}; use an nn.Module, such as "
+                    "nn.Tanh(), whose parameters the engine can find"
+                )
         self.F = F
         self.G = G
         if shortcut is not None and not isinstance(shortcut, nn.Module):
             shortcut = nn.ModuleList(shortcut)
         self.shortcut = shortcut
-        self.rounding: Rounding | None = None
 
     @property
     def undoable(self) -> bool:
         return self.shortcut is None
 
-    def forward(self, *streams: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def on_grid(self) -> bool:
+        return self.undoable
+
+    def forward(self, *streams: Tensor, **context: Any) -> tuple[Tensor, Tensor]:
         x1, x2 = self._two(streams)
         s1, s2 = self._shortcuts()
-        y1 = self._add(x1 if s1 is None else full_precision(s1(x1)), "F", self.F, x2)
-        return y1, self._add(x2 if s2 is None else full_precision(s2(x2)), "G", self.G, y1)
+        y1 = self._add(self._through("shortcut 1", s1, x1, context), "F", self.F, x2, context)
+        return y1, self._add(self._through("shortcut 2", s2, x2, context), "G", self.G, y1, context)
 
-    def inverse(self, *streams: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, *streams: Tensor, **context: Any) -> tuple[Tensor, Tensor]:
         """x1, x2 from y1, y2.
 
         Raises:
@@ -57,20 +69,20 @@ class AdditiveCoupling(nn.Module):
         y1, y2 = self._two(streams)
         if self.shortcut is not None:
             raise StepError("has a shortcut, so it cannot be undone")
-        x2 = self._subtract(y2, residual("G", self.G, y1, y2))
-        return self._subtract(y1, residual("F", self.F, x2, y1)), x2
+        x2 = self._subtract(y2, residual("G", self.G, y1, y2, context))
+        return self._subtract(y1, residual("F", self.F, x2, y1, context)), x2
 
     def undo(self, task: Task) -> Undone:
         """Inverse and gradient from one evaluation of each branch: G at y1, then F at x2."""
         (y1, y2), (g1, g2), (need1, need2) = task.outputs, task.grads, task.needs
-        through_f = bool(task.wanted(self.F))
-        z, g1 = task.branch("G", self.G, y1, g2, g1, need1 or need2 or through_f)
-        if not (need1 or need2 or through_f):
-            return Undone(None, (None, None))
-        x2 = self._subtract(y2, z, task.owned)
+        through_f = need1 or need2 or task.reaches(self.F)
+        z, g1 = task.branch("G", self.G, y1, g2, g1, through_f)
+        x2 = self._subtract(y2, z)
         del z, y2
         z, g2 = task.branch("F", self.F, x2, g1, g2, need2)
-        x1 = self._subtract(y1, z, task.owned)
+        if not through_f:
+            return Undone(None, (None, None))
+        x1 = self._subtract(y1, z)
         return Undone((x1, x2), (g1 if need1 else None, g2 if need2 else None))
 
     def _two(self, streams: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -87,15 +99,21 @@ class AdditiveCoupling(nn.Module):
             return s1, s2
         return self.shortcut, self.shortcut
 
-    def _add(self, stream: Tensor, name: str, branch: nn.Module, x: Tensor) -> Tensor:
-        z = residual(name, branch, x, stream)
-        if self.rounding is None:
+    def _through(self, name: str, shortcut: nn.Module | None, x: Tensor, context: Context) -> Tensor:
+        if shortcut is None:
+            return x
+        return full_precision(evaluate(name, shortcut, x, **(taken(shortcut, context) if context else {})))
+
+    def _add(self, stream: Tensor, name: str, branch: nn.Module, x: Tensor, context: Context) -> Tensor:
+        z = residual(name, branch, x, stream, context)
+        rounding = grid()
+        if rounding is None:
             return stream + z
-        z = self.rounding(z)
+        z = rounding(z)
         # what rounding returns is new: without autograd the sum can take its place, which saves an allocation
         return stream + z if torch.is_grad_enabled() or z.dtype != stream.dtype else z.add_(stream)
 
-    def _subtract(self, y: Tensor, z: Tensor, owned: bool = False) -> Tensor:
-        if self.rounding:
-            z = self.rounding(z)
-        return y.sub_(z) if owned else y - z
+    def _subtract(self, y: Tensor, z: Tensor) -> Tensor:
+        rounding = grid()
+        # never into y: a branch has seen it, and a hook of the user's may have kept it
+        return y - z if rounding is None else y - rounding(z)

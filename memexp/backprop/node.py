@@ -1,113 +1,128 @@
 """The one autograd function of the engine: a group of steps that is recomputed in backward.
 
-A Chain is cut into groups by its plan; each group that is not `stored` is one node of the autograd graph. Streams and
-parameters enter it as inputs and their gradients leave as outputs, so that hooks of DistributedDataParallel fire while
-earlier steps are still in backward, gradients accumulate as they come, and `torch.autograd.grad`, frozen parameters and
-inputs without grad work. A node that has its inputs in backward, kept or reconstructed, hands them to the node below.
+A Chain is cut into groups by its plan; each group that is not `stored` is one node of the autograd graph. Streams,
+keyword tensors and parameters enter it as inputs and their gradients leave as outputs, so that hooks of
+DistributedDataParallel fire while earlier steps are still in backward, gradients accumulate as they come, and
+`torch.autograd.grad`, frozen parameters and inputs without grad work. A node that has its inputs in backward, kept or
+reconstructed, hands them to the node below.
 """
 
-import inspect
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from memexp.backprop.context import Context, takes
 from memexp.backprop.determinism import explain, fingerprint
+from memexp.backprop.drift import Drift, Sample
 from memexp.backprop.errors import StepError, describe
+from memexp.backprop.graph import Known
 from memexp.backprop.measures import relative_error
-from memexp.backprop.plan import Keep, Strategy
-from memexp.backprop.replay import Record, Surroundings, evaluate
+from memexp.backprop.plan import Keep
+from memexp.backprop.replay import Frame, Record, Surroundings
 from memexp.backprop.rounding import RangeWatch, Rounding
-from memexp.backprop.task import Grads, Streams, Task, Undone, as_tuple, pull_back, undo
+from memexp.backprop.run import run
+from memexp.backprop.task import Grads, Streams, Task, as_tuple, pull_back, undo_all
 
-Handed = tuple[Streams, bool, tuple[nn.Module, Tensor] | None]
-
-
-def run(index: int, step: nn.Module, streams: Streams, rounding: Rounding | None) -> Streams:
-    """One step forward; errors name it.
-
-    Raises:
-        StepError: the step changed a stream in place, or what it raised itself.
-    """
-    versions = [None if x.is_inference() else x._version for x in streams]
-    try:
-        # a step with an `undo` of its own evaluates its branches one by one; any other step is one branch
-        outputs = as_tuple(step(*streams) if hasattr(step, "undo") else evaluate("step", step, *streams))
-    except StepError as error:
-        raise StepError(f"{describe(index, step)}: {error}") from None
-    except TypeError:
-        _check_count(index, step, len(streams))
-        raise
-    if any(version is not None and x._version != version for x, version in zip(streams, versions, strict=True)):
-        raise StepError(
-            f"{describe(index, step)} changes a stream in place; streams belong to the Chain and its caller: "
-            "use an operation that is not in place, e.g. nn.ReLU(inplace=False)"
-        )
-    if rounding is not None and not getattr(step, "undoable", False):
-        outputs = tuple(rounding.enter(y) for y in outputs)  # back on the grid; an undoable step keeps to it by itself
-    return outputs
+Handed = tuple[Streams, tuple[nn.Module, Tensor] | None]
 
 
-def _check_count(index: int, step: nn.Module, count: int) -> None:
-    signature = inspect.signature(step.forward)
-    try:
-        signature.bind(*range(count))
-    except TypeError:
-        names = ", ".join(signature.parameters)
-        raise StepError(f"{describe(index, step)} takes ({names}), got {count} streams") from None
-
-
-class Node:
-    """A group of steps of one forward pass of a Chain, to be recomputed in backward."""
+class Call:
+    """One forward pass of a Chain: what its nodes have in common."""
 
     def __init__(
         self,
-        keep: Keep,
-        steps: dict[int, nn.Module],
-        strategy: Strategy,
-        surroundings: Surroundings,
+        streams: Streams,
+        context: Context,
+        rounding: Rounding | None,
         watch: RangeWatch | None,
-        below: "Node | None",
+        refine: int,
         monitor: list[float] | None,
-        top: bool,
+        drift: Drift | None,
+    ) -> None:
+        self.surroundings = Surroundings(streams, context)
+        self.context = context
+        self.tensors = [name for name, value in context.items() if isinstance(value, Tensor)]
+        self.rounding = rounding
+        self.watch = watch
+        self.refine = refine
+        self.monitor = monitor
+        self.drift = drift
+
+    def needs(self, steps: dict[int, nn.Module], streams: Streams) -> bool:
+        """Whether anything that the steps declare to read needs a gradient."""
+        read = [name for name in self.tensors if self.context[name].requires_grad]
+        return (
+            any([x.requires_grad for x in streams])
+            or any(p.requires_grad for step in steps.values() for p in step.parameters())
+            or any(takes(step, name) for name in read for step in steps.values())
+        )
+
+
+class Node:
+    """A group of steps of one forward pass of a Chain, to be recomputed in backward.
+
+    Args:
+        keep: as the plan has it: `checkpointed` or `undone`, for all of them.
+        steps: by their indices.
+        below: the node of the steps before, None where they are stored.
+        top: the steps after are stored, or there are none: nobody hands the outputs back.
+
+    Raises:
+        StepError: a step has lazy parameters without a shape yet.
+    """
+
+    def __init__(
+        self, keep: Keep, steps: dict[int, nn.Module], call: Call, below: "Node | None" = None, top: bool = True
     ) -> None:
         self.keep = keep
         self.steps = steps
-        self.strategy = strategy
-        self.watch = watch
-        self.below = below if below and below.keep == "undone" else None
+        self.call = call
+        self.record = Record(steps.values(), call.surroundings)
+        self.frame = Frame(call.rounding, call.watch, self.record, keep == "undone")
+        if self.record.lazy:
+            raise StepError(
+                f"{self.name} has a lazy module whose parameters have no shape yet: evaluate the Chain once under "
+                "torch.no_grad() before training it"
+            )
+        every = {id(p): p for p in self.record.parameters}
+        self.known = Known(every.values())
+        self.parameters = [p for p in every.values() if p.requires_grad]
+        # the gradient of a keyword is summed step by step, from the last on, as autograd would
+        self.reads = [(i, name) for name in call.tensors for i in reversed(steps) if takes(steps[i], name)]
+        self.below = below if below is not None and below.keep == "undone" else None
         self.top = top
-        self.records = {index: Record(step, surroundings) for index, step in steps.items()}
-        self.parameters: list[Tensor] = list(
-            dict.fromkeys(p for step in steps.values() for p in step.parameters() if p.requires_grad)
-        )
-        self._versions = [p._version for p in self.parameters]
         self._handed: Handed | None = None
-        self.monitor = monitor
         self._fingerprint: Tensor | None = None
         self._original: Streams | None = None
+        self._sample: Sample | None = None
         self._above: weakref.ref[Node] | None = None
         if self.below is not None:
             self.below._above = weakref.ref(self)
 
     @property
     def name(self) -> str:
-        return ", ".join(describe(index, step) for index, step in self.steps.items())
+        names = [describe(index, step) for index, step in self.steps.items()]
+        return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
 
     def __call__(self, *streams: Tensor) -> Streams:
-        return as_tuple(_Recompute.apply(self, len(streams), *streams, *self.parameters))
+        context = [self.call.context[name] for _, name in self.reads]
+        return as_tuple(_Recompute.apply(self, len(streams), *streams, *context, *self.parameters))
 
     def forward(self, streams: Streams) -> Streams:
         if self.keep == "undone" and self.below is None:
-            self._fingerprint = fingerprint(streams) if self.strategy.rounding else None
-            self._original = streams if self.monitor is not None else None
-        for index, step in self.steps.items():
-            with self.records[index].first():
-                streams = run(index, step, streams, self.strategy.rounding)
-            if self.watch:
-                self.watch.see(describe(index, step), streams)
+            self._fingerprint = fingerprint(streams) if self.call.rounding else None
+            self._original = streams if self.call.monitor is not None else None
+            self._sample = self.call.drift.sample(streams) if self.call.drift else None
+        with self.call.surroundings():
+            for index, step in self.steps.items():
+                streams = run(index, step, streams, self.frame.of(index), self.call.context)
+                if self.call.watch:
+                    self.call.watch.see(describe(index, step), streams)
+        self.record.settle()
         return streams
 
     def kept(self, inputs: Streams, outputs: Streams) -> Streams:
@@ -117,67 +132,90 @@ class Node:
         return outputs if self.top else ()
 
     def backward(
-        self, kept: Streams, grads: Grads, needs: tuple[bool, ...], wanted: Sequence[Tensor]
-    ) -> tuple[Grads, Grads]:
-        """Gradients of the inputs and of the parameters; hands the inputs to the node below."""
-        if [p._version for p in self.parameters] != self._versions:
+        self, kept: Streams, grads: Grads, needs: tuple[bool, ...], reads: tuple[bool, ...]
+    ) -> tuple[Grads, Grads, dict[int, Tensor]]:
+        """Gradients of the inputs, of the keywords and, by id, of parameters; hands the inputs to the node below.
+
+        Raises:
+            RuntimeError: something that the first pass has read was changed since.
+            StepError: the recomputation reads what no input of the node is.
+        """
+        if self.record.parameters_changed():
             raise RuntimeError(
                 f"a parameter of {self.name} was changed in place between forward and backward (an optimizer step?); "
                 "its recomputation would give another gradient: run backward first"
             )
+        if changed := self.call.surroundings.changed():
+            raise RuntimeError(
+                f"{self.name}: the keyword tensor {', '.join(changed)} was changed in place between forward and "
+                "backward; the recomputation would give another gradient: run backward first"
+            )
         if self.keep == "checkpointed":
-            return self._recompute(kept, grads, needs, wanted)
-        return self._undo(kept, grads, needs, wanted)
+            return self._recompute(kept, grads, needs, self._leaves(reads))
+        return self._undo(kept, grads, needs, self._leaves(reads))
+
+    def _leaves(self, reads: tuple[bool, ...]) -> dict[int, Context]:
+        """For each step the keywords of the call, its tensors as leaves where their gradients are wanted."""
+        if not self.reads:
+            return dict.fromkeys(self.steps, self.call.context)
+        leaves = {index: dict(self.call.context) for index in self.steps}
+        for (index, name), need in zip(self.reads, reads, strict=True):
+            leaves[index][name] = self.call.context[name].detach().requires_grad_(need)
+        return leaves
 
     def _recompute(
-        self,
-        inputs: Streams,
-        grads: Grads,
-        needs: tuple[bool, ...],
-        wanted: Sequence[Tensor],
-    ) -> tuple[Grads, Grads]:
+        self, inputs: Streams, grads: Grads, needs: tuple[bool, ...], contexts: dict[int, Context]
+    ) -> tuple[Grads, Grads, dict[int, Tensor]]:
         if self.below is not None and any(needs):
-            self.below._handed = (inputs, False, None)
+            self.below._handed = (inputs, None)
         leaves = tuple(x.detach().requires_grad_(need) for x, need in zip(inputs, needs, strict=True))
-        with torch.enable_grad():
-            outputs = self.again(leaves)
-        return pull_back(outputs, grads, leaves, wanted)
+        outputs = leaves
+        with torch.enable_grad(), self.record.again():
+            for index, step in self.steps.items():
+                outputs = run(index, step, outputs, self.frame.of(index), contexts[index])
+        read = tuple(contexts[index][name] for index, name in self.reads)
+        try:
+            found = pull_back(outputs, grads, (*leaves, *read), self.known)
+        except StepError as error:
+            raise StepError(f"{self.name}: {error}") from None
+        return tuple(found.get(id(x)) for x in leaves), tuple(found.get(id(x)) for x in read), found
 
     def _undo(
-        self, kept: Streams, grads: Grads, needs: tuple[bool, ...], wanted: Sequence[Tensor]
-    ) -> tuple[Grads, Grads]:
-        ((index, step),) = self.steps.items()
-        outputs, owned, known = (kept, False, None) if self.top else self._take()
-        record = self.records[index]
-        task = Task(outputs, owned, grads, needs, wanted, self.strategy.refine, record, known)
+        self, kept: Streams, grads: Grads, needs: tuple[bool, ...], contexts: dict[int, Context]
+    ) -> tuple[Grads, Grads, dict[int, Tensor]]:
+        if self.call.watch is not None and self.call.watch.left is not None:
+            raise self.call.watch.left
+        outputs, value = (kept, None) if self.top else self._take()
+        task = Task(outputs, grads, needs, self.known, self.call.refine, self.call.context, value)
         del outputs
-        with record.again():
-            undone: Undone = undo(step, task)
+        with self.record.again():
+            undone, read = undo_all(self.steps, task, self.frame, contexts)
         if undone.inputs is not None:
-            self._verify(undone.inputs)
-        if self.below is not None and undone.inputs is not None:
-            self.below._handed = (undone.inputs, True, undone.known)
-        return undone.grads, tuple(task.parameter_grads.get(p) for p in wanted)
+            if self.below is None:
+                self._verify(undone.inputs)
+            else:
+                self.below._handed = (undone.inputs, undone.value)
+        return undone.grads, tuple([read[index].get(name) for index, name in self.reads]), task.parameter_grads
 
     def _verify(self, inputs: Streams) -> None:
         """The first step of a run is undone: are these the streams that had entered?"""
-        if self.monitor is not None and self._original is not None:
-            self.monitor.append(relative_error(inputs, self._original))
+        if self.call.monitor is not None and self._original is not None:
+            self.call.monitor.append(relative_error(inputs, self._original))
+        if self.call.drift is not None and self._sample is not None:
+            self.call.drift.compare(self.name, inputs, self._sample)
         if self._fingerprint is None or torch.equal(fingerprint(inputs), self._fingerprint):
             return
-        steps = []
+        steps: list[tuple[str, Callable[[Streams], Streams]]] = []
         node: Node | None = self
         while node is not None and node.keep == "undone":
-            steps.append((node.name, node.again))
+            steps += [(describe(index, step), partial(node.again, index)) for index, step in node.steps.items()]
             node = node._above() if node._above else None
         raise RuntimeError(explain(steps, inputs))
 
-    def again(self, streams: Streams) -> Streams:
-        """The group's first pass once more."""
-        for index, step in self.steps.items():
-            with self.records[index].again():
-                streams = run(index, step, streams, self.strategy.rounding)
-        return streams
+    def again(self, index: int, streams: Streams) -> Streams:
+        """One step's first pass once more."""
+        with self.record.again():
+            return run(index, self.steps[index], streams, self.frame.of(index), self.call.context)
 
     def _take(self) -> Handed:
         if self._handed is None:
@@ -204,9 +242,10 @@ class _Recompute(torch.autograd.Function):
                 f"double backward (create_graph=True) through {node.name}: recomputing strategies give first "
                 "derivatives only; use backprop=stored for second derivatives"
             )
-        needs = ctx.needs_input_grad[2 : 2 + ctx.count]
-        asked = ctx.needs_input_grad[2 + ctx.count :]
-        wanted = [p for p, need in zip(node.parameters, asked, strict=True) if need]
-        found, of_parameters = node.backward(ctx.saved_tensors, grads, needs, wanted)
-        rest = iter(of_parameters)
-        return None, None, *found, *(next(rest) if need else None for need in asked)
+        needs = ctx.needs_input_grad[2:]
+        first, second = ctx.count, ctx.count + len(node.reads)
+        # a leaf frozen since the first pass gets no gradient, as it gets none from autograd
+        pairs = zip(node.parameters, needs[second:], strict=True)
+        node.known.unwanted = {id(p) for p, need in pairs if not (need and p.requires_grad)}
+        found, of_context, of_parameters = node.backward(ctx.saved_tensors, grads, needs[:first], needs[first:second])
+        return None, None, *found, *of_context, *[of_parameters.get(id(p)) for p in node.parameters]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from memexp.backprop.errors import describe
 from memexp.backprop.rounding import Rounding
+from memexp.backprop.step import Step
 
 Keep = Literal["stored", "checkpointed", "continued", "undone"]
 
@@ -37,11 +38,14 @@ class Strategy(Protocol):
 def has_inverse(step: nn.Module, *, approximate: bool) -> bool:
     """Whether `step` can be undone, exactly or approximately.
 
-    A step is undone through its `inverse`. It is taken as exact unless the step has `approximate = True`; a step that
-    has the method but cannot be undone as configured says so with `undoable = False`.
+    A user's own step is undone through its method `inverse`. It is taken as exact unless the step has
+    `approximate = True`; a step that has the method but cannot be undone as configured says so with `undoable = False`.
+    Whether it is the inverse, `memexp.backprop.check` measures.
     """
-    can = hasattr(step, "inverse") and getattr(step, "undoable", True)
-    return can and getattr(step, "approximate", False) == approximate
+    if isinstance(step, Step):
+        return step.undoable and step.approximate == approximate
+    can = callable(getattr(step, "inverse", None)) and getattr(step, "undoable", True) is not False
+    return can and (getattr(step, "approximate", False) is True) == approximate
 
 
 def groups(steps: Sequence[nn.Module], plan: Sequence[Keep]) -> list[tuple[Keep, range]]:
@@ -57,7 +61,7 @@ def groups(steps: Sequence[nn.Module], plan: Sequence[Keep]) -> list[tuple[Keep,
     for index, keep in enumerate(plan):
         if keep not in ("stored", "checkpointed", "continued", "undone"):
             raise ValueError(f"plan for step {index} is {keep!r}: use stored, checkpointed, continued or undone")
-        if keep == "undone" and not (hasattr(steps[index], "inverse") and getattr(steps[index], "undoable", True)):
+        if keep == "undone" and not any(has_inverse(steps[index], approximate=how) for how in (False, True)):
             raise ValueError(f"{describe(index, steps[index])} cannot be undone, but the plan says so")
         if keep != "continued":
             found.append((keep, range(index, index + 1)))

@@ -2,57 +2,141 @@
 
 What the first pass depended on beside its inputs is recorded, and put in place around every later evaluation:
 
+* parameters: those of the first pass, also where others have taken their place since (`torch.func.functional_call`);
 * random state: recorded before each branch that draws from it, set for the recomputation, and the caller's put back;
-* autocast, on or off and its dtype, without its cache (a weight cast without a graph must not serve where one is due);
+* autocast, on or off and its dtype, without its cache (a weight cast without a graph must not serve where one is due;
+  so with the cache of `torch.nn.utils.parametrize`);
 * train or eval mode of every module;
-* buffers: normalisation layers in training mode normalise with the batch's statistics again and move scratch copies, so
-  running statistics move once per training step; buffers of other modules that the first pass changed (power iterations
-  of a spectral norm, say) are seen as they were before it.
+* buffers: normalisation layers in training mode normalise with the batch's statistics again and move none, so running
+  statistics move once per training step; buffers of other modules that the first pass changed (power iterations of a
+  spectral norm, say) are seen as they were before it.
 
-Nothing is kept for a step that draws no random numbers and changes no buffers but running statistics.
+Nothing is kept for a step that draws no random numbers and changes no buffers but running statistics. Random state means
+torch's global generators: numbers from a `torch.Generator` of one's own or Python's `random`, or a count of calls in an
+attribute, are not replayed (`Chain(..., check=True)` finds the step that uses such).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import TypeVar
+from dataclasses import dataclass
+from operator import is_
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+from memexp.backprop.rounding import RangeWatch, Rounding
 
 T = TypeVar("T")
-_current: ContextVar["Record | None"] = ContextVar("record", default=None)
+NOTHING: AbstractContextManager[None] = nullcontext()
+LARGE = 2**16  # bytes of a buffer from which on it is copied only if it is written to
 
 
-def evaluate(key: str, branch: Callable[..., T], *inputs: Tensor) -> T:
-    """`branch(*inputs)`; inside a recorded or replayed step, under the name `key`.
+@dataclass(slots=True)
+class Frame:
+    """What a Chain tells the step that it evaluates.
+
+    Attributes:
+        rounding: the grid of `exact`, or None.
+        watch: looks at the range of the grid.
+        record: of the first pass, where the step will be evaluated again.
+        undone: the step will be undone, without being called.
+        prefix: of the names of its branches in the record.
+    """
+
+    rounding: Rounding | None
+    watch: RangeWatch | None = None
+    record: "Record | None" = None
+    undone: bool = False
+    prefix: str = ""
+
+    def of(self, index: int) -> "Frame":
+        """For one of several steps that have a record together."""
+        return Frame(self.rounding, self.watch, self.record, self.undone, f"{self.prefix}{index}.")
+
+
+current: ContextVar[Frame | None] = ContextVar("frame", default=None)
+
+
+def grid() -> Rounding | None:
+    """The grid of `exact` that the step being evaluated is to keep to, or None."""
+    frame = current.get()
+    return None if frame is None else frame.rounding
+
+
+def evaluate(key: str, branch: Callable[..., T], *inputs: Tensor, **context: Any) -> T:
+    """`branch(*inputs, **context)`; inside a recorded or replayed step, under the name `key`.
 
     Steps evaluate their branches through this, so that a branch can be replayed by itself and in another order.
     """
-    record = _current.get()
-    return branch(*inputs) if record is None else record.evaluate(key, branch, *inputs)
+    frame = current.get()
+    if frame is None:
+        return branch(*inputs, **context)
+    # what is nested in the branch belongs to the branch, and must not write under this step's keys
+    token = current.set(None)
+    try:
+        if frame.record is None:
+            return branch(*inputs, **context)
+        return frame.record.evaluate(frame.prefix + key, branch, inputs, context)
+    finally:
+        current.reset(token)
+
+
+def survey(steps: Iterable[nn.Module]) -> list[nn.Module]:
+    """All modules of the steps, as `modules()` gives them, without the names."""
+    found: dict[nn.Module, None] = {}
+    for step in steps:
+        _collect(step, found)
+    return list(found)
+
+
+def _collect(part: nn.Module, found: dict[nn.Module, None]) -> None:
+    if part in found:
+        return
+    found[part] = None
+    for child in part._modules.values():
+        if child is not None:
+            _collect(child, found)
 
 
 class Surroundings:
-    """Autocast and devices at a Chain's entry, the same for all its steps."""
+    """A Chain's call, the same for all its steps: keywords, devices, autocast."""
 
-    def __init__(self, streams: Sequence[Tensor]) -> None:
-        self.devices = sorted({x.device for x in streams if x.device.type not in ("cpu", "meta")}, key=str)
+    def __init__(self, streams: Sequence[Tensor], context: dict[str, Any]) -> None:
+        self.context = context
+        self._versions = {n: t._version for n, t in context.items() if isinstance(t, Tensor) and not t.is_inference()}
+        tensors = (*streams, *(value for value in context.values() if isinstance(value, Tensor)))
+        self.devices = sorted({x.device for x in tensors if x.device.type not in ("cpu", "meta")}, key=str)
         types = ["cpu", *sorted({device.type for device in self.devices})]
         self.autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in types]
 
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            for kind, enabled, dtype in self.autocast:
-                if enabled:
-                    stack.enter_context(torch.autocast(kind, dtype=dtype, cache_enabled=False))
-                elif torch.is_autocast_enabled(kind):
-                    stack.enter_context(torch.autocast(kind, enabled=False))
-            yield
+    def __call__(self) -> AbstractContextManager[Any]:
+        """Around every evaluation of a step: autocast as at the Chain's entry, and caches of weights out of force."""
+        set_again = [
+            torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False)
+            for kind, enabled, dtype in self.autocast
+            if enabled or torch.is_autocast_enabled(kind)
+        ]
+        if not set_again and not parametrize._cache_enabled:
+            return NOTHING
+        stack = ExitStack()
+        # what the cache of parametrize.cached() holds is with a graph in one pass and without in the other
+        stack.enter_context(_without_cache())
+        for autocast in set_again:
+            stack.enter_context(autocast)
+        return stack
+
+    def changed(self) -> list[str]:
+        """Keywords whose tensors were changed in place since."""
+        return [name for name, version in self._versions.items() if self.context[name]._version != version]
 
     def random_state(self) -> list[Tensor]:
+        if not self.devices:
+            return [torch.get_rng_state()]
         states = [torch.get_rng_state()]
         return states + [torch.get_device_module(device).get_rng_state(device) for device in self.devices]
 
@@ -63,104 +147,143 @@ class Surroundings:
 
 
 class Record:
-    """The first pass of one step, recorded (`first`) and replayed (`again`)."""
+    """The first pass of some steps, recorded (until `settle`) and replayed (in `again`)."""
 
-    def __init__(self, step: nn.Module, surroundings: Surroundings) -> None:
+    def __init__(self, steps: Iterable[nn.Module], surroundings: Surroundings) -> None:
         self.surroundings = surroundings
-        self._modes = [(module, module.training) for module in step.modules()]
+        modules = survey(steps)
+        self._modules = modules
+        self._modes = [module.training for module in modules]
+        self._held = [(module, dict(module._parameters)) for module in modules if module._parameters]
+        self.parameters = [p for _, held in self._held for p in held.values() if p is not None]
+        self.lazy = any(map(is_lazy, self.parameters))
+        if self.lazy:  # nothing more can be asked of a parameter without a shape
+            return
+        self._versions = [p._version for p in self.parameters]
+        self._memory = [p.untyped_storage()._cdata for p in self.parameters]
+        self._buffered = [m for m in modules if m._buffers and not isinstance(m, _NormBase)]
+        self._states: list[tuple[str, list[Tensor]]] = []
         self._random: dict[str, list[Tensor]] = {}
         self._buffers: dict[str, list[tuple[nn.Module, str, Tensor]]] = {}
         self._replaying = False
+
+    def settle(self) -> None:
+        """After the first pass: which branches have drawn random numbers?"""
+        states, self._states = self._states, []
+        seen = [state for _, state in states] + [self.surroundings.random_state()]
+        values = [[part.numpy().tobytes() for part in state] for state in seen]
+        self._random |= {key: state for (key, state), a, b in zip(states, values, values[1:], strict=False) if a != b}
 
     def repeatable(self, key: str) -> bool:
         """Whether the branch gives the same value for the same input wherever it is evaluated: no random numbers."""
         return key not in self._random and key not in self._buffers
 
-    @contextmanager
-    def first(self) -> Iterator[None]:
-        """Around the first pass."""
-        token = _current.set(self)
-        try:
-            with self.surroundings():
-                yield
-        finally:
-            _current.reset(token)
+    def parameters_changed(self) -> bool:
+        """Whether a parameter's values, or the memory that holds them, are no longer those of the first pass."""
+        return self._versions != [p._version for p in self.parameters] or self._memory != [
+            p.untyped_storage()._cdata for p in self.parameters
+        ]
 
     @contextmanager
     def again(self) -> Iterator[None]:
         """Around each later evaluation of the step or of one of its branches."""
-        token = _current.set(self)
-        changed = [(module, module.training) for module, mode in self._modes if module.training != mode]
-        for module, mode in self._modes:
-            module.training = mode
-        moved: list[tuple[nn.Module, str, Tensor]] = [
-            (module, name, buffer.clone())
-            for module, mode in self._modes
-            if mode and isinstance(module, _NormBase)
-            for name, buffer in module._buffers.items()
-            if buffer is not None
-        ]
+        seen: list[tuple[nn.Module, str, Any]] = []
+        scratch: list[tuple[nn.Module, str, Tensor]] = []
+        for module, mode in zip(self._modules, self._modes, strict=True):
+            if module.training != mode:
+                seen.append((module, "training", mode))
+            if not module._buffers or not mode or not isinstance(module, _NormBase) or not module.track_running_stats:
+                continue
+            if type(module).forward is _BatchNorm.forward:
+                # it then leaves running statistics alone, and normalises as before; faster than moving copies
+                seen.append((module, "track_running_stats", False))
+            else:
+                scratch += [(module, name, b.clone()) for name, b in module._buffers.items() if b is not None]
+        for module, held in self._held:
+            own = module._parameters
+            if len(held) != len(own) or not all(map(is_, held.values(), own.values())):
+                seen.append((module, "_parameters", held))
         self._replaying = True
         try:
-            with self.surroundings(), _substituted(moved):
+            with self.surroundings(), substituted(scratch), _attributes(seen) if seen else NOTHING:
                 yield
         finally:
             self._replaying = False
-            for module, mode in changed:
-                module.training = mode
-            _current.reset(token)
 
-    def evaluate(self, key: str, branch: Callable[..., T], *inputs: Tensor) -> T:
-        # what is nested in the branch belongs to the branch, and must not write under this step's keys
-        token = _current.set(None)
-        try:
-            return self._replay(key, branch, *inputs) if self._replaying else self._watch(key, branch, *inputs)
-        finally:
-            _current.reset(token)
+    def evaluate(self, key: str, branch: Callable[..., T], inputs: tuple[Tensor, ...], context: dict[str, Any]) -> T:
+        return (self._replay if self._replaying else self._watch)(key, branch, inputs, context)
 
-    def _watch(self, key: str, branch: Callable[..., T], *inputs: Tensor) -> T:
-        state = self.surroundings.random_state()
-        before = [(module, name, buffer, buffer._version, buffer.clone()) for module, name, buffer in self._volatile()]
-        result = branch(*inputs)
-        if any(not torch.equal(a, b) for a, b in zip(state, self.surroundings.random_state(), strict=True)):
-            self._random[key] = state
-        changed = [
-            (module, name, value)
-            for module, name, buffer, version, value in before
-            if module._buffers.get(name) is not buffer or buffer._version != version
+    def _watch(self, key: str, branch: Callable[..., T], inputs: tuple[Tensor, ...], context: dict[str, Any]) -> T:
+        self._states.append((key, self.surroundings.random_state()))
+        before = [
+            (module, name, buffer, buffer._version, _copy(buffer))
+            for module in self._buffered
+            for name, buffer in module._buffers.items()
+            if buffer is not None and not buffer.is_inference()
         ]
-        if changed:
-            self._buffers[key] = changed
+        result = branch(*inputs, **context)
+        if before:
+            changed = [
+                (module, name, value)
+                for module, name, buffer, version, value in before
+                if module._buffers.get(name) is not buffer or buffer._version != version
+            ]
+            if changed:
+                self._buffers[key] = changed
         return result
 
-    def _replay(self, key: str, branch: Callable[..., T], *inputs: Tensor) -> T:
+    def _replay(self, key: str, branch: Callable[..., T], inputs: tuple[Tensor, ...], context: dict[str, Any]) -> T:
+        if key not in self._random and key not in self._buffers:
+            return branch(*inputs, **context)
         state = self._random.get(key)
-        with _substituted([(module, name, value.clone()) for module, name, value in self._buffers.get(key, ())]):
+        with substituted([(m, name, value.clone()) for m, name, value in self._buffers.get(key, ())]):
             if state is None:
-                return branch(*inputs)
+                return branch(*inputs, **context)
             callers = self.surroundings.random_state()
             self.surroundings.set_random_state(state)
             try:
-                return branch(*inputs)
+                return branch(*inputs, **context)
             finally:
                 self.surroundings.set_random_state(callers)
 
-    def _volatile(self) -> Iterator[tuple[nn.Module, str, Tensor]]:
-        for module, _ in self._modes:
-            if module._buffers and not isinstance(module, _NormBase):
-                for name, buffer in module._buffers.items():
-                    if buffer is not None and not buffer.is_inference():
-                        yield module, name, buffer
+
+def _copy(buffer: Tensor) -> Tensor:
+    """Its value, whatever becomes of it. A large one, such as a mask, is copied only when it is written to."""
+    if buffer.nbytes >= LARGE:
+        try:
+            return torch._lazy_clone(buffer)
+        except (RuntimeError, NotImplementedError):  # memory that torch did not allocate, or no data at all
+            pass
+    return buffer.clone()
+
+
+def substituted(values: list[tuple[nn.Module, str, Tensor]]) -> AbstractContextManager[None]:
+    """The modules see `values` as their buffers; the buffers themselves are not touched."""
+    if not values:
+        return NOTHING
+    seen: dict[nn.Module, dict[str, Any]] = {}
+    for module, name, value in values:
+        seen.setdefault(module, dict(module._buffers))[name] = value
+    return _attributes([(module, "_buffers", buffers) for module, buffers in seen.items()])
 
 
 @contextmanager
-def _substituted(values: list[tuple[nn.Module, str, Tensor]]) -> Iterator[None]:
-    """The modules see `values` as their buffers; the buffers themselves are not touched."""
-    originals = [(module, name, module._buffers[name]) for module, name, _ in values]
+def _attributes(values: list[tuple[nn.Module, str, Any]]) -> Iterator[None]:
+    """The modules have these attributes, and then their own again."""
+    own = [module.__dict__[name] for module, name, _ in values]
     for module, name, value in values:
-        module._buffers[name] = value
+        module.__dict__[name] = value
     try:
         yield
     finally:
-        for module, name, buffer in originals:
-            module._buffers[name] = buffer
+        for (module, name, _), value in zip(values, own, strict=True):
+            module.__dict__[name] = value
+
+
+@contextmanager
+def _without_cache() -> Iterator[None]:
+    enabled, parametrize._cache_enabled = parametrize._cache_enabled, 0
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled = enabled

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from memexp.backprop.errors import describe
 from memexp.backprop.plan import Keep, has_inverse
+from memexp.backprop.step import Step
 from memexp.backprop.stored import Stored
 
 
@@ -18,7 +19,8 @@ from memexp.backprop.stored import Stored
 class Reversible(Stored):
     """Steps with an exact inverse are undone; the others keep their input.
 
-    The last step, if undoable, is stored: its backward comes first, when what it keeps would be rebuilt at once.
+    The last step, if undoable, is stored: its backward comes first, when what it keeps would be rebuilt at once. (Not so
+    a Chain, which is many steps.)
 
     Raises:
         ValueError: no step has an exact inverse, or `exact` is asked of a step that cannot keep to the grid.
@@ -33,12 +35,12 @@ class Reversible(Stored):
                 "steps without a shortcut, or backprop=checkpointed; Euler and Heun steps are for backprop=adjoint"
             )
         for index, step in enumerate(steps):
-            if self.exact and undoable[index] and not hasattr(step, "rounding"):
+            if self.exact and undoable[index] and not (isinstance(step, Step) and step.on_grid):
                 raise ValueError(
                     f"{describe(index, step)}: exact undoes additive couplings only, as others do not keep streams on "
-                    "the grid; use exact=false, or give the step a `rounding` that it applies before adding"
+                    "the grid; use exact=false, or make the step of additive couplings"
                 )
         plan: list[Keep] = ["undone" if can else "checkpointed" for can in undoable]
-        if undoable[-1]:
+        if undoable[-1] and not (isinstance(steps[-1], Step) and steps[-1].composite):
             plan[-1] = "stored"
         return plan

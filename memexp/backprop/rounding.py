@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from memexp.backprop.errors import StepError
 
@@ -39,64 +40,80 @@ class Rounding:
         return scaled.round_().mul_(2.0**-self.bits)
 
     def enter(self, x: Tensor) -> Tensor:
-        """A stream put on the grid, with autograd.
+        """A stream put on the grid, with autograd; one of integers or complex numbers as it is: no sum is taken of it.
 
         Negative zero becomes zero: it is the one value that (x + r) - r does not give back, and no sum that starts
         without it can give it.
         """
-        return self(x) + 0.0
+        return self(x) + 0.0 if x.is_floating_point() else x
 
     def __call__(self, x: Tensor) -> Tensor:
         """`round` with the straight-through gradient where `x` needs one."""
-        if torch.is_grad_enabled() and x.requires_grad:
+        if (torch.is_grad_enabled() and x.requires_grad) or forward_ad.unpack_dual(x).tangent is not None:
             rounded: Tensor = _StraightThrough.apply(x, self)
             return rounded
         return self.round(x)
 
 
 class RangeWatch:
-    """Watches |y| < 2^(24-k) at every step of one forward pass; looks at the figures once, at the end of the pass."""
+    """Watches |y| < 2^(24-k) at every step of one forward pass; looks at the figures once, at the end of the pass.
+
+    Attributes:
+        left: the error of a pass that left the range.
+    """
 
     def __init__(self, rounding: Rounding) -> None:
         self.rounding = rounding
+        self.left: StepError | None = None
         self._peaks: list[tuple[str, Tensor | float]] = []
 
     def see(self, name: str, streams: tuple[Tensor, ...]) -> None:
         for y in streams:
+            if not y.is_floating_point() or not y.numel():
+                continue
             # two reductions read y twice and are still several times faster than the infinity norm on CPU
             peak = torch.maximum(y.detach().amax(), y.detach().amin().neg())
             # a number where that costs nothing, and on other devices a tensor to be read at the end
             self._peaks.append((name, peak.item() if peak.device.type == "cpu" else peak))
 
-    def check(self) -> None:
-        """One synchronisation with the device.
-
-        Raises:
-            StepError: a step left the range, or a value is not finite.
-        """
+    def check(self) -> StepError | None:
+        """The error of a step that left the range, or of a value that is not finite. Synchronises with the device once."""
         seen, self._peaks = self._peaks, []
         waiting = [peak for _, peak in seen if isinstance(peak, Tensor)]
         read = iter(torch.stack(waiting).tolist() if waiting else ())
         for name, figure in seen:
             peak = next(read) if isinstance(figure, Tensor) else figure
-            if peak < self.rounding.limit:
-                continue
-            if not math.isfinite(peak):
-                raise StepError(f"{name}: a stream is not finite (largest magnitude {peak}); lower the learning rate")
-            bits = 23 - math.ceil(math.log2(peak))
-            advice = f"use exact_bits={bits}" if bits >= 1 else "use exact=false"
-            raise StepError(
-                f"{name}: a stream reaches {peak:g}, but exact_bits={self.rounding.bits} is exact below "
-                f"{self.rounding.limit:g} only: {advice}"
-            )
+            if not peak < self.rounding.limit:
+                self.left = self._error(name, peak)
+                break
+        return self.left
+
+    def _error(self, name: str, peak: float) -> StepError:
+        if not math.isfinite(peak):
+            return StepError(f"{name}: a stream is not finite (largest magnitude {peak}); lower the learning rate")
+        bits = 23 - math.ceil(math.log2(peak))
+        advice = f"use exact_bits={bits}" if bits >= 1 else "use exact=false"
+        return StepError(
+            f"{name}: a stream reaches {peak:g}, but exact_bits={self.rounding.bits} is exact below "
+            f"{self.rounding.limit:g} only: {advice}"
+        )
 
 
 class _StraightThrough(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rounding: Rounding) -> Tensor:
-        ctx.dtype = x.dtype
+    def forward(x: Tensor, rounding: Rounding) -> Tensor:
         return rounding.round(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Rounding], output: Tensor) -> None:
+        ctx.dtype, ctx.rounded = inputs[0].dtype, output.dtype
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return grads[0].to(ctx.dtype), None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        return tangents[0].to(ctx.rounded, copy=True)

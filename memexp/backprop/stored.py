@@ -16,6 +16,9 @@ class Stored:
     Args:
         exact: round streams and branches as the reversible strategy does, so that the two can be compared bit for bit.
         exact_bits: k of the grid of multiples of 2^-k.
+
+    Raises:
+        ValueError: an option's value is not allowed.
     """
 
     exact: bool = False
@@ -23,6 +26,8 @@ class Stored:
     refine = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.exact, bool):
+            raise ValueError(f"exact={self.exact!r}: use true or false")
         Rounding(self.exact_bits)
 
     @property

@@ -1,12 +1,19 @@
 """What an undone step is asked in backward, and the part of the answer that is the same for every kind of step."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import _engine_run_backward
 
-from memexp.backprop.replay import Record, evaluate
+from memexp.backprop.context import Context, taken
+from memexp.backprop.errors import StepError, describe
+from memexp.backprop.graph import Known, leaves
+from memexp.backprop.replay import Frame, current, evaluate
+from memexp.backprop.step import Step
 
 Streams = tuple[Tensor, ...]
 Grads = tuple[Tensor | None, ...]
@@ -17,30 +24,39 @@ class Task:
     """Backward of one undone step: from its outputs and their gradients to its inputs and theirs.
 
     Attributes:
-        outputs: the step's outputs, exact or reconstructed.
-        owned: whether `outputs` belong to the engine, so that the step may overwrite them.
-        grads: gradients of the outputs; None where there is none. Never to be overwritten.
+        outputs: the step's outputs, exact or reconstructed. Never to be overwritten, and neither are the gradients.
+        grads: gradients of the outputs; None where there is none.
         needs: which inputs' gradients are wanted. If none, the inputs need not be reconstructed either.
-        parameters: the parameters whose gradients are wanted.
+        known: the step's parameters, and which of their gradients are wanted.
         refine: fixed-point iterations of an approximate inverse.
-        record: the first pass of the step.
-        known: a module and its value at `outputs[0]`, where the step above has evaluated it there already.
+        context: the keywords of the step; tensors whose gradients are wanted are leaves.
+        value: a module and its value at `outputs[0]`, where the step above has evaluated it there already.
+        parameter_grads, context_grads: what has been found so far, by id and by name.
     """
 
-    outputs: tuple[Tensor, ...]
-    owned: bool
+    outputs: Streams
     grads: Grads
     needs: tuple[bool, ...]
-    parameters: Sequence[Tensor]
+    known: Known
     refine: int
-    record: Record
-    known: tuple[nn.Module, Tensor] | None = None
-    parameter_grads: dict[Tensor, Tensor] = field(default_factory=dict)
+    context: Context
+    value: tuple[nn.Module, Tensor] | None = None
+    parameter_grads: dict[int, Tensor] = field(default_factory=dict)
+    context_grads: dict[str, Tensor] = field(default_factory=dict)
 
-    def wanted(self, module: nn.Module) -> list[Tensor]:
-        """Those of the module's parameters whose gradients are wanted."""
-        own = {id(p) for part in module.modules() for p in part._parameters.values()}
-        return [p for p in self.parameters if id(p) in own]
+    def given(self, module: nn.Module) -> Context:
+        """The keywords that the module takes."""
+        return taken(module, self.context) if self.context else {}
+
+    def reaches(self, module: nn.Module) -> bool:
+        """Whether a gradient is wanted of something that the module reads beside its input."""
+        wanted = (p for p in module.parameters() if p.requires_grad and id(p) not in self.known.unwanted)
+        return any(True for _ in wanted) or any(map(_is_leaf, self.given(module).values()))
+
+    def repeatable(self, key: str) -> bool:
+        """Whether the branch gives the same value for the same input wherever it is evaluated."""
+        frame = current.get()
+        return frame is not None and frame.record is not None and frame.record.repeatable(frame.prefix + key)
 
     def branch(
         self, key: str, module: nn.Module, x: Tensor, grad: Tensor | None, direct: Tensor | None, need: bool
@@ -50,70 +66,169 @@ class Task:
         Parameters' gradients are added to `parameter_grads`. If `need`, that of `x` is returned: what comes through the
         branch from `grad`, the gradient of z, plus `direct`, what `x` has besides.
         """
-        parameters = self.wanted(module)
-        if grad is None or not (need or parameters):
+        if grad is None:
             with torch.no_grad():
-                return evaluate(key, module, x), direct
+                return evaluate(key, module, x, **self.given(module)), direct
         with torch.enable_grad():
-            leaf = x.detach().requires_grad_(need)
-            # an output made before z: autograd reaches it last, and adds to a gradient that is its own in place
-            same = leaf.view_as(leaf)
-            z = evaluate(key, module, leaf)
-        (dx,) = self.pull((z, same), (grad, direct if need else None), (leaf,), parameters)
-        return z.detach(), dx
+            leaf = x.detach().requires_grad_() if need else x.detach()
+            z = evaluate(key, module, leaf, **self.given(module))
+        (dx,) = self.pull((z,), (grad,), (leaf,))
+        if dx is None or direct is None:
+            return z.detach(), direct if dx is None else dx
+        return z.detach(), dx + direct
 
-    def pull(
-        self, outputs: Sequence[Tensor], grads: Grads, inputs: Sequence[Tensor], parameters: Sequence[Tensor]
-    ) -> Grads:
-        """Vector-Jacobian product: gradients of `inputs` that need one; of `parameters` into `parameter_grads`."""
-        found, of_parameters = pull_back(outputs, grads, inputs, parameters)
-        for p, grad in zip(parameters, of_parameters, strict=True):
-            if grad is not None:
-                self.parameter_grads[p] = self.parameter_grads[p] + grad if p in self.parameter_grads else grad
-        return found
+    def pull(self, outputs: Sequence[Tensor], grads: Grads, inputs: Streams) -> Grads:
+        """Vector-Jacobian product: gradients of `inputs` that need one; of all else into `..._grads`."""
+        read = {name: value for name, value in self.context.items() if _is_leaf(value)} if self.context else {}
+        found = pull_back(outputs, grads, (*inputs, *read.values()), self.known)
+        of_inputs = tuple(found.pop(id(x), None) for x in inputs)
+        if read:
+            self.add({name: found.pop(id(x)) for name, x in read.items() if id(x) in found})
+        for key, grad in found.items():
+            before = self.parameter_grads.get(key)
+            self.parameter_grads[key] = grad if before is None else before + grad
+        return of_inputs
+
+    def add(self, context_grads: dict[str, Tensor]) -> None:
+        """Gradients of keywords."""
+        for name, grad in context_grads.items():
+            self.context_grads[name] = self.context_grads[name] + grad if name in self.context_grads else grad
 
 
 @dataclass
 class Undone:
-    """Answer to a Task: `inputs` is None where none was needed; `known` as in Task, for the step below."""
+    """Answer to a Task: `inputs` is None where none was needed; `value` as in Task, for the step below."""
 
-    inputs: tuple[Tensor, ...] | None
+    inputs: Streams | None
     grads: Grads
-    known: tuple[nn.Module, Tensor] | None = None
+    value: tuple[nn.Module, Tensor] | None = None
 
 
-def pull_back(
-    outputs: Sequence[Tensor], grads: Grads, inputs: Sequence[Tensor], parameters: Sequence[Tensor]
-) -> tuple[Grads, Grads]:
-    """Gradients of `inputs` (None for those that need none) and of `parameters`, in one call of autograd."""
-    used = [(y, g.to(y.dtype)) for y, g in zip(outputs, grads, strict=True) if g is not None and y.requires_grad]
-    targets = [x for x in inputs if x.requires_grad] + list(parameters)
-    if not used or not targets:
-        return (None,) * len(inputs), (None,) * len(parameters)
+def pull_back(outputs: Sequence[Tensor], grads: Grads, inputs: Streams, known: Known) -> dict[int, Tensor]:
+    """Gradients by id of inputs and known parameters, in one call of autograd.
+
+    Raises:
+        StepError: the outputs depend on another tensor that needs a gradient.
+    """
+    values, given = [], []
+    for y, grad in zip(outputs, grads, strict=True):
+        if grad is not None and y.requires_grad:
+            values.append(y)
+            given.append(grad if grad.dtype is y.dtype else grad.to(y.dtype))
+    if not values:
+        return {}
+    targets = leaves(values, inputs, known)
+    if known.unwanted:
+        targets = [t for t in targets if id(t) not in known.unwanted]
+    if not targets:
+        return {}
     # a tensor hook of the user's on a parameter is to see the gradient once: when it leaves the engine
-    hooks = [(p, dict(p._backward_hooks)) for p in parameters if p._backward_hooks]
+    hooks = [(p, dict(p._backward_hooks)) for p in targets if p._backward_hooks]
     for p, _ in hooks:
         p._backward_hooks.clear()  # type: ignore[union-attr]
     try:
-        found = iter(torch.autograd.grad([y for y, _ in used], targets, [g for _, g in used], allow_unused=True))
+        # torch.autograd.grad without its checks of shapes, which take as long as a small layer
+        found = _engine_run_backward(
+            tuple(values), tuple(given), False, False, tuple(targets), allow_unreachable=True, accumulate_grad=False
+        )
     finally:
-        for p, own in hooks:
-            p._backward_hooks.update(own)  # type: ignore[union-attr]
-    return tuple(next(found) if x.requires_grad else None for x in inputs), tuple(found)
+        for p, kept in hooks:
+            p._backward_hooks.update(kept)  # type: ignore[union-attr]
+    return {id(t): g for t, g in zip(targets, found, strict=True) if g is not None}
+
+
+def undo_all(
+    steps: dict[int, nn.Module], task: Task, frame: Frame, contexts: dict[int, Context]
+) -> tuple[Undone, dict[int, dict[str, Tensor]]]:
+    """Undoes steps that follow each other, from the last. Gradients of keywords are apart for each step.
+
+    Args:
+        task: of all of them together; `parameter_grads` is filled.
+        frame: of their common record.
+        contexts: of each step.
+
+    Raises:
+        StepError: names the step.
+    """
+    undone = Undone(task.outputs, task.grads, task.value)
+    found: dict[int, dict[str, Tensor]] = {}
+    lowest = next(iter(steps))
+    for index in reversed(steps):
+        outputs = undone.inputs
+        if outputs is None:
+            break
+        needs = task.needs if index == lowest else tuple([y.is_floating_point() or y.is_complex() for y in outputs])
+        own = Task(
+            outputs, undone.grads, needs, task.known, task.refine, contexts[index], undone.value, task.parameter_grads
+        )
+        del outputs
+        token = current.set(frame.of(index))
+        try:
+            undone = undo(steps[index], own)
+        except StepError as error:
+            raise StepError(f"{describe(index, steps[index])}: {error}") from None
+        finally:
+            current.reset(token)
+        found[index] = own.context_grads
+    return undone, found
 
 
 def undo(step: nn.Module, task: Task) -> Undone:
     """The step's own `undo`; without one, inputs by `inverse` and gradients by one more evaluation there."""
-    own: Callable[[Task], Undone] | None = getattr(step, "undo", None)
-    if own is not None:
-        return own(task)
-    inverse: Callable[..., Tensor | Streams] = step.inverse  # type: ignore[assignment]
+    if isinstance(step, Step):
+        return _with_hooks(step, task)
     with torch.no_grad():
-        inputs = as_tuple(evaluate("step", inverse, *task.outputs))
+        inputs = invert(step, task.outputs, task.refine, task.given(step))
     with torch.enable_grad():
         leaves = tuple(x.detach().requires_grad_(need) for x, need in zip(inputs, task.needs, strict=True))
-        outputs = as_tuple(evaluate("step", step, *leaves))
-    return Undone(inputs, task.pull(outputs, task.grads, leaves, task.parameters))
+        outputs = as_tuple(evaluate("step", step, *leaves, **task.given(step)))
+    return Undone(inputs, task.pull(outputs, task.grads, leaves))
+
+
+def invert(step: nn.Module, outputs: Streams, refine: int, context: Context) -> Streams:
+    """The step's inputs by its `inverse`, refined where it is approximate.
+
+    With h the step and g its inverse, x~ = g(y), then `refine` times x~ <- x~ + g(y) - g(h(x~)). The fixed point is x, and
+    the iteration converges where g is near the inverse of h; for an Euler step it is one of higher order than its own.
+    An `inverse` that has a keyword `refine` is left to refine by itself.
+
+    Args:
+        context: the keywords that the step takes; its `inverse` gets those that it has, too.
+    """
+    inverse: Callable[..., Tensor | Streams] = step.inverse  # type: ignore[assignment]
+    parameters = inspect.signature(inverse).parameters
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    own = {name: value for name, value in context.items() if anything or name in parameters}
+    call: Callable[..., Tensor | Streams] = inverse if isinstance(step, Step) else partial(evaluate, "step", inverse)
+    if "refine" in parameters:
+        return as_tuple(call(*outputs, **own, refine=refine))
+    first = inputs = as_tuple(call(*outputs, **own))
+    for _ in range(refine if getattr(step, "approximate", False) is True and not isinstance(step, Step) else 0):
+        again = as_tuple(evaluate("step", step, *inputs, **context))
+        off = as_tuple(call(*again, **own))
+        inputs = tuple(x + (a - b) for x, a, b in zip(inputs, first, off, strict=True))
+    return inputs
+
+
+def _with_hooks(step: Step, task: Task) -> Undone:
+    """`step.undo`, and the step's full backward hooks as autograd would call them."""
+    before, (after, _) = step._get_backward_pre_hooks(), step._get_backward_hooks()
+    for hook in before:
+        task.grads = _changed(hook(step, task.grads), task.grads)
+    undone = step.undo(task)
+    for hook in after:
+        undone.grads = _changed(hook(step, undone.grads, task.grads), undone.grads)
+    return undone
+
+
+def _changed(result: Grads | Tensor | None, grads: Grads) -> Grads:
+    if result is None:
+        return grads
+    return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+def _is_leaf(value: object) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
 
 
 def as_tuple(streams: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

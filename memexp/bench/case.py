@@ -37,6 +37,7 @@ def carry_out(cfg: DictConfig, steps: int) -> dict[str, Any]:
         network = network.to(memory_format=torch.channels_last)
     model: nn.Module = torch.compile(network) if cfg.compile else network  # type: ignore[assignment]
     made = recipe.make(cfg, network, device, classes)
+    made.precision.set_up()
 
     def batch() -> tuple[Tensor, Tensor]:
         images = torch.randn(cfg.batch_size, *shape).contiguous(memory_format=torch.channels_last)

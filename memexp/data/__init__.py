@@ -5,17 +5,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from memexp.data import folders
-from memexp.data.arrays import Arrays, class_numbers, even_sample, hold_out, moments
-from memexp.data.augment import Augmentation
+from memexp.data import damage, folders, identity, small
+from memexp.data.arrays import Arrays, moments
+from memexp.data.augment import Augmentation, Normalise
 from memexp.data.batches import Batches, ImageBatches, Share, Splits
 from memexp.data.errors import DataError
+from memexp.data.identity import imagenet_classes, match
+from memexp.data.selection import class_numbers, hold_out, select
 from memexp.data.sources import SOURCES, search_root
-from memexp.data.streamed import StreamedBatches
+from memexp.data.streamed import Loader, Samples, StreamedBatches, resize_size
 
-__all__ = ["Batches", "DataError", "Splits", "describe", "load"]
+__all__ = ["Batches", "DataError", "Splits", "describe", "imagenet_classes", "load", "match"]
 
-CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "fashion_mnist": 10, "imagenet": 1000}
+CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "fashion_mnist": 10}
+EXPECTED = "train/CLASS/*.jpg and val/CLASS/*.jpg"
 
 
 def load(
@@ -33,8 +36,11 @@ def load(
     return _streamed(settings, batch_size, seed, device, share)
 
 
-def describe(settings: Any) -> tuple[int, tuple[int, int, int]]:
-    """Number of classes and image shape (channels, height, width) of a data set, without reading its images."""
+def describe(settings: Any, notes: list[str] | None = None) -> tuple[int, tuple[int, int, int]]:
+    """Number of classes and image shape (channels, height, width) of a data set, without looking at its images.
+
+    Class folders are counted where classes are folders. notes: is told where the number is assumed instead.
+    """
     shape = (3, settings.image_size, settings.image_size)
     if settings.get("classes"):
         return len(settings.classes), shape
@@ -42,67 +48,132 @@ def describe(settings: Any) -> tuple[int, tuple[int, int, int]]:
         return settings.num_classes, shape
     if settings.name in CLASSES:
         return CLASSES[settings.name], shape
-    train, _ = folders.splits(folders.find_root(search_root(settings, "train/CLASS/*.jpg"), []))
-    return len(train.classes), shape
+    try:
+        root = search_root(settings, EXPECTED)
+    except DataError as error:
+        if settings.name != "imagenet":
+            raise
+        if notes is not None:
+            notes.append(f"{len(imagenet_classes())} classes are assumed: {error}")
+        return len(imagenet_classes()), shape
+    return len(folders.find(root, []).classes), shape
 
 
 def _in_memory(arrays: Arrays, settings: Any, batch_size: int, seed: int, device: torch.device, share: Share) -> Splits:
-    classes = list(settings.classes) if settings.get("classes") else None
-    arrays = arrays.only(classes).limited(settings.limit, settings.test_limit, seed)
-    mean, std = (
-        (torch.tensor(list(m)) for m in (settings.mean, settings.std)) if settings.mean else moments(arrays.train)
-    )
-    mean, std = mean.to(device), std.to(device)
-    images, labels = (torch.from_numpy(a).to(device) for a in (arrays.train, arrays.train_labels))
+    notes, classes = arrays.notes, arrays.classes
+    fingerprint = arrays.fingerprint()
+    numbers = class_numbers(settings.classes, classes) if settings.get("classes") else None
+    if numbers is not None:
+        classes = tuple(classes[number] for number in numbers)
+    chosen = {name: select(part.labels, numbers, *_limit(settings, name), seed) for name, part in arrays.parts.items()}
+    train = arrays.train.images[chosen["train"][0]]
+    _enough(len(train), batch_size, share, notes)
+    kept, held = _held_out(chosen["train"][1], settings, seed, "val" in chosen, notes)
+    if settings.mean:
+        mean, std = (torch.tensor(list(values)) for values in (settings.mean, settings.std))
+    else:
+        mean, std = moments(train, notes)
+    height, width, channels = train.shape[1:]
+    normalise = Normalise(mean, std, height, width, device)
     augmentation = Augmentation(settings.padding, settings.flip) if settings.padding or settings.flip else None
-    _enough(len(labels), batch_size, share, arrays.notes)
 
-    def batches(pixels: torch.Tensor, targets: torch.Tensor, training: bool = False) -> ImageBatches:
-        return ImageBatches(
-            pixels, targets, batch_size, seed, mean, std, training, augmentation if training else None, share
-        )
+    def on_device(images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+        return pixels, torch.from_numpy(labels).to(device)
 
-    val = None
-    if settings.val_fraction:
-        kept, held = (
-            torch.from_numpy(i).to(device) for i in hold_out(arrays.train_labels, settings.val_fraction, seed)
-        )
-        val = batches(images[held], labels[held])
-        images, labels = images[kept], labels[kept]
-    test = batches(torch.from_numpy(arrays.test).to(device), torch.from_numpy(arrays.test_labels).to(device))
-    shape = (images.shape[3], images.shape[1], images.shape[2])
-    train = batches(images, labels, training=True)
-    return Splits(train, val, test, arrays.classes, shape, batches(images, labels), arrays.notes)
+    def batches(
+        data: tuple[torch.Tensor, torch.Tensor], part: np.ndarray | None = None, training: bool = False
+    ) -> ImageBatches:
+        indices = torch.from_numpy(part) if part is not None else None
+        augment = augmentation if training else None
+        return ImageBatches(*data, batch_size, seed, normalise, training, augment, share, indices)
+
+    def split(name: str) -> ImageBatches:
+        indices, labels = chosen[name]
+        return batches(on_device(arrays.parts[name].images[indices], labels))
+
+    data = on_device(train, chosen["train"][1])
+    val = batches(data, held) if held is not None else split("val") if "val" in chosen else None
+    return Splits(
+        batches(data, kept, training=True),
+        val,
+        split("test"),
+        classes,
+        (channels, height, width),
+        batches(data, kept),
+        notes,
+        fingerprint,
+    )
 
 
 def _streamed(settings: Any, batch_size: int, seed: int, device: torch.device, share: Share) -> Splits:
     notes: list[str] = []
-    root = folders.find_root(search_root(settings, "train/CLASS/*.jpg and val/CLASS/*.jpg"), notes)
-    wanted = list(settings.classes) if settings.get("classes") else None
-    train, test = folders.splits(root, wanted)
-    names = train.classes
-    if wanted:
-        numbers = class_numbers(wanted, names)
-        train, test = (_only(listing, numbers) for listing in (train, test))
-        names = tuple(names[number] for number in numbers)
-    if settings.skip_broken:
-        train, test = (_readable(listing, notes) for listing in (train, test))
-    train, test = (
-        _limited(train, settings.limit, seed, "limit"),
-        _limited(test, settings.test_limit, seed, "test_limit"),
-    )
-    _enough(len(train.files), batch_size, share, notes)
+    resize = resize_size(settings)
+    layout = folders.find(search_root(settings, EXPECTED), notes)
+    classes = layout.classes
+    numbers = class_numbers(settings.classes, classes) if settings.get("classes") else None
+    places = {"train": layout.train, "test": layout.test} | ({"val": layout.val} if layout.val else {})
+    listings = {
+        name: folders.listing(place, classes, numbers, name == "train", notes) for name, place in places.items()
+    }
+    fingerprint = identity.of_files(classes, places, {name: found.files for name, found in listings.items()})
+    if numbers is not None:
+        classes = tuple(classes[number] for number in numbers)
+    files = [file for found in listings.values() for file in found.files]
+    broken = torch.zeros(len(files), dtype=torch.bool)
+    if settings.skip_broken and (bad := damage.broken(layout.root, files, share, notes)):
+        broken[bad] = True
+        notes.append(small.left_out([files[i] for i in bad]))
+        sound = np.flatnonzero(~broken[: len(listings["train"].files)].numpy())
+        folders.complete(listings["train"].labels, sound, layout.classes, layout.train)
+    labels = np.empty(len(files), np.int64)
+    chosen: dict[str, np.ndarray] = {}
+    first = 0
+    for name, found in listings.items():
+        indices, renumbered = select(found.labels, numbers, *_limit(settings, name), seed)
+        chosen[name] = indices + first
+        labels[chosen[name]] = renumbered
+        first += len(found.files)
+    kept, held = _held_out(labels[chosen["train"]], settings, seed, "val" in chosen, notes)
+    if held is not None:
+        chosen["val"], chosen["train"] = chosen["train"][held], chosen["train"][kept]
+    loader = Loader(Samples(files, labels, settings.image_size, resize, settings.flip), settings.workers, device)
+    mean, std = (torch.tensor(list(values)) for values in (settings.mean, settings.std))
+    normalise = Normalise(mean, std, settings.image_size, settings.image_size, device)
 
-    def batches(listing: folders.Listing, training: bool = False) -> StreamedBatches:
-        return StreamedBatches(listing.files, listing.labels, settings, batch_size, seed, device, training, share)
+    def batches(name: str, training: bool = False) -> StreamedBatches:
+        augment = training and settings.augment
+        indices = torch.from_numpy(chosen[name])
+        return StreamedBatches(loader, indices, broken, batch_size, seed, normalise, device, training, augment, share)
 
-    val = None
-    if settings.val_fraction:
-        kept, held = hold_out(np.asarray(train.labels), settings.val_fraction, seed)
-        val = batches(_chosen(train, held.tolist()))
-        train = _chosen(train, kept.tolist())
+    train = batches("train", training=True)
+    _enough(train.images, batch_size, share, notes)
+    val = batches("val") if "val" in chosen else None
     shape = (3, settings.image_size, settings.image_size)
-    return Splits(batches(train, training=True), val, batches(test), names, shape, batches(train), notes)
+    return Splits(train, val, batches("test"), classes, shape, batches("train"), notes, fingerprint)
+
+
+def _limit(settings: Any, split: str) -> tuple[int | None, str]:
+    """How many images of a split are used at most, and the key that says so."""
+    return (settings.limit, "dataset.limit") if split == "train" else (settings.test_limit, "dataset.test_limit")
+
+
+def _held_out(
+    labels: np.ndarray, settings: Any, seed: int, val: bool, notes: list[str]
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Indices of the training images to train on (None: all) and to hold out. val: whether there is a folder for that."""
+    if not settings.val_fraction:
+        return None, None
+    if val:
+        raise DataError(
+            f"dataset.val_fraction: {settings.val_fraction} holds training images out, but {settings.name} has a val/ "
+            "folder for that beside test/; set dataset.val_fraction=0, or move val/ away"
+        )
+    kept, held = hold_out(labels, settings.val_fraction, seed)
+    without = len(np.setdiff1d(labels, labels[held]))
+    if without:
+        notes.append(f"{without} classes are too small for any of their images to be held out")
+    return kept, held
 
 
 def _enough(images: int, batch_size: int, share: Share, notes: list[str]) -> None:
@@ -110,28 +181,3 @@ def _enough(images: int, batch_size: int, share: Share, notes: list[str]) -> Non
         raise DataError(f"{images} training images cannot be divided over {share.size} processes; use fewer processes")
     if images < (batch := batch_size * share.size):
         notes.append(f"there are {images} training images, fewer than the batch of {batch}: each step sees all of them")
-
-
-def _only(listing: folders.Listing, numbers: list[int]) -> folders.Listing:
-    kept = [i for i, label in enumerate(listing.labels) if label in numbers]
-    chosen = _chosen(listing, kept)
-    return folders.Listing(chosen.files, [numbers.index(label) for label in chosen.labels], listing.classes)
-
-
-def _limited(listing: folders.Listing, limit: int | None, seed: int, name: str) -> folders.Listing:
-    if limit is None:
-        return listing
-    return _chosen(listing, even_sample(np.asarray(listing.labels), limit, seed, f"dataset.{name}").tolist())
-
-
-def _readable(listing: folders.Listing, notes: list[str]) -> folders.Listing:
-    """Without the files that cannot be decoded; reads every file once."""
-    broken = folders.broken(listing.files)
-    if broken:
-        notes.append(f"{len(broken)} broken images are left out: {', '.join(map(str, broken))}")
-    gone = set(broken)
-    return _chosen(listing, [i for i, path in enumerate(listing.files) if path not in gone])
-
-
-def _chosen(listing: folders.Listing, indices: list[int]) -> folders.Listing:
-    return folders.Listing([listing.files[i] for i in indices], [listing.labels[i] for i in indices], listing.classes)

@@ -18,6 +18,7 @@ class Batches(Protocol):
     """One split of a data set in batches: float32 images, normalised, and int64 labels, on the device."""
 
     images: int
+    held: list[Tensor]  # what it keeps on the device between batches
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -30,7 +31,11 @@ class Batches(Protocol):
 
 @dataclass
 class Splits:
-    """A data set as a run sees it. notes: what a person should be told, such as files left out."""
+    """A data set as a run sees it.
+
+    val: chooses the best weights, where there is one; test is then measured once at the end. notes: what a person should
+    be told, such as files left out. fingerprint: one line that stands for what the data are, whatever is used of them.
+    """
 
     train: Batches
     val: Batches | None
@@ -39,12 +44,22 @@ class Splits:
     shape: tuple[int, int, int]
     plain_train: Batches
     notes: list[str] = field(default_factory=list)
+    fingerprint: str = ""
+
+    @property
+    def held(self) -> list[Tensor]:
+        """The tensors of data that stay on the device, each once, though splits share them."""
+        splits = (self.train, self.plain_train, self.val, self.test)
+        tensors = [tensor for split in splits if split is not None for tensor in split.held]
+        return list({id(tensor): tensor for tensor in tensors}.values())
 
     def named(self, name: str) -> Batches:
         """The split `train` (without augmentation), `val` or `test`."""
         found = {"train": self.plain_train, "val": self.val, "test": self.test}[name]
         if found is None:
-            raise DataError("there is no val split: the data set was not divided; set dataset.val_fraction")
+            raise DataError(
+                "there is no val split: the data set was not divided; set dataset.val_fraction or add a val/ folder"
+            )
         return found
 
 
@@ -81,7 +96,8 @@ def count_batches(images: int, batch_size: int, world: int, training: bool) -> i
 class ImageBatches:
     """Batches of images that live as one uint8 tensor (n, height, width, channels) on the training device.
 
-    padded: `pixels` with `augmentation.padding` zeros around, when training; augmentation None: none.
+    The tensor may be shared by several splits: `chosen` are the indices of this one's images, None all of them; nothing
+    of it is copied but the batch. augmentation None: none.
     """
 
     def __init__(
@@ -90,32 +106,25 @@ class ImageBatches:
         labels: Tensor,
         batch_size: int,
         seed: int,
-        mean: Tensor,
-        std: Tensor,
+        normalise: Normalise,
         training: bool,
         augmentation: Augmentation | None = None,
         share: Share = Share(),
+        chosen: Tensor | None = None,
     ) -> None:
-        self.images = len(labels)
-        self.labels = labels
         self.batch_size, self.seed, self.share, self.training = batch_size, seed, share, training
         self.augmentation = augmentation
-        self._height, self._width = pixels.shape[1:3]
-        self._normalise = Normalise(mean, std, self._height, self._width)
-        padding = augmentation.padding if augmentation else 0
-        if padding:
-            self._pixels = pixels.new_zeros(
-                (len(pixels), self._height + 2 * padding, self._width + 2 * padding, pixels.shape[3])
-            )
-            self._pixels[:, padding:-padding, padding:-padding] = pixels
-        else:
-            self._pixels = pixels
+        self._pixels, self._labels, self._normalise, self._chosen = pixels, labels, normalise, chosen
+        self.images = len(labels) if chosen is None else len(chosen)
+        self.held = [pixels, labels, *normalise.held]
 
     def __len__(self) -> int:
         return count_batches(self.images, self.batch_size, self.share.size, self.training)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         indices = order(self.seed, epoch, self.images) if self.training else torch.arange(self.images)
+        if self._chosen is not None:
+            indices = self._chosen[indices]
         whole = self.batch_size * self.share.size
         for batch in range(start, len(self)):
             mine = indices[batch * whole : (batch + 1) * whole][self.share.rank :: self.share.size]
@@ -123,11 +132,9 @@ class ImageBatches:
                 yield self._batch(mine, epoch, batch)
 
     def _batch(self, indices: Tensor, epoch: int, batch: int) -> tuple[Tensor, Tensor]:
-        device = self._pixels.device
-        on_device = indices.to(device, non_blocking=True)
-        if self.augmentation is None:
-            pixels = self._pixels[on_device]
-        else:
+        on_device = indices.to(self._pixels.device, non_blocking=True)
+        pixels = self._pixels.index_select(0, on_device)
+        if self.augmentation is not None:
             generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch, batch, self.share.rank))
-            pixels = crop_and_flip(self._pixels, on_device, self.augmentation, self._height, self._width, generator)
-        return self._normalise(pixels), self.labels[on_device]
+            pixels = crop_and_flip(pixels, self.augmentation, generator)
+        return self._normalise(pixels), self._labels.index_select(0, on_device)

@@ -12,9 +12,10 @@ import torchvision.datasets
 from torch.nn import functional
 from torchvision.datasets.utils import check_integrity
 
-from memexp.data import cache, folders, idx
-from memexp.data.arrays import Arrays
-from memexp.data.errors import DataError
+from memexp.data import cache, folders, identity, idx, small
+from memexp.data.arrays import Arrays, Part
+from memexp.data.errors import DataError, reason, shown
+from memexp.data.selection import class_numbers
 
 
 def digits(settings: Any) -> Arrays:
@@ -31,7 +32,10 @@ def digits(settings: Any) -> Arrays:
     for number in range(10):
         test[np.flatnonzero(labels == number)[4::5]] = True
     classes = tuple(str(number) for number in range(10))
-    return Arrays(images[~test], labels[~test], images[test], labels[test], classes)
+    train, held = (Part(images[chosen], labels[chosen]) for chosen in (~test, test))
+    content = [raw.images.astype(np.uint8).tobytes(), labels.tobytes()]
+    source = identity.fingerprint(classes, {"train": len(train.labels), "test": len(held.labels)}, content)
+    return Arrays(train, held, classes, source=source)
 
 
 def cifar(settings: Any) -> Arrays:
@@ -39,36 +43,53 @@ def cifar(settings: Any) -> Arrays:
     name = settings.name
     kind = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
     root = search_root(settings, f"{kind.base_folder}/ (the authors' python files) or {{train,test}}/CLASS/*.jpg")
-    if not any((path / kind.base_folder).is_dir() for path in (root, root.parent)) and not settings.download:
+    if (root / kind.meta["filename"]).is_file():  # the authors' folder itself, whatever it is called
+        kind = type(kind.__name__, (kind,), {"base_folder": root.resolve().name})
+        root = root.resolve().parent
+    elif not (root / kind.base_folder).is_dir() and not settings.download:
+        if (other := _other_version(root, kind.base_folder)) is not None:
+            raise DataError(f"dataset={name}: {other}, or set dataset.download=true")
         arrays = image_folders(settings, root)
         if len(arrays.classes) != (count := {"cifar10": 10, "cifar100": 100}[name]):
             raise DataError(
-                f"dataset={name}: there are {len(arrays.classes)} class folders in {root}, not {count}: "
+                f"dataset={name}: there are {len(arrays.classes)} class folders in {shown(root)}, not {count}: "
                 f"{', '.join(arrays.classes[:10])}; put the missing ones there, or use dataset=imagefolder for other images"
             )
         return arrays
-    root = root.parent if (root.parent / kind.base_folder).is_dir() else root
 
-    def make(train: bool) -> Any:
+    def read(train: bool) -> Any:
         try:
             return kind(str(root), train=train, download=settings.download)
+        except PermissionError as error:
+            raise DataError(f"{shown(error.filename or root)}: cannot be read ({reason(error)})") from error
         except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
             files = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
             paths = [(root / kind.base_folder / file, md5) for file, md5 in files]
             bad = next((path for path, md5 in paths if not check_integrity(str(path), md5)), root)
             problem = "is not as its authors published it" if bad.is_file() else "is missing"
             if bad == root:
-                problem = _first_line(error)
-            raise DataError(f"{bad}: {problem}; get it again with dataset.download=true") from error
+                problem = reason(error)
+            raise DataError(f"{shown(bad)}: {problem}; get it again with dataset.download=true", str(bad)) from error
 
-    train, test = make(True), make(False)
-    return Arrays(
-        train.data,
-        np.asarray(train.targets, np.int64),
-        test.data,
-        np.asarray(test.targets, np.int64),
-        tuple(train.classes),
-    )
+    found = read(True), read(False)
+    train, test = (Part(split.data, np.asarray(split.targets, np.int64)) for split in found)
+    notes = [f"the authors' files in {shown(root / kind.base_folder)}"]
+    return Arrays(train, test, tuple(found[0].classes), notes=notes)
+
+
+def _other_version(root: Path, wanted: str) -> str | None:
+    """What to do about a version of CIFAR that is there but is not read: packed, binary or Matlab's."""
+    if (root / "train").is_dir() or not root.is_dir():
+        return None
+    archives = [name for name in folders.packed(root) if name.startswith("cifar")]
+    versions = [path.name for path in sorted(root.iterdir()) if path.name.startswith("cifar-") and path.is_dir()]
+    if archives:
+        return f"{shown(root / archives[0])} is packed; unpack it there, which gives {wanted}/"
+    if versions:
+        return f"{shown(root / versions[0])} is another version of the authors' files; only {wanted}/ is read: get that one"
+    if (root / "data_batch_1.bin").is_file() or (root / "train.bin").is_file():
+        return f"{shown(root)} holds the authors' binary version; only the python version, {wanted}/, is read: get that one"
+    return None
 
 
 def fashion_mnist(settings: Any) -> Arrays:
@@ -78,13 +99,13 @@ def fashion_mnist(settings: Any) -> Arrays:
         try:
             torchvision.datasets.FashionMNIST(str(root), download=True)
         except (RuntimeError, OSError) as error:
-            raise DataError(f"{root}: Fashion-MNIST cannot be downloaded there ({_first_line(error)})") from error
+            raise DataError(f"{root}: Fashion-MNIST cannot be downloaded there ({reason(error)})") from error
     size = settings.image_size
     if size < 28:
         raise DataError(f"dataset.image_size: {size} is less than the 28 that Fashion-MNIST's images have")
     folder = next((f for f in (root / "FashionMNIST" / "raw", root / "raw") if f.is_dir()), root)
 
-    def make(split: str) -> tuple[np.ndarray, np.ndarray]:
+    def make(split: str) -> Part:
         images = idx.read(folder, f"{split}-images-idx3-ubyte", 3)
         labels = idx.read(folder, f"{split}-labels-idx1-ubyte", 1)
         if images.shape[1:] != (28, 28):
@@ -92,10 +113,10 @@ def fashion_mnist(settings: Any) -> Arrays:
         before = (size - 28) // 2
         edge = (before, size - 28 - before)
         padded = np.pad(images, ((0, 0), edge, edge))
-        return np.repeat(padded[..., None], 3, axis=3), labels.astype(np.int64)
+        return Part(np.repeat(padded[..., None], 3, axis=3), labels.astype(np.int64))
 
     try:
-        return Arrays(*make("train"), *make("t10k"), tuple(torchvision.datasets.FashionMNIST.classes))
+        return Arrays(make("train"), make("t10k"), tuple(torchvision.datasets.FashionMNIST.classes))
     except DataError as error:
         raise DataError(f"{error}; get it again with dataset.download=true") from error
 
@@ -105,43 +126,51 @@ def synthetic(settings: Any) -> Arrays:
     generator = np.random.default_rng(0)
     size, classes = settings.image_size, settings.num_classes
 
-    def make(count: int) -> tuple[np.ndarray, np.ndarray]:
-        return generator.integers(0, 256, (count, size, size, 3), dtype=np.uint8), np.arange(count) % classes
+    def make(count: int) -> Part:
+        return Part(generator.integers(0, 256, (count, size, size, 3), dtype=np.uint8), np.arange(count) % classes)
 
-    return Arrays(*make(settings.images), *make(settings.test_images), tuple(str(i) for i in range(classes)))
+    return Arrays(make(settings.images), make(settings.test_images), tuple(str(i) for i in range(classes)))
 
 
 def image_folders(settings: Any, root: Path) -> Arrays:
     """Class folders of small images, decoded once and cached."""
     notes: list[str] = []
-    root = folders.find_root(root, notes)
-    train, test = folders.splits(root, list(settings.classes) if settings.classes else None)
+    layout = folders.find(root, notes)
+    wanted = class_numbers(settings.classes, layout.classes) if settings.classes else None
+    splits = {"train": layout.train, "test": layout.test} | ({"val": layout.val} if layout.val else {})
+    listings = {
+        name: folders.listing(folder, layout.classes, wanted, name == "train", notes) for name, folder in splits.items()
+    }
+    decoded = {name: small.Decoding(listing, settings.image_size) for name, listing in listings.items()}
+    content = (part for name, listing in listings.items() for part in small.content(splits[name], listing.files))
+    counts = {name: len(listing.files) for name, listing in listings.items()}
+    source = identity.fingerprint(layout.classes, counts, content)
 
-    def make() -> dict[str, np.ndarray]:
-        arrays: dict[str, np.ndarray] = {}
-        for name, listing in (("train", train), ("test", test)):
-            pixels, labels, left_out = folders.decode(listing, settings.image_size, settings.skip_broken)
-            names = [path.relative_to(root).as_posix() for path in left_out]
-            arrays |= {name: pixels, f"{name}_labels": labels, f"{name}_left_out": np.asarray(names, dtype=np.str_)}
-        return arrays
+    def make() -> cache.Contents:
+        return {f"{name}_{key}": array for name in decoded for key, array in decoded[name].arrays().items()}
 
-    content = folders.fingerprint(root, train.files + test.files)
-    key = cache.key(content, train.classes, settings.image_size, settings.skip_broken)
-    arrays = cache.cached(f"images-{key}", make, notes)
-    left_out = [str(root / path) for name in ("train", "test") for path in arrays[f"{name}_left_out"]]
-    if left_out:
-        notes.append(f"{len(left_out)} broken images are left out: {', '.join(left_out)}")
-    return Arrays(arrays["train"], arrays["train_labels"], arrays["test"], arrays["test_labels"], train.classes, notes)
+    def sound(arrays: cache.Contents) -> bool:
+        return all(decoded[name].fits({key: arrays[f"{name}_{key}"] for key in small.KEYS}) for name in decoded)
+
+    arrays = cache.cached(f"images-{cache.key(2, source, settings.image_size)}", make, notes, sound)
+    parts = {}
+    for name, decoding in decoded.items():
+        found = {key: arrays[f"{name}_{key}"] for key in small.KEYS}
+        kept = decoding.kept(found, settings.skip_broken, notes)
+        if name == "train":
+            folders.complete(listings[name].labels, kept, layout.classes, layout.train)
+        parts[name] = Part(found["pixels"][kept], listings[name].labels[kept])
+    return Arrays(parts["train"], parts["test"], layout.classes, parts.get("val"), notes, source)
 
 
 def search_root(settings: Any, expected: str) -> Path:
     """dataset.root, or the first of $MEMEXP_DATA/NAME and data/NAME that is there."""
     name = settings.name
     if settings.root is not None:
-        return Path(settings.root).expanduser()
+        return _expanded(settings.root)
     places = [Path("data") / name]
     if base := os.environ.get("MEMEXP_DATA"):
-        places.insert(0, Path(base) / name)
+        places.insert(0, _expanded(base) / name)
     for place in places:
         if place.is_dir():
             return place
@@ -153,8 +182,11 @@ def search_root(settings: Any, expected: str) -> Path:
     )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"dataset.root: {path!r} names a home directory that is not known; write it out") from error
 
 
 SOURCES: dict[str, Callable[[Any], Arrays]] = {

@@ -38,9 +38,11 @@ def create(
     `shape` and `chain` where its signature has them. settings: the family's own, such as depth.
     shape: (channels, height, width) of the images. chain: makes the body from its steps.
 
-    Raises ValueError for a name, a target or a setting that does not fit.
+    Raises ValueError for a name, a target, a setting or a size of images that does not fit.
     """
     from torch import nn
+
+    from memexp.models import sizes
 
     path = _target_ or (FAMILIES[name].factory if name is not None and name in names() else None)
     if path is None:
@@ -59,4 +61,6 @@ def create(
     network = build(**wanted, **settings)
     if not isinstance(network, nn.Module):
         raise ValueError(f"{path} made a {type(network).__name__}, not an nn.Module")
+    if _target_ is not None:
+        sizes.check(network, shape)
     return network

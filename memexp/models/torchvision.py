@@ -7,6 +7,7 @@ from pathlib import Path
 import torchvision
 from torch import nn
 
+from memexp.models import sizes
 from memexp.models.chain import ChainFactory
 from memexp.models.layout import Shape
 from memexp.models.weights import load_file
@@ -17,7 +18,8 @@ def torchvision_model(
 ) -> nn.Module:
     """torchvision's `arch` with `classes` outputs; `chain` has no place in it, so only backprop=stored is allowed.
 
-    Raises ValueError for an unknown arch, for images that are not of three channels, and for weights that do not fit.
+    Raises ValueError for an unknown arch, for images of a size or a number of channels that it does not take, and for
+    weights that do not fit.
     """
     known = torchvision.models.list_models(module=torchvision.models)
     if arch not in known:
@@ -30,6 +32,7 @@ def torchvision_model(
     if "aux_logits" in inspect.signature(builder).parameters or extra:
         extra["aux_logits"] = False
     network = builder(weights=None, num_classes=classes, **extra)
+    sizes.check(network, shape)
     if weights is not None:
         last = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
         load_file(network, Path(weights), head=last)

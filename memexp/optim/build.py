@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from memexp.optim import checks
+from memexp.optim import checks, kernels
 from memexp.optim.centralization import Centralized
 from memexp.optim.lookahead import Lookahead
 from memexp.optim.radam import RAdam
@@ -38,16 +37,21 @@ def build(settings: Any, model: nn.Module) -> Optimizer:
 
 
 def _sgd(settings: Any, groups: list[dict[str, Any]]) -> Optimizer:
-    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
+    options = {"lr": settings.lr, "momentum": settings.momentum, "nesterov": settings.nesterov}
+    return kernels.SGD(groups, **options, **_kernel(groups))
 
 
 def _adamw(settings: Any, groups: list[dict[str, Any]]) -> Optimizer:
-    return torch.optim.AdamW(groups, settings.lr, tuple(settings.betas), settings.eps, foreach=True)
+    return kernels.AdamW(groups, settings.lr, tuple(settings.betas), settings.eps, **_kernel(groups))
 
 
 def _ranger(settings: Any, groups: list[dict[str, Any]]) -> Optimizer:
     """RAdam, which with centralization and Lookahead around it is `memexp.optim.Ranger`."""
     return RAdam(groups, settings.lr, (settings.betas[0], settings.betas[1]), settings.eps)
+
+
+def _kernel(groups: list[dict[str, Any]]) -> dict[str, bool]:
+    return kernels.chosen(p for group in groups for p in group["params"])
 
 
 OPTIMIZERS = {"sgd": _sgd, "ranger": _ranger, "adamw": _adamw}

@@ -30,7 +30,7 @@ def centralized(gradients: Sequence[Tensor]) -> list[Tensor]:
     found = list(gradients)
     alike: dict[tuple[int, torch.dtype, torch.device], list[int]] = {}
     dense = [_dense(g) for g in gradients]
-    for i, g in enumerate(dense):
+    for i, g in ((i, g) for i, g in enumerate(dense) if g.numel()):
         alike.setdefault((g.stride(0), g.dtype, g.device), []).append(i)
     for (fan_in, *_), members in alike.items():
         outputs = [dense[i].shape[0] for i in members]
@@ -86,12 +86,17 @@ class Centralized(Wrapper):
             else:
                 update += [(p, _decay(self.optimizer, group)) for p in chosen]
         own = [p.grad for p in gradient if p.grad is not None]
+        if sparse := [g for g in own if g.layout is not torch.strided]:
+            raise RuntimeError(
+                f"the gradient of a parameter of shape {tuple(sparse[0].shape)} is sparse, which centralization cannot be: "
+                "make it dense, or set gradient_centralization=False for its group"
+            )
         for p, centred in zip(gradient, centralized(own), strict=True):
             p.grad = centred
         weights = [p for p, _ in update]
         before = torch._foreach_mul(weights, [decay for _, decay in update]) if update else ()
         try:
-            self.optimizer.step()
+            self.step_inside()
         finally:
             for p, given in zip(gradient, own, strict=True):
                 p.grad = given

@@ -1,14 +1,19 @@
-"""Ranges of optimizers' values, checked in every parameter group."""
+"""Ranges of optimizers' values and formats of what they train, checked in every parameter group."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+import torch
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
 
 
 def in_range(group: Mapping[str, Any]) -> None:
     """Raises ValueError, naming the value and its range, for an lr, eps, weight_decay or beta out of range."""
     for name in ("lr", "eps", "weight_decay"):
-        if not group[name] >= 0:
-            raise ValueError(f"{name}={group[name]!r} is not allowed: use a number of at least 0")
+        if not 0 <= group[name] < math.inf:
+            raise ValueError(f"{name}={group[name]!r} is not allowed: use a finite number of at least 0")
     for i, beta in enumerate(group["betas"]):
         if not 0 <= beta < 1:
             raise ValueError(f"betas[{i}]={beta!r} is not allowed: use a number of at least 0 and below 1")
@@ -20,3 +25,11 @@ def filled(params: Iterable[Any]) -> list[Any]:
     if not listed:
         raise ValueError("params is empty: give at least one parameter or parameter group")
     return listed
+
+
+def formats(params: Iterable[Any]) -> None:
+    """Raises ValueError, naming shape and dtype, for a parameter in a format that there is no arithmetic for."""
+    for p in params:
+        if p.dtype not in DTYPES:
+            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+            raise ValueError(f"a parameter of shape {tuple(p.shape)} is {p.dtype}: use one of {names}")

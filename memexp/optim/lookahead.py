@@ -35,7 +35,7 @@ class Lookahead(Wrapper):
         # set into the state after the step, as optimizers take an empty state for a parameter's first step
         first = [p for _, parameters in group_parameters for p in parameters if "slow" not in self.state[p]]
         slow = [p.clone() for p in first]
-        self.optimizer.step()
+        self.step_inside()
         for p, start in zip(first, slow, strict=True):
             self.state[p]["slow"] = start
         for group, parameters in group_parameters:
@@ -44,6 +44,9 @@ class Lookahead(Wrapper):
                 weights = [self.state[p]["slow"] for p in parameters]
                 torch._foreach_lerp_(weights, parameters, group["alpha"])
                 torch._foreach_copy_(parameters, weights)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"evaluate_slow": self.evaluate_slow}
 
     @contextmanager
     def evaluation_weights(self) -> Iterator[None]:

@@ -6,6 +6,7 @@
 
 m^ = m / (1 - beta1^t), rho_inf = 2 / (1 - beta2) - 1. The same numbers as torch.optim.RAdam(decoupled_weight_decay=True)
 in one pass over the weights: once rectified, it is a step of Adam with another lr, which PyTorch has a fused kernel for.
+Where it has none (`kernels.has_fused`), the same by foreach. Complex weights count as pairs of real ones, as in PyTorch.
 """
 
 import math
@@ -17,13 +18,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from memexp.optim import checks
+from memexp.optim import checks, kernels
 
 
 class RAdam(Optimizer):
     """params: parameters or groups, which may have their own lr, betas, eps and weight_decay.
 
-    Raises ValueError, naming the value, for one out of range.
+    Raises ValueError, naming the value, for one out of range, and RuntimeError in a step for a gradient that is sparse.
     """
 
     def __init__(
@@ -38,8 +39,19 @@ class RAdam(Optimizer):
         super().__init__(checks.filled(params), defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        checks.in_range(self.defaults | param_group)
         super().add_param_group(param_group)
-        checks.in_range(param_group)
+        try:
+            checks.formats(param_group["params"])
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for own in self.state.values():  # torch.optim.RAdam's are tensors
+            if "step" in own:
+                own["step"] = int(own["step"])
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -53,30 +65,55 @@ class RAdam(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            together: dict[tuple[int, torch.dtype, torch.device], list[Tensor]] = {}
+            alike: dict[tuple[Any, ...], tuple[list[Tensor], ...]] = {}
             for p in group["params"]:
-                if p.grad is not None:
-                    state = self.state[p]
-                    if not state:
-                        state |= {"step": 0, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-                    state["step"] += 1
-                    together.setdefault((state["step"], p.dtype, p.device), []).append(p)
-            for (t, *_), members in together.items():
-                self._update(group, members, t)
+                if (g := p.grad) is not None:
+                    t, m, v = self._state(p, g)
+                    strides = p.stride()
+                    if not g.stride() == m.stride() == v.stride() == strides:
+                        g, m, v = self._laid_out(p, g)
+                    key = (t, p.dtype, p.device, kernels.dense(p))
+                    if key not in alike:
+                        alike[key] = ([], [], [], [])
+                    for column, tensor in zip(alike[key], (p, g, m, v), strict=True):
+                        column.append(tensor)
+            for (t, *_), columns in alike.items():
+                self._update(group, t, *columns)
         return loss
 
-    def _update(self, group: dict[str, Any], params: list[Tensor], t: int) -> None:
-        """Step t of parameters that have had as many."""
-        lr, (beta1, beta2) = float(group["lr"]), group["betas"]
-        states = [self.state[p] for p in params]
-        g = [p.grad for p in params if p.grad is not None]
-        m, v = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
-        decay = group["weight_decay"]
+    def _state(self, p: Tensor, g: Tensor) -> tuple[int, Tensor, Tensor]:
+        """The number of this step of a parameter, and its moments."""
+        if g.layout is not torch.strided:
+            raise RuntimeError(
+                f"the gradient of a parameter of shape {tuple(p.shape)} is sparse, which RAdam cannot use: make it dense, or "
+                "train it with torch.optim.SGD or SparseAdam"
+            )
+        state = self.state[p]
+        if "exp_avg" not in state:
+            state |= {"step": 0, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        state["step"] += 1
+        return state["step"], state["exp_avg"], state["exp_avg_sq"]
+
+    def _laid_out(self, p: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradient and moments in memory as the parameter is; the moments stay so."""
+        state = self.state[p]
+        for name in ("exp_avg", "exp_avg_sq"):
+            state[name] = kernels.laid_out_as(p, state[name])
+        return kernels.laid_out_as(p, g), state["exp_avg"], state["exp_avg_sq"]
+
+    def _update(
+        self, group: dict[str, Any], t: int, params: list[Tensor], g: list[Tensor], m: list[Tensor], v: list[Tensor]
+    ) -> None:
+        """Step t of parameters that have had as many and are of one kind."""
+        lr, (beta1, beta2), eps, decay = float(group["lr"]), group["betas"], group["eps"], group["weight_decay"]
+        fused = kernels.has_fused(params[0])
+        if params[0].is_complex():
+            params, g, m, v = ([torch.view_as_real(x.resolve_conj()) for x in column] for column in (params, g, m, v))
         rho_inf = 2 / (1 - beta2) - 1
         rho = rho_inf - 2 * t * beta2**t / (1 - beta2**t)
-        if rho > 5:
+        r = math.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)) if rho > 5 else 0.0
+        if rho > 5 and fused:
             # Adam's own step, in one pass over the weights, with lr r_t, and with eps and weight decay scaled to come out right
-            r = math.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
             step = torch.full((), float(t), device=params[0].device)
             torch._fused_adamw_(
                 params,
@@ -89,7 +126,7 @@ class RAdam(Optimizer):
                 beta1=beta1,
                 beta2=beta2,
                 weight_decay=decay / r,
-                eps=group["eps"] / math.sqrt(1 - beta2**t),
+                eps=eps / math.sqrt(1 - beta2**t),
                 amsgrad=False,
                 maximize=False,
             )
@@ -99,4 +136,9 @@ class RAdam(Optimizer):
         torch._foreach_lerp_(m, g, 1 - beta1)
         torch._foreach_mul_(v, beta2)
         torch._foreach_addcmul_(v, g, g, 1 - beta2)
-        torch._foreach_add_(params, m, alpha=-lr / (1 - beta1**t))
+        if rho > 5:
+            root = torch._foreach_sqrt(v)
+            torch._foreach_add_(root, eps)
+            torch._foreach_addcdiv_(params, m, root, -lr * r * math.sqrt(1 - beta2**t) / (1 - beta1**t))
+        else:
+            torch._foreach_add_(params, m, alpha=-lr / (1 - beta1**t))

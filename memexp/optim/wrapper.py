@@ -12,7 +12,7 @@ class Wrapper(Optimizer):
     """A torch.optim.Optimizer in full that adds something to each step of `optimizer`.
 
     Group dictionaries and state are those of `optimizer`, so schedulers, GradScaler and state_dict see all of it; a
-    group's own values of `defaults` (per-group k, alpha, ...) are kept.
+    group's own values of `defaults` (per-group k, alpha, ...) are kept. Global step hooks see one step, the outermost.
 
     Raises ValueError for a value out of range, in the defaults or in a group.
     """
@@ -43,12 +43,25 @@ class Wrapper(Optimizer):
         self.around([(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups])
         return loss
 
+    def step_inside(self) -> None:
+        """A step of `optimizer` with the hooks that are its own, but not the global ones, which are for the outermost."""
+        inner = self.optimizer
+        for before in inner._optimizer_step_pre_hooks.values():
+            before(inner, (), {})
+        hooked: Any = type(inner).step
+        (hooked.__wrapped__ if getattr(hooked, "hooked", False) else hooked)(inner)
+        for after in inner._optimizer_step_post_hooks.values():
+            after(inner, (), {})
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """A further group; what it leaves out has the default value."""
+        self.check(self.defaults | param_group)
         if not any(param_group is group for group in self.optimizer.param_groups):
             self.optimizer.add_param_group(param_group)
         super().add_param_group(param_group)
-        self.check(param_group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"optimizer": self.optimizer}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from what `state_dict` gave."""
@@ -56,8 +69,7 @@ class Wrapper(Optimizer):
         self._share()
 
     def _share(self) -> None:
-        """Loading makes new groups and a new state; the optimizer inside takes them over."""
-        self.optimizer.state = self.state
-        self.optimizer.param_groups = list(self.param_groups)
+        """Loading makes new groups and a new state; the optimizer inside takes them over, as if it had loaded them."""
+        self.optimizer.__setstate__({"state": self.state, "param_groups": list(self.param_groups)})
         if isinstance(self.optimizer, Wrapper):
             self.optimizer._share()

@@ -26,6 +26,7 @@ class Run:
 
     network: after `edits`, on the device; a stage changes its shapes by `edit` alone. key: of the stage under way. finished:
     figures of the stages that are done. unfinished: of a resumed run, what `save` was given in the stage that goes on.
+    trained: the weights as training left them, where others were averaged from them and stand in the network now.
     evaluation: of the network as it stands, with the name of the split. meter: of the last
     stage that trains. steps_before, epochs_before: of the stages that are
     done.
@@ -45,6 +46,7 @@ class Run:
     key: str = ""
     finished: list[dict[str, Any]] = field(default_factory=list)
     unfinished: dict[str, Any] | None = None
+    trained: dict[str, Tensor] | None = None
     evaluation: tuple[str, Evaluation] | None = None
     steps_before: int = 0
     epochs_before: float = 0.0
@@ -53,7 +55,7 @@ class Run:
         """Changes the network, and remembers how."""
         self.network = apply(self.network, change)
         self.edits.append(change)
-        self.evaluation = None
+        self.evaluation = self.trained = None
 
     @property
     def last(self) -> Path:
@@ -87,8 +89,11 @@ class Run:
             checkpoint.save(self.directory.checkpoints / "best.pt", state)
 
     def _state(self, training: dict[str, Any] | None) -> dict[str, Any]:
+        weights: dict[str, Any] = {"model": self.network.state_dict()}
+        if self.trained is not None:
+            weights = {"model": self.trained, "deployed": weights["model"]}
         random = distribution.gather(random_state(self.device), self.world)
-        return self._described() | {"model": self.network.state_dict(), "training": training, "random": random}
+        return self._described() | weights | {"training": training, "random": random}
 
     def _described(self) -> dict[str, Any]:
         return {

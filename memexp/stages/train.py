@@ -29,6 +29,7 @@ def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:
     if text is not None:
         log.warning("warning: %s", text)
     run.meter = _meter(run, cfg)
+    run.trained = None
     trainer = trainer_for(run, cfg)
     if cfg.backprop.name == "budget":
         run.results["strategy"] = _plan(run, cfg, trainer)
@@ -50,7 +51,7 @@ def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:
         _timeline(run)
     training = trainer.recipe.state() | {"progress": vars(trainer.progress).copy()}
     if trainer.recipe.averages:
-        training["model"] = {key: value.clone() for key, value in run.network.state_dict().items()}
+        run.trained = {key: value.clone() for key, value in run.network.state_dict().items()}
         trainer.recipe.hand_on()
     run.evaluation = trainer.watched_name, watched
     figures = {

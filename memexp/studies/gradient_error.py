@@ -85,6 +85,8 @@ def _network(settings: Any, depth: int, backprop: str, splits: data.Splits) -> O
 def _train(cfg: DictConfig, network: nn.Module, batches: data.Batches, device: torch.device) -> None:
     optimizer = optim.build(cfg.optimizer, network)
     total, step = cfg.epochs * len(batches), 0
+    precision = Precision("fp32", device)
+    precision.set_up()
     if cfg.max_steps is not None:
         total = min(total, cfg.max_steps)
     for epoch in range(cfg.epochs):
@@ -93,7 +95,7 @@ def _train(cfg: DictConfig, network: nn.Module, batches: data.Batches, device: t
                 return
             for group in optimizer.param_groups:
                 group["lr"] = cfg.optimizer.lr * schedules.factor(cfg.schedule, step, total)
-            loss = train_step(network, functional.cross_entropy, optimizer, [batch], Precision("fp32", device))
+            loss = train_step(network, functional.cross_entropy, optimizer, [batch], precision)
             step += 1
             if step % cfg.log_every == 0 or step == total:
                 log.info("step %d/%d  loss %.4f", step, total, float(loss))

@@ -53,9 +53,12 @@ def choose_device(name: str, world: World) -> torch.device:
 
 
 def start(world: World) -> None:
-    """Joins the processes: NCCL between CUDA devices, gloo between CPUs."""
+    """Joins the processes: gloo between CPUs, and between accelerators what is theirs (NCCL for CUDA, XCCL for XPU)."""
     if world.size > 1 and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        found = torch.accelerator.current_accelerator(check_available=True)
+        kind = found.type if found is not None else "cpu"
+        more = f",{kind}:{dist.get_default_backend_for_device(kind)}" if kind != "cpu" else ""
+        dist.init_process_group(f"cpu:gloo{more}" if more else "gloo")
 
 
 def stop() -> None:

@@ -41,8 +41,9 @@ def evaluate(
     """
     training = model.training
     model.eval()
-    sums = torch.zeros(4, dtype=torch.float64, device=precision.device)
+    sums: list[Tensor] = []  # of each batch, read together at the end, so that the device has work meanwhile
     confusion: Tensor | None = None
+    seen = 0
     try:
         for images, labels in batches.epoch(0):
             check()
@@ -51,23 +52,26 @@ def evaluate(
             scores = scores.float()
             classes = scores.shape[1]
             ranked = scores.topk(min(5, classes), dim=1).indices
-            hits = ranked == labels[:, None]
+            predicted, *_ = ranked.unbind(1)
+            first, five = (predicted == labels).sum(), (ranked == labels.unsqueeze(1)).sum()
             loss = functional.cross_entropy(scores, labels, reduction="sum")
-            sums += torch.stack(
-                [hits[:, 0].sum(), hits.any(1).sum(), loss, torch.tensor(len(labels)).to(loss)]
-            ).double()
-            counts = torch.bincount(labels * classes + ranked[:, 0], minlength=classes * classes)
-            confusion = counts if confusion is None else confusion + counts
+            sums.append(torch.stack([first, five, loss]))
+            seen += len(labels)
+            if confusion is None:
+                confusion = torch.zeros(classes * classes, dtype=torch.int64, device=scores.device)
+            confusion.index_add_(0, labels * classes + predicted, torch.ones_like(labels))
     finally:
         model.train(training)
     if confusion is None:
         raise ValueError("the split to evaluate holds no images")
-    first, five, loss_sum, images_seen = distribution.total(sums, world).tolist()
+    # on the host, as not every accelerator has float64
+    over_batches = torch.cat([torch.stack(sums).cpu().double().sum(0), torch.tensor([seen], dtype=torch.float64)])
+    ones, fives, loss_sum, images_seen = distribution.total(over_batches, world).tolist()
     classes = round(len(confusion) ** 0.5)
     return Evaluation(
-        top1=100 * first / images_seen,
-        top5=100 * five / images_seen,
+        top1=100 * ones / images_seen,
+        top5=100 * fives / images_seen,
         loss=loss_sum / images_seen,
         images=int(images_seen),
-        confusion=distribution.total(confusion, world).reshape(classes, classes).cpu(),
+        confusion=distribution.total(confusion.cpu(), world).reshape(classes, classes),
     )

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from memexp.optim import kernels
 from memexp.training.precision import Precision
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -34,7 +35,7 @@ def train_step(
         raise ValueError("train_step was given no batches: one step takes at least one")
     if clip_grad is not None:
         precision.scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
+        kernels.clip(model.parameters(), clip_grad)
     precision.scaler.step(optimizer)
     precision.scaler.update()
     optimizer.zero_grad(set_to_none=True)

@@ -6,15 +6,18 @@ import torch
 
 import memexp
 from memexp import data
+from memexp.config import ConfigError
 from memexp.data import DataError
-from memexp.data.arrays import Arrays, even_sample, hold_out, moments
+from memexp.data.arrays import Arrays, Part, moments
 from memexp.data.augment import Augmentation, Normalise, crop_and_flip
 from memexp.data.batches import ImageBatches, Share
+from memexp.data.selection import hold_out, sample
 
 
 def batches(images: int = 20, size: int = 6, **options) -> ImageBatches:
     pixels = torch.arange(images)[:, None, None, None].expand(images, size, size, 3).to(torch.uint8).contiguous()
-    plain = {"batch_size": 4, "seed": 0, "mean": torch.zeros(3), "std": torch.ones(3), "training": True}
+    normalise = Normalise(torch.zeros(3), torch.ones(3), size, size)
+    plain = {"batch_size": 4, "seed": 0, "normalise": normalise, "training": True}
     return ImageBatches(pixels, torch.arange(images), **plain | options)
 
 
@@ -46,8 +49,7 @@ def test_crops_are_uniform_over_the_offsets_and_flips_independent_halves():
     pixels = torch.arange(1, size * size + 1, dtype=torch.uint8).view(1, size, size, 1)
     padded = torch.nn.functional.pad(pixels, (0, 0, padding, padding, padding, padding))
     generator = torch.Generator().manual_seed(0)
-    indices = torch.zeros(n, dtype=torch.int64)
-    crops = crop_and_flip(padded, indices, Augmentation(padding, flip=True), size, size, generator)
+    crops = crop_and_flip(pixels.expand(n, -1, -1, -1), Augmentation(padding, flip=True), generator)
     unflipped = {}
     for top in range(2 * padding + 1):
         for left in range(2 * padding + 1):
@@ -63,6 +65,72 @@ def test_crops_are_uniform_over_the_offsets_and_flips_independent_halves():
     assert chi_square < 85  # 49 degrees of freedom: exceeded once in a thousand seeds
 
 
+LAYOUTS = {
+    "planes": lambda p: p.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1),
+    "columns": lambda p: p.transpose(1, 2).contiguous().transpose(1, 2),
+    "every other": lambda p: p.repeat_interleave(2, 0)[::2],
+    "a window": lambda p: torch.nn.functional.pad(p, (0, 0, 1, 1, 1, 1))[:, 1:-1, 1:-1],
+    "one channel more": lambda p: torch.cat([p, p[..., :1]], 3)[..., :3],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("augmentation", [None, Augmentation(0, True), Augmentation(2, False), Augmentation(2, True)])
+def test_c1_how_the_pixels_lie_in_memory_does_not_matter(layout, augmentation):
+    pixels = torch.randint(0, 256, (12, 8, 6, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    laid = LAYOUTS[layout](pixels)
+    assert torch.equal(laid, pixels)
+    assert not laid.is_contiguous()
+    normalise = Normalise(torch.zeros(3), torch.ones(3), 8, 6)
+    found, expected = (
+        listed(ImageBatches(p, torch.arange(12), 4, 0, normalise, True, augmentation)) for p in (laid, pixels)
+    )
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("key", ["train", "val", "test"])
+def test_what_is_shared_between_splits_is_drawn_by_each_on_its_own(key):
+    cfg = memexp.compose(["dataset=digits", "dataset.val_fraction=0.3"])
+    splits = data.load(cfg.dataset, batch_size=50, seed=0, device=torch.device("cpu"))
+    images = sum(len(labels) for _, labels in splits.named(key).epoch(0))
+    assert images == splits.named(key).images == {"train": 1009, "val": 433, "test": 355}[key]
+
+
+def test_c9_a_channel_of_one_value_is_said_and_does_not_explode():
+    images = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 3), dtype=np.uint8)
+    images[..., 1] = 77
+    mean, std = moments(images, notes := [])
+    assert std[1] == 1
+    assert any("channel 1 has one value" in note for note in notes)
+    assert (Normalise(mean, std, 4, 4)(torch.from_numpy(images)).abs() < 5).all()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "override", "message"),
+    [
+        ("cifar10", "dataset.std=[0,0,0]", r"dataset\.std: \[0, 0, 0\] is not allowed; .*above 0"),
+        ("imagefolder", "dataset.std=[0,0.1,0.1]", r"dataset\.std: .*above 0"),
+        ("cifar10", "dataset.std=[0.2,0.2]", r"dataset\.std: .*three of them"),
+        ("imagefolder", "dataset.std=[0.2,nan,0.2]", r"dataset\.std: .*above 0"),
+        ("cifar10", "dataset.std=[50,50,50]", r"dataset\.std: .*at most 1"),
+        (
+            "cifar10",
+            "dataset.padding=200",
+            r"dataset\.padding: 200 is more than half of dataset\.image_size=32; set at most 16",
+        ),
+        (
+            "imagefolder",
+            "dataset.resize_size=100",
+            r"dataset\.resize_size: 100 is less than dataset\.image_size=224.*null for 256",
+        ),
+    ],
+)
+def test_c7_c9_values_that_make_no_sense_are_refused(dataset, override, message):
+    mean = ["dataset.mean=[0.5,0.5,0.5]"] if "std" in override else []
+    with pytest.raises(ConfigError, match=message):
+        memexp.compose(["model=vgg16", f"dataset={dataset}", *mean, override])
+
+
 def test_normalised_by_channel_and_laid_out_channels_last():
     pixels = torch.randint(0, 256, (2, 5, 7, 3), dtype=torch.uint8)
     mean, std = torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0.2, 0.3, 0.4])
@@ -74,7 +142,8 @@ def test_normalised_by_channel_and_laid_out_channels_last():
 
 def test_moments_are_those_of_the_pixels():
     images = np.random.default_rng(0).integers(0, 200, (9, 4, 4, 3), dtype=np.uint8)
-    mean, std = moments(images)
+    mean, std = moments(images, notes := [])
+    assert notes == []
     torch.testing.assert_close(mean, torch.tensor((images / 255).mean((0, 1, 2)), dtype=torch.float32))
     torch.testing.assert_close(std, torch.tensor((images / 255).std((0, 1, 2)), dtype=torch.float32))
 
@@ -91,22 +160,54 @@ def test_evaluation_keeps_the_incomplete_batch_and_the_order():
     assert labels.tolist() == list(range(10))
 
 
-def test_samples_and_held_out_images_are_even_over_the_classes():
+COUNTS = np.array([200, 100, 50, 20, 10, 5, 3, 2])
+UNEVEN = np.repeat(np.arange(8), COUNTS)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_c8_the_same_fraction_of_each_class_is_held_out(seed):
+    rest, held = hold_out(UNEVEN, 0.2, seed)
+    assert np.bincount(UNEVEN[held], minlength=8).tolist() == [40, 20, 10, 4, 2, 1, 1, 0]
+    assert sorted([*rest, *held]) == list(range(len(UNEVEN)))
+    _, even = hold_out(np.repeat(np.arange(5), 20), 0.2, seed)
+    assert np.bincount(even // 20).tolist() == [4] * 5
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.5, 0.9, 0.999])
+def test_c8_of_each_class_one_image_at_least_is_trained_on(fraction):
+    rest, held = hold_out(UNEVEN, fraction, 0)
+    left = np.bincount(UNEVEN[rest], minlength=8)
+    assert left.min() >= 1
+    exact = COUNTS * fraction
+    assert (abs(COUNTS - left - np.minimum(exact, COUNTS - 1)) <= 1).all()
+    assert len(held) == min(round(fraction * COUNTS.sum()), COUNTS.sum() - 8)
+
+
+@pytest.mark.parametrize("limit", [8, 20, 39, 100, 389])
+def test_c8_a_limit_keeps_the_frequencies_of_the_classes_and_every_class(limit):
+    found = np.bincount(UNEVEN[sample(UNEVEN, limit, "dataset.limit", 0)], minlength=8)
+    assert found.sum() == limit
+    assert found.min() >= 1
+    assert (np.diff(found) <= 0).all()
+    if limit >= 39:  # below, one of each class is more than its share
+        assert (abs(found - COUNTS * limit / COUNTS.sum()) <= 2).all()
+
+
+def test_a_limit_below_the_number_of_classes_or_a_fraction_of_nothing_is_refused():
     labels = np.repeat(np.arange(5), 20)
-    assert np.bincount(labels[even_sample(labels, 25, 0, "dataset.limit")]).tolist() == [5] * 5
-    rest, held = hold_out(labels, 0.2, 0)
-    assert np.bincount(labels[held]).tolist() == [4] * 5
-    assert sorted([*rest, *held]) == list(range(100))
+    assert np.bincount(labels[sample(labels, 25, "dataset.limit", 0)]).tolist() == [5] * 5
     with pytest.raises(DataError, match=r"dataset\.limit: 3 images cannot cover 5 classes"):
-        even_sample(labels, 3, 0, "dataset.limit")
+        sample(labels, 3, "dataset.limit", 0)
+    with pytest.raises(DataError, match=r"dataset\.val_fraction: 0\.001 of 100 images holds out none"):
+        hold_out(labels, 0.001, 0)
 
 
 def test_labels_out_of_range_are_refused():
-    images, labels = np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 2, 5])
+    part = Part(np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 2, 5]))
     with pytest.raises(
         DataError, match=r"dataset=pets: the train split has labels from 0 to 5; with 3 classes .* 0\.\.2"
     ):
-        Arrays(images, labels, images, labels, ("a", "b", "c")).checked("pets", 8)
+        Arrays(part, part, ("a", "b", "c")).checked("pets", 8)
 
 
 def test_validation_images_are_not_trained_on():

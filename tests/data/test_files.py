@@ -18,7 +18,7 @@ PLAIN = ["dataset.mean=[0,0,0]", "dataset.std=[1,1,1]"]
 
 
 def load(group: str, root: Path, *overrides: str) -> data.Splits:
-    cfg = memexp.compose([f"dataset={group}", f"dataset.root={root}", *PLAIN, *overrides])
+    cfg = memexp.compose(["model=vgg16", f"dataset={group}", f"dataset.root={root}", *PLAIN, *overrides])
     return data.load(cfg.dataset, batch_size=10, seed=0, device=torch.device("cpu"))
 
 
@@ -56,6 +56,33 @@ def test_cifar_is_read_from_its_own_files(cifar):
         assert labels.tolist() == list(range(10))
         assert splits.classes[:2] == ("class 0", "class 1")
     assert splits.train.images == (50 if group == "cifar10" else 10)
+
+
+@pytest.mark.parametrize("padding", [0, 2])
+def test_c1_a_flipped_image_is_the_image_or_its_mirror(cifar, padding):
+    """The authors' pixels come as planes and are seen as rows of colours: an array that is not contiguous."""
+    group, folder, pixels = cifar
+    splits = load(group, folder.parent, f"dataset.padding={padding}", "dataset.flip=true")
+    padded = np.pad(pixels, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    seen = set()
+    for epoch in range(4):
+        for images, labels in splits.train.epoch(epoch):
+            for image, label in zip(bytes_of(images), labels, strict=True):
+                crops = [
+                    padded[label, :, y : y + 32, x : x + 32]
+                    for y in range(2 * padding + 1)
+                    for x in range(2 * padding + 1)
+                ]
+                straight = any(np.array_equal(image, crop) for crop in crops)
+                assert straight or any(np.array_equal(image, crop[:, :, ::-1]) for crop in crops)
+                seen.add(straight)
+    assert seen == {True, False}
+
+
+def test_c3_the_authors_folder_may_have_another_name(cifar):
+    group, folder, pixels = cifar
+    splits = load(group, folder.rename(folder.with_name("mine")))
+    assert np.array_equal(bytes_of(next(iter(splits.test.epoch(0)))[0]), pixels)
 
 
 def test_a_file_of_cifar_that_is_damaged_or_missing_is_named(cifar):

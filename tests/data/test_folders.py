@@ -35,11 +35,11 @@ def root(tmp_path) -> Path:
 
 
 def load(root: Path, *overrides: str, group: str = "cifar10", batch_size: int = 4) -> data.Splits:
-    cfg = memexp.compose([f"dataset={group}", f"dataset.root={root}", *overrides])
+    cfg = memexp.compose(["model=vgg16", f"dataset={group}", f"dataset.root={root}", *overrides])
     return data.load(cfg.dataset, batch_size=batch_size, seed=0, device=torch.device("cpu"))
 
 
-STREAMED = ["dataset.image_size=24", "dataset.resize_size=24", "dataset.workers=0"]
+STREAMED = ["dataset.image_size=32", "dataset.resize_size=32", "dataset.workers=0"]
 KINDS = pytest.mark.parametrize(("group", "options"), [("cifar10", []), ("imagefolder", STREAMED)])
 
 
@@ -94,7 +94,7 @@ def test_a_class_of_cifar_that_is_missing_is_missed(root):
 def test_no_folder_at_all_is_told_the_layout(tmp_path, monkeypatch, group, options):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MEMEXP_DATA", raising=False)
-    cfg = memexp.compose([f"dataset={group}"])
+    cfg = memexp.compose(["model=vgg16", f"dataset={group}"])
     with pytest.raises(
         DataError, match=rf"nothing at data/{group}; set dataset\.root=DIR, where DIR holds .*train.*CLASS"
     ):
@@ -103,14 +103,14 @@ def test_no_folder_at_all_is_told_the_layout(tmp_path, monkeypatch, group, optio
 
 def test_folders_that_are_not_there_are_named_with_the_layout(root, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"holds no train/ folder; expected: .*train/CLASS"):
+    with pytest.raises(DataError, match=r"holds no train/ folder \(it holds no folders and no files\); .*train/CLASS"):
         load(tmp_path / "empty")
-    (root / "test").rename(root / "validation")
+    (root / "test").rename(root / "held")
     with pytest.raises(DataError, match="neither test/ nor val/"):
         load(root)
-    (root / "validation").rename(root / "val")
+    (root / "held").rename(root / "val")
     (root / "val" / "cow").mkdir()
-    with pytest.raises(DataError, match=r"has class folders that .*train has not: cow"):
+    with pytest.raises(DataError, match=r"has class folders that the training images have not: cow"):
         load(root)
 
 
@@ -186,7 +186,7 @@ def test_a_limit_takes_evenly_of_the_classes_and_validation_is_held_out(root, gr
 
 def test_streamed_batches_are_the_same_however_many_workers_and_wherever_resumed(root):
     def listed(workers: int, start: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        options = ["dataset.image_size=24", "dataset.resize_size=24", f"dataset.workers={workers}"]
+        options = ["dataset.image_size=32", "dataset.resize_size=32", f"dataset.workers={workers}"]
         return list(load(root, *options, group="imagefolder", batch_size=10).train.epoch(2, start))
 
     whole = listed(0)
@@ -199,14 +199,14 @@ def test_streamed_batches_are_the_same_however_many_workers_and_wherever_resumed
 def test_a_worker_says_what_is_broken_in_one_line(root):
     for path in (root / "train" / "cat").iterdir():
         path.write_text("not an image")
-    options = ["dataset.image_size=24", "dataset.resize_size=24", "dataset.workers=1"]
+    options = ["dataset.image_size=32", "dataset.resize_size=32", "dataset.workers=1"]
     with pytest.raises(DataError, match=r"^\S*train/cat/\d\.jpg: not a readable image[^\n]*$"):
         list(load(root, *options, group="imagefolder").train.epoch(0))
 
 
 @KINDS
 def test_processes_share_the_images(root, group, options):
-    cfg = memexp.compose([f"dataset={group}", f"dataset.root={root}", *options])
+    cfg = memexp.compose(["model=vgg16", f"dataset={group}", f"dataset.root={root}", *options])
 
     def labels(rank: int, size: int, batch_size: int) -> list[list[int]]:
         splits = data.load(

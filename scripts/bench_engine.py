@@ -1,13 +1,15 @@
 """Step time and peak memory of recomputing strategies, and of memcnn and RevTorch, on the same F and G.
 
-    python scripts/bench_reversible.py OUT [--batch 100] [--repeats 7] [--threads 2] [--shapes revnet110 9x16 ...]
+    python scripts/bench_engine.py OUT [--batch 100] [--repeats 7] [--threads 2] [--shapes revnet110 9x16 mlp10x64 ...]
 
-A shape is `revnet110` (9-9-9 units of two streams of 16, 32 and 64 channels, boundaries between) or UNITSxWIDTH
-(one stage, two streams of WIDTH channels), on 32x32 images; branches are BN-ReLU-conv3x3-BN-ReLU-conv3x3. All variants
-have the same weights. A step is forward, backward and zero_grad; one of each variant in turn, so that other load on the
-machine meets all alike. Times are medians without the first (warm-up) round; ratios are medians of the rounds' ratios.
+A shape is `revnet110` (9-9-9 units of two streams of 16, 32 and 64 channels, boundaries between), UNITSxWIDTH
+(one stage, two streams of WIDTH channels), on 32x32 images, with branches BN-ReLU-conv3x3-BN-ReLU-conv3x3; or
+mlpUNITSxWIDTH, two streams of WIDTH numbers, with branches Linear-ReLU-Linear: small steps, of which the engine's own
+Python is a large part. `--shapes mlp` is widths 8, 64, 128 and 256. All variants have the same weights. A step is
+forward, backward and zero_grad; one of each variant in turn, so that other load on the machine meets all alike. Times
+are medians without the first (warm-up) round; ratios are medians of the rounds' ratios.
 Peaks are of what the allocator gives out during a step beyond what was there before, parameters' gradients included.
-Prints a table; writes bench_reversible.json and bench_reversible.png to OUT.
+Prints a table; writes bench_engine.json and bench_engine.png to OUT.
 """
 
 import argparse
@@ -27,6 +29,7 @@ from torch import Tensor, nn
 from memexp.backprop import AdditiveCoupling, Chain, join, split
 
 MB = 1e6
+SMALL = ["mlp10x8", "mlp10x64", "mlp10x128", "mlp10x256"]
 
 
 def branch(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -38,6 +41,10 @@ def branch(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
         nn.ReLU(),
         nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
     )
+
+
+def layers(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
 
 
 class Shortcut(nn.Module):
@@ -53,6 +60,9 @@ class Shortcut(nn.Module):
 
 def stages(shape: str) -> tuple[list[AdditiveCoupling], int]:
     """The steps of a shape, and the channels of one stream at entry."""
+    if shape.startswith("mlp"):
+        count, size = map(int, shape.removeprefix("mlp").split("x"))
+        return [AdditiveCoupling(layers(size), layers(size)) for _ in range(count)], size
     units, widths = (
         (9, [16, 32, 64]) if shape == "revnet110" else (int(shape.split("x")[0]), [int(shape.split("x")[1])])
     )
@@ -148,10 +158,13 @@ def peak_bytes(step: Callable[[], None]) -> int:
 def measure(shape: str, batch: int, repeats: int) -> list[dict]:
     torch.manual_seed(0)
     steps, width = stages(shape)
-    x = torch.randn(batch, 2 * width, 32, 32).to(memory_format=torch.channels_last)
+    images = not shape.startswith("mlp")
+    x = torch.randn(batch, 2 * width, *([32, 32] if images else []))
+    layout = torch.channels_last if images else torch.preserve_format
+    x = x.to(memory_format=layout)
     runs: dict[str, Callable[[], None]] = {}
     for name, build in VARIANTS.items():
-        run = step_of(build(copy.deepcopy(steps)).to(memory_format=torch.channels_last), x)
+        run = step_of(build(copy.deepcopy(steps)).to(memory_format=layout), x)
         try:
             run()
         except (ImportError, RuntimeError) as error:
@@ -214,6 +227,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=["revnet110", "9x16", "27x16", "9x32", "9x64"])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    options.shapes = [each for shape in options.shapes for each in (SMALL if shape == "mlp" else [shape])]
     rows: list[dict] = []
     for shape in options.shapes:
         found = measure(shape, options.batch, options.repeats)
@@ -226,8 +240,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     host = {"torch": torch.__version__, "processor": platform.processor() or platform.machine()}
     record = {"batch": options.batch, "repeats": options.repeats, "threads": options.threads, **host, "rows": rows}
-    (options.out / "bench_reversible.json").write_text(json.dumps(record, indent=2))
-    plot(rows, options.out / "bench_reversible.png")
+    (options.out / "bench_engine.json").write_text(json.dumps(record, indent=2))
+    plot(rows, options.out / "bench_engine.png")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,58 @@
+"""How far streams that are computed back are from the original ones: looked at now and then, and warned of once.
+
+In floating point y - F(x) is not quite x when y = x + F(x), and in a deep network, or with branches in half precision, one
+step's error is amplified by the next. A small sample of the streams that enter a run of undone steps is kept in the first
+pass, and whenever the number of passes has doubled.
+"""
+
+import warnings
+
+from torch import Tensor, nn
+
+from memexp.backprop.measures import relative_error
+
+WIDTH = 8  # of the sample, in each dimension
+TOLERANCE = 1e-3  # |x~ - x| / |x|; gradients are off by several times as much
+
+Sample = tuple[Tensor, ...]
+
+
+class Drift:
+    """Of one Chain with an inverse that is taken as exact."""
+
+    def __init__(self) -> None:
+        self._passes = 0
+        self._warned = False
+
+    def due(self, streams: tuple[Tensor, ...]) -> bool:
+        """Called once a pass. Not for tensors without data."""
+        if self._warned or any(type(x) not in (Tensor, nn.Parameter) or x.is_meta for x in streams):
+            return False
+        self._passes += 1
+        return self._passes & (self._passes - 1) == 0
+
+    def sample(self, streams: tuple[Tensor, ...]) -> Sample:
+        return tuple(_middle(x).clone() for x in streams)
+
+    def compare(self, name: str, inputs: tuple[Tensor, ...], sample: Sample) -> None:
+        """Warns, once, where the inputs that are computed back differ too much from the sample of the original ones."""
+        if self._warned or any(x.shape != s.shape for x, s in zip(map(_middle, inputs), sample, strict=True)):
+            return
+        error = relative_error([_middle(x) for x in inputs], sample)
+        if error < TOLERANCE:
+            return
+        self._warned = True
+        warnings.warn(
+            f"{name}: the streams that entered are computed back with a relative error of {error:.1e}, and gradients are off "
+            "by more: use exact=true, which undoes additive couplings bit for bit (autocast and great depth need it), or "
+            "backprop=checkpointed; memexp.backprop.check(chain, inputs) measures inverse and gradient of each step",
+            stacklevel=2,
+        )
+
+
+def _middle(x: Tensor) -> Tensor:
+    x = x.detach()
+    for dimension, size in enumerate(x.shape):
+        start = max(0, (size - WIDTH) // 2)
+        x = x.narrow(dimension, start, min(size, WIDTH))
+    return x

@@ -1,0 +1,73 @@
+"""What a recomputation has read, found in its graph: a gradient is never lost in silence."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from memexp.backprop.errors import StepError
+
+
+class Known:
+    """The parameters of a group of steps, as they may be found in the graph of its recomputation.
+
+    Attributes:
+        ids: of all of them, frozen ones too.
+        unwanted: ids of those whose gradients nobody asks for.
+        ends: those that are themselves results, as torch.func.functional_call may give; such a one ends the graph.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        every = list(parameters)
+        self.ids = set(map(id, every))
+        self.unwanted: set[int] = set()
+        self.ends: dict[Any, list[Tensor]] = {}
+        for p in every:
+            if p.grad_fn is not None:
+                self.ends.setdefault(p.grad_fn, []).append(p)
+
+
+def leaves(outputs: Sequence[Tensor], inputs: Sequence[Tensor], known: Known) -> list[Tensor]:
+    """The leaves of the outputs' graph: inputs, and known parameters.
+
+    Raises:
+        StepError: the graph leads to another tensor, whose gradient would be lost.
+    """
+    found: dict[int, Tensor] = {}
+    seen: set[Any] = set()
+    waiting: list[Any] = []
+    for y in outputs:
+        if y.grad_fn is None:
+            found[id(y)] = y
+        else:
+            waiting.append(y.grad_fn)
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if known.ends and node in known.ends:
+            found.update({id(p): p for p in known.ends[node]})
+            continue
+        below = node.next_functions
+        if below:
+            for function, _ in below:
+                if function is not None:
+                    waiting.append(function)
+        elif (leaf := getattr(node, "variable", None)) is not None:
+            found[id(leaf)] = leaf
+    if not known.ids.issuperset(found):
+        own = set(map(id, inputs))
+        for key, leaf in found.items():
+            if key not in own and key not in known.ids:
+                _refuse(leaf)
+    return list(found.values())
+
+
+def _refuse(leaf: Tensor) -> None:
+    raise StepError(
+        f"its recomputation reads a tensor of shape {tuple(leaf.shape)} that needs a gradient, or depends on one that "
+        "does, and is neither a stream nor a registered parameter of the step, so its gradient would be lost: hand it "
+        "in as a keyword of the Chain's call, chain(x1, x2, context=t), to a forward that takes `context` (or register "
+        "the module that owns it; shard with fully_shard at the root only), or use backprop=stored"
+    )

@@ -1,0 +1,93 @@
+"""Which images of a split are used: some of the classes, a number of them, a share held out for validation."""
+
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from memexp.data.errors import DataError
+
+
+def class_numbers(wanted: Sequence[str | int], classes: tuple[str, ...]) -> list[int]:
+    """The numbers of classes given by name or number. Raises DataError naming one that is not there."""
+    numbers = []
+    for name in wanted:
+        text = unicodedata.normalize("NFC", str(name))
+        if text in classes:
+            numbers.append(classes.index(text))
+        elif isinstance(name, int) and 0 <= name < len(classes):
+            numbers.append(name)
+        else:
+            given = ", ".join(classes[:20]) + (" ..." if len(classes) > 20 else "")
+            raise DataError(f"dataset.classes: {name!r} is no class; there are {given}")
+    if len(set(numbers)) < max(2, len(numbers)):
+        raise DataError(f"dataset.classes: {list(wanted)} must name at least two classes, each once")
+    return numbers
+
+
+def select(
+    labels: np.ndarray, numbers: Sequence[int] | None, limit: int | None, name: str, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the images of a split that are used, in order, and their labels.
+
+    numbers: the classes to keep, renumbered in that order; None: all. limit: images at most, see `sample`; `name` is
+    the key that set it.
+    """
+    kept = np.arange(len(labels))
+    if numbers is not None:
+        position = np.full(max(labels.max(initial=0), *numbers) + 1, -1)
+        position[list(numbers)] = np.arange(len(numbers))
+        kept = np.flatnonzero(position[labels] >= 0)
+        labels = position[labels[kept]]
+    if limit is not None:
+        chosen = sample(labels, limit, name, seed)
+        kept, labels = kept[chosen], labels[chosen]
+    return kept, labels
+
+
+def sample(labels: np.ndarray, limit: int, name: str, seed: int) -> np.ndarray:
+    """Indices of `limit` images, in order; each class keeps its frequency, with one image at least."""
+    if limit >= len(labels):
+        return np.arange(len(labels))
+    classes, counts = np.unique(labels, return_counts=True)
+    if limit < len(classes):
+        raise DataError(f"{name}: {limit} images cannot cover {len(classes)} classes; allow at least one a class")
+    return _drawn(labels, apportion(counts, limit, least=1, spared=0), seed)
+
+
+def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices to train on and those held out for validation: the same fraction of each class, of which one stays."""
+    _, counts = np.unique(labels, return_counts=True)
+    quotas = apportion(counts, round(fraction * len(labels)), least=0, spared=1)
+    if not quotas.any():
+        raise DataError(
+            f"dataset.val_fraction: {fraction} of {len(labels)} images holds out none; set a larger one, or 0"
+        )
+    held = _drawn(labels, quotas, seed)
+    return np.setdiff1d(np.arange(len(labels)), held), held
+
+
+def apportion(counts: np.ndarray, total: int, least: int, spared: int) -> np.ndarray:
+    """`total` divided in proportion to `counts`, by largest remainders: least ... counts - spared of each."""
+    most = np.maximum(counts - spared, 0)
+    exact = total * counts / max(counts.sum(), 1)
+    quotas = np.clip(np.floor(exact).astype(np.int64), np.minimum(least, most), most)
+    while (missing := min(total, most.sum()) - quotas.sum()) != 0:
+        step = 1 if missing > 0 else -1
+        free = quotas < most if step > 0 else quotas > np.minimum(least, most)
+        if not free.any():
+            break
+        behind = np.where(free, step * (exact - quotas), -np.inf)
+        quotas[np.argsort(-behind, kind="stable")[: min(abs(missing), free.sum())]] += step
+    return quotas
+
+
+def _drawn(labels: np.ndarray, quotas: np.ndarray, seed: int) -> np.ndarray:
+    """As many images of each class as its quota says, at random, in order."""
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).numpy()
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    ends = np.cumsum(np.unique(labels, return_counts=True)[1])
+    starts = np.concatenate([[0], ends[:-1]])
+    chosen = [by_class[start : start + quota] for start, quota in zip(starts, quotas, strict=True)]
+    return np.sort(np.concatenate(chosen))

@@ -1,0 +1,424 @@
+"""What a user's step, hook, type or call can get wrong: right, or one sentence that names it (cases A3, A4, A6 to A13)."""
+
+import copy
+import random
+import warnings
+
+import pytest
+import torch
+from chain_networks import allocated, bottleneck, couplings, gradients, loss, same_bits, streams, worst
+from torch import nn
+from torch.autograd import forward_ad
+
+from memexp.backprop import AdditiveCoupling, Chain, EulerStep, StepError, check
+from memexp.backprop.check import Report
+
+
+class OwnGenerator(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def forward(self, x):
+        return super().forward(x) * torch.rand((), generator=self.generator)
+
+
+class PythonRandom(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * random.random()
+
+
+class Counter(nn.Linear):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x) * self.calls
+
+
+def pairs(count, kind=lambda: nn.Linear(4, 4)):
+    return [AdditiveCoupling(kind(), kind()) for _ in range(count)]
+
+
+def vectors(dtype=torch.float32, batch=3):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(batch, 4, generator=generator).to(dtype).requires_grad_() for _ in range(2)]
+
+
+@pytest.mark.parametrize("kind", [OwnGenerator, PythonRandom, Counter])
+def test_a3_a_step_that_does_not_repeat_itself_is_named(kind):
+    steps = pairs(4)
+    steps[2].G = kind(4, 4) if kind is not OwnGenerator else kind()
+    with pytest.raises(StepError, match=r"step 2 \(AdditiveCoupling\) gives different results"):
+        Chain(copy.deepcopy(steps), "reversible", check=True)(*vectors())
+    assert [s.repeatable for s in check(Chain(copy.deepcopy(steps), "reversible"), vectors()).steps] == [1, 1, 0, 1]
+    value = loss(Chain(steps, "reversible", exact=True)(*vectors()))
+    with pytest.raises(RuntimeError, match=r"step 2 .*torch.Generator of its own or from Python's random"):
+        value.backward()
+
+
+def test_a3_checking_changes_nothing():
+    steps = couplings(4, boundary=1, dropout=0.3)
+    plain, checked = (Chain(copy.deepcopy(steps), "reversible", check=how) for how in (False, True))
+    assert same_bits(gradients(checked, streams()), gradients(plain, streams()))
+    assert same_bits(list(checked.buffers()), list(plain.buffers()))
+
+
+def test_a4_a_forward_hook_on_an_undone_step_is_refused_if_it_changes_streams():
+    hooks = [
+        lambda step: step.register_forward_hook(lambda m, x, y: (y[0] * 2, y[1])),
+        lambda step: step.register_forward_hook(lambda m, x, y: y[0].mul_(2)[:0].tolist() or None),
+        lambda step: step.register_forward_pre_hook(lambda m, x: (x[0] * 2, x[1])),
+    ]
+    for hook in hooks:
+        steps = pairs(3)
+        hook(steps[1])
+        with pytest.raises(StepError, match=r"step 1 \(AdditiveCoupling\).*hook"):
+            Chain(steps, "reversible")(*vectors())
+
+
+def test_a4_a_hook_that_looks_on_is_called_once():
+    steps, calls = pairs(3), []
+    for step in steps:
+        step.register_forward_hook(lambda *_: calls.append(1))
+    gradients(Chain(steps, "reversible"), vectors())
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("backprop", ["checkpointed", "reversible"])
+def test_a4_hooks_that_autograd_honours_are_honoured(backprop):
+    steps = pairs(4)
+    for step in steps:
+        step.register_full_backward_hook(lambda m, of_inputs, of_outputs: tuple(2 * g for g in of_inputs))
+        step.register_full_backward_pre_hook(lambda m, of_outputs: tuple(3 * g for g in of_outputs))
+        if backprop == "checkpointed":
+            step.register_forward_hook(lambda m, x, y: (y[0] * 2, y[1]))
+    expected = gradients(Chain(copy.deepcopy(steps)), vectors())
+    assert worst(gradients(Chain(steps, backprop), vectors()), [g.clone() for g in expected]) < 1e-5
+
+
+class Rounds(nn.Module):
+    """Has attributes of its own that the engine's steps have, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = nn.Linear(4, 4)
+        self.rounding, self.undo, self.approximate, self.grid = "up", 3, "none", None
+
+    def forward(self, a, b):
+        return b, a + self.f(b)
+
+    def inverse(self, a, b):
+        return b - self.f(a), a
+
+
+def test_a6_attributes_of_a_step_are_its_own():
+    steps = [Rounds() for _ in range(3)]
+    expected = gradients(Chain(copy.deepcopy(steps)), vectors())
+    assert worst(gradients(Chain(steps, "reversible"), vectors()), expected) < 1e-5
+    gradients(Chain(steps, "stored", exact=True), vectors())
+    assert {step.rounding for step in steps} == {"up"}
+
+
+def test_a6_a_coupling_in_two_chains_keeps_to_the_grid_of_each():
+    steps = pairs(4)
+    exact = Chain(steps, "reversible", exact=True)
+    value = loss(exact(*vectors()))
+    Chain(steps, "reversible")(*vectors())
+    value.backward()  # would be found by its fingerprint
+    found = [p.grad for p in exact.parameters()]
+    assert same_bits(found, gradients(Chain(copy.deepcopy(steps), "stored", exact=True), vectors())[2:])
+
+
+class NoInverse(nn.Module):
+    def forward(self, x, y):
+        return 4 * x, 4 * y
+
+    def inverse(self, x, y):
+        return 8 * x, 8 * y
+
+
+def test_a6_a_wrong_inverse_is_measured_and_warned_of():
+    network = Chain([*pairs(1), NoInverse(), *pairs(2)], "reversible")
+    report = check(network, vectors())
+    assert isinstance(report, Report)
+    assert [step.name for step in report.steps][1] == "step 1 (NoInverse)"
+    assert report.steps[1].inverse_error == pytest.approx(31)
+    assert max(step.inverse_error for step in report.steps if "Coupling" in step.name) < 1e-6
+    assert max(step.gradient_error for step in report.steps if "Coupling" in step.name) < 1e-5
+    assert "3.1e+01" in str(report)
+    with pytest.warns(UserWarning, match=r"computed back with a relative error of .*check\(chain, inputs\)"):
+        loss(network(*vectors())).backward()
+
+
+def test_a6_check_leaves_no_trace():
+    network = Chain(couplings(4, boundary=1, dropout=0.3), "reversible")
+    before, state = [b.clone() for b in network.buffers()], torch.get_rng_state()
+    report = check(network, streams())
+    assert same_bits(list(network.buffers()), before)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None for p in network.parameters())
+    assert [step.inverse_error is None for step in report.steps] == [False, True, False, False]
+    assert all(step.repeatable and step.gradient_error < 1e-4 for step in report.steps)
+
+
+def test_a7_exact_with_a_batch_of_none():
+    assert all(g.sum() == 0 for g in gradients(Chain(pairs(3), "reversible", exact=True), vectors(batch=0))[2:])
+
+
+class Embed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(10, 8)
+
+    def forward(self, tokens):
+        return self.table(tokens).chunk(2, -1)
+
+
+def test_a7_exact_with_token_ids_before_an_embedding():
+    steps = [Embed(), *pairs(3)]
+    tokens = torch.arange(10)
+    expected = gradients(Chain(copy.deepcopy(steps), exact=True), [tokens])
+    assert same_bits(gradients(Chain(steps, "reversible", exact=True), [tokens]), expected)
+
+
+class To(nn.Module):
+    def __init__(self, dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x):
+        return x.to(self.dtype)
+
+
+@pytest.mark.parametrize("backprop", ["stored", "reversible"])
+@pytest.mark.parametrize(
+    ("dtype", "branch", "message"),
+    [
+        (torch.int64, nn.Identity(), r"a stream is of torch.int64, .*pass it as a keyword"),
+        (torch.complex64, nn.Identity(), r"a stream is of torch.complex64, .*view_as_real"),
+        (torch.float32, To(torch.float64), r"branch G gives torch.float64 for a stream of torch.float32"),
+        (torch.bfloat16, nn.Linear(4, 4, dtype=torch.bfloat16), r"branch G has weights in torch.bfloat16"),
+    ],
+)
+def test_a7_types_that_exact_cannot_keep_are_named(backprop, dtype, branch, message):
+    steps = pairs(3, nn.Identity)
+    steps[0].G = branch
+    inputs = [x.detach().to(dtype) for x in vectors()]
+    with pytest.raises(StepError, match=rf"step 0 \(AdditiveCoupling\): {message}"):
+        Chain(steps, backprop, exact=True)(*inputs)
+
+
+def test_a7_forward_mode_passes_straight_through_the_grid():
+    network = Chain(pairs(2), "reversible", exact=True)
+    inputs, tangents = vectors(torch.float64), vectors(torch.float64)
+    network.double()
+    with forward_ad.dual_level(), network.using("stored"):
+        outputs = network(*[forward_ad.make_dual(x, t) for x, t in zip(inputs, tangents, strict=True)])
+        found = [forward_ad.unpack_dual(y).tangent for y in outputs]
+    expected = torch.autograd.functional.jvp(lambda *x: Chain(list(network))(*x), tuple(inputs), tuple(tangents))[1]
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a8_transforms_are_refused_by_name():
+    network = Chain(pairs(3), "reversible")
+    x = tuple(vectors())
+    with pytest.raises(StepError, match=r"step 0 \(AdditiveCoupling\) .*torch.func.*using\('stored'\)"):
+        torch.func.grad(lambda a, b: loss(network(a, b)))(*x)
+    with pytest.raises(StepError, match=r"step 0 .*torch.func"):
+        torch.func.vmap(lambda a, b: network(a, b))(*x)
+    with pytest.raises(StepError, match=r"step 0 .*tracing and export.*no_grad"):
+        torch.jit.trace(network, x, check_trace=False)
+    with forward_ad.dual_level(), pytest.raises(StepError, match=r"step 0 .*forward-mode AD"):
+        network(forward_ad.make_dual(x[0], x[0].detach()), x[1])
+    with network.using("stored"):
+        torch.func.grad(lambda a, b: loss(network(a, b)))(*x)
+
+
+@pytest.mark.parametrize("stream", [None, 3, [1.0]])
+def test_a8_streams_are_tensors(stream):
+    with pytest.raises(StepError, match=rf"stream 1 is a {type(stream).__name__}: .*keyword"):
+        Chain(pairs(2), "reversible")(vectors()[0], stream)
+    with pytest.raises(StepError, match="at least one stream"):
+        Chain(pairs(2))()
+
+
+def test_a8_functions_lazy_modules_and_results_that_are_no_tensors():
+    with pytest.raises(StepError, match=r"AdditiveCoupling: F is .*nn.Module"):
+        AdditiveCoupling(torch.tanh, nn.Tanh())
+    with pytest.raises(StepError, match=r"step 1 is .*nn.Module"):
+        Chain([nn.Tanh(), torch.tanh])
+    lazy = Chain(pairs(2, lambda: nn.LazyLinear(4)), "reversible")
+    with pytest.raises(StepError, match=r"step 0 .*lazy module.*torch.no_grad"):
+        lazy(*vectors())
+    with torch.no_grad():
+        lazy(*vectors())
+    gradients(lazy, vectors())
+    nothing = nn.Identity()
+    nothing.forward = lambda *x: None
+    with pytest.raises(StepError, match=r"step 0 \(Identity\) gives a NoneType"):
+        Chain([nothing])(*vectors())
+
+
+@pytest.mark.parametrize(
+    ("backprop", "options", "message"),
+    [
+        ("budget", {"stored": {99}}, r"stored=\[99\]: the Chain has steps 0 to 1"),
+        ("reversible", {"exact": "yes"}, "exact='yes': use true or false"),
+        ("stored", {"check": "yes"}, "check='yes': use true or false"),
+    ],
+)
+def test_a8_values_of_options(backprop, options, message):
+    with pytest.raises(ValueError, match=message):
+        Chain(pairs(2), backprop, **options)
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.register_buffer("mask", torch.ones(512, 512))
+        self.register_buffer("count", torch.zeros(2**16))
+        self.moves = False
+
+    def forward(self, x):
+        if self.moves:
+            self.count += 1
+        return self.layer(x) * self.mask[0, 0] + self.count[0]
+
+
+def test_a9_a_large_buffer_is_copied_only_if_it_changes():
+    network = Chain(pairs(6, Masked), "reversible")
+    loss(network(*vectors())).backward()
+    assert allocated(lambda: network(*vectors()))[0] < network[0].F.mask.nbytes / 4
+    for step in network:
+        step.F.moves = True
+    stored = Chain(copy.deepcopy(list(network)))
+    assert worst(gradients(network, vectors()), [g.clone() for g in gradients(stored, vectors())]) < 1e-5
+    assert same_bits(list(network.buffers()), list(stored.buffers()))
+    assert network[0].F.count[0] == 1
+
+
+def test_a10_drift_under_autocast_is_measured_and_warned_of_once():
+    torch.manual_seed(0)
+    steps = [AdditiveCoupling(bottleneck(8), bottleneck(8)) for _ in range(82)]
+    inputs = streams(channels=8, batch=8, size=12)
+
+    def train(network, autocast):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            value = loss(network(*inputs))
+        value.backward()
+
+    network = Chain(steps, "reversible")
+    with pytest.warns(UserWarning, match=r"step 0 .*relative error of .*exact=true") as seen:
+        train(network, autocast=True)
+    assert len(seen) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(network, autocast=True)
+        train(Chain(steps, "reversible"), autocast=False)
+        train(Chain(steps, "reversible", exact=True), autocast=True)
+
+
+def test_a11_a_chain_is_a_container():
+    steps = pairs(4)
+    network = Chain(steps, "reversible", exact=True, exact_bits=12)
+    middle = network[1:3]
+    assert isinstance(middle, Chain)
+    assert list(middle) == steps[1:3]
+    assert middle.strategy == network.strategy
+    (extra,) = pairs(1)
+    assert len(network.append(extra)) == 5
+    assert network[-1] is extra
+    assert list(network.insert(0, extra).extend(pairs(1)))[:2] == [extra, steps[0]]
+    del network[0]
+    network[0] = extra
+    assert list(network._modules) == list("012345")
+    assert network[0] is extra
+    budget = Chain(steps, "budget", stored=frozenset({0, 2}))[2:]
+    assert budget.strategy.stored == frozenset({0})
+    with pytest.raises(StepError, match="step 6"):
+        network.append(torch.tanh)
+    assert len(network) == 6
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a11_the_inverse_of_a_chain(exact):
+    network = Chain(couplings(4), "reversible", exact=exact)
+    inputs = [x.detach() for x in streams()]
+    with torch.no_grad():
+        outputs = network(*inputs)
+        before = [b.clone() for b in network.buffers()]
+        back = network.inverse(*outputs)
+    assert same_bits(list(network.buffers()), before)
+    expected = [network.strategy.rounding.enter(x) for x in inputs] if exact else inputs
+    assert worst(list(back), expected) <= (0 if exact else 1e-5)
+    with pytest.raises(StepError, match=r"step 1 .*has no inverse"):
+        Chain(couplings(3, boundary=1)).inverse(*inputs)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("inner", ["stored", "reversible", "checkpointed"])
+def test_a11_a_chain_of_chains(exact, inner):
+    torch.manual_seed(0)
+    parts = [couplings(3, dropout=0.3) for _ in range(3)]
+    flat = Chain(copy.deepcopy([step for part in parts for step in part]), "stored", exact=exact)
+    nested = Chain([Chain(part, inner) for part in copy.deepcopy(parts)], "reversible", exact=exact)
+    expected, found = gradients(flat, streams()), gradients(nested, streams())
+    assert same_bits(found, expected) if exact else worst(found, expected) < 1e-4
+    assert same_bits(list(nested.buffers()), list(flat.buffers()))
+
+
+class Nearly(nn.Module):
+    """A user's own step with an approximate inverse, not of residual form."""
+
+    approximate = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return 2 * x + 0.3 * torch.tanh(self.f(x))
+
+    def inverse(self, y):
+        return (y - 0.3 * torch.tanh(self.f(y / 2))) / 2
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_a12_a_users_approximate_inverse_is_refined(residual):
+    torch.manual_seed(0)
+    steps = [Nearly() for _ in range(3)]
+    if residual:
+        steps = [EulerStep(nn.Sequential(nn.Linear(4, 4), nn.Tanh()), 0.3) for _ in range(3)]
+    network = Chain(steps).double()
+    x = vectors(torch.float64)[:1]
+    expected = [g.clone() for g in gradients(network, x)]
+    errors = []
+    for refine in (0, 1, 30):
+        errors.append(worst(gradients(Chain(steps, "adjoint", refine=refine), x), expected))
+    assert errors[0] > 3 * errors[1] > 0
+    assert errors[2] < 1e-9
+
+
+class Offset(nn.Module):
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self.size = nn.Parameter(torch.tensor(size))
+
+    def forward(self, x):
+        return torch.zeros_like(x) + self.size
+
+
+@pytest.mark.parametrize("backprop", ["stored", "checkpointed", "reversible"])
+def test_a13_evaluation_with_gradients_may_leave_the_range_unless_it_is_undone(backprop):
+    steps = pairs(3)
+    steps[1] = AdditiveCoupling(Offset(400.0), Offset(0.0))
+    network = Chain(steps, backprop, exact=True).eval()
+    value = loss(network(*vectors()))
+    if backprop == "reversible":
+        with pytest.raises(StepError, match=r"step 1 .*reaches 40.*exact_bits=14"):
+            value.backward()
+    else:
+        value.backward()

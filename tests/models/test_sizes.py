@@ -1,0 +1,84 @@
+"""Images of a size that a network does not take are refused before it sees one (case D14)."""
+
+import pytest
+import torch
+from torch import nn
+
+import memexp
+from memexp import models
+from memexp.backprop import Chain
+from memexp.config import ConfigError
+from memexp.memory.fake import without_data
+from memexp.models import sizes
+
+
+@pytest.mark.parametrize(
+    ("arch", "size", "message"),
+    [
+        (
+            "vit_b_16",
+            32,
+            r"images of 32x32 \(Wrong image height.*\); it takes those of 224x224: set dataset\.image_size",
+        ),
+        ("alexnet", 32, "it takes those of at least 63x63"),
+        ("alexnet", 62, "it takes those of at least 63x63"),
+        ("squeezenet1_1", 16, "it takes those of at least 17x17"),
+    ],
+)
+def test_d14_sizes_that_do_are_named(arch, size, message):
+    def make():
+        return models.create("torchvision", classes=3, shape=(3, size, size), chain=Chain, arch=arch)
+
+    with pytest.raises(ValueError, match=message), torch.device("meta"):
+        make()
+    if arch == "squeezenet1_1":  # the smallest, as this takes its time
+        with pytest.raises(ValueError, match=message), without_data():
+            make()
+
+
+def test_d14_the_least_size_that_does_is_taken():
+    network = models.create("torchvision", classes=3, shape=(3, 63, 63), chain=Chain, arch="alexnet")
+    assert network(torch.randn(1, 3, 63, 63)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("call", [memexp.estimate, memexp.build_model, memexp.run])
+def test_d14_it_is_one_sentence_of_the_configuration(tmp_path, call):
+    cfg = memexp.compose(["model=torchvision", "model.arch=squeezenet1_1", "dataset=digits", "dataset.image_size=16"])
+    with pytest.raises(ConfigError, match="model: this network cannot take images of 16x16") as found:
+        call(cfg, tmp_path) if call is memexp.run else call(cfg)
+    assert len(found.value.problems) == 1
+
+
+class Own(nn.Module):
+    """Of 48 pixels alone. It keeps tensors of its last images, draws numbers, and counts its batches."""
+
+    def __init__(self, wrong: str = "") -> None:
+        super().__init__()
+        self.bn, self.fc, self.offset = nn.BatchNorm2d(3), nn.Linear(3 * 48 * 48, 2), torch.zeros(1, 3, 1, 1)
+        self.wrong, self.last = wrong, None
+
+    def forward(self, images):
+        if self.wrong == "always":
+            raise RuntimeError("not of the size")
+        self.last = self.bn(images + self.offset)
+        if self.wrong == "value" and self.last.sum() > 0:
+            return self.fc(self.last.flatten(1))
+        return self.fc((self.last + torch.rand_like(self.last)).flatten(1))
+
+
+def test_d14_a_users_own_network_is_tried_and_left_as_it_was():
+    network = Own()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    random = torch.get_rng_state()
+    with pytest.raises(ValueError, match=r"images of 32x32 .*; it takes those of 48x48"):
+        sizes.check(network, (3, 32, 32))
+    sizes.check(network, (3, 48, 48))
+    assert network.training
+    assert network.last is None
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("network", [Own("always"), Own("value"), nn.Sequential(nn.Flatten(), nn.LazyLinear(2))])
+def test_d14_what_fails_without_data_whatever_the_size_is_left_to_the_run(network):
+    sizes.check(network, (3, 32, 32))

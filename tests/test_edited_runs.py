@@ -1,0 +1,80 @@
+"""A network whose shapes were changed comes back from its run: narrowed, folded, bit for bit, with nothing executed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import memexp
+from memexp import build, channels, fusing, saved
+from memexp.record import RunDirectory
+from memexp.run import prepare
+from memexp.training.distribution import World
+from memexp.training.signals import StopRequest
+
+DATA = ["dataset=digits", "dataset.limit=64", "dataset.test_limit=20", "device=cpu", "batch_size=16", "monitor_every=0"]
+STAGES = ["stages=[train,tune,evaluate]", "max_steps=1", "tune.max_steps=1"]
+NETWORKS = {
+    "vgg16": ["model=vgg16"],
+    "resnet-20": ["model=resnet", "model.depth=20"],
+    "revnet-38": ["model=revnet", "backprop.exact=true"],
+}
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def edited(request, tmp_path_factory) -> tuple[Path, torch.nn.Module]:
+    """A run that stands after its stage `train`, half of its channels removed and what can be folded folded; its network."""
+    path = tmp_path_factory.mktemp("edited") / "run"
+    cfg = memexp.compose([*NETWORKS[request.param], *DATA, *STAGES])
+    memexp.run(memexp.compose([*NETWORKS[request.param], *DATA, *STAGES, "stages=[train]"]), path)
+    with StopRequest() as stop:
+        run = prepare(cfg, RunDirectory(path), World(), stop, start="train", to_train=False)
+        run.finished, run.key, run.unfinished = [], "train", None
+        example = torch.randn(2, *run.splits.shape)
+        graph = channels.trace(run.network.eval(), example)
+        half = {i: list(range(0, group.size, 2)) for i, group in enumerate(graph.groups)}
+        run.edit(channels.narrow_edit(graph, half))
+        run.edit({"kind": "fold", "pairs": [list(pair) for pair in fusing.folds(run.network, example)]})
+        run.finish({"steps": 1, "epochs": 0.25})
+    record = json.loads((path / "results.json").read_text())
+    record |= {"status": "interrupted", "config": record["config"] | {"stages": ["train", "tune", "evaluate"]}}
+    (path / "results.json").write_text(json.dumps(record))
+    return path, run.network
+
+
+def test_it_comes_back_bit_for_bit(edited):
+    path, network = edited
+    _, again, state = build.from_run(path)
+    x = torch.randn(4, 3, 32, 32)
+    assert len(state["edits"]) == 2
+    assert torch.equal(network.eval()(x), again.eval()(x))
+    fresh = memexp.build_model(memexp.compose([f"model={json.loads((path / 'results.json').read_text())['model']}"]))
+    assert sum(p.numel() for p in again.parameters()) < 0.5 * sum(p.numel() for p in fresh.parameters())
+
+
+def test_it_is_evaluated_and_estimated_without_data(edited):
+    path, network = edited
+    assert saved.evaluate(path)["images"] == 20
+    cfg, edits = saved.changed(path)
+    from memexp.memory.estimate import estimate
+
+    assert estimate(cfg, edits)["parameters"] == sum(p.numel() for p in network.parameters())
+
+
+def test_it_is_the_start_of_another_run(edited, tmp_path):
+    path, network = edited
+    named = json.loads((path / "results.json").read_text())["model"]
+    overrides = [f"model={named}", *DATA, f"init_from='{path}'", "stages=[evaluate]"]
+    results = memexp.run(memexp.compose(overrides), tmp_path / "another")
+    assert results["parameters"] == sum(p.numel() for p in network.parameters())
+    assert results["accuracy"]["top1"] == saved.evaluate(path)["top1"]
+
+
+def test_it_is_gone_on_with(edited):  # the last of the tests, as it changes the run
+    path, network = edited
+    results = saved.resume(path)
+    assert [stage["key"] for stage in results["stages"]] == ["train", "tune", "evaluate"]
+    assert results["steps"] == 2
+    assert results["parameters"] == sum(p.numel() for p in network.parameters())
+    assert len(build.from_run(path)[2]["edits"]) == 2
