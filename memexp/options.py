@@ -57,6 +57,7 @@ class Config:
     max_steps: Positive | None
     batch_size: Positive
     accumulate: Positive
+    precise_batchnorm: bool
     evaluate_every: Positive
     checkpoint_every: Positive | None
     log_every: Positive

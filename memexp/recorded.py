@@ -17,6 +17,10 @@ from memexp.options import GROUPS
 from memexp.schema import nearest
 
 
+# What a run did that was written before there was the key, where that is not the default.
+BEFORE = {"precise_batchnorm": False}
+
+
 def of_run(
     run: Path, overrides: Sequence[str] = (), trusted: Collection[str] = (), config_dirs: Sequence[str | Path] = ()
 ) -> DictConfig:
@@ -108,7 +112,7 @@ def _completed(plain: Mapping[str, Any], source: str) -> DictConfig:
         if isinstance(node := plain.get(group), Mapping) and "_target_" in node:
             base[group] = {}
     try:
-        merged = OmegaConf.merge(base, dict(plain))
+        merged = OmegaConf.merge(base, BEFORE, dict(plain))
         resolved = OmegaConf.to_container(merged, resolve=True)
     except Exception as error:  # OmegaConf's exceptions have no common ancestor of their own
         raise ConfigError([f"{source}: its configuration cannot be read: {str(error).splitlines()[0]}"]) from error

@@ -19,6 +19,7 @@ from memexp import build, data, sequence, stages
 from memexp.backprop import StepError
 from memexp.config import ConfigError, config_hash, validate
 from memexp.data import DataError
+from memexp.edits import Edit
 from memexp.memory import advice
 from memexp.memory.estimate import estimate
 from memexp.memory.meter import macs_per_image
@@ -181,6 +182,8 @@ def prepare(
         raise ConfigError(
             [f"memory.snapshot: true needs CUDA, but the device is {device}; memory.timeline=true works on any device."]
         )
+    path, state = _standing(directory, start, to_train)
+    network, changes = _network(cfg, path, state, deployed=state is None or state["training"] is None or not to_train)
     splits = data.load(
         cfg.dataset, batch_size=cfg.batch_size, seed=cfg.seed, device=device, rank=world.rank, world_size=world.size
     )
@@ -191,20 +194,8 @@ def prepare(
         *(name_of(cfg.dataset), splits.train.images, splits.test.images, len(splits.classes)),
         "x".join(map(str, splits.shape)),
     )
-    path = directory.checkpoints / f"{start}.pt"
-    state = None
-    if start is not None and path.exists():
-        path, state = checkpoint.load_last(path, to_train) if start == "last" else (path, checkpoint.load(path))
-    if start is not None and state is None:
-        log.info("no checkpoint yet: starting from the beginning")
-    if state is not None:
-        deployed = state["training"] is None or not to_train
-        network, changes = build.from_checkpoint(cfg, state, path, deployed), state["edits"]
-    elif cfg.init_from is not None:
-        _, network, initial = build.from_run(Path(cfg.init_from), trusted=targets(cfg))
-        changes = initial["edits"]
-    else:
-        network, changes = build.network(cfg, (), len(splits.classes), splits.shape), []
+    if state is not None and to_train:
+        _same_data(state, splits, path)
     current = Run(
         cfg,
         world,
@@ -219,6 +210,56 @@ def prepare(
     if state is not None:
         _go_on(current, state, to_train)
     return current
+
+
+def _standing(directory: RunDirectory, start: str | None, to_train: bool) -> tuple[Path, dict[str, Any] | None]:
+    """The checkpoint to start from, and what it holds; None where there is none to start from."""
+    path = directory.checkpoints / f"{start}.pt"
+    if start is None or not path.exists():
+        if start is not None:
+            log.info("no checkpoint yet: starting from the beginning")
+        return path, None
+    return checkpoint.load_last(path, to_train) if start == "last" else (path, checkpoint.load(path))
+
+
+def _network(
+    cfg: DictConfig, path: Path, state: dict[str, Any] | None, deployed: bool
+) -> tuple[torch.nn.Module, Sequence[Edit]]:
+    """The network of a run's beginning, of the run that it starts from, or of the checkpoint `state`; and its edits.
+
+    It is built before the images are loaded, so that what does not fit their size is told at once.
+    """
+    if state is not None:
+        return build.from_checkpoint(cfg, state, path, deployed), state["edits"]
+    if cfg.init_from is None:
+        return build.network(cfg), []
+    _, network, initial = build.from_run(Path(cfg.init_from), trusted=targets(cfg))
+    classes, _ = data.describe(cfg.dataset)
+    if initial["classes"] is not None and len(initial["classes"]) != classes:
+        raise ConfigError(
+            [
+                f"init_from: {cfg.init_from} was trained on {len(initial['classes'])} classes, and dataset="
+                f"{name_of(cfg.dataset)} has {classes}; choose those that it knows, in its order, with dataset.classes"
+            ]
+        )
+    return network, initial["edits"]
+
+
+def _same_data(state: dict[str, Any], splits: data.Splits, path: Path) -> None:
+    """Raises DataError where the run of a checkpoint was trained on other data than are read now."""
+    if state["classes"] is None:  # schema 1 does not tell
+        return
+    if list(splits.classes) != state["classes"]:
+        differing = [name for name in state["classes"] if name not in splits.classes] or ["their order"]
+        raise DataError(
+            f"{path} was trained on other classes than the data set has now ({', '.join(differing[:3])} differs); restore "
+            "the folders, or start a new run with init_from"
+        )
+    if state.get("fingerprint") and splits.fingerprint != state["fingerprint"]:
+        raise DataError(
+            f"the data set is not the one that {path} was trained on: it was {state['fingerprint']}, and is "
+            f"{splits.fingerprint}; restore it, or start a new run with init_from"
+        )
 
 
 def placed(network: torch.nn.Module, cfg: DictConfig, device: torch.device) -> torch.nn.Module:
@@ -252,6 +293,8 @@ def _stages(current: Run, keys: Sequence[str]) -> None:
     """Carries out what is left of the stages `keys`; each adds its own figures to the results."""
     results, cfg = current.results, current.cfg
     results["stages"] = current.finished
+    results["classes"], results["fingerprint"] = list(current.splits.classes), current.splits.fingerprint
+    results["numbers"] = Precision(cfg.precision.name, current.device).record()
     _describe(current)
     if current.world.is_main:
         current.board = Board(current.directory.path, current.steps_before + _steps(current.unfinished))

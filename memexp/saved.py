@@ -1,16 +1,22 @@
 """Goes back to a run that is on disk: to resume it, or to evaluate its checkpoint. What it holds is read as data."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from memexp import recorded
 from memexp.config import ConfigError
 from memexp.record import RunDirectory, read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 log = logging.getLogger("memexp")
 # What may change when a run goes on: how long, what is written down, where it is computed and where its data lie.
@@ -74,9 +80,38 @@ def evaluate(
         trainer = trainer_for(run, cfg)
         if run.unfinished is not None:
             trainer.load(run.unfinished, file)
-        with trainer.recipe.evaluated_weights() as model:
-            result = evaluation.evaluate(model, batches, trainer.precision, run.world, stop.check)
+        # what a stage has left to be deployed is evaluated as it is, what is still being trained as its own evaluations do it
+        with trainer.deployed() if run.unfinished is not None else nullcontext(run.network) as model:
+            known = _in_order_of(model, read_json(path / "results.json") or {}, run.splits.classes)
+            result = evaluation.evaluate(known, batches, trainer.precision, run.world, stop.check)
     return {**result.as_dict(), "split": split, "images": result.images, "checkpoint": str(file)}
+
+
+def _in_order_of(model: nn.Module, results: dict[str, Any], classes: Sequence[str]) -> nn.Module:
+    """The model with its scores in the order of `classes`, matched by name where the run was trained on others.
+
+    Raises DataError for a class that it does not know.
+    """
+    then = results.get("classes")
+    if then is None or list(then) == list(classes):
+        return model
+    from torch import nn
+
+    from memexp import data
+
+    rows = data.match(then, classes)
+    log.info("the classes are matched by name with the %d of the run", len(then))
+
+    class Chosen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, images: Tensor) -> Tensor:
+            scores: Tensor = self.model(images)
+            return scores[:, rows]
+
+    return Chosen()
 
 
 def changed(path: Path, overrides: Sequence[str] = (), own: Own = Own()) -> tuple[DictConfig, list[Any]]:

@@ -123,8 +123,8 @@ def theirs(network: nn.Module, x: Tensor, repeats: int) -> str:
         for group in pruner.step(interactive=True):
             for dependency, indices in group:
                 module = dependency.target.module
-                outs = {nn.BatchNorm2d, nn.BatchNorm1d, nn.LayerNorm, nn.Conv2d, nn.Linear}
-                if type(module) in outs and "out" in dependency.handler.__name__:
+                outs = nn.BatchNorm2d | nn.BatchNorm1d | nn.LayerNorm | nn.Conv2d | nn.Linear
+                if isinstance(module, outs) and "out" in dependency.handler.__name__:
                     _zero(parts[names[module]], left, names[module], list(indices))
             group.prune()
     kept = {

@@ -2,7 +2,7 @@
 
 A rule takes the call and returns the planes of its output, or of each output. The names are ATen's, without overload and
 without the underscore of operations in place. Rules that move data are in memexp.channels.moving, those that contract
-(convolution, products, attention) in memexp.channels.contracting.
+(convolution, products, attention) in memexp.channels.contracting; they register themselves here.
 """
 
 from collections.abc import Callable, Sequence
@@ -342,6 +342,3 @@ def embedding(call: Call) -> Planes:
 def full(plane: Plane, shape: Any) -> Any:
     """The plane written out, as a tensor."""
     return torch.from_numpy(np.broadcast_to(plane, tuple(shape)).copy())
-
-
-from memexp.channels import contracting, moving  # noqa: E402, F401  (their rules register themselves)

@@ -4,12 +4,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from memexp.channels.planes import Atoms, Plane, Planes
 from memexp.channels.sizes import Attribute, Size
 
+# what takes no lengths from the source, and views what it is given
+WITHOUT_LENGTHS = {torch.flatten, Tensor.flatten, Tensor.ravel, torch.matmul, Tensor.matmul, Tensor.__matmul__, linear}
 Role = Literal["out", "in", "norm"]
 
 
@@ -132,7 +136,7 @@ class Tape:
     def free(self, dims: int) -> set[int]:
         """The dimensions of a view whose length cannot be a number of the source's: flattened, -1, or within torch's own."""
         name, numbers = self.written()
-        if name in ("flatten", "linear", "matmul", "__matmul__", "ravel"):
+        if self.call is not None and self.call[0] in WITHOUT_LENGTHS:
             return set(range(dims))
         if name in ("view", "reshape") and len(numbers) == dims:
             return {axis for axis, n in enumerate(numbers) if n == -1}

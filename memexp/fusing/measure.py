@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from memexp.fusing.flow import Inputs
-from memexp.memory import track
+from memexp.memory.tracker import track
 
 SECONDS = 0.2  # spent on each thing that is timed, at least; more where one run takes longer
 RUNS = 5

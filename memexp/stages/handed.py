@@ -101,6 +101,7 @@ class Run:
             "config": OmegaConf.to_container(self.cfg, resolve=True),
             "classes": list(self.splits.classes),
             "shape": list(self.splits.shape),
+            "fingerprint": self.splits.fingerprint,
             "edits": [dict(edit) for edit in self.edits],
             "stage": self.key,
             "stages": self.finished,

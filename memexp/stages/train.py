@@ -50,15 +50,18 @@ def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:
     if cfg.memory.timeline:
         _timeline(run)
     training = trainer.recipe.state() | {"progress": vars(trainer.progress).copy()}
-    if trainer.recipe.averages:
+    if trainer.recipe.averages or trainer.precise:
         run.trained = {key: value.clone() for key, value in run.network.state_dict().items()}
-        trainer.recipe.hand_on()
+        with trainer.deployed() as model:
+            weights = {key: value.clone() for key, value in model.state_dict().items()}
+        run.network.load_state_dict(weights)
     run.evaluation = trainer.watched_name, watched
     figures = {
         "accuracy": {**watched.as_dict(), "split": trainer.watched_name, "images": watched.images},
         "seconds": trainer.progress.seconds,
         "steps": trainer.progress.step,
         "epochs": trainer.epochs,
+        "precise_batchnorm": trainer.precise,
         "parameters": sum(p.numel() for p in run.network.parameters()),
         "memory": run.meter.results(),
         "time": trainer.timing(),

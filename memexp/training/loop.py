@@ -5,6 +5,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from memexp.data import Batches, DataError
-from memexp.training import distribution
+from memexp.training import distribution, statistics
 from memexp.training.checkpoint import CheckpointError
 from memexp.training.console import Console
 from memexp.training.evaluation import Evaluation, evaluate
@@ -70,6 +71,14 @@ class Trainer:
         self.total_steps = self.settings.epochs * self.steps_per_epoch
         if self.settings.max_steps is not None:
             self.total_steps = min(self.total_steps, self.settings.max_steps)
+        momenta = statistics.momenta(recipe.network)
+        self.precise = self.settings.precise_batchnorm and statistics.needed(self.total_steps, momenta)
+        if self.precise:
+            log.info(
+                "batch normalisation: %d steps are few for a momentum of %g, so that evaluations estimate its statistics anew, "
+                "over %d training images (precise_batchnorm=false: as they stand)",
+                *(self.total_steps, momenta[0], min(statistics.IMAGES, splits.plain_train.images)),
+            )
         self.watched = splits.val if splits.val is not None else splits.test
         self.watched_name = "val" if splits.val is not None else "test"
 
@@ -101,9 +110,24 @@ class Trainer:
         return Evaluation(**done.evaluation)
 
     def evaluate(self, batches: Batches) -> Evaluation:
-        """Accuracy of the state that a user would deploy: averaged or slow weights where there are any."""
-        with self.place.meter.aside(), self.recipe.evaluated_weights() as model:
+        """Accuracy of the state that a user would deploy."""
+        with self.place.meter.aside(), self.deployed() as model:
             return evaluate(model, batches, self.precision, self.place.world, self.place.stop.check)
+
+    @contextmanager
+    def deployed(self) -> Iterator[nn.Module]:
+        """The network as a user would deploy it: with averaged or slow weights where there are any, and with statistics of
+        batch normalisation estimated anew where the running ones cannot be trusted after so few steps.
+        """
+        with self.recipe.evaluated_weights() as model:
+            if not self.precise:
+                yield model
+                return
+            place, order = self.place, statistics.in_random_order(self.place.splits.plain_train)
+            with statistics.estimated_statistics(
+                model, order, statistics.IMAGES, self.precision, place.world, place.stop.check
+            ):
+                yield model
 
     @property
     def epochs(self) -> float:
@@ -212,7 +236,7 @@ class Trainer:
         done.evaluation = vars(result)
         if result.top1 > done.best:
             done.best = result.top1
-            with self.recipe.evaluated_weights() as model:
+            with self.deployed() as model:
                 self.place.save_best(dict(model.state_dict()), result.top1)
 
     def _append(self, split: str, **values: float) -> None:

@@ -31,6 +31,7 @@ class Settings:
     batch_size: int
     accumulate: int
     evaluate_every: int
+    precise_batchnorm: bool
     checkpoint_every: int | None
     log_every: int
     monitor_every: int
@@ -71,12 +72,6 @@ class Recipe:
         if isinstance(self.optimizer, Lookahead):
             return _entered(self.optimizer.evaluation_weights(), self.network)
         return nullcontext(self.network)
-
-    def hand_on(self) -> None:
-        """Leaves in the network the weights that are evaluated: what the next stage starts from."""
-        with self.evaluated_weights() as model:
-            weights = {key: value.clone() for key, value in model.state_dict().items()}
-        self.network.load_state_dict(weights)
 
     def state(self) -> dict[str, Any]:
         """What decides the future, beside the network's own state."""

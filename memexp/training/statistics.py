@@ -24,7 +24,7 @@ from memexp.training import distribution
 from memexp.training.distribution import World
 from memexp.training.precision import Precision
 
-IMAGES = 2000  # enough: the paper takes 1,000 to 10,000, and a loss on CIFAR-10 is the same from 500 on to three digits
+IMAGES = 1000  # enough: the paper takes 1,000 to 10,000, and a loss on CIFAR-10 is the same from 500 on to three digits
 SETTLED = 20  # times 1 / momentum steps: the start's share of a running average is then below 1e-8
 ALONE = World()
 

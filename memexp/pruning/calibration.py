@@ -1,0 +1,97 @@
+"""Passes over data that a criterion reads: always in eval mode, and nothing of the network is changed by them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrize
+
+from memexp.backprop import Chain
+from memexp.pruning.filters import tensor_of
+
+Batch = tuple[Tensor, Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a criterion may read.
+
+    data: batches of (inputs, targets) on the network's device, to be gone through more than once: a list or a loader.
+    loss_fn: (outputs, targets) -> the mean over the batch's samples. seed: of what is drawn.
+    """
+
+    data: Iterable[Batch] = ()
+    loss_fn: Loss = functional.cross_entropy
+    seed: int = 0
+
+    def losses(self, network: nn.Module) -> Iterator[tuple[Tensor, int]]:
+        """For each batch the sum of its samples' losses, and how many they are."""
+        for inputs, targets in self.data:
+            yield self.loss_fn(network(inputs), targets) * len(inputs), len(inputs)
+
+
+def given(reader: str, needed: bool, data: Iterable[Batch] | None, loss_fn: Loss, seed: int) -> Calibration:
+    """The calibration for `reader`. Raises ValueError where it needs data and has none, or data that can be read only once."""
+    if data is None and needed:
+        raise ValueError(f"{reader} reads data, and there is none: give data=[(inputs, targets), ...]")
+    if data is not None and iter(data) is data:
+        raise ValueError("data can be gone through only once: give a list or a loader of batches, not a generator")
+    if data is not None and next(iter(data), None) is None:
+        raise ValueError("data holds no batch: give at least one (inputs, targets)")
+    return Calibration(() if data is None else data, loss_fn, seed)
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Inside, every module is in eval mode."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def calibrating(network: nn.Module) -> Iterator[None]:
+    """Inside, the network is in eval mode (BN uses its running statistics), every Chain stores, every parameter has a gradient.
+
+    So samples of a batch do not see each other, and scores depend neither on the batches' order nor on their sizes.
+    Parametrised weights are computed once, to be the tensors that gradients are taken of.
+    """
+    frozen = [p for p in network.parameters() if not p.requires_grad]
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(network))
+        for module in network.modules():
+            if isinstance(module, Chain):
+                stack.enter_context(module.using("stored"))
+        stack.enter_context(parametrize.cached())
+        try:
+            for p in frozen:
+                p.requires_grad_(True)
+            yield
+        finally:
+            for p in frozen:
+                p.requires_grad_(False)
+
+
+def gradients(network: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
+    """The gradient of the mean loss over all samples of the data, by effective name; `p.grad` is left alone."""
+    with calibrating(network), torch.enable_grad():
+        tensors = [tensor_of(network, name) for name in names]
+        totals = [torch.zeros_like(t, dtype=torch.float64) for t in tensors]
+        samples = 0
+        for loss, count in calibration.losses(network):
+            found = torch.autograd.grad(loss, tensors, allow_unused=True)
+            for total, gradient in zip(totals, found, strict=True):
+                if gradient is not None:
+                    total += gradient
+            samples += count
+    return {name: total / samples for name, total in zip(names, totals, strict=True)}

@@ -1,0 +1,56 @@
+"""The check after every removal: the narrowed network's outputs equal those of the network in which what went is zero."""
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from memexp.pruning.calibration import evaluating
+
+# by dtype: how far the two may be, relative to the largest output; sums over fewer channels round differently
+LIMITS = {torch.float64: 1e-10, torch.float32: 1e-4}
+HALF_LIMIT = 5e-2
+
+
+class CheckFailed(ValueError):
+    """The narrowed network is not the same function as the masked one."""
+
+
+def limit_of(network: nn.Module) -> float:
+    """The largest relative error that is rounding, for this network's parameters."""
+    return max((LIMITS.get(p.dtype, HALF_LIMIT) for p in network.parameters() if p.is_floating_point()), default=0.0)
+
+
+@torch.no_grad()
+def difference(one: nn.Module, other: nn.Module, batches: Iterable[Sequence[Tensor]]) -> float:
+    """The largest difference of the two networks' outputs in eval mode, relative to the largest output of `other`."""
+    worst = 0.0
+    with evaluating(one), evaluating(other), _full_precision():
+        for inputs in batches:
+            for a, b in zip(_outputs(one(*inputs)), _outputs(other(*inputs)), strict=True):
+                error = float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp_min(1e-30))
+                worst = error if not error <= worst else worst  # a NaN stays
+    return worst
+
+
+def check(narrowed: nn.Module, masked: nn.Module, batches: Iterable[Sequence[Tensor]]) -> dict[str, Any]:
+    """Error and limit for the record. Raises CheckFailed where the error is above the limit."""
+    error, limit = difference(narrowed, masked, batches), limit_of(narrowed)
+    if not error <= limit:
+        raise CheckFailed(
+            f"the narrowed network's outputs differ from the masked network's by {error:.1e} of the largest (allowed: "
+            f"{limit:.0e}): nothing was pruned; leave the layers at fault out by scope={{LAYER: ratio}}"
+        )
+    return {"error": error, "limit": limit}
+
+
+def _outputs(value: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _full_precision() -> AbstractContextManager[Any]:
+    """Convolutions of float32 in float32, not in TF32, which rounds to ten bits."""
+    return torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)

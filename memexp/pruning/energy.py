@@ -1,0 +1,34 @@
+"""Estimated energy of a layer: its multiplications and additions, and its traffic with memory.
+
+E = MACs * (multiply + add) + (weights + inputs + outputs) * DRAM, for one sample and 32-bit words, each of which crosses to
+DRAM once. The constants are those of Horowitz 2014 ("Computing's energy problem", ISSCC, 45 nm, 0.9 V); the idea of pruning
+layers in the order of their energy is that of Yang, Chen, Sze 2017 (arXiv 1611.05128), whose model has more levels of memory.
+"""
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from memexp.memory.tracker import track
+from memexp.pruning.counting import Use
+
+MULTIPLY = 3.7  # pJ, 32-bit floating point
+ADD = 0.9
+DRAM = 640.0  # pJ for each 32-bit word
+
+
+def by_layer(uses: Iterable[Use]) -> dict[str, float]:
+    """Picojoules of each layer for one sample; a layer that is called twice costs twice."""
+    energy: dict[str, float] = {}
+    for use in uses:
+        samples = len(use.input)
+        words = sum(p.numel() for p in use.module.parameters())
+        traffic = words + (use.input.numel() + use.output.numel()) / samples
+        spent = _macs(use) / samples * (MULTIPLY + ADD) + traffic * DRAM
+        energy[use.name] = energy.get(use.name, 0.0) + spent
+    return energy
+
+
+def _macs(use: Use) -> int:
+    module: nn.Module = use.module
+    return track(lambda: module(use.input)).macs_forward

@@ -1,0 +1,81 @@
+"""The filters of a group: which elements of which parameters each of its coupled channels owns.
+
+A group's channels live and die together (memexp.channels). Its "out" members are the layers that make the channels, one
+filter each; its "norm" members scale them; its "in" members read them and play no part in a score. Scores of a coupled
+group are combined in one way everywhere: each member is scored by itself, and a channel's score is the mean over members.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from memexp.channels import Group, Member
+
+
+def layer_of(name: str) -> str:
+    """The layer that a parameter belongs to: "features.0" of "features.0.weight", parametrised or not."""
+    return name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
+
+
+def effective(name: str) -> str:
+    """The name of the tensor that the layer computes with: "0.weight" of "0.parametrizations.weight.original1"."""
+    layer, marker, rest = name.partition(".parametrizations.")
+    return f"{layer}.{rest.partition('.')[0]}" if marker else name
+
+
+def tensor_of(network: nn.Module, name: str) -> Tensor:
+    """The tensor of that effective name."""
+    layer, _, attribute = name.rpartition(".")
+    found = getattr(network.get_submodule(layer), attribute)
+    assert isinstance(found, Tensor)
+    return found
+
+
+def members(group: Group, role: str) -> dict[str, Member]:
+    """The group's members of that role by effective name, each once."""
+    return {effective(member.name): member for member in group.members if member.role == role}
+
+
+def weights(network: nn.Module, group: Group) -> dict[str, Member]:
+    """The filters that make the group's channels: its "out" members but for biases."""
+    return {name: m for name, m in members(group, "out").items() if tensor_of(network, name).ndim > 1}
+
+
+def normalised(network: nn.Module, group: Group, criterion: str) -> dict[str, Member]:
+    """The scales and shifts of the group's normalisations: its "norm" members but for running statistics.
+
+    Raises ValueError, naming `criterion`, where it has none.
+    """
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    found = {name: m for name, m in members(group, "norm").items() if m.name in parameters}
+    if not found:
+        raise ValueError(
+            f"criterion={criterion} reads the scales of normalisation layers, and the channels of layer {layers(group)[0]} "
+            "have none: choose another criterion, or leave that layer out by scope={LAYER: ratio}"
+        )
+    return found
+
+
+def layers(group: Group) -> list[str]:
+    """The layers that make the group's channels; any of these names names the group."""
+    return list(dict.fromkeys(layer_of(member.name) for member in group.members if member.role == "out"))
+
+
+def rows(tensor: Tensor, indices: Sequence[Sequence[int]], dim: int) -> Tensor:
+    """(channels, elements): what each channel owns of `tensor` along `dim`, in the tensor's dtype.
+
+    A channel with fewer indices than another is filled up with zeros.
+    """
+    flat = tensor.detach().movedim(dim, 0).flatten(1) if tensor.ndim > 1 else tensor.detach()[:, None]
+    longest = max(len(own) for own in indices)
+    if any(len(own) != longest for own in indices):
+        flat = torch.cat([flat, flat.new_zeros(1, flat.shape[1])])
+    absent = len(flat) - 1
+    index = [list(own) + [absent] * (longest - len(own)) for own in indices]
+    return flat[torch.tensor(index, device=flat.device)].flatten(1)
+
+
+def combined(scores: Iterable[Tensor]) -> Tensor:
+    """The mean over a group's members, in float64 on the CPU."""
+    return torch.stack([score.double().cpu() for score in scores]).mean(0)

@@ -1,0 +1,195 @@
+"""Pruning: score, choose, remove, check. The network that is given stays as it is, whatever happens."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from memexp.channels import Graph, Group, narrow_edit, trace
+from memexp.pruning import energy, selection
+from memexp.pruning.calibration import Batch, Loss, evaluating, given
+from memexp.pruning.counting import macs_of, parameters_of, skeleton
+from memexp.pruning.criteria import Criterion, create, name_of
+from memexp.pruning.filters import layer_of, layers, tensor_of, weights
+from memexp.pruning.latency import Measure, Table, measured
+from memexp.pruning.narrowing import carry_out, listed, prunable
+from memexp.pruning.netadapt import Tune, adapt
+from memexp.pruning.selection import Kept
+from memexp.pruning.settings import Settings, Target
+
+
+@dataclass
+class Removal:
+    """What `remove` returns.
+
+    network: the pruned one. edit: what makes it from the one that was given (memexp.edits.apply). record: plain data for
+    results.json. groups: for each group that could lose channels its layers, scores and kept channels, as plain data.
+    """
+
+    network: nn.Module
+    edit: dict[str, Any]
+    record: dict[str, Any]
+    groups: list[dict[str, Any]]
+
+
+def remove(
+    network: nn.Module,
+    example_input: Tensor | Sequence[Tensor],
+    criterion: str | Criterion,
+    settings: Settings,
+    *,
+    options: Mapping[str, Any] | None = None,
+    data: Iterable[Batch] | None = None,
+    loss_fn: Loss = functional.cross_entropy,
+    seed: int = 0,
+    check_on: Tensor | None = None,
+    tune: Tune | None = None,
+    measure: Measure = measured,
+) -> Removal:
+    """A pruned copy of `network` and a record of how it came about.
+
+    example_input: what the network is called with, (samples, ...), or several such; latency is measured on it.
+    options: of the criterion. data: batches of (inputs, targets) for criteria and orders that read them, to be gone through
+    more than once. loss_fn: the mean over a batch's samples. seed: of criteria that draw. check_on: a real batch of inputs for
+    the check of narrowed against masked; by default data's first, else example_input. tune: trains a network in place for a
+    short time, between the steps of order=latency. measure: (module, inputs) -> seconds.
+
+    Raises ValueError for settings that are not allowed, for a layer that is not there, for a target that cannot be met, and
+    for missing data; CheckFailed where narrowed and masked network differ.
+    """
+    made = create(criterion, options)
+    target = settings.check()
+    inputs = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
+    reader = f"order={settings.order}" if settings.order == "latency" else f"criterion={name_of(made)}"
+    calibration = given(reader, made.needs_data or settings.order == "latency", data, loss_fn, seed)
+    batch: tuple[Tensor, ...] = inputs
+    if check_on is not None or data is not None:
+        batch = (next(iter(calibration.data))[0],) if check_on is None else (check_on,)
+    graph = trace(network, *inputs)
+    groups = prunable(network, graph)
+    if isinstance(settings.scope, Mapping):
+        chosen = listed(network, graph, settings.scope)
+        groups = {number: group for number, group in groups.items() if number in chosen}
+    found = made.scores(network, list(groups.values()), calibration)
+    scores = {n: score.tolist() for n, score in zip(groups, found, strict=True)}
+    timed = target is not None and target.measure == "latency"
+    table = Table(network, inputs, measure) if timed else None
+    figures: dict[str, Any] = {}
+    if settings.order == "latency":
+        assert target is not None
+        assert table is not None
+        adapted = adapt(network, graph, inputs, made, calibration, settings, target, table, [batch], tune)
+        kept, pruned, checked = adapted.kept, adapted.network, adapted.check
+        edit = narrow_edit(graph, kept)
+        figures["steps"] = adapted.steps
+    else:
+        kept = _choose(network, graph, inputs, scores, made, settings, target, table)
+        pruned, edit, checked = carry_out(network, graph, kept, made, [batch])
+    if table is not None:
+        with skeleton(network, graph, inputs) as bones:
+            predicted = table.predict(bones, kept)
+        figures["latency"] = {"before": table.whole, "predicted": predicted}
+        with evaluating(network), evaluating(pruned):  # both once more, as a machine is not always equally busy
+            figures["latency"] |= {"before_at_end": measure(network, inputs), "after": measure(pruned, inputs)}
+    channels = sum(group.size for group in groups.values())
+    gone = sum(groups[n].size - len(left) for n, left in kept.items())
+    record = {
+        "criterion": name_of(made),
+        **asdict(settings),
+        "scope": settings.scope if isinstance(settings.scope, str) else dict(settings.scope),
+        "seed": seed,
+        "channels": {"before": channels, "after": channels - gone},
+        "parameters": {"before": parameters_of(network), "after": parameters_of(pruned)},
+        "macs": {"before": _macs(network, inputs), "after": _macs(pruned, inputs)},
+        "widths": _widths(network, pruned, groups.values()),
+        "check": checked,
+        **figures,
+    }
+    ranked = [
+        {"layers": layers(group), "scores": scores[n], "kept": kept.get(n, list(range(group.size)))}
+        for n, group in groups.items()
+    ]
+    return Removal(pruned, edit, record, ranked)
+
+
+def prune(
+    network: nn.Module,
+    example_input: Tensor | Sequence[Tensor],
+    *,
+    criterion: str | Criterion = "l1_norm",
+    ratio: float | None = None,
+    target: str | None = None,
+    scope: str | Mapping[str, float] = "layer",
+    order: str = "sequential",
+    floor: float = 0.1,
+    step: float = 0.05,
+    **rest: Any,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A pruned copy of `network`, a plain network of the same classes, and the edit that makes it (`memexp.edits.apply`).
+
+    >>> from memexp.pruning import prune
+    >>> pruned, edit = prune(network, images, criterion="l1_norm", target="macs:0.5")
+    >>> pruned, edit = prune(network, images, criterion="fisher", ratio=0.3, scope="global", data=batches)
+    >>> pruned, edit = prune(network, images, scope={"features.0": 0.5})
+
+    criterion: a name of `memexp.pruning.CRITERIA`, or an instance with its options. ratio, target, scope, order, floor, step:
+    memexp.pruning.settings.Settings. rest: data, loss_fn, seed and others of `remove`, whose errors it raises.
+    """
+    settings = Settings(ratio=ratio, target=target, scope=scope, order=order, floor=floor, step=step)
+    removal = remove(network, example_input, criterion, settings, **rest)
+    return removal.network, removal.edit
+
+
+def _choose(
+    network: nn.Module,
+    graph: Graph,
+    inputs: Sequence[Tensor],
+    scores: selection.Scores,
+    criterion: Criterion,
+    settings: Settings,
+    target: Target | None,
+    table: Table | None,
+) -> Kept:
+    """The channels that stay, by scope, order and target."""
+    sizes = {number: len(score) for number, score in scores.items()}
+    if isinstance(settings.scope, Mapping):
+        return selection.kept(selection.shares(scores, listed(network, graph, settings.scope)), sizes)
+    if settings.scope == "global":
+        removals = selection.over_all(scores, settings.floor, criterion.comparable)
+        if settings.ratio is not None:
+            return selection.kept(selection.share_of_all(removals, sizes, settings.ratio), sizes)
+    elif target is None:
+        assert settings.ratio is not None
+        return selection.kept(selection.shares(scores, dict.fromkeys(scores, settings.ratio)), sizes)
+    else:
+        removals = selection.by_layer(scores)
+    assert target is not None
+    with skeleton(network, graph, inputs) as bones:
+        if settings.order == "energy":
+            spent = energy.by_layer(bones.uses({}))
+            own = {n: sum(spent.get(layer, 0.0) for layer in layers(graph.groups[n])) for n in scores}
+            most = 1 - settings.floor if settings.ratio is None else settings.ratio
+            removals = selection.layer_by_layer(scores, sorted(own, key=lambda n: (-own[n], n)), most)
+
+        def cost(kept: Kept) -> float:
+            if table is not None:
+                return table.predict(bones, kept)
+            return bones.macs(kept) if target.measure == "macs" else bones.parameters(kept)
+
+        return selection.meet(str(target), target.share, removals, sizes, cost)
+
+
+def _macs(network: nn.Module, inputs: Sequence[Tensor]) -> int:
+    with evaluating(network):
+        return macs_of(network, inputs)
+
+
+def _widths(before: nn.Module, after: nn.Module, groups: Iterable[Group]) -> dict[str, list[int]]:
+    """[before, after] of each layer that could lose channels."""
+    return {
+        layer_of(name): [tensor_of(network, name).shape[member.dim] for network in (before, after)]
+        for group in groups
+        for name, member in weights(before, group).items()
+    }

@@ -1,0 +1,325 @@
+"""Pruning whole networks: scopes, targets, orders, published shapes, and what public tools get wrong."""
+
+import copy
+import io
+import json
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional
+
+from memexp import edits, models
+from memexp.backprop import Chain
+from memexp.pruning import Settings, narrowing, prune, remove
+from memexp.pruning.checking import CheckFailed
+
+IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([0, 1, 2, 3])
+DATA = [(IMAGES, LABELS)]
+
+
+def family(name: str, backprop: str = "stored", **settings) -> nn.Module:
+    torch.manual_seed(0)
+    chain = lambda steps: Chain(steps, backprop)  # noqa: E731
+    network = models.create(name, classes=10, shape=(3, 32, 32), chain=chain, **settings)
+    for module in network.modules():  # statistics and scales as after training, all different
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+            module.running_mean.normal_(std=0.2)
+            module.running_var.uniform_(0.5, 1.5)
+    return network
+
+
+def small(channels: tuple[int, int, int] = (8, 16, 4)) -> nn.Module:
+    """conv-BN-ReLU three times, poolings between, and a linear head."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for inputs, outputs in zip((3, *channels), channels, strict=False):
+        layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers[:-1], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], 10))
+
+
+def widths(network: nn.Module) -> list[int]:
+    return [module.out_channels for module in network.modules() if isinstance(module, nn.Conv2d)]
+
+
+def count(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def test_pfec_vgg16_a_has_the_published_parameters_and_macs():
+    """Li et al. 2017, table 1: conv1 64 -> 32 and conv8-13 512 -> 256 make 5.4e6 parameters and 2.06e8 MACs."""
+    network = models.create("vgg16", classes=10, shape=(3, 32, 32), chain=Chain)
+    convolutions = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)]
+    scope = dict.fromkeys([convolutions[0], *convolutions[7:]], 0.5)
+    result = remove(network, IMAGES, "l1_norm", Settings(scope=scope))
+    assert widths(result.network) == [32, 64, 128, 128, 256, 256, 256, 256, 256, 256, 256, 256, 256]
+    assert result.record["parameters"] == {"before": 14_987_210, "after": count(result.network)}
+    assert f"{result.record['parameters']['after']:.1e}" == "5.4e+06"
+    assert f"{result.record['macs']['before']:.2e}" == "3.13e+08"
+    assert f"{result.record['macs']['after']:.2e}" == "2.06e+08"
+
+
+@pytest.mark.parametrize(
+    ("ratios", "skipped", "ten_thousands"),
+    [
+        ((0.1, 0.1, 0.1), (16, 20, 38, 54), 77),
+        ((0.6, 0.3, 0.1), (16, 18, 20, 34, 38, 54), 73),
+    ],
+)
+def test_pfec_resnet56(ratios, skipped, ten_thousands):
+    """Li et al. 2017, table 1: 7.7e5 and 7.3e5 parameters (cut off, not rounded).
+
+    Of each block but the skipped ones (numbers of layers) the first layer's filters go.
+    """
+    network = family("resnet", depth=56)
+    first = [f"body.{unit}.f.{0 if unit == 0 else 2}" for unit in range(27)]
+    scope = {layer: ratios[unit // 9] for unit, layer in enumerate(first) if 2 * unit + 2 not in skipped}
+    result = remove(network, IMAGES, "l1_norm", Settings(scope=scope))
+    assert count(result.network) // 10_000 == ten_thousands
+    assert result.record["check"]["error"] < 1e-5
+
+
+@pytest.mark.long
+def test_resnet50_of_torchvision_to_half_its_macs():
+    torch.manual_seed(0)
+    network = torchvision.models.resnet50()
+    before = copy.deepcopy(network.state_dict())
+    pruned, edit = prune(network, torch.randn(1, 3, 64, 64), criterion="l1_norm", target="macs:0.5")
+    assert type(pruned) is type(network)
+    again = edits.apply(torchvision.models.resnet50(), edit)
+    again.load_state_dict(pruned.state_dict())
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("criterion", ["l1_norm", "fisher", "random"])
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize(("measure", "share"), [("macs", 0.5), ("params", 0.4), ("macs", 0.8)])
+def test_targets_are_met_within_two_percent(criterion, scope, measure, share):
+    settings = Settings(target=f"{measure}:{share}", scope=scope)
+    result = remove(small((16, 32, 24)), IMAGES, criterion, settings, data=DATA)
+    figure = result.record[{"macs": "macs", "params": "parameters"}[measure]]
+    assert figure["after"] / figure["before"] == pytest.approx(share, rel=0.02)
+    assert result.record["channels"]["after"] == sum(widths(result.network))
+
+
+def test_macs_are_counted_by_hand():
+    """3x3 convolutions of 32x32, 16x16 and 8x8 positions, then 4 x 10 of the head; half of each layer's channels go."""
+    result = remove(small(), IMAGES, "l1_norm", Settings(ratio=0.5))
+    assert widths(result.network) == [4, 8, 2]
+    assert result.record["macs"] == {
+        "before": 9 * (3 * 8 * 1024 + 8 * 16 * 256 + 16 * 4 * 64) + 40,
+        "after": 9 * (3 * 4 * 1024 + 4 * 8 * 256 + 8 * 2 * 64) + 20,
+    }
+    assert result.record["widths"] == {"0": [8, 4], "4": [16, 8], "8": [4, 2]}
+
+
+def test_the_least_scores_go_in_each_layer():
+    network = small()
+    result = remove(network, IMAGES, "l2_norm", Settings(ratio=0.25))
+    for group, layer in zip(result.groups, ("0", "4", "8"), strict=True):
+        norms = network.get_submodule(layer).weight.detach().flatten(1).norm(dim=1)
+        assert group["layers"] == [layer]
+        assert group["scores"] == pytest.approx(norms.tolist())
+        assert group["kept"] == norms.argsort()[len(norms) // 4 :].sort().values.tolist()
+
+
+def test_a_global_threshold_leaves_each_layer_its_floor():
+    """One layer's filters are all far smaller than the others': a threshold alone would leave none of them."""
+    network = small()
+    network[5].weight.data.fill_(1e-3)
+    by_scale = remove(network, IMAGES, "bn_scale", Settings(ratio=0.5, scope="global", floor=0.25))
+    assert widths(by_scale.network)[1] == 4
+    assert sum(widths(by_scale.network)) == 14
+    # scores that mean nothing in another layer count relative to their own layer's
+    network[4].weight.data *= 1e-3
+    network[0].weight.data[:6] *= 0.1
+    by_norm = remove(network, IMAGES, "l1_norm", Settings(ratio=0.2, scope="global"))
+    assert widths(by_norm.network) == [2, 16, 4]
+
+
+def test_a_list_prunes_what_it_names():
+    result = remove(small(), IMAGES, "l1_norm", Settings(scope={"4": 0.75, "0": 0.0}))
+    assert widths(result.network) == [8, 4, 4]
+
+
+def test_energy_goes_from_the_layer_that_costs_most():
+    """Layer "0" has by far the largest maps to move: half of it goes first, and the target needs some of the next, "4"."""
+    result = remove(small(), IMAGES, "l1_norm", Settings(target="macs:0.45", order="energy", ratio=0.5))
+    assert widths(result.network) == [4, 12, 4]
+
+
+ALIKE = [
+    ("resnet", {"depth": 14}, ["stored", "checkpointed", "adjoint"]),
+    ("revnet", {"depth": 26}, ["stored", "checkpointed", "reversible"]),
+    ("revnet", {"depth": 38, "bottleneck": True}, ["stored", "checkpointed", "reversible"]),
+    ("heunnet", {"depth": 4}, ["stored", "adjoint"]),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "strategies"), ALIKE)
+def test_families_with_any_strategy_are_pruned_alike(name, settings, strategies):
+    """A criterion that needs gradients sees the blocks inside a strategy's own autograd function."""
+    found = []
+    for backprop in strategies:
+        network = family(name, backprop, **settings)
+        result = remove(network, IMAGES, "fisher", Settings(ratio=0.5), data=DATA)
+        assert result.record["check"]["error"] < 1e-5
+        assert min(before - after for before, after in result.record["widths"].values()) > 0
+        functional.cross_entropy(result.network.train()(IMAGES), LABELS).backward()
+        assert all(p.grad is not None for p in result.network.parameters())
+        found.append(result.edit)
+    assert all(edit == found[0] for edit in found)
+
+
+def test_a_pruned_network_is_saved_as_data():
+    pruned, edit = prune(family("resnet", depth=14), IMAGES, ratio=0.4)
+    file = io.BytesIO()
+    torch.save({"edits": [edit], "model": pruned.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    again = edits.apply_all(family("resnet", depth=14), saved["edits"])
+    again.load_state_dict(saved["model"])
+    assert torch.equal(again.eval()(IMAGES), pruned.eval()(IMAGES))
+
+
+class Halved(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight / 2
+
+
+@pytest.mark.parametrize("criterion", ["l1_norm", "taylor_weight", "fisher"])
+def test_parametrised_weights_are_pruned(criterion):
+    network = small()
+    nn.utils.parametrize.register_parametrization(network[4], "weight", Halved())
+    pruned, _ = prune(network, IMAGES, criterion=criterion, ratio=0.5, data=DATA)
+    assert pruned[4].weight.shape == (8, 4, 3, 3)
+
+
+@pytest.mark.parametrize("criterion", ["signed_sum", "bn_scale", "apoz", "taylor_activation", "taylor_weight", "obd"])
+def test_the_network_is_as_it_was_and_two_prunings_go_on_from_each_other(criterion):
+    network = small().train()
+    before = copy.deepcopy(network.state_dict())
+    once, first = prune(network, IMAGES, criterion=criterion, ratio=0.25, data=DATA)
+    twice, second = prune(once, IMAGES, criterion=criterion, ratio=0.25, data=DATA)
+    assert network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    rebuilt = edits.apply_all(small(), [first, second])
+    assert [tuple(p.shape) for p in rebuilt.parameters()] == [tuple(p.shape) for p in twice.parameters()]
+
+
+def test_obs_moves_what_stays_so_that_the_loss_rises_less():
+    torch.manual_seed(1)
+    network = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 4)).double()
+    inputs = torch.randn(200, 6, dtype=torch.float64)
+    targets = network(inputs).detach()
+    losses = {}
+    for criterion in ("obs", "l2_norm"):
+        pruned, _ = prune(
+            network, inputs, criterion=criterion, ratio=0.4, data=[(inputs, targets)], loss_fn=functional.mse_loss
+        )
+        losses[criterion] = functional.mse_loss(pruned(inputs), targets).item()
+    assert losses["obs"] < 0.9 * losses["l2_norm"]
+
+
+def test_what_does_not_pass_the_check_is_not_pruned(monkeypatch):
+    """The edit keeps other channels than the mask: a wrong index somewhere."""
+    network = small()
+    before = copy.deepcopy(network.state_dict())
+    wrong = narrowing.narrow_edit
+    monkeypatch.setattr(
+        narrowing,
+        "narrow_edit",
+        lambda graph, kept: wrong(graph, {n: list(range(len(left))) for n, left in kept.items()}),
+    )
+    with pytest.raises(CheckFailed, match=r"outputs differ from the masked network's by .* nothing was pruned"):
+        prune(network, IMAGES, ratio=0.5)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_a_network_that_says_nothing_but_nan_does_not_pass():
+    network = small()
+    network[-1].bias.data[0] = float("nan")
+    with pytest.raises(CheckFailed):
+        prune(network, IMAGES, ratio=0.5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"ratio": 1.0}, "ratio=1 is not allowed: the share of channels that goes is above 0 and below 1"),
+        ({"ratio": 0.0}, "ratio=0 is not allowed"),
+        ({}, "ratio=None, target=None: give one of the two"),
+        ({"ratio": 0.5, "target": "macs:0.5"}, "give one of the two"),
+        ({"target": "flops:0.5"}, "target='flops:0.5' is not allowed: give one of macs, params, latency"),
+        ({"target": "macs:1"}, "target='macs:1' is not allowed"),
+        ({"target": "macs:0.001"}, "target=macs:0.001 cannot be met: with every layer at its least width 0.0"),
+        ({"target": "params:0.001", "scope": "global"}, "target=params:0.001 cannot be met"),
+        ({"ratio": 0.95, "scope": "global"}, "ratio=0.95 with floor=0.1 cannot be"),
+        ({"ratio": 0.89, "scope": "global"}, "ratio=0.89 is 25 of 28 channels, and with every layer at its floor 24 go"),
+        ({"ratio": 0.5, "scope": "all"}, "scope='all' is not allowed: use layer, global or a list"),
+        ({"scope": {}}, "scope is an empty list"),
+        ({"scope": {"4": 1.0}}, "layer 4 has the share 1.0: use a number of at least 0 and below 1"),
+        ({"scope": {"conv": 0.5}}, "there is no layer 'conv'; nearest: 0, 4, 8"),
+        ({"scope": {"2": 0.5}}, "2 makes no channels that can go; layers that do: 0, 4, 8"),
+        ({"scope": {"13": 0.5}}, "the channels of layer 13 cannot go: it is part of the network's output"),
+        ({"scope": {"4": 0.5}, "ratio": 0.5}, "a list of layers as scope settles every width"),
+        ({"ratio": 0.5, "order": "random"}, "order='random' is not one of sequential, energy, latency"),
+        ({"ratio": 0.5, "order": "energy"}, "order=energy goes until a target is met"),
+        ({"target": "macs:0.5", "order": "latency"}, "order=latency needs target=latency:SHARE"),
+        ({"target": "latency:0.5", "order": "latency"}, "order=latency reads data, and there is none"),
+        ({"ratio": 0.5, "floor": 0.0}, "floor=0 is not allowed"),
+        ({"ratio": 0.5, "criterion": "magnitude"}, "criterion='magnitude' is not one of l1_norm"),
+        ({"ratio": 0.5, "criterion": "fisher"}, "criterion=fisher reads data, and there is none: give data="),
+        ({"ratio": 0.5, "criterion": "apoz", "data": iter(DATA)}, "data can be gone through only once"),
+        ({"ratio": 0.5, "criterion": "apoz", "data": []}, "data holds no batch"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_asked_is_refused_in_a_sentence(asked, message):
+    with pytest.raises(ValueError, match=message) as error:
+        prune(small(), IMAGES, **asked)
+    assert "\n" not in str(error.value)
+
+
+def test_coupled_layers_cannot_give_different_shares():
+    network = family("resnet", depth=14)
+    coupled = next(
+        group for group in remove(network, IMAGES, "l1_norm", Settings(ratio=0.1)).groups if len(group["layers"]) > 1
+    )
+    one, other, *_ = coupled["layers"]
+    with pytest.raises(ValueError, match=f"layers {one} and {other} share channels, so they cannot give 0.5 and 0.25"):
+        prune(network, IMAGES, scope={one: 0.5, other: 0.25})
+
+
+def test_a_network_without_inner_channels_is_refused():
+    with pytest.raises(ValueError, match="no layer of this network has channels that can be removed"):
+        prune(nn.Linear(3, 2), torch.randn(2, 3), ratio=0.5)
+
+
+def test_a_target_between_two_single_channels_is_refused():
+    network = nn.Sequential(nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 3))
+    with pytest.raises(ValueError, match=r"target=macs:0.7 cannot be met within 2%: .* next to it are 0.500 and 1.000"):
+        prune(network, torch.randn(2, 4), target="macs:0.7")
+
+
+@pytest.mark.parametrize("asked", [{"ratio": 0.6}, {"target": "macs:0.4"}, {"scope": {"0": 0.5, "4": 0.75}}])
+def test_rounds_reach_what_one_pruning_would(asked):
+    settings, network, left = Settings(**asked), small((16, 32, 24)), 1.0
+    whole = remove(network, IMAGES, "l1_norm", settings).record
+    for number in (1, 2, 3):
+        record = (step := remove(network, IMAGES, "l1_norm", settings.of_round(3, left, number))).record
+        network = step.network
+        left = record["macs"]["after"] / whole["macs"]["before"]
+    assert left == pytest.approx(
+        whole["macs"]["after"] / whole["macs"]["before"], rel=0.03 if "target" in asked else 0.2
+    )
+
+
+def test_the_record_is_plain_data():
+    for settings in (Settings(ratio=0.5), Settings(scope={"4": 0.5}), Settings(target="macs:0.5", scope="global")):
+        result = remove(small(), IMAGES, "l1_norm", settings)
+        assert json.loads(json.dumps(result.record)) == result.record
+        assert json.loads(json.dumps(result.groups)) == result.groups
