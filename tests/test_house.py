@@ -23,7 +23,8 @@ LINES = [
     ["training"],
     ["channels"],
     ["edits"],
-    ["fusing", "integral", "pruning"],
+    ["fusing"],
+    ["integral", "pruning"],
     ["build"],
     [f"memory.{name}" for name in ("trace", "estimate", "limit", "advice", "planner", "planned")],  # predicted, chosen
     ["report"],

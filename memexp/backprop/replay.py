@@ -110,7 +110,7 @@ class Surroundings:
         self.context = context
         self._versions = {n: t._version for n, t in context.items() if isinstance(t, Tensor) and not t.is_inference()}
         tensors = (*streams, *(value for value in context.values() if isinstance(value, Tensor)))
-        self.devices = sorted({x.device for x in tensors if x.device.type != "cpu"}, key=str)
+        self.devices = sorted({x.device for x in tensors if x.device.type not in ("cpu", "meta")}, key=str)
         types = ["cpu", *sorted({device.type for device in self.devices})]
         self.autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in types]
 

@@ -4,13 +4,14 @@ A further family is one module in memexp/models, one entry, one YAML in conf/mod
 has no entry and gets the defaults of `Family`.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from memexp.models import layout
 from memexp.models.layout import LARGE, RESNET, REVNET, Shape
-from memexp.schema import NonNegative, Positive, Rule, at_least
+from memexp.schema import NonNegative, Positive, PositiveFloat, Rule, at_least
 
 DEEPEST = 1000  # layers beyond which no depth is offered
 Settings = Mapping[str, Any]
@@ -104,6 +105,20 @@ class TorchvisionOptions:
     weights: str | None
 
 
+@dataclass
+class InnOptions:
+    name: str
+    base: str
+    weights: str | None
+    fold: bool
+    permute: bool
+    quadrature: Literal["trapezoidal", "riemann", "simpson", "gauss_legendre"]
+    smallest: PositiveFloat
+    largest: PositiveFloat
+    seed: int
+    init_from: str | None
+
+
 def of(model: Settings) -> Family:
     """The entry of a configuration's `model`; the defaults for a network of the user's own."""
     return FAMILIES.get(str(model.get("name")), OWN) if "_target_" not in model else OWN
@@ -164,6 +179,29 @@ def _revnet(model: Settings, shape: Shape) -> object:
     )
 
 
+def _inn(model: Settings, shape: Shape) -> object:
+    if model["smallest"] > model["largest"]:
+        raise ValueError(f"smallest={model['smallest']} is more than largest={model['largest']}")
+    base = str(model["base"])
+    if base.startswith("torchvision/") or base == "nin":
+        return None
+    if base in ("vgg11", "vgg16"):
+        return layout.vgg(shape)
+    named = re.fullmatch("(resnet|revnet)([0-9]+)", base)
+    if named is None:
+        raise ValueError(f"base={base!r}: use resnetDEPTH, revnetDEPTH, vgg11, vgg16, nin or torchvision/NAME")
+    return (layout.resnet if named[1] == "resnet" else layout.revnet)(shape, int(named[2]))
+
+
+def _base_has_not(strategy: str) -> Callable[[Settings], str | None]:
+    def about(model: Settings) -> str | None:
+        base = str(model["base"])
+        bases = ("revnet",) if strategy == "reversible" else ("resnet", "revnet", "vgg", "nin")
+        return None if base.startswith(bases) else f"backprop={strategy} is not for model.base={base}"
+
+    return about
+
+
 OWN = Family()
 FAMILIES: dict[str, Family] = {
     "heunnet": Family(
@@ -173,6 +211,14 @@ FAMILIES: dict[str, Family] = {
         check=lambda model, shape: layout.simple(shape, model["depth"], heun=True),
         depths=lambda model, shape: Depths(range(2, DEEPEST + 1)),
         warm_start="memexp.models.warm_start.warm_start",
+    ),
+    "inn": Family(
+        "memexp.integral.family.inn",
+        InnOptions,
+        ("stored", "checkpointed", "reversible", "budget"),
+        cautions={name: _base_has_not(name) for name in ("checkpointed", "reversible", "budget")},
+        check=_inn,
+        warm_start="memexp.integral.family.warm_start",
     ),
     "linear": Family(
         "memexp.models.linear.LinearResNet", LinearOptions, ("stored", "checkpointed", "adjoint"), images=False

@@ -6,6 +6,7 @@ Activation memory with stored backprop: O(n) in the layers. A step of the Chain 
 backprop.every=4 on.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -33,16 +34,24 @@ class VGG(nn.Module):
 
 
 def vgg16(
-    *, classes: int, shape: Shape, chain: ChainFactory, layout: str | None = None, weights: str | None = None
+    *,
+    classes: int,
+    shape: Shape,
+    chain: ChainFactory,
+    layout: str | None = None,
+    weights: str | None = None,
+    widths: Sequence[Sequence[int]] = WIDTHS,
 ) -> VGG:
     """VGG16; layout "imagenet" or "cifar", by default the one for images of this size. weights: a torchvision file.
+
+    widths: of the convolutions of each of the five stages, another VGG's.
 
     Raises ValueError for an image too small for five poolings, and for weights of another network.
     """
     normalised = layouts.vgg(shape, layout) == "cifar"
     layers: list[nn.Module] = []
     inputs = shape[0]
-    for stage in WIDTHS:
+    for stage in widths:
         for width in stage:
             layers.append(nn.Conv2d(inputs, width, 3, padding=1, bias=not normalised))
             if normalised:

@@ -1,0 +1,215 @@
+"""Which stretches of a weight's dimension are continuous, and their sampling at a group's present size.
+
+A `Continuum` is a group of channels that are one continuous variable x of [0, 1]: all dimensions of all weights that it
+couples are sampled at the same nodes. A dimension is an `Axis` of one or more segments: a concatenation has one for each of its
+sources, a flattened image `inner` places for each channel, a grouped convolution `outer` times the channels of a group.
+
+A weight is kept as lambda times the native step h = 1 / (n - 1), so that it is as large as the weights that are sampled from it
+and a learning rate means what it means for the discrete network:
+
+    W[k, l] = q_l / h * sum_ij (lambda h)_ij u(x_out(k) (n_out - 1) - i) u(x_in(l) (n_in - 1) - j)
+"""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from memexp.integral import kernel, quadrature
+from memexp.integral.kernel import Block
+from memexp.integral.partition import Partition
+
+
+@dataclass(frozen=True)
+class Samples:
+    """How a dimension is sampled: S: (m, n), None for the identity, and its band; q: (m,) q / h, None if not integrated.
+
+    For a dimension that is integrated, q is on the rows of S already.
+    """
+
+    S: Tensor | None
+    q: Tensor | None
+    band: list[Block]
+
+
+class Continuum:
+    """Channels that are one continuous variable.
+
+    Attributes:
+        name: of the group. n: its native number of channels.
+        size: the number of nodes in evaluation. drawn: that of the present training step.
+        nodes: where they stand, if not uniformly: ascending numbers, or a partition that is trained.
+    """
+
+    def __init__(self, name: str, n: int, quadrature: str = "trapezoidal") -> None:
+        self.name = name
+        self.n = n
+        self.quadrature = quadrature
+        self.size = n
+        self.drawn = n
+        self.nodes: tuple[float, ...] | Partition | None = None
+
+    def present(self, training: bool) -> int:
+        """The number of channels now. Kept apart by mode, which a recomputation in backward puts back to its first pass's."""
+        if self.nodes is None:
+            return self.drawn if training else self.size
+        return len(self.nodes.delta) + 1 if isinstance(self.nodes, Partition) else len(self.nodes)
+
+    def native(self, training: bool) -> bool:
+        """Whether the nodes now are where lambda is given, so that there is nothing to sample."""
+        return self.nodes is None and self.present(training) == self.n and self.quadrature != "gauss_legendre"
+
+    def samples(self, training: bool, integrated: bool, like: Tensor) -> Samples:
+        """How a dimension of `n` is sampled now, for weights as `like`."""
+        if not isinstance(self.nodes, Partition):
+            nodes = self.present(training) if self.nodes is None else self.nodes
+            fixed, shares, band = _fixed(self.quadrature, nodes, self.n, integrated, like.dtype == torch.float64)
+            if like.is_cuda:
+                band = _whole(self.present(training), self.n)
+            return Samples(_tensor(fixed, like), _tensor(shares, like), band)
+        P = self.nodes()
+        S = kernel.matrix(P, self.n)
+        q = quadrature.weights(self.quadrature, P) * (self.n - 1) if integrated else None
+        S = S if q is None else q[:, None] * S
+        return Samples(
+            S.to(like.dtype), q, _whole(len(P), self.n) if _unreadable(P) else kernel.blocks(P.tolist(), self.n)
+        )
+
+
+def _unreadable(P: Tensor) -> bool:
+    """On an accelerator, where reading would wait for it and one product is as fast; and without data."""
+    return P.device.type != "cpu" or type(P) not in (Tensor, torch.nn.Parameter)
+
+
+def _tensor(array: np.ndarray | None, like: Tensor) -> Tensor | None:
+    return None if array is None else torch.from_numpy(array).to(like)
+
+
+def _whole(m: int, n: int) -> list[Block]:
+    return [(slice(0, m), slice(0, n))]
+
+
+@functools.lru_cache(maxsize=2048)
+def _fixed(
+    name: str, nodes: int | tuple[float, ...], n: int, integrated: bool, double: bool
+) -> tuple[np.ndarray | None, np.ndarray | None, list[Block]]:
+    """`Samples` at nodes that are not trained, as arrays: a tensor made in a trace without data would be one without data."""
+    with _disable_current_modes(), torch.device("cpu"):
+        P = quadrature.nodes(name, nodes) if isinstance(nodes, int) else torch.tensor(nodes, dtype=torch.float64)
+        q = quadrature.weights(name, P) * (n - 1) if integrated else None
+        dtype = torch.float64 if double else torch.float32
+        narrow = None if q is None else q.to(dtype).numpy()
+        if nodes == n and name != "gauss_legendre":
+            return None, narrow, []
+        S = kernel.matrix(P, n)
+        S = S if q is None else q[:, None] * S
+        return S.to(dtype).numpy(), narrow, kernel.blocks(P.tolist(), n)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """`outer` times the channels of `group`, `inner` places each; without a group, `inner` places that stay discrete."""
+
+    group: Continuum | None
+    outer: int = 1
+    inner: int = 1
+
+    @property
+    def length(self) -> int:
+        return self.outer * self.inner * (self.group.n if self.group else 1)
+
+    def present(self, training: bool) -> int:
+        return self.outer * self.inner * (self.group.present(training) if self.group else 1)
+
+    def sample(self, x: Tensor, dim: int, integrated: bool, training: bool) -> Tensor:
+        if self.group is None:
+            return x
+        samples = self.group.samples(training, integrated, x)
+        if samples.S is not None:
+            return self._product(samples.S, x, dim, samples.band)
+        return x if samples.q is None else x * self._along(samples.q, dim, x.ndim)
+
+    def restore(self, W: Tensor, dim: int, integrated: bool) -> Tensor:
+        """lambda h of native weights in float64: what `sample` makes W of at the native size."""
+        if self.group is None:
+            return W
+        n = self.group.n
+        nodes = quadrature.nodes(self.group.quadrature, n).to(W.device)
+        if integrated:
+            q = quadrature.weights(self.group.quadrature, nodes) * (n - 1)
+            W = W / self._along(q, dim, W.ndim)
+        if self.group.quadrature == "gauss_legendre":
+            inverse = torch.linalg.inv(kernel.matrix(nodes, n))
+            W = self._product(inverse, W, dim, _whole(n, n))
+        return W
+
+    def _along(self, q: Tensor, dim: int, ndim: int) -> Tensor:
+        if self.inner > 1 or self.outer > 1:
+            q = q.repeat_interleave(self.inner).repeat(self.outer)
+        return q.view(-1, *(1,) * (ndim - dim - 1))
+
+    def _product(self, S: Tensor, x: Tensor, dim: int, band: list[Block]) -> Tensor:
+        if self.outer == self.inner == 1:
+            first = x.movedim(dim, 0)
+            return (
+                kernel.banded(S, first.reshape(S.shape[1], -1), band).view(S.shape[0], *first.shape[1:]).movedim(0, dim)
+            )
+        first = x.unflatten(dim, (self.outer, S.shape[1], self.inner)).movedim(dim + 1, 0)
+        y = kernel.banded(S, first.reshape(S.shape[1], -1), band)
+        return y.view(S.shape[0], *first.shape[1:]).movedim(0, dim + 1).flatten(dim, dim + 2)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Dimension `dim` of a weight; integrated: whether the layer sums over it, so that it has quadrature weights."""
+
+    dim: int
+    segments: tuple[Segment, ...]
+    integrated: bool = False
+
+    def present(self, training: bool) -> int:
+        return sum(segment.present(training) for segment in self.segments)
+
+    def native(self, training: bool) -> bool:
+        """Whether there is nothing to sample."""
+        return not self.integrated and all(s.group is None or s.group.native(training) for s in self.segments)
+
+    def sample(self, x: Tensor, training: bool) -> Tensor:
+        """`x` with native dimension `dim`, sampled along it."""
+        if self.native(training):
+            return x
+        parts = self._parts(x)
+        sampled = [
+            s.sample(part, self.dim, self.integrated, training) for s, part in zip(self.segments, parts, strict=True)
+        ]
+        return sampled[0] if len(sampled) == 1 else torch.cat(sampled, self.dim)
+
+    def restore(self, W: Tensor) -> Tensor:
+        """lambda h of native weights in float64."""
+        parts = [
+            s.restore(part, self.dim, self.integrated) for s, part in zip(self.segments, self._parts(W), strict=True)
+        ]
+        return torch.cat(parts, self.dim)
+
+    def spread(self, values: Tensor, training: bool) -> Tensor:
+        """From values at the present nodes, (m,), to the native ones, (n,), by straight lines; for statistics of data."""
+        found = []
+        for segment, part in zip(
+            self.segments, values.split([s.present(training) for s in self.segments]), strict=True
+        ):
+            if segment.group is None or segment.group.present(training) == segment.group.n:
+                found.append(part)
+                continue
+            rows = part.view(segment.outer, -1, segment.inner).movedim(1, 2).flatten(0, 1)
+            size = (len(rows), segment.group.n)
+            wide = torch.nn.functional.interpolate(rows[None, None], size, mode="bilinear", align_corners=True)
+            found.append(wide.view(segment.outer, segment.inner, -1).movedim(1, 2).flatten())
+        return torch.cat(found)
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        if len(self.segments) == 1:
+            return (x,)
+        return x.split([segment.length for segment in self.segments], self.dim)

@@ -1,0 +1,178 @@
+"""Integral layers: a convolution, fully connected layer or BatchNorm whose parameters are samples of continuous ones.
+
+An integral layer is the discrete layer with another forward: its parameters have the names and the native shapes of the
+discrete one's and hold lambda h (memexp.integral.axis); each forward samples them once, from the layer's own parameters alone,
+so a recomputation in backward finds all that it reads. Positions of a kernel stay discrete.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from memexp.integral.axis import Axis
+
+
+def _own_precision(tensor: Tensor) -> AbstractContextManager[object]:
+    """Whatever autocast says: rounding weights to half precision before they are sampled would be done twice."""
+    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
+
+
+class Integral(nn.Module):
+    """What integral layers share: `axes`, the continuous dimensions of each of their tensors."""
+
+    discrete: ClassVar[type[nn.Module]]
+    axes: Mapping[str, tuple[Axis, ...]]
+
+    def sampled(self, name: str) -> Tensor | None:
+        """The parameter or buffer of that name at the present size, in its own precision whatever autocast says."""
+        value: Tensor | None = getattr(self, name)
+        if value is None or not self.axes.get(name):
+            return value
+        with _own_precision(value):
+            for axis in self.axes[name]:
+                value = axis.sample(value, self.training)
+        return value
+
+
+class IntegralConv2d(Integral, nn.Conv2d):
+    """F of (x_out, x_in) for each position of the kernel; depthwise and grouped too."""
+
+    discrete = nn.Conv2d
+
+    def forward(self, x: Tensor) -> Tensor:
+        W, bias = self.sampled("weight"), self.sampled("bias")
+        assert W is not None
+        padding: str | tuple[int, ...] | int = self.padding
+        if self.padding_mode != "zeros":
+            x = functional.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        return functional.conv2d(x, W, bias, self.stride, padding, self.dilation, x.shape[1] // W.shape[1])
+
+
+class IntegralLinear(Integral, nn.Linear):
+    """F of (x_out, x_in)."""
+
+    discrete = nn.Linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        W = self.sampled("weight")
+        assert W is not None
+        return functional.linear(x, W, self.sampled("bias"))
+
+
+class _IntegralBatchNorm(Integral, nn.modules.batchnorm._BatchNorm):
+    """BatchNorm that was not folded: weight, bias and running statistics are functions of the channel.
+
+    A training step moves the running statistics at their native nodes towards the batch's, which are drawn out between the
+    present ones by straight lines.
+    """
+
+    def sampled(self, name: str) -> Tensor | None:
+        value = super().sampled(name)
+        return value if name != "running_var" or value is None else self._positive(value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check_input_dim(x)
+        axis = next(axes for axes in self.axes.values())[0]
+        if axis.native(self.training):
+            return super().forward(x)
+        weight, bias, mean, var = self._together(axis)
+        if not self.training or mean is None or var is None:
+            return functional.batch_norm(x, mean, var, weight, bias, self.training or mean is None, 0.0, self.eps)
+        # with momentum 1 what comes back as running statistics is the batch's
+        y = functional.batch_norm(x, mean, var, weight, bias, True, 1.0, self.eps)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(axis.spread(mean, self.training), momentum)
+        self.running_var.lerp_(axis.spread(var, self.training), momentum)
+        return y
+
+    def _together(self, axis: Axis) -> list[Tensor | None]:
+        """Weight, bias, running mean and variance in one product."""
+        tensors = {name: getattr(self, name) for name in ("weight", "bias", "running_mean", "running_var")}
+        given = [tensor for tensor in tensors.values() if tensor is not None]
+        with _own_precision(given[0]):
+            columns = iter(axis.sample(torch.stack(given, 1), self.training).unbind(1))
+        weight, bias, mean, var = (None if tensor is None else next(columns) for tensor in tensors.values())
+        if mean is not None and var is not None:
+            mean, var = mean.detach().clone(), self._positive(var.detach().clone())
+        return [weight, bias, mean, var]
+
+    def _positive(self, var: Tensor) -> Tensor:
+        """Between nodes u overshoots, and a variance must not."""
+        assert self.running_var is not None
+        return var if len(var) == len(self.running_var) else var.maximum(self.running_var.min())
+
+
+class IntegralBatchNorm1d(_IntegralBatchNorm, nn.BatchNorm1d):
+    discrete = nn.BatchNorm1d
+
+
+class IntegralBatchNorm2d(_IntegralBatchNorm, nn.BatchNorm2d):
+    discrete = nn.BatchNorm2d
+
+
+LAYERS: dict[type[nn.Module], type[Integral]] = {
+    layer.discrete: layer for layer in (IntegralConv2d, IntegralLinear, IntegralBatchNorm1d, IntegralBatchNorm2d)
+}
+
+
+def continue_(layer: nn.Module, axes: Mapping[str, tuple[Axis, ...]]) -> Integral:
+    """The discrete `layer` itself, made integral: its tensors become lambda h, so that at native size its outputs stay.
+
+    Raises ValueError for a layer of another kind.
+    """
+    if type(layer) not in LAYERS:
+        raise ValueError(f"{type(layer).__name__} has no integral form; {', '.join(k.__name__ for k in LAYERS)} have")
+    with torch.no_grad():
+        for name, parts in axes.items():
+            value = getattr(layer, name)
+            if value is None or value.is_meta:
+                continue
+            restored = value.double()
+            for axis in parts:
+                restored = axis.restore(restored)
+            value.copy_(restored)
+    layer.__class__ = LAYERS[type(layer)]
+    layer.axes = dict(axes)  # type: ignore[assignment]
+    assert isinstance(layer, Integral)
+    return layer
+
+
+def discretise_(layer: Integral) -> nn.Module:
+    """The integral `layer` itself, made an ordinary one of its present evaluation size."""
+    tensors = {name: layer.sampled(name) for name in layer.axes}
+    for name, value in tensors.items():
+        if value is None:
+            continue
+        old = getattr(layer, name)
+        value = value.detach().clone(memory_format=torch.contiguous_format)
+        setattr(layer, name, nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value)
+    axes = layer.axes
+    layer.__class__ = layer.discrete  # type: ignore[assignment]
+    del layer.axes
+    layer._modules.pop("partitions", None)
+    # the layer's figures become those of its tensors
+    if isinstance(layer, nn.Conv2d):
+        if layer.groups > 1 and _whole_groups(layer, axes.get("weight", ())):
+            layer.groups = layer.groups * layer.weight.shape[0] // layer.out_channels
+        layer.in_channels, layer.out_channels = layer.groups * layer.weight.shape[1], layer.weight.shape[0]
+    elif isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = layer.weight.shape
+    elif isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        sized = layer.weight if layer.affine else layer.running_mean
+        assert sized is not None
+        layer.num_features = len(sized)
+    return layer
+
+
+def _whole_groups(layer: nn.Conv2d, axes: tuple[Axis, ...]) -> bool:
+    """Whether a channel of the continuous group is a whole group of the convolution (depthwise), and not one within each."""
+    return all(axis.dim == 0 and any(s.group and s.outer % layer.groups for s in axis.segments) for axis in axes)

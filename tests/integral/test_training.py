@@ -1,0 +1,246 @@
+"""Training: sizes drawn from (seed, step) alone, resumed bitwise, gradients under every strategy, partitions by themselves."""
+
+import copy
+
+import pytest
+import torch
+from integral_networks import build, relative
+from torch import Tensor, nn
+from torch.nn import functional
+
+from memexp.integral import IntegralNetwork, convert
+
+IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+LABELS = torch.tensor([1, 5, 0, 9])
+
+
+def small() -> IntegralNetwork:
+    return convert(build("flattened"), torch.randn(1, 3, 10, 10), fold=False, smallest=0.4).train()
+
+
+def step(network: nn.Module, images: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer) -> float:
+    optimizer.zero_grad()
+    loss = functional.cross_entropy(network(images), labels)
+    loss.backward()
+    optimizer.step()
+    return float(loss.detach())
+
+
+def drawn(network: IntegralNetwork) -> dict[str, int]:
+    return {name: group.drawn for name, group in network._continua.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("revnet38", "reversible"), ("revnet38", "checkpointed"), ("resnet20", "checkpointed")],
+)
+def test_gradients_under_strategies(name: str, other: str) -> None:
+    found = []
+    for backprop in ("stored", other):
+        network = convert(build(name, backprop).double(), IMAGES[:1].double(), permute=False, fold=False).train()
+        for _ in range(2):  # two steps of different sizes
+            network.zero_grad()
+            functional.cross_entropy(network(IMAGES.double()), LABELS).backward()
+        found.append((dict(network.named_parameters()), dict(network.named_buffers()), drawn(network)))
+    (stored, buffers, sizes), (others, their_buffers, their_sizes) = found
+    assert sizes == their_sizes
+    assert any(size < n for size, n in zip(sizes.values(), network.groups.values(), strict=True))
+    for key, p in stored.items():
+        assert p.grad is not None
+        assert others[key].grad is not None, key
+        torch.testing.assert_close(others[key].grad, p.grad, rtol=1e-9, atol=1e-12)
+    for key, buffer in buffers.items():  # running statistics move once a step
+        torch.testing.assert_close(their_buffers[key], buffer, rtol=1e-12, atol=0)
+
+
+def test_evaluation_between_forward_and_backward_changes_no_gradient() -> None:
+    grads = []
+    for between in (False, True):
+        network = convert(build("revnet38", "reversible").double(), IMAGES[:1].double(), permute=False).train()
+        loss = functional.cross_entropy(network(IMAGES.double()), LABELS)
+        if between:
+            network.eval()
+            with torch.no_grad():
+                network(IMAGES.double())
+            network.train()
+        loss.backward()
+        grads.append([p.grad for p in network.parameters()])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_sizes_come_from_seed_and_step_alone() -> None:
+    one, two = small(), small()
+    state = torch.get_rng_state()
+    images = torch.randn(2, 3, 10, 10, generator=torch.Generator().manual_seed(0))
+    seen = []
+    for index in range(12):
+        torch.manual_seed(index)  # another rank has other random numbers and other images
+        one(images)
+        seen.append(drawn(one))
+    torch.set_rng_state(state)
+    for sizes in seen:
+        two(images + 1)
+        assert drawn(two) == sizes
+    assert torch.equal(torch.get_rng_state(), state)  # no global random number is used
+    for name, n in one.groups.items():
+        values = {sizes[name] for sizes in seen}
+        assert max(2, round(0.4 * n)) <= min(values)
+        assert max(values) <= n
+        assert n < 8 or len(values) > 3
+    other = small()
+    other.seed = 1
+    other(images)
+    assert drawn(other) != seen[0]
+
+
+def test_all_sizes_of_the_range_are_drawn() -> None:
+    network = small()
+    values = set()
+    for _ in range(200):
+        network._draw()
+        values.add(drawn(network)["inner"])
+    assert values == set(range(4, 11))
+
+
+def test_evaluation_has_the_size_that_was_set() -> None:
+    network = small()
+    images = torch.randn(2, 3, 10, 10)
+    native = network.eval()(images)
+    network.train()(images)
+    assert drawn(network) != network.groups
+    assert network.sizes == network.groups
+    again = small()
+    again.load_state_dict(network.state_dict())
+    torch.testing.assert_close(network.eval()(images), again.eval()(images))
+    assert relative(network(images), native) < 1  # running statistics have moved, sizes have not
+
+
+def test_statistics_estimated_anew_are_those_of_the_evaluated_size() -> None:
+    network = small()
+    network.resize(0.5)
+    with torch.no_grad():
+        network(torch.randn(2, 3, 10, 10))
+    assert drawn(network) == network.sizes
+    assert int(network.steps) == 0  # no training step
+
+
+def test_resumed_bitwise() -> None:
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        (torch.randn(6, 3, 10, 10, generator=generator), torch.randint(5, (6,), generator=generator)) for _ in range(6)
+    ]
+    network = small()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    for images, labels in batches[:3]:
+        step(network, images, labels, optimizer)
+    saved = copy.deepcopy((network.state_dict(), optimizer.state_dict()))
+    ahead = [step(network, images, labels, optimizer) for images, labels in batches[3:]]
+    again = small()
+    again.load_state_dict(saved[0])
+    optimizer = torch.optim.SGD(again.parameters(), lr=0.1, momentum=0.9)
+    optimizer.load_state_dict(saved[1])
+    assert [step(again, images, labels, optimizer) for images, labels in batches[3:]] == ahead
+    for key, value in network.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
+
+
+def test_training_lowers_the_loss_at_all_sizes() -> None:
+    torch.manual_seed(0)
+    network = small()
+    images, labels = torch.randn(32, 3, 10, 10), torch.arange(32) % 5
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
+
+    def losses() -> list[float]:
+        found = []
+        for size in (1.0, 0.7, 0.5):
+            plain = network.discretize(size).train()  # with the batch's own statistics
+            with torch.no_grad():
+                found.append(float(functional.cross_entropy(plain(images), labels)))
+        return found
+
+    before = losses()
+    for _ in range(100):
+        step(network, images, labels, optimizer)
+    after = losses()
+    assert all(a < 0.8 * b for a, b in zip(after, before, strict=True)), (before, after)
+
+
+@pytest.mark.parametrize("backprop", ["stored", "reversible"])
+def test_partitions_are_trained_alone(backprop: str) -> None:
+    network = convert(build("revnet38", backprop), IMAGES[:1], permute=False)
+    kept = {key: value.clone() for key, value in network.network.named_parameters()}
+    parameters = network.train_partitions(0.6)
+    assert len(parameters) == len(network.groups)
+    assert {id(p) for p in network.parameters() if p.requires_grad} == {id(p) for p in parameters}
+    network.eval()
+    network_before = network(IMAGES)
+    uniform = convert(build("revnet38"), IMAGES[:1], permute=False)
+    uniform.resize(0.6)
+    torch.testing.assert_close(network_before, uniform(IMAGES), rtol=1e-3, atol=1e-4)  # they start uniform
+    optimizer = torch.optim.Adam(parameters, lr=0.02)
+    losses = [step(network, IMAGES, LABELS, optimizer) for _ in range(6)]
+    assert losses[-1] < losses[0]
+    assert all(torch.equal(p, kept[key]) for key, p in network.network.named_parameters() if key in kept)
+    edit = network.edit()
+    for name, nodes in edit["partitions"].items():
+        assert len(nodes) == round(0.6 * network.groups[name])
+        assert nodes[0] == 0
+        assert nodes[-1] == 1
+        assert nodes == sorted(nodes)
+        assert nodes[1] != 1 / (len(nodes) - 1)  # moved
+    plain = network.discretize()
+    assert relative(plain(IMAGES), network(IMAGES)) <= 1e-5
+    assert {p.requires_grad for p in plain.parameters()} == {True}
+    assert not [key for key in plain.state_dict() if "partition" in key]
+
+
+def test_gradient_of_partitions_under_recomputation() -> None:
+    grads = []
+    for backprop in ("stored", "reversible"):
+        network = convert(build("revnet38", backprop).double(), IMAGES[:1].double(), permute=False)
+        parameters = network.train_partitions({"body.0.0": 11, "body.4.F.2": 20})
+        network.double()
+        functional.cross_entropy(network(IMAGES.double()), LABELS).backward()
+        grads.append([p.grad for p in parameters])
+    for a, b in zip(*grads, strict=True):
+        assert a is not None
+        torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-12)
+
+
+def test_partitions_survive_a_file() -> None:
+    network = small().eval()
+    network.train_partitions(0.6)
+    with torch.no_grad():
+        for group in network._continua.values():
+            nn.init.uniform_(group.nodes.delta)  # type: ignore[union-attr,arg-type]
+    again = small().eval()
+    again.train_partitions(0.6)
+    again.load_state_dict(copy.deepcopy(network.state_dict()), assign=True)
+    x = torch.randn(2, 3, 10, 10)
+    assert torch.equal(again(x), network(x))
+    assert again.edit() == network.edit()
+
+
+def test_nodes_of_gauss_and_simpson_cannot_be_trained() -> None:
+    network = convert(build("flattened"), torch.randn(1, 3, 10, 10), quadrature="simpson")
+    with pytest.raises(ValueError, match="use trapezoidal or riemann"):
+        network.train_partitions(0.5)
+
+
+def test_without_data_a_step_has_the_largest_sizes() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    network = small()
+    fake = copy.deepcopy(network)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        for module in fake.modules():
+            for table in (module._parameters, module._buffers):
+                for name, tensor in table.items():
+                    if tensor is not None:
+                        made = mode.from_tensor(tensor.detach())
+                        table[name] = nn.Parameter(made) if isinstance(tensor, nn.Parameter) else made
+        y = fake(torch.randn(2, 3, 10, 10))
+        y.sum().backward()
+    assert drawn(fake) == fake.groups
+    network(torch.randn(2, 3, 10, 10)).sum().backward()  # and real ones work as before
