@@ -6,7 +6,7 @@ from typing import Any
 
 from memexp import sequence
 from memexp.models import families
-from memexp.options import ELEMENTWISE, GROUPS, OPTIONAL, STUDIES, Config
+from memexp.options import ELEMENTWISE, GROUPS, OPTIONAL, STUDIES, Config, name_of
 from memexp.pruning.settings import Settings
 from memexp.schema import mismatches, nearest
 
@@ -123,4 +123,12 @@ def _prune(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
         yield "prune.draws: several draws are compared after one removal; set prune.rounds=1."
 
 
-RULES = (_prune, _study, _stages, _strategy, _family, _dataset, _optimizer)
+def _discretise(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
+    asked = cfg.get("discretise") or {}
+    if "model" in sound and (asked.get("sizes") or asked.get("keep")) and not families.of(cfg["model"]).integral:
+        yield f"discretise.sizes: model={name_of(cfg['model'])} is not integral; use model=inn."
+    if asked.get("keep") and not asked.get("sizes"):
+        yield "discretise.keep: set discretise.sizes too, such as discretise.sizes=[1,0.6]."
+
+
+RULES = (_discretise, _prune, _study, _stages, _strategy, _family, _dataset, _optimizer)

@@ -46,6 +46,12 @@ class Tune:
 
 
 @dataclass
+class Discretise:
+    sizes: list[Annotated[float, between(0.01, 4)]] | None
+    keep: Annotated[float, between(0.01, 4)] | None
+
+
+@dataclass
 class Config:
     """The keys outside the groups."""
 
@@ -77,6 +83,7 @@ class Config:
     stages: list[str] | None
     init_from: str | None
     tune: Tune
+    discretise: Discretise
     memory: Memory
     report: Report
 
@@ -259,6 +266,16 @@ class Obs(Prune):
 
 
 @dataclass
+class Entropy(Prune):
+    bins: Positive
+
+
+@dataclass
+class Obd(Prune):
+    probes: Positive
+
+
+@dataclass
 class TaylorWeight(Prune):
     gates: bool
 
@@ -288,7 +305,7 @@ CRITERIA += ("signed_sum", "skeletonization", "snip", "std", "taylor_activation"
 ELEMENTWISE = ("l1_norm", "taylor_weight", "obd", "snip", "random")  # criteria that score single weights
 OPTIONAL = ("prune", "deploy")  # groups of which there may be none
 GROUPS: dict[str, dict[str, type]] = {
-    "prune": dict.fromkeys(CRITERIA, Prune) | {"obs": Obs, "taylor_weight": TaylorWeight},
+    "prune": dict.fromkeys(CRITERIA, Prune) | {"entropy": Entropy, "obd": Obd, "obs": Obs, "taylor_weight": TaylorWeight},
     "deploy": {"fuse": Deploy},
     "dataset": {
         "digits": Digits,

@@ -10,7 +10,7 @@ from typing import Any
 
 from memexp.schema import nearest
 
-STAGES = ("train", "prune", "tune", "deploy", "evaluate", "study")  # one module each in memexp.stages
+STAGES = ("train", "prune", "tune", "discretise", "deploy", "evaluate", "study")  # one module each in memexp.stages
 AT_INITIALISATION = ("snip",)  # criteria that prune before anything is trained
 NEEDS_TRAINED = ("tune",)  # what can only start from a network that has been trained
 
@@ -60,4 +60,5 @@ def _derived(cfg: Mapping[str, Any]) -> list[str]:
     if prune is not None:
         cycle = ["prune", "tune"] * int(prune["rounds"])
         names = ["prune", "train"] if prune["name"] in AT_INITIALISATION else [*names, *cycle]
-    return [*names, *(["deploy"] if deploy is not None else []), "evaluate"]
+    sizes = (cfg.get("discretise") or {}).get("sizes")
+    return [*names, *(["discretise"] if sizes else []), *(["deploy"] if deploy is not None else []), "evaluate"]

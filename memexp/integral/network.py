@@ -88,6 +88,8 @@ class IntegralNetwork(nn.Module):
     def forward(self, *inputs: Any, **options: Any) -> Any:
         if self.training:
             self._draw()
+        elif any(layer.training for layer in self.integral_layers()):
+            self._settle()  # normalisations alone are in training mode where their statistics are estimated anew
         return self.network(*inputs, **options)
 
     def resize(self, sizes: Size | Mapping[str, Size] | None = None) -> None:
@@ -179,9 +181,7 @@ class IntegralNetwork(nn.Module):
 
     def _draw(self) -> None:
         if not torch.is_grad_enabled():
-            # statistics that are estimated anew are those of the size that is evaluated
-            for group in self._continua.values():
-                group.drawn = group.size
+            self._settle()
             return
         if self._count is None:
             if type(self.steps) is not Tensor or self.steps.is_meta:
@@ -195,6 +195,11 @@ class IntegralNetwork(nn.Module):
             group.drawn = generator.randint(_share(group, self.smallest), _share(group, self.largest))
         self._count += 1
         self.steps.fill_(self._count)
+
+    def _settle(self) -> None:
+        """Statistics that are estimated anew are those of the size that is evaluated."""
+        for group in self._continua.values():
+            group.drawn = group.size
 
     def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
         super()._load_from_state_dict(*args, **options)

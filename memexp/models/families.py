@@ -35,7 +35,7 @@ class Family:
     cautions: for a strategy, what a person is to be told about it with these settings, if anything; such a strategy may be
     chosen, but is never proposed. check: raises ValueError for settings that do not go together, given the shape of an image.
     depths: those to choose from. warm_start: dotted path of a function (network, trained) that starts one network from
-    another. images: whether it classifies images, and so can be trained by a run.
+    another. images: whether it classifies images, and so can be trained by a run. integral: whether it can be discretised.
     """
 
     factory: str | None = None
@@ -46,6 +46,7 @@ class Family:
     depths: Callable[[Settings, Shape], Depths | None] = lambda settings, shape: None
     warm_start: str | None = None
     images: bool = True
+    integral: bool = False
 
 
 @dataclass
@@ -219,6 +220,7 @@ FAMILIES: dict[str, Family] = {
         cautions={name: _base_has_not(name) for name in ("checkpointed", "reversible", "budget")},
         check=_inn,
         warm_start="memexp.integral.family.warm_start",
+        integral=True,
     ),
     "linear": Family(
         "memexp.models.linear.LinearResNet", LinearOptions, ("stored", "checkpointed", "adjoint"), images=False
