@@ -95,6 +95,18 @@ def test_resnet50_of_torchvision_to_half_its_macs():
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("arch", ["mobilenet_v3_small", "shufflenet_v2_x0_5", "swin_t"])
+def test_networks_of_torchvision_meet_a_target(arch):
+    torch.manual_seed(0)
+    result = remove(
+        torchvision.models.get_model(arch), torch.randn(2, 3, 64, 64), "l1_norm", Settings(target="macs:0.7")
+    )
+    macs = result.record["macs"]
+    assert macs["after"] / macs["before"] == pytest.approx(0.7, rel=0.02)
+    assert result.record["check"]["error"] < 1e-5
+
+
 @pytest.mark.parametrize("criterion", ["l1_norm", "fisher", "random"])
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize(("measure", "share"), [("macs", 0.5), ("params", 0.4), ("macs", 0.8)])
