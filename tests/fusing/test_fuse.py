@@ -255,7 +255,7 @@ def test_auto_is_the_fastest_and_every_way_is_compared():
 
 
 QUICK = ("resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "efficientnet_b0", "regnet_y_400mf")
-SIZES = {"inception_v3": 299}
+SIZES = {"inception_v3": 299, "maxvit_t": 224}
 
 
 def _folded(arch: str, dtype: torch.dtype) -> None:
