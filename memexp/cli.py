@@ -226,6 +226,36 @@ def _evaluate(arguments: list[str]) -> int:
     return 0
 
 
+def _export(arguments: list[str]) -> int:
+    parser = _parser(
+        "export",
+        "The trained, pruned, fused or discretised network of a run as ONNX and torch.export files, for any batch size,\n"
+        "checked against it on real images. Class names and preprocessing are in their metadata.\n"
+        "ONNX needs pip install 'memexp[export]'.",
+        "memexp export RUN\n  memexp export RUN --output network.onnx --merge none",
+    )
+    parser.add_argument("run", type=Path, help="the run directory")
+    parser.add_argument("overrides", nargs="*", help="key=value, such as dataset.root=DIR")
+    parser.add_argument("--checkpoint", default="last", help="last, best, or the key of a stage, such as train")
+    parser.add_argument("--output", type=Path, help="with suffix .onnx or .pt2, or without for both; RUN/network")
+    parser.add_argument(
+        "--merge", choices=("none", "block", "all", "no"), default="block", help="no: nothing is fused first"
+    )
+    _own(parser)
+    options = parser.parse_intermixed_args(arguments)
+    from memexp import saved
+
+    merge = None if options.merge == "no" else options.merge
+    own = saved.Own(options.config_dir, options.trust)
+    try:
+        found = saved.export(options.run, options.output, options.checkpoint, merge, options.overrides, own)
+    except ImportError as error:
+        return _fail(str(error), 2)
+    for suffix, file in found["files"].items():
+        print(f"{file}: outputs differ by {found['error'][suffix]:.1e} of the largest, at batches of 1, 3 and 64")
+    return 0
+
+
 def _estimate(arguments: list[str]) -> int:
     parser = _parser(
         "estimate",
@@ -371,6 +401,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], Any]]] = {
     "estimate": ("peak memory and compute of a run, without training and without a GPU", _estimate),
     "resume": ("go on with a stopped run, in its own directory", _resume),
     "evaluate": ("accuracy of a run's checkpoint, on any split", _evaluate),
+    "export": ("a run's network as ONNX and torch.export files", _export),
     "report": ("tables and plots of finished runs", _report),
     "bench": ("step time and peak memory of several strategies side by side", _bench),
     "experiments": ("list the published results that are one command each", _experiments),

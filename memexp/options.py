@@ -305,7 +305,8 @@ CRITERIA += ("signed_sum", "skeletonization", "snip", "std", "taylor_activation"
 ELEMENTWISE = ("l1_norm", "taylor_weight", "obd", "snip", "random")  # criteria that score single weights
 OPTIONAL = ("prune", "deploy")  # groups of which there may be none
 GROUPS: dict[str, dict[str, type]] = {
-    "prune": dict.fromkeys(CRITERIA, Prune) | {"entropy": Entropy, "obd": Obd, "obs": Obs, "taylor_weight": TaylorWeight},
+    "prune": dict.fromkeys(CRITERIA, Prune)
+    | {"entropy": Entropy, "obd": Obd, "obs": Obs, "taylor_weight": TaylorWeight},
     "deploy": {"fuse": Deploy},
     "dataset": {
         "digits": Digits,

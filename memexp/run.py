@@ -17,13 +17,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from memexp import build, data, sequence, stages
 from memexp.backprop import StepError
+from memexp.channels import ChannelError
 from memexp.config import ConfigError, config_hash, validate
 from memexp.data import DataError
 from memexp.edits import Edit
+from memexp.fusing import ExportError, FusingError
 from memexp.memory import advice
 from memexp.memory.estimate import estimate
 from memexp.memory.meter import macs_per_image
 from memexp.options import name_of
+from memexp.pruning.checking import CheckFailed
 from memexp.record import SCHEMA, RunDirectory, RunDirectoryError
 from memexp.recorded import targets
 from memexp.stages import study
@@ -38,7 +41,16 @@ from memexp.training.signals import Interrupted, StopRequest
 
 log = logging.getLogger("memexp")
 # What a run may end with that its message explains in full; anything else is a fault and shows its traceback.
-EXPLAINED = (ConfigError, StepError, DataError, CheckpointError, RunDirectoryError, NotFinite, Interrupted)
+EXPLAINED: tuple[type[Exception], ...] = (
+    ConfigError,
+    StepError,
+    DataError,
+    CheckpointError,
+    RunDirectoryError,
+    NotFinite,
+    Interrupted,
+)
+EXPLAINED += (ChannelError, CheckFailed, FusingError, ExportError)
 STATUS = {Interrupted: "interrupted", NotFinite: "nan", torch.OutOfMemoryError: "oom", MemoryError: "oom"}
 
 

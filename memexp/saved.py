@@ -87,6 +87,46 @@ def evaluate(
     return {**result.as_dict(), "split": split, "images": result.images, "checkpoint": str(file)}
 
 
+def export(
+    path: Path,
+    output: Path | None = None,
+    name: str = "last",
+    merge: str | None = "block",
+    overrides: Sequence[str] = (),
+    own: Own = Own(),
+) -> dict[str, Any]:
+    """Writes the network of a run as ONNX and torch.export files, checked on real images; what was found.
+
+    output: path without suffix, or with .onnx or .pt2; by default network in the run directory. merge: how it is fused first;
+    None leaves it as it is.
+    """
+    cfg = recorded.of_run(path, overrides, own.targets(path), own.config_dirs)
+    from memexp import fusing
+    from memexp.integral import IntegralNetwork
+    from memexp.run import prepare
+    from memexp.training.distribution import World
+    from memexp.training.signals import StopRequest
+
+    cfg.device = "cpu"
+    with StopRequest() as stop:
+        run = prepare(cfg, _ReadOnly(path), World(), stop, start=name, to_train=False)
+    images, _ = next(iter(run.splits.test.epoch(0)))
+    network = run.network.eval()
+    if isinstance(network, IntegralNetwork):  # as the plain network of its size of evaluation
+        network = network.discretize().eval()
+    preprocessing = {
+        "shape": list(run.splits.shape),
+        "values": "0 to 1, then (x - mean) / std by channel",
+        "mean": run.splits.mean,
+        "std": run.splits.std,
+        "resize_size": cfg.dataset.get("resize_size"),
+    }
+    target = path / "network" if output is None else output
+    return fusing.export(
+        network, images[:8], target, classes=list(run.splits.classes), preprocessing=preprocessing, merge=merge
+    )
+
+
 def _in_order_of(model: nn.Module, results: dict[str, Any], classes: Sequence[str]) -> nn.Module:
     """The model with its scores in the order of `classes`, matched by name where the run was trained on others.
 

@@ -103,6 +103,8 @@ def _in_memory(arrays: Arrays, settings: Any, batch_size: int, seed: int, device
         batches(data, kept),
         notes,
         fingerprint,
+        mean.tolist(),
+        std.tolist(),
     )
 
 
@@ -150,7 +152,8 @@ def _streamed(settings: Any, batch_size: int, seed: int, device: torch.device, s
     _enough(train.images, batch_size, share, notes)
     val = batches("val") if "val" in chosen else None
     shape = (3, settings.image_size, settings.image_size)
-    return Splits(train, val, batches("test"), classes, shape, batches("train"), notes, fingerprint)
+    moments = [list(values) for values in (settings.mean, settings.std)]
+    return Splits(train, val, batches("test"), classes, shape, batches("train"), notes, fingerprint, *moments)
 
 
 def _limit(settings: Any, split: str) -> tuple[int | None, str]:

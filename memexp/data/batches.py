@@ -34,7 +34,8 @@ class Splits:
     """A data set as a run sees it.
 
     val: chooses the best weights, where there is one; test is then measured once at the end. notes: what a person should
-    be told, such as files left out. fingerprint: one line that stands for what the data are, whatever is used of them.
+    be told, such as files left out. fingerprint: one line that stands for what the data are, whatever is used of them. mean,
+    std: of each channel in 0..1, by which images are normalised.
     """
 
     train: Batches
@@ -45,6 +46,8 @@ class Splits:
     plain_train: Batches
     notes: list[str] = field(default_factory=list)
     fingerprint: str = ""
+    mean: list[float] = field(default_factory=list)
+    std: list[float] = field(default_factory=list)
 
     @property
     def held(self) -> list[Tensor]:
