@@ -175,7 +175,9 @@ class Chain(Step):
             plan = [("stored", range(index, index + 1)) for index in range(len(steps))]
         # an error of an approximate inverse is no surprise
         undone = rounding is None and any(k == "undone" for k, _ in plan) and not isinstance(self.strategy, Adjoint)
-        drift = self.drift if undone and self.drift.due() else None
+        drift = self.drift if undone else None
+        if drift is not None:
+            drift.begin()
         call = Call(outputs, context, rounding, watch, self.strategy.refine, self.monitor, drift)
         frame = Frame(rounding) if rounding is not None else None
         below: Node | None = None

@@ -1,13 +1,13 @@
 """How far streams that are computed back are from the original ones: looked at now and then, and warned of once.
 
 In floating point y - F(x) is not quite x when y = x + F(x), and in a deep network, or with branches in half precision, one
-step's error is amplified by the next. A small sample of the streams that enter a run of undone steps is kept in the first
-pass, and whenever the number of passes has doubled.
+step's error is amplified by the next. A small sample of the streams that enter a run of undone steps is kept in each pass, so that
+all take the same memory, and looked at in the first, and whenever the number of passes has doubled.
 """
 
 import warnings
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from memexp.backprop.measures import relative_error
 
@@ -24,19 +24,23 @@ class Drift:
         self._passes = 0
         self._warned = False
 
-    def due(self) -> bool:
+    def begin(self) -> None:
         """Called once a pass."""
         self._passes += 1
-        return not self._warned and self._passes & (self._passes - 1) == 0
 
     def sample(self, streams: tuple[Tensor, ...]) -> Sample:
         return tuple(_middle(x).clone() for x in streams)
 
     def compare(self, name: str, inputs: tuple[Tensor, ...], sample: Sample) -> None:
         """Warns, once, where the inputs that are computed back differ too much from the sample of the original ones."""
-        if any(type(x) not in (Tensor, nn.Parameter) or x.is_meta for x in inputs):
-            return  # tensors without data, of which memory is estimated
-        if self._warned or any(x.shape != s.shape for x, s in zip(map(_middle, inputs), sample, strict=True)):
+        if any(x.is_meta for x in inputs):
+            return
+        due = self._passes & (self._passes - 1) == 0
+        if (
+            self._warned
+            or not due
+            or any(x.shape != s.shape for x, s in zip(map(_middle, inputs), sample, strict=True))
+        ):
             return
         error = relative_error([_middle(x) for x in inputs], sample)
         if error < TOLERANCE:

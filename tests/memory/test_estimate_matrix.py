@@ -16,6 +16,7 @@ MODELS = {
     "revnet bottleneck": ["model=revnet", "model.units=[2,2]", "model.channels=[8,8,16]", "model.bottleneck=true"],
     "heunnet": ["model=heunnet", "model.depth=4"],
     "vgg16": ["model=vgg16"],
+    "reducenet": ["model=reducenet", "model.depth=8"],
     "torchvision": ["model=torchvision", "model.arch=squeezenet1_1", "dataset.image_size=64"],
 }
 PAIRS = [(name, backprop) for name in MODELS for backprop in FAMILIES[name.split()[0]].strategies]

@@ -1,6 +1,7 @@
 """The seam over an accelerator, with stand-ins for its counters; what a run records of its memory, and says without enough."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from memexp.memory.advice import after_out_of_memory
 from memexp.memory.meter import AcceleratorMeter, Meter, TrackingMeter
 from memexp.memory.snapshot import Snapshots
 from memexp.run import _status
-from memexp.training import loop
+
+runs = sys.modules["memexp.run"]
 
 SMALL = ["dataset=digits", "dataset.limit=64", "dataset.test_limit=10", "batch_size=8", "device=cpu", "monitor_every=0"]
 NETWORK = ["model=resnet", "model.depth=8", "max_steps=2", "memory.steps=2"]
@@ -139,7 +141,7 @@ def test_a_network_that_cannot_be_traced_is_trained_all_the_same(tmp_path, monke
     def fails(cfg):
         raise RuntimeError("reads its values")
 
-    monkeypatch.setattr("memexp.memory.estimate.estimate", fails)
+    monkeypatch.setattr(runs, "estimate", fails)
     results = memexp.run(memexp.compose([*SMALL, *NETWORK]), tmp_path)
     assert results["status"] == "done"
     assert results["memory"]["estimate"] is results["memory"]["estimate_ratio"] is None
@@ -150,7 +152,7 @@ def test_a_run_out_of_memory_says_what_would_fit(tmp_path, monkeypatch, capsys):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loop, "train_step", fails)
+    monkeypatch.setattr(loop.Trainer, "_step", fails)
     overrides = [*SMALL, *NETWORK, "model.depth=14", "backprop=stored"]
     limit = int(0.8 * memexp.estimate(memexp.compose(overrides))["peak"])
     status = main(["train", *overrides, f"memory.limit={limit}", "hydra.run.dir=run"])

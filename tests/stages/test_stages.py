@@ -1,0 +1,156 @@
+"""Runs of more than training and evaluation: pruned, fused, discretised, from the command to the record and back."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import memexp
+from memexp import build, saved
+from memexp.cli import main
+from memexp.config import ConfigError
+
+DATA = ["dataset=digits", "dataset.limit=96", "dataset.test_limit=40", "device=cpu", "monitor_every=0", "epochs=1"]
+DATA += ["tune.epochs=1", "tune.max_steps=2"]
+RESNET = ["model=resnet", "model.depth=8"]
+
+
+def run(path: Path, *overrides: str) -> dict:
+    return memexp.run(memexp.compose(list(overrides)), path)
+
+
+def same_network(path: Path) -> None:
+    """What evaluate reads from the run is what the record says of it, and nothing in the file is needed beside plain data."""
+    results = json.loads((path / "results.json").read_text())
+    assert saved.evaluate(path)["top1"] == results["accuracy"]["top1"]
+    _, network, state = build.from_run(path)
+    assert sum(p.numel() for p in network.parameters()) == results["stages"][-2]["parameters"]
+    assert state["edits"] == torch.load(path / "checkpoints/last.pt", weights_only=True)["edits"]
+
+
+def test_pruned_in_rounds_to_a_target_tuned_and_fused(tmp_path):
+    results = run(tmp_path, *RESNET, *DATA, "prune=l1_norm", "prune.target=macs:0.5", "prune.rounds=2", "deploy=fuse")
+    keys = [stage["key"] for stage in results["stages"]]
+    assert keys == ["train", "prune-1", "tune-1", "prune-2", "tune-2", "deploy", "evaluate"]
+    stages = {stage["key"]: stage for stage in results["stages"]}
+    first, last = stages["prune-1"]["prune"]["macs"], stages["prune-2"]["prune"]["macs"]
+    assert last["after"] / first["before"] == pytest.approx(0.5, rel=0.02)
+    assert stages["prune-2"]["prune"]["check"]["error"] < 1e-5
+    assert stages["deploy"]["deploy"]["error"] < 1e-5
+    assert stages["prune-1"]["before"]["top1"] == stages["train"]["accuracy"]["top1"]
+    assert results["before"]["key"] == "train"
+    assert (tmp_path / "plots/prune-1-scores.png").is_file()
+    same_network(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "keys"),
+    [
+        (["prune=snip", "prune.ratio=0.5"], ["prune", "train", "evaluate"]),
+        (["prune=fisher", "prune.ratio=0.3", "prune.scope=global"], ["train", "prune", "tune", "evaluate"]),
+        (["prune=random", "prune.ratio=0.5", "prune.draws=3"], ["train", "prune", "tune", "evaluate"]),
+        (["prune=std", "prune.scope={stem.0:0.5}"], ["train", "prune", "tune", "evaluate"]),
+        (["prune=l2_norm", "prune.target=params:0.6", "prune.order=energy"], ["train", "prune", "tune", "evaluate"]),
+    ],
+)
+def test_every_way_to_prune_is_a_list_of_stages(tmp_path, overrides, keys):
+    results = run(tmp_path, *RESNET, *DATA, *overrides)
+    assert [stage["key"] for stage in results["stages"]] == keys
+    same_network(tmp_path)
+    if "prune.draws=3" in overrides:
+        draws = results["stages"][1]["prune"]["draws"]
+        assert [draw["seed"] for draw in draws] == [1, 2]
+
+
+def test_single_weights_that_are_zero_stay_zero_while_tuning(tmp_path):
+    results = run(tmp_path, *RESNET, *DATA, "prune=l1_norm", "prune.ratio=0.9", "prune.unstructured=true")
+    _, network, _ = build.from_run(tmp_path)
+    weights = [m.weight for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    zeros = sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
+    assert zeros == pytest.approx(0.9, abs=0.01)
+    assert results["stages"][1]["parameters"] == results["parameters"]  # no tensor is smaller
+
+
+def test_a_pruned_run_is_gone_on_with_at_every_boundary(tmp_path):
+    overrides = [*RESNET, *DATA, "prune=taylor_weight", "prune.ratio=0.4", "deploy=fuse", "optimizer=ranger"]
+    whole = run(tmp_path / "whole", *overrides)
+    expected = torch.load(tmp_path / "whole/checkpoints/last.pt", weights_only=True)["model"]
+    for key in ("train", "prune", "tune", "deploy"):
+        path = tmp_path / key
+        run(path, *overrides)
+        state = torch.load(path / f"checkpoints/{key}.pt", weights_only=True) | {"training": None}
+        del state["checksums"]
+        torch.save(state, path / "checkpoints/last.pt")  # as if it had been killed right behind this stage
+        record = json.loads((path / "results.json").read_text()) | {"status": "running"}
+        (path / "results.json").write_text(json.dumps(record))
+        again = saved.resume(path)
+        assert [stage["key"] for stage in again["stages"]] == [stage["key"] for stage in whole["stages"]]
+        found = torch.load(path / "checkpoints/last.pt", weights_only=True)["model"]
+        assert all(torch.equal(found[name], expected[name]) for name in expected), key
+
+
+def test_an_integral_network_serves_every_size_that_is_asked_for(tmp_path):
+    sizes = ["discretise.sizes=[1,0.6]", "discretise.keep=0.6"]
+    results = run(tmp_path, "model=inn", "model.base=resnet8", *DATA, *sizes)
+    stages = {stage["key"]: stage for stage in results["stages"]}
+    native, small = stages["discretise"]["sizes"]
+    assert small["parameters"] < 0.5 * native["parameters"]
+    assert stages["discretise"]["parameters"] == small["parameters"]
+    assert results["accuracy"]["top1"] == small["accuracy"]["top1"]
+    same_network(tmp_path)
+
+
+def test_lambda_falls_to_zero_before_a_reducenet_is_deployed(tmp_path):
+    results = run(tmp_path, "model=reducenet", "model.depth=8", *DATA, "deploy=fuse", "log_every=1", "ema=0.5")
+    entries = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    course = [entry["lambda"] for entry in entries if "lambda" in entry]
+    assert course == sorted(course, reverse=True)
+    assert (course[0], course[-1]) == (1.0, 0.0)
+    assert results["stages"][1]["parameters"] < results["stages"][0]["parameters"]
+    same_network(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pruned", "integral"])
+def test_a_run_is_exported(tmp_path, name, capsys):
+    kinds = {
+        "pruned": [*RESNET, "prune=l1_norm", "prune.ratio=0.5"],
+        "integral": ["model=inn", "model.base=resnet8"],
+    }
+    run(tmp_path / "run", *kinds[name], *DATA)
+    assert main(["export", str(tmp_path / "run"), "--output", str(tmp_path / "network.onnx")]) == 0
+    assert "at batches of 1, 3 and 64" in capsys.readouterr().out
+    import onnx
+
+    found = {entry.key: entry.value for entry in onnx.load(tmp_path / "network.onnx").metadata_props}
+    assert json.loads(found["classes"]) == [str(i) for i in range(10)]
+    assert len(json.loads(found["preprocessing"])["mean"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["prune=l1_norm"], "give one of the two"),
+        (["prune=l1_norm", "prune.ratio=1"], "ratio=1 is not allowed"),
+        (["prune=l1_norm", "prune.target=macs:2"], "target='macs:2' is not allowed"),
+        (["prune=fpgm", "prune.ratio=0.5", "prune.unstructured=true"], "fpgm scores filters"),
+        (["prune=l1_nrm", "prune.ratio=0.5"], "Did you mean 'l1_norm'?"),
+        (["stages=[train,prune]"], "prune needs to know how; set prune=OPTION"),
+        (["stages=[deploy]"], "deploy needs to know how; set deploy=OPTION"),
+        (["discretise.sizes=[0.5]"], "is not integral; use model=inn"),
+        (["discretise.sizes=[0]", "model=inn"], "discretise.sizes"),
+        (["deploy=fuse", "deploy.merge=most"], "deploy.merge: 'most' is not allowed"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_made(overrides, message):
+    with pytest.raises(ConfigError) as caught:
+        memexp.compose([*RESNET, *DATA[:-1], *overrides])
+    assert message in str(caught.value)
+
+
+def test_a_layer_that_is_not_there_and_a_target_that_cannot_be_met_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"stem\.9"):
+        run(tmp_path / "a", *RESNET, *DATA, "prune=l1_norm", "prune.scope={stem.9:0.5}")
+    with pytest.raises(ValueError, match="cannot be met"):
+        run(tmp_path / "b", *RESNET, *DATA, "prune=l1_norm", "prune.target=macs:0.0001")
+    assert (tmp_path / "b/checkpoints/train.pt").is_file()  # what was trained is there
