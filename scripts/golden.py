@@ -29,7 +29,8 @@ CASES = {
 
 def weights(tree: Path, case: list[str], steps: int, directory: Path) -> dict[str, torch.Tensor]:
     """The weights after `steps` steps of the case, by the memexp in `tree`."""
-    command = [sys.executable, "-m", "memexp", "train", *case, "schedule.warmup=0", f"max_steps={steps}", f"hydra.run.dir='{directory}'"]
+    settings = ["schedule.warmup=0", f"max_steps={steps}", f"hydra.run.dir='{directory}'"]
+    command = [sys.executable, "-m", "memexp", "train", *case, *settings]
     environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
     subprocess.run(command, env=environment, cwd=tree, check=True, capture_output=True)
     state = torch.load(directory / "checkpoints" / "last.pt", weights_only=True)["model"]

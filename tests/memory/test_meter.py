@@ -15,6 +15,7 @@ from memexp.memory.advice import after_out_of_memory
 from memexp.memory.meter import AcceleratorMeter, Meter, TrackingMeter
 from memexp.memory.snapshot import Snapshots
 from memexp.run import _status
+from memexp.training import loop
 
 runs = sys.modules["memexp.run"]
 
