@@ -34,14 +34,19 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from memexp import cli
 
 COMMON = ["dataset=digits", "dataset.limit=96", "dataset.test_limit=40", "device=cpu", "epochs=2", "log_every=1"]
-COMMON += ["stages=[train,tune,evaluate]", "tune.epochs=1", "monitor_every=2", "memory.steps=1"]
+COMMON += ["tune.epochs=1", "monitor_every=2", "memory.steps=1"]
+TUNED = ["stages=[train,tune,evaluate]"]
 MODELS = {
-    "resnet": ["model=resnet", "model.units=[1,1]", "model.channels=[8,8,8]"],
+    "resnet": ["model=resnet", "model.units=[1,1]", "model.channels=[8,8,8]", *TUNED],
+    "resnet pruned and fused": [
+        *("model=resnet", "model.units=[1,1]", "model.channels=[8,8,8]"),
+        *("prune=taylor_weight", "prune.ratio=0.4", "prune.batches=1", "deploy=fuse"),
+    ],
     "revnet exact": [
         *("model=revnet", "model.units=[2,1]", "model.channels=[8,8,16]"),
-        *("backprop=reversible", "backprop.exact=true"),
+        *("backprop=reversible", "backprop.exact=true", *TUNED),
     ],
-    "heunnet adjoint": ["model=heunnet", "model.depth=3", "backprop=adjoint"],
+    "heunnet adjoint": ["model=heunnet", "model.depth=3", "backprop=adjoint", *TUNED],
 }
 EXTRAS = {
     "sgd": ["optimizer=sgd"],
