@@ -1,8 +1,8 @@
 """How far streams that are computed back are from the original ones: looked at now and then, and warned of once.
 
 In floating point y - F(x) is not quite x when y = x + F(x), and in a deep network, or with branches in half precision, one
-step's error is amplified by the next. A small sample of the streams that enter a run of undone steps is kept in each pass (so that
-all take the same memory) and looked at in the first, and whenever the number of passes has doubled.
+step's error is amplified by the next. A small sample of the streams that enter a run of undone steps is kept in each pass,
+so that all take the same memory, and looked at in the first, and whenever the number of passes has doubled.
 """
 
 import warnings

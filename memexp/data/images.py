@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 
 from memexp.data.errors import DataError, reason, shown
 
@@ -42,6 +41,8 @@ def read(path: str) -> np.ndarray:
         size = _jpeg_size(content)
         if size is not None and size[0] * size[1] <= (Image.MAX_IMAGE_PIXELS or 0) and size[2] in (1, 3):
             try:
+                from torchvision.io import decode_jpeg  # torchvision takes a second to import
+
                 pixels = decode_jpeg(_bytes(content))
                 return pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()
             except RuntimeError:
@@ -60,6 +61,8 @@ def _with_pillow(content: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         if image.format == "PNG" and any("16B" in str(tile[3]) for tile in image.tile) and "RGB" in image.mode:
             image.verify()  # Pillow would keep the upper byte of each colour only, which is nearly black in 12 bits
+            from torchvision.io import ImageReadMode, decode_png
+
             deep = decode_png(_bytes(content), mode=ImageReadMode.RGB)
             return _eight_bits(deep.permute(1, 2, 0).to(torch.int32).numpy())
         if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey at 255

@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision.datasets
 from torch.nn import functional
-from torchvision.datasets.utils import check_integrity
 
 from memexp.data import cache, folders, identity, idx, small
 from memexp.data.arrays import Arrays, Part
@@ -41,6 +39,8 @@ def digits(settings: Any) -> Arrays:
 def cifar(settings: Any) -> Arrays:
     """CIFAR-10 or -100 from class folders of images, or from the authors' files (which may be downloaded)."""
     name = settings.name
+    import torchvision.datasets  # torchvision takes a second to import
+
     kind = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
     root = search_root(settings, f"{kind.base_folder}/ (the authors' python files) or {{train,test}}/CLASS/*.jpg")
     if (root / kind.meta["filename"]).is_file():  # the authors' folder itself, whatever it is called
@@ -65,6 +65,8 @@ def cifar(settings: Any) -> Arrays:
         except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
             files = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
             paths = [(root / kind.base_folder / file, md5) for file, md5 in files]
+            from torchvision.datasets.utils import check_integrity
+
             bad = next((path for path, md5 in paths if not check_integrity(str(path), md5)), root)
             problem = "is not as its authors published it" if bad.is_file() else "is missing"
             if bad == root:
@@ -94,10 +96,12 @@ def _other_version(root: Path, wanted: str) -> str | None:
 
 def fashion_mnist(settings: Any) -> Arrays:
     """Fashion-MNIST from its own files, padded from 28x28 to image_size and repeated over three channels."""
+    from torchvision.datasets import FashionMNIST
+
     root = search_root(settings, "FashionMNIST/raw/*-ubyte(.gz)")
     if settings.download:
         try:
-            torchvision.datasets.FashionMNIST(str(root), download=True)
+            FashionMNIST(str(root), download=True)
         except (RuntimeError, OSError) as error:
             raise DataError(f"{root}: Fashion-MNIST cannot be downloaded there ({reason(error)})") from error
     size = settings.image_size
@@ -116,7 +120,7 @@ def fashion_mnist(settings: Any) -> Arrays:
         return Part(np.repeat(padded[..., None], 3, axis=3), labels.astype(np.int64))
 
     try:
-        return Arrays(make("train"), make("t10k"), tuple(torchvision.datasets.FashionMNIST.classes))
+        return Arrays(make("train"), make("t10k"), tuple(FashionMNIST.classes))
     except DataError as error:
         raise DataError(f"{error}; get it again with dataset.download=true") from error
 

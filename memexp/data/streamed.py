@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms.v2 import functional
 
 from memexp.data import images
 from memexp.data.augment import Normalise
@@ -89,6 +88,8 @@ def random_crop(height: int, width: int, generator: random.Random) -> tuple[int,
 def _resized(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
     """Bilinear, with antialiasing; (height, width, 3) in and out."""
     image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+    from torchvision.transforms.v2 import functional  # torchvision takes a second to import
+
     return functional.resize_image(image, list(size), antialias=True).permute(1, 2, 0)
 
 
