@@ -1,8 +1,9 @@
 """Budget: chosen steps are stored, as far as a given memory allows; the others cost least memory. Backward 2N to 3N.
 
 Of a step there are two choices worth having. Stored, it costs its activations and no time. Otherwise it is undone where it
-has an exact inverse (nothing kept), or else checkpointed (its input kept); both evaluate it once more. memexp.memory.planner
-makes the choice.
+has an exact inverse (nothing kept), or else checkpointed (its input kept); both evaluate it once more. Where the steps are
+single layers, as in VGG, checkpointing each would keep as much as storing it: there a layer with a matrix of weights is
+recomputed together with the normalisation, activation and pooling behind it. memexp.memory.planner makes the choice.
 """
 
 from collections.abc import Sequence
@@ -34,4 +35,21 @@ class Budget(Stored):
             raise ValueError(f"stored={beyond}: the Chain has steps 0 to {len(steps) - 1}; name steps by their indices")
         reversible = any(has_inverse(step, approximate=False) for step in steps)
         least = (Reversible if reversible else Checkpointed)(exact=self.exact, exact_bits=self.exact_bits)
-        return ["stored" if i in self.stored else keep for i, keep in enumerate(least.plan(steps, streams))]
+        plan = ["stored" if i in self.stored else keep for i, keep in enumerate(least.plan(steps, streams))]
+        for group in together(steps):
+            for index in group[1:]:
+                if plan[index] == "checkpointed" and plan[index - 1] in ("checkpointed", "continued"):
+                    plan[index] = "continued"
+        return plan
+
+
+def together(steps: Sequence[nn.Module]) -> list[range]:
+    """Runs of steps that are kept or recomputed as one: a step, and the layers behind it that have no matrix of weights."""
+    found: list[range] = []
+    for index, step in enumerate(steps):
+        single = next(step.children(), None) is None and all(p.ndim < 2 for p in step.parameters())
+        if found and single and not hasattr(step, "inverse"):
+            found[-1] = range(found[-1].start, index + 1)
+        else:
+            found.append(range(index, index + 1))
+    return found

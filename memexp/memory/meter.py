@@ -1,17 +1,21 @@
 """What a run used: the one seam over the accelerator's own counters, and the tracker where a device has none."""
 
+import logging
 import resource
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from memexp.config import ConfigError
 from memexp.memory.fake import without_data
 from memexp.memory.snapshot import Snapshots
 from memexp.memory.tracker import Report, Tracker, track
+
+log = logging.getLogger("memexp")
 
 
 class Meter:
@@ -193,16 +197,33 @@ class AcceleratorMeter(Meter):
 
 
 def macs_per_image(model: nn.Module, shape: tuple[int, int, int]) -> int:
-    """Adds-multiplies of one image's forward pass in eval mode, counted on fake tensors: nothing is computed."""
+    """Adds-multiplies of one image's forward pass in eval mode, counted without data: nothing is computed.
+
+    A network whose shapes depend on values is evaluated on one real image, of zeros. What has no formula is named in the log.
+    """
     training = model.training
     model.eval()
+    device = next(model.parameters()).device
+
+    def forward(made: Callable[..., Tensor]) -> Report:
+        image = made(1, *shape, device=device)
+        return track(lambda: model(image))
+
     try:
-        with without_data(), torch.no_grad():
-            device = next(model.parameters()).device
-            image = torch.empty(1, *shape, device=device)
-            return track(lambda: model(image)).macs_forward
+        with torch.no_grad():
+            try:
+                with without_data():
+                    report = forward(torch.empty)
+            except ConfigError:
+                with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+                    report = forward(torch.zeros)
     finally:
         model.train(training)
+    if report.uncounted:
+        log.warning(
+            "warning: no formula for the adds-multiplies of %s, which are left out of macs", ", ".join(report.uncounted)
+        )
+    return report.macs_forward
 
 
 def resident_peak() -> int:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from memexp.backprop.monitor import gradient
 from memexp.edits import Edit
-from memexp.memory.planner import Plan, measure, plan
+from memexp.memory.planner import measure, plan, store
 from memexp.training.precision import Precision
 from memexp.training.step import Loss
 from memexp.units import shown_bytes
@@ -70,4 +70,4 @@ def set_up(
 
 def follow(model: nn.Module, figures: Mapping[str, Any]) -> None:
     """Sets the Chains of `model` to the plan that `figures`, what `set_up` returned, hold."""
-    Plan([frozenset(steps) for steps in figures["stored_steps"]], 0, 0, 0, 0, 0.0).apply(model)
+    store(model, [frozenset(steps) for steps in figures["stored_steps"]])

@@ -4,20 +4,22 @@ The step is the one that is trained, so the numbers are those of the tracker on 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_iter
 
 from memexp import build, data
 from memexp.backprop import Chain
 from memexp.backprop.plan import has_inverse
 from memexp.config import ConfigError
 from memexp.edits import Edit
-from memexp.memory.fake import channels_last, without_data
+from memexp.memory.fake import emptied, without_data
 from memexp.memory.tracker import Report, Tracker
 from memexp.training import recipe
 
@@ -29,48 +31,89 @@ class Trace:
     """A training step without data.
 
     parameters: their number. boundaries: bytes of the streams where they enter and leave a Chain and where they enter a
-    step that cannot be undone, which is the least that a reversible network keeps.
+    step that cannot be undone, which is the least that a reversible network keeps. notes: what may make the figures wrong.
     """
 
     report: Report
     parameters: int
     boundaries: int
+    notes: list[str]
+
+
+class Training:
+    """A network without data and what trains it."""
+
+    def __init__(self, cfg: DictConfig, edits: Sequence[Edit] = ()) -> None:
+        """Raises ConfigError for what does not fit; to be used inside `without_data`."""
+        self._cfg = cfg
+        self._classes, self._shape = data.describe(cfg.dataset)
+        self.model = network(cfg, self._classes, self._shape, edits)
+        try:
+            self._recipe = recipe.make(
+                OmegaConf.merge(cfg, {"ema": 0.0}),  # type: ignore[arg-type]
+                self.model,
+                torch.device("cpu"),
+                self._classes,
+            )
+        except ValueError as error:
+            raise ConfigError([str(error)]) from error
+        self.tracker = Tracker(self.model, self._recipe.optimizer)
+        self._latest: Tensor | None = None  # the loop holds the loss until the next step is done, as it reads it late
+
+    def step(self) -> None:
+        """One training step, tracked."""
+        batches = [_batch(self._cfg, self._classes, self._shape) for _ in range(self._cfg.accumulate)]
+        self.tracker.add_inputs([tensor for batch in batches for tensor in batch])
+        with self.tracker:
+            self._latest = self._recipe.step(self.model, batches)
 
 
 def trace(
-    cfg: DictConfig,
-    configure: Callable[[nn.Module], None] = lambda model: None,
-    observe: Callable[[nn.Module, Tracker], AbstractContextManager[None]] = lambda model, tracker: nullcontext(),
-    edits: Sequence[Edit] = (),
+    cfg: DictConfig, configure: Callable[[nn.Module], None] = lambda model: None, edits: Sequence[Edit] = ()
 ) -> Trace:
     """Follows `STEPS` training steps of `cfg` on tensors without data.
 
-    configure: called with the model once it is built. observe: a context around each training step. edits: of the network.
+    configure: called with the model once it is built. edits: of the network.
+
+    Raises ConfigError for what does not fit, and for a network whose shapes depend on values.
     """
-    classes, shape = data.describe(cfg.dataset)
-    with without_data():
-        model = network(cfg, classes, shape, edits)
-        configure(model)
-        try:
-            made = recipe.make(OmegaConf.merge(cfg, {"ema": 0.0}), model, torch.device("cpu"), classes)  # type: ignore[arg-type]
-        except ValueError as error:
-            raise ConfigError([str(error)]) from error
-        tracker = Tracker(model, made.optimizer)
-        latest: Tensor | None = None  # the loop holds the loss until the next step is done, as it reads it late
-        with _boundaries(model) as boundaries:
+    with without_data() as read:
+        training = Training(cfg, edits)
+        configure(training.model)
+        with _boundaries(training.model) as boundaries:
             for _ in range(STEPS):
-                batches = [_batch(cfg, classes, shape) for _ in range(cfg.accumulate)]
-                tracker.add_inputs([tensor for batch in batches for tensor in batch])
-                with observe(model, tracker), tracker:
-                    latest = made.step(model, batches)
-        del latest
-        return Trace(tracker.report(), sum(p.numel() for p in model.parameters()), sum(boundaries.values()))
+                training.step()
+        report = training.tracker.report()
+        count = sum(p.numel() for p in training.model.parameters())
+    notes = [f"no formula for the adds-multiplies of {name}, which are left out" for name in report.uncounted]
+    notes += [f"a value read at {place} was taken to be 0: there are none without data" for place in read]
+    return Trace(report, count, sum(boundaries.values()), notes)
 
 
 def network(cfg: DictConfig, classes: int, shape: tuple[int, int, int], edits: Sequence[Edit] = ()) -> nn.Module:
-    """The network as it is trained, but without the files and runs that its weights come from: shapes are enough."""
-    model = build.network(build.without_files(cfg), edits, classes, shape)
-    return channels_last(model) if cfg.channels_last else model
+    """The network as it is trained, but without the files and runs that its weights come from: shapes are enough.
+
+    To be called inside `without_data`. It is built outside, as constructors may read values and copy modules.
+    """
+    with _disable_current_modes(), torch.random.fork_rng(devices=[]):
+        model = _built(build.without_files(cfg), classes, shape, edits)
+        if cfg.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+    return emptied(model)
+
+
+def _built(cfg: DictConfig, classes: int, shape: tuple[int, int, int], edits: Sequence[Edit]) -> nn.Module:
+    """On the meta device, where weights take neither time nor memory; on the CPU where it has to be."""
+    try:
+        with torch.device("meta"):
+            model = build.network(cfg, edits, classes, shape)
+    except Exception:  # a constructor that reads values; what is really wrong with it shows once more
+        return build.network(cfg, edits, classes, shape)
+    registered = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    others = (value for module in model.modules() for value in tree_iter(vars(module)) if isinstance(value, Tensor))
+    if any(value.is_meta and id(value) not in registered for value in others):
+        return build.network(cfg, edits, classes, shape)  # tensors of its own that are no parameters
+    return model
 
 
 def _batch(cfg: DictConfig, classes: int, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:

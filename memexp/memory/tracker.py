@@ -3,13 +3,14 @@
 Each new storage is counted once when it is made and taken off when it dies, rounded up to 512 bytes as the CUDA allocator
 does; views and in-place operations count nothing. A dispatch mode sees operations below autograd, so it works through
 custom autograd functions whose backward calls `torch.autograd.grad` (where PyTorch's own MemTracker and FlopCounterMode
-fail, pytorch#131753). FLOPs come from PyTorch's formulas in the same pass, recomputation included.
+fail, pytorch#131753). FLOPs are counted in the same pass, recomputation included.
 """
 
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Self
 
 import torch
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import flop_registry
+
+from memexp.memory import flops
 
 GRANULE = 512  # bytes: the CUDA caching allocator rounds every request up to a multiple of this
 CATEGORIES = ("parameters", "gradients", "optimizer", "buffers", "input", "activations", "temporary")
@@ -40,7 +42,8 @@ class Report:
     timeline: one entry per allocation or release: (operation, bytes by category). entered: where in it tracking began, once
     for each time that the tracker was entered.
     kept: bytes of activations when backward began, at most over the steps.
-    flops_backward: all of backward; flops_recomputed: the part of it in which modules ran forward once more.
+    flops_backward: all of backward; flops_recomputed: the part of it in which modules ran forward once more. uncounted: names
+    of operations that may do products and have no formula, so that FLOPs are too few.
     """
 
     peak: int
@@ -51,6 +54,7 @@ class Report:
     flops_forward: int
     flops_backward: int
     flops_recomputed: int
+    uncounted: tuple[str, ...]
     timeline: list[tuple[str, dict[str, int]]] = field(repr=False)
     entered: list[int] = field(repr=False)
 
@@ -108,6 +112,7 @@ class Tracker(TorchDispatchMode):
         self._backward = False
         self._kept = 0
         self._flops: Counter[str] = Counter()
+        self._uncounted: set[str] = set()
         self._operation = "before"
         if model is not None:
             self._known(model.parameters(), "parameters")
@@ -152,12 +157,13 @@ class Tracker(TorchDispatchMode):
             self._begin_backward() if backward else self._end_backward()
         self._operation = name = func._overloadpacket.__name__
         out = func(*args, **kwargs)
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
-            flops = formula(*args, **kwargs, out_val=out)
-            self._flops["backward" if backward else "forward"] += flops
+        done = flops.count(func, args, kwargs, out)
+        if done is None:
+            self._uncounted.add(str(func._overloadpacket))
+        elif done:
+            self._flops["backward" if backward else "forward"] += done
             if backward and self._modules:
-                self._flops["recomputed"] += flops
+                self._flops["recomputed"] += done
         for tensor in tree_iter(out):
             if isinstance(tensor, Tensor):
                 self._see(tensor, name)
@@ -176,6 +182,11 @@ class Tracker(TorchDispatchMode):
     def flops(self) -> int:
         """All so far."""
         return self._flops["forward"] + self._flops["backward"]
+
+    def curve(self, since: int) -> list[int]:
+        """Live bytes at the position `since` of the timeline and after each event from there on."""
+        before = sum(change for _, change, _ in self._events[:since])
+        return list(accumulate((change for _, change, _ in self._events[since:]), initial=before))
 
     def report(self) -> Report:
         """Replays what was recorded, now that each storage's category is known."""
@@ -203,6 +214,7 @@ class Tracker(TorchDispatchMode):
             flops_forward=self._flops["forward"],
             flops_backward=self._flops["backward"],
             flops_recomputed=self._flops["recomputed"],
+            uncounted=tuple(sorted(self._uncounted)),
             timeline=timeline,
             entered=list(self._entered),
         )
