@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 __all__ = ["build_model", "compose", "estimate", "run"]
 
 
-def compose(overrides: Sequence[str] = ()) -> DictConfig:
-    """The validated configuration for these overrides. Raises memexp.config.ConfigError with every problem."""
+def compose(overrides: Sequence[str] = (), config_dirs: Sequence[str | Path] = ()) -> DictConfig:
+    """The validated configuration for these overrides. Raises memexp.config.ConfigError with every problem.
+
+    config_dirs: directories of your own configs.
+    """
     from memexp import config
 
-    return config.compose(overrides)
+    return config.compose(overrides, config_dirs=config_dirs)
 
 
 def build_model(cfg: DictConfig) -> nn.Module:

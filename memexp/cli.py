@@ -93,7 +93,7 @@ def _explain(error: Exception) -> int:
         count = len(error.problems)
         head = "the configuration has a problem:" if count == 1 else f"the configuration has {count} problems:"
         return _fail("\n  ".join([head, *error.problems]), 2)
-    if "memexp.run" in sys.modules:
+    if "torch" in sys.modules:
         from memexp.run import EXPLAINED
         from memexp.training.signals import Interrupted
 
@@ -270,8 +270,8 @@ def _estimate(arguments: list[str]) -> int:
     parser.add_argument("-m", "--multirun", action="store_true", help="every combination of comma-separated values")
     parser.add_argument("--summary", action="store_true", help="layers, their output shapes and parameters")
     parser.add_argument("--json", action="store_true", help="for programs")
-    parser.add_argument("-cn", "--config-name", default="config")
-    _own(parser)
+    _composed(parser)
+    parser.add_argument("--trust", action="store_true", help=TRUST)
     options = parser.parse_intermixed_args(arguments)
     if options.overrides and Path(options.overrides[0]).is_dir():
         return _estimate_run(Path(options.overrides[0]), options)
@@ -315,6 +315,7 @@ def _bench(arguments: list[str]) -> int:
     parser.add_argument("--budgets", type=_count, default=0, metavar="N", help="budgets between least and stored peak")
     parser.add_argument("--steps", type=_count, default=10, metavar="N", help="timed training steps of a case (10)")
     parser.add_argument("--output", type=Path, help="by default outputs/bench/<time>")
+    _composed(parser)
     options = parser.parse_intermixed_args(arguments)
     if options.steps < 1:
         parser.error("--steps: at least 1")
@@ -323,8 +324,9 @@ def _bench(arguments: list[str]) -> int:
     from memexp import bench
     from memexp.report import tables
 
-    cases = bench.cases(options.overrides, options.strategies, options.budgets)
-    bench.measure(cases, options.steps, say=lambda text: print(text, flush=True))
+    named = options.config_name, options.config_dir
+    cases = bench.cases(options.overrides, options.strategies, options.budgets, *named)
+    bench.measure(cases, options.steps, lambda text: print(text, flush=True), *named)
     shown = bench.table(cases)
     directory = options.output or Path("outputs") / "bench" / time.strftime("%Y-%m-%d_%H-%M-%S")
     written = bench.write(cases, directory, tables.markdown(shown))
@@ -381,10 +383,21 @@ def _experiments(arguments: list[str]) -> int:
     return 0
 
 
+TRUST = "import what the run names; only for runs of your own"
+
+
+def _composed(parser: argparse.ArgumentParser) -> None:
+    """The flags of `train` that say where the configuration comes from."""
+    parser.add_argument("-cn", "--config-name", default="config", help="the configuration to begin with")
+    parser.add_argument("-cd", "--config-dir", action="append", default=[], metavar="DIR", help="your own configs")
+
+
 def _own(parser: argparse.ArgumentParser) -> None:
     """The flags by which a user names classes and functions of their own again."""
-    parser.add_argument("--config-dir", action="append", default=[], help="your own configs, which the run used")
-    parser.add_argument("--trust", action="store_true", help="import what the run names; only for runs of your own")
+    parser.add_argument(
+        "-cd", "--config-dir", action="append", default=[], metavar="DIR", help="your own configs, which the run used"
+    )
+    parser.add_argument("--trust", action="store_true", help=TRUST)
 
 
 def _parser(command: str, description: str, examples: str) -> argparse.ArgumentParser:

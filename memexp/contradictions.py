@@ -6,7 +6,7 @@ from typing import Any
 
 from memexp import sequence
 from memexp.models import families
-from memexp.options import ELEMENTWISE, GROUPS, OPTIONAL, STUDIES, Config, name_of
+from memexp.options import ELEMENTWISE, GROUPS, OPTIONAL, OWN, STUDIES, Config, name_of, of_runner
 from memexp.pruning.settings import Settings
 from memexp.schema import mismatches, nearest
 
@@ -22,7 +22,9 @@ def problems(cfg: Mapping[str, Any]) -> list[str]:
             pass
         elif not isinstance(node, Mapping):
             found.append(f"{group}: {node!r} is not a group option; choose one of {', '.join(options)}.")
-        elif "_target_" not in node:
+        elif "_target_" in node:
+            found.extend(_own(group, node))
+        else:
             name = node.get("name")
             if name not in options:
                 found.append(f"{group}.name: {name!r} is not one of {', '.join(options)}.{nearest(str(name), options)}")
@@ -33,6 +35,18 @@ def problems(cfg: Mapping[str, Any]) -> list[str]:
     for rule in RULES:
         found.extend(rule(cfg, sound))
     return found
+
+
+def _own(group: str, node: Mapping[str, Any]) -> Iterator[str]:
+    """A user's own option: the keys that are the runner's; the arguments of the target are looked at when it is imported."""
+    target = node["_target_"]
+    if group not in OWN:
+        yield f"{group}._target_: {target!r} is not allowed; an own {' | '.join(OWN)} may be named so, no {group}."
+    elif not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")) or "." not in target:
+        yield f"{group}._target_: {target!r} is not allowed; it takes a dotted path, such as mine.{group}."
+    elif (kind := OWN[group]) is not None:
+        keys = of_runner(group)
+        yield from mismatches({key: node[key] for key in node if key in keys - {"_target_", "name"}}, kind, f"{group}.")
 
 
 def _study(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
@@ -59,7 +73,7 @@ def _strategy(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
 
 def _family(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
     """What a family says of its settings for images of the data set's size."""
-    if not {"model", "dataset"} <= sound or "image_size" not in cfg["dataset"]:
+    if not {"model", "dataset"} <= sound or "_target_" in cfg["dataset"]:
         return
     size = cfg["dataset"]["image_size"]
     try:
@@ -69,15 +83,17 @@ def _family(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
 
 
 def _dataset(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
-    if "dataset" not in sound or "_target_" in cfg["dataset"]:
+    if "dataset" not in sound:
         return
     dataset = cfg["dataset"]
+    if (dataset["mean"] is None) != (dataset["std"] is None):
+        yield "dataset.mean: set dataset.mean and dataset.std together, or neither."
+    if "_target_" in dataset:
+        return
     root = dataset.get("root")
     if root is not None and not dataset.get("download") and not Path(root).expanduser().is_dir():
         name = dataset["name"]
         yield f"dataset.root: there is no folder {root!r}; name the one that holds the images of dataset={name}."
-    if (dataset["mean"] is None) != (dataset["std"] is None):
-        yield "dataset.mean: set dataset.mean and dataset.std together, or neither."
     size, resize, padding = dataset["image_size"], dataset.get("resize_size"), dataset.get("padding", 0)
     if resize is not None and resize < size:
         yield (
@@ -91,8 +107,20 @@ def _dataset(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
 
 
 def _optimizer(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
-    if "optimizer" in sound and cfg["optimizer"].get("nesterov") and not cfg["optimizer"].get("momentum"):
+    if "optimizer" not in sound or "_target_" in cfg["optimizer"]:
+        return
+    if cfg["optimizer"].get("nesterov") and not cfg["optimizer"].get("momentum"):
         yield "optimizer.nesterov: true needs optimizer.momentum above 0."
+
+
+def _warm_up(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
+    """Where the number of steps is known; else a run looks before it trains."""
+    for prefix, group in (("", "schedule"), ("tune.", "tune")):
+        node = cfg.get(group)
+        warmup = node.get("warmup") if isinstance(node, Mapping) else None
+        steps = cfg.get("max_steps") if not prefix else node.get("max_steps") if isinstance(node, Mapping) else None
+        if isinstance(steps, int) and isinstance(warmup, int | float) and warmup > max(1, steps):
+            yield f"{group}.warmup: {warmup} steps are more than {prefix}max_steps={steps}; set at most that many."
 
 
 def _stages(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
@@ -131,4 +159,4 @@ def _discretise(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
         yield "discretise.keep: set discretise.sizes too, such as discretise.sizes=[1,0.6]."
 
 
-RULES = (_discretise, _prune, _study, _stages, _strategy, _family, _dataset, _optimizer)
+RULES = (_discretise, _prune, _study, _stages, _strategy, _family, _dataset, _optimizer, _warm_up)

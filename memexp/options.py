@@ -1,11 +1,11 @@
 """What a configuration may hold: every key of every group, its type and its range. The values themselves stand in conf/.
 
-A group's option is checked by the dataclass of its `name`; an option with `_target_` is a user's own and its keys are
-the arguments of what it names. The options of the group `model` stand in models/families.py.
+A group's option is checked by the dataclass of its `name`; an option with `_target_` is a user's own and its keys, but for
+those that every option has, are the arguments of what it names. The options of the group `model` stand in models/families.py.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 from memexp.models.families import FAMILIES
@@ -138,11 +138,9 @@ Size = Annotated[int, at_least(8)]
 
 
 @dataclass
-class Dataset:
-    """What every data set has."""
+class AnyDataset:
+    """What every data set has, one of the user's own included."""
 
-    name: str
-    image_size: Size
     flip: bool
     mean: Three | None
     std: Deviations | None
@@ -152,6 +150,17 @@ class Dataset:
     val_fraction: ShareBelow1
     epochs: Positive
     batch_size: Positive
+
+
+@dataclass
+class OwnDataset(AnyDataset):
+    padding: Count = 0
+
+
+@dataclass
+class Dataset(AnyDataset):
+    name: str
+    image_size: Size
 
 
 @dataclass
@@ -195,10 +204,9 @@ class Lookahead:
 
 
 @dataclass
-class Optimizer:
-    """What every optimizer has."""
+class OwnOptimizer:
+    """What every optimizer has, one of the user's own included."""
 
-    name: str
     lr: PositiveFloat
     weight_decay: NonNegative
     lookahead: Lookahead
@@ -206,6 +214,11 @@ class Optimizer:
     centralize: Literal["gradient", "update"]
     conv_only: bool
     evaluate_slow: bool
+
+
+@dataclass
+class Optimizer(OwnOptimizer):
+    name: str
 
 
 @dataclass
@@ -226,9 +239,15 @@ class Adam(Optimizer):
 
 
 @dataclass
-class Schedule:
-    name: str
+class OwnSchedule:
+    """What every schedule has, one of the user's own included."""
+
     warmup: NonNegative
+
+
+@dataclass
+class Schedule(OwnSchedule):
+    name: str
 
 
 @dataclass
@@ -330,6 +349,14 @@ GROUPS: dict[str, dict[str, type]] = {
     "model": {name: family.options for name, family in FAMILIES.items() if family.options is not None},
 }
 
+# Groups whose option may be a user's own (`_target_`): the keys that stay the runner's; all others are arguments of the target.
+OWN: dict[str, type | None] = {
+    "model": None,
+    "dataset": OwnDataset,
+    "optimizer": OwnOptimizer,
+    "schedule": OwnSchedule,
+}
+
 # What an experiment may measure without a training run: the modules of memexp.studies.
 STUDIES = ("gradient_error", "linear_ode", "parameters", "summary")
 
@@ -337,3 +364,14 @@ STUDIES = ("gradient_error", "linear_ode", "parameters", "summary")
 def name_of(node: Mapping[str, Any]) -> str:
     """What a group's option is called: its name, or the target of a user's own."""
     return str(node.get("name") or node.get("_target_"))
+
+
+def of_runner(group: str) -> set[str]:
+    """The keys of a user's own option that are not arguments of its target."""
+    kind = OWN[group]
+    return {"_target_", "name", *(field.name for field in (fields(kind) if kind is not None else ()))}
+
+
+def arguments(group: str, node: Mapping[str, Any]) -> dict[str, Any]:
+    """What the target of a user's own option is called with."""
+    return {str(key): value for key, value in node.items() if key not in of_runner(group)}

@@ -25,13 +25,14 @@ from memexp.fusing import ExportError, FusingError
 from memexp.memory import advice
 from memexp.memory.estimate import estimate
 from memexp.memory.meter import macs_per_image
+from memexp.optim import schedules
 from memexp.options import name_of
 from memexp.pruning.checking import CheckFailed
 from memexp.record import SCHEMA, RunDirectory, RunDirectoryError
 from memexp.recorded import targets
-from memexp.stages import study
+from memexp.stages import study, tune
 from memexp.stages.handed import Run, set_random_state
-from memexp.training import checkpoint, distribution
+from memexp.training import checkpoint, distribution, recipe
 from memexp.training.board import Board
 from memexp.training.checkpoint import CheckpointError
 from memexp.training.distribution import World
@@ -136,6 +137,7 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
             else:
                 current = prepare(cfg, directory, world, stop, results, order["start"])
                 stack.callback(lambda: current.board.close() if current.board is not None else None)
+                _check_schedules(current, keys)
                 _stages(current, keys)
             results["status"] = "done"
         except BaseException as error:
@@ -299,6 +301,23 @@ def _go_on(current: Run, state: dict[str, Any], to_train: bool) -> None:
     if current.world.is_main:
         steps = ((state["training"] or {}).get("progress") or {}).get("step") or 0
         current.directory.rewind(state["appended"], current.steps_before + steps)
+
+
+def _check_schedules(current: Run, keys: Sequence[str]) -> None:
+    """Raises ConfigError for a schedule that does not fit the steps of a stage, which are known once the data are there."""
+    problems = []
+    for name in dict.fromkeys(map(sequence.stage_of, keys)):
+        if name not in ("train", "tune"):
+            continue
+        cfg = tune.recipe(current.cfg) if name == "tune" else current.cfg
+        steps = recipe.settings_of(cfg).total_steps(len(current.splits.train))
+        try:
+            schedules.factor(cfg.schedule, 0, steps)
+            schedules.factor(cfg.schedule, steps - 1, steps)
+        except ValueError as error:
+            problems.append(str(error) if name == "train" else f"{name}: {error}")
+    if problems:
+        raise ConfigError(problems)
 
 
 def _stages(current: Run, keys: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
 from memexp.units import parse_bytes
@@ -57,11 +57,14 @@ def mismatches(
     """Unknown, missing and mistyped keys of one node."""
     hints = typing.get_type_hints(kind, include_extras=True)
     names = [field.name for field in fields(kind)]
+    optional = {field.name for field in fields(kind) if field.default is not MISSING}
     for key in node:
         if key not in names:
             yield f"{prefix}{key}: unknown key.{nearest(f'{prefix}{key}', [prefix + n for n in [*names, *extra]])}"
     for name in names:
         if name not in node:
+            if name in optional:
+                continue
             yield f"{prefix}{name}: missing; set {prefix}{name}=..."
             continue
         value, hint = node[name], hints[name]

@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from memexp.config import ConfigError, compose
+from memexp.config import CONFIG_NAME, ConfigError, compose
 from memexp.memory.estimate import estimate
 from memexp.models import families
 from memexp.report.plots import COLOURS, MARKERS
@@ -35,9 +35,15 @@ class Case:
         return float(self.result["time"]["step_median"])
 
 
-def cases(overrides: Sequence[str], strategies: Sequence[str] | None, budgets: int) -> list[Case]:
+def cases(
+    overrides: Sequence[str],
+    strategies: Sequence[str] | None,
+    budgets: int,
+    name: str = CONFIG_NAME,
+    directories: Sequence[str] = (),
+) -> list[Case]:
     """One for each strategy (None: all that are valid for the model), and `budgets` of them evenly between the least and the
-    stored peak.
+    stored peak. name, directories: as of `memexp.compose`.
 
     Raises ConfigError for overrides that do not fit, a strategy included.
     """
@@ -46,13 +52,14 @@ def cases(overrides: Sequence[str], strategies: Sequence[str] | None, budgets: i
             ["backprop: bench compares strategies; name them with --strategies, such as stored,reversible"]
         )
     if strategies is None:
-        valid = families.of(compose(overrides).model).strategies or ("stored",)
+        valid = families.of(compose(overrides, name, directories).model).strategies or ("stored",)
         strategies = [name for name in valid if name != "budget"]
     found = [Case(name, [*overrides, f"backprop={name}"]) for name in strategies]
     for case in found:
-        compose(case.overrides)
+        compose(case.overrides, name, directories)
     if budgets:
-        plan = estimate(compose([*overrides, "backprop=budget", "backprop.limit=0.0"]))["plan"]
+        least_budget = [*overrides, "backprop=budget", "backprop.limit=0.0"]
+        plan = estimate(compose(least_budget, name, directories))["plan"]
         least, most = plan["least_peak"], plan["stored_peak"]
         for i in range(1, budgets + 1):
             limit = least + round((most - least) * i / (budgets + 1))
@@ -61,11 +68,18 @@ def cases(overrides: Sequence[str], strategies: Sequence[str] | None, budgets: i
     return found
 
 
-def measure(found: Sequence[Case], steps: int, say: Callable[[str], None]) -> None:
+def measure(
+    found: Sequence[Case],
+    steps: int,
+    say: Callable[[str], None],
+    name: str = CONFIG_NAME,
+    directories: Sequence[str] = (),
+) -> None:
     """Fills in each case's result or error, one process after the other."""
     for number, case in enumerate(found, 1):
         say(f"case {number}/{len(found)}: {case.name}")
-        command = [sys.executable, "-m", "memexp.bench.case", str(steps), *case.overrides]
+        what = {"steps": steps, "overrides": case.overrides, "name": name, "directories": list(directories)}
+        command = [sys.executable, "-m", "memexp.bench.case", json.dumps(what)]
         process = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         if process.returncode == 0:
             case.result = json.loads(process.stdout.splitlines()[-1])

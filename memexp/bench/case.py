@@ -1,4 +1,4 @@
-"""One case of `memexp bench`, in a process of its own: python -m memexp.bench.case STEPS OVERRIDE...
+"""One case of `memexp bench`, in a process of its own: python -m memexp.bench.case JSON
 
 The training step of the configuration runs on random images of the data set's size, so that nothing of loading, augmentation
 or evaluation is in the figures. The last line of the output is the result as JSON.
@@ -76,4 +76,5 @@ def carry_out(cfg: DictConfig, steps: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(carry_out(compose(sys.argv[2:]), int(sys.argv[1]))))
+    what = json.loads(sys.argv[1])
+    print(json.dumps(carry_out(compose(what["overrides"], what["name"], what["directories"]), what["steps"])))

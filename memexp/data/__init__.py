@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from memexp.data import damage, folders, identity, small
+from memexp.data import damage, folders, identity, own, small
 from memexp.data.arrays import Arrays, moments
 from memexp.data.augment import Augmentation, Normalise
 from memexp.data.batches import Batches, ImageBatches, Share, Splits
@@ -14,6 +14,7 @@ from memexp.data.identity import imagenet_classes, match
 from memexp.data.selection import class_numbers, hold_out, select
 from memexp.data.sources import SOURCES, search_root
 from memexp.data.streamed import Loader, Samples, StreamedBatches, resize_size
+from memexp.options import name_of
 
 __all__ = ["Batches", "DataError", "Splits", "describe", "imagenet_classes", "load", "match"]
 
@@ -30,6 +31,8 @@ def load(
     Raises DataError, naming the file or folder and what to do.
     """
     share = Share(rank, world_size)
+    if "_target_" in settings:
+        return _in_memory(own.load(settings), settings, batch_size, seed, device, share)
     if settings.name in SOURCES:
         arrays = SOURCES[settings.name](settings).checked(settings.name, settings.image_size)
         return _in_memory(arrays, settings, batch_size, seed, device, share)
@@ -41,6 +44,9 @@ def describe(settings: Any, notes: list[str] | None = None) -> tuple[int, tuple[
 
     Class folders are counted where classes are folders. notes: is told where the number is assumed instead.
     """
+    if "_target_" in settings:
+        classes, own_shape = own.describe(settings)
+        return len(settings.get("classes") or range(classes)), own_shape
     shape = (3, settings.image_size, settings.image_size)
     if settings.get("classes"):
         return len(settings.classes), shape
@@ -75,7 +81,8 @@ def _in_memory(arrays: Arrays, settings: Any, batch_size: int, seed: int, device
         mean, std = moments(train, notes)
     height, width, channels = train.shape[1:]
     normalise = Normalise(mean, std, height, width, device)
-    augmentation = Augmentation(settings.padding, settings.flip) if settings.padding or settings.flip else None
+    padding = settings.get("padding", 0)
+    augmentation = Augmentation(padding, settings.flip) if padding or settings.flip else None
 
     def on_device(images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device)
@@ -169,7 +176,7 @@ def _held_out(
         return None, None
     if val:
         raise DataError(
-            f"dataset.val_fraction: {settings.val_fraction} holds training images out, but {settings.name} has a val/ "
+            f"dataset.val_fraction: {settings.val_fraction} holds training images out, but {name_of(settings)} has a val/ "
             "folder for that beside test/; set dataset.val_fraction=0, or move val/ away"
         )
     kept, held = hold_out(labels, settings.val_fraction, seed)

@@ -41,8 +41,8 @@ class Arrays:
     def fingerprint(self) -> str:
         return self.source or identity.of_arrays(self.classes, dict(self.parts))
 
-    def checked(self, dataset: str, size: int) -> "Arrays":
-        """Raises DataError for labels out of range, splits without images, and images that are not size x size."""
+    def checked(self, dataset: str, size: int | None = None) -> "Arrays":
+        """Raises DataError for labels out of range, splits without images, and images that are not size x size, if given."""
         for name, (images, labels) in self.parts.items():
             if len(images) == 0:
                 raise DataError(f"dataset={dataset}: the {name} split holds no images")
@@ -50,7 +50,7 @@ class Arrays:
                 raise DataError(
                     f"dataset={dataset}: the {name} split has {len(images)} images but {len(labels)} labels"
                 )
-            if images.shape[1:3] != (size, size):
+            if size is not None and images.shape[1:3] != (size, size):
                 raise DataError(
                     f"dataset.image_size: {dataset} holds images of {images.shape[1]}x{images.shape[2]} pixels, "
                     f"not {size}x{size}; set dataset.image_size={images.shape[1]}"

@@ -5,10 +5,9 @@ Validation reads families.py without torch, so nothing is imported here that nee
 
 from __future__ import annotations
 
-import importlib
-import inspect
 from typing import TYPE_CHECKING, Any
 
+from memexp import own
 from memexp.models.families import FAMILIES
 from memexp.models.layout import Shape
 
@@ -47,20 +46,7 @@ def create(
     path = _target_ or (FAMILIES[name].factory if name is not None and name in names() else None)
     if path is None:
         raise ValueError(f"{name!r} is not a model; there are {', '.join(names())}")
-    module, _, attribute = path.rpartition(".")
-    try:
-        build = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"_target_: {path!r} cannot be imported: {error}") from error
-    offered = {"classes": classes, "shape": shape, "chain": chain}
-    parameters = inspect.signature(build).parameters
-    wanted = {key: value for key, value in offered.items() if key in parameters}
-    unknown = [key for key in settings if key not in parameters]
-    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        raise ValueError(f"{path} takes no {', '.join(unknown)}; it takes {', '.join(parameters)}")
-    network = build(**wanted, **settings)
-    if not isinstance(network, nn.Module):
-        raise ValueError(f"{path} made a {type(network).__name__}, not an nn.Module")
+    network: nn.Module = own.made(path, {"classes": classes, "shape": shape, "chain": chain}, settings, nn.Module)
     if _target_ is not None:
         sizes.check(network, shape)
     return network

@@ -2,13 +2,16 @@
 
 from typing import Any
 
+from omegaconf import OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
+from memexp import own
 from memexp.optim import checks, kernels
 from memexp.optim.centralization import Centralized
 from memexp.optim.lookahead import Lookahead
 from memexp.optim.radam import RAdam
+from memexp.options import arguments
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -25,14 +28,28 @@ def build(settings: Any, model: nn.Module) -> Optimizer:
 
     Raises ValueError for a name or value that is not allowed, and for a model without parameters to train.
     """
-    if settings.name not in OPTIMIZERS:
-        raise ValueError(f"optimizer={settings.name!r}: there are {', '.join(OPTIMIZERS)}")
     groups = checks.filled(parameter_groups(model, settings.weight_decay))
-    optimizer: Optimizer = OPTIMIZERS[settings.name](settings, groups)
+    if "_target_" in settings:
+        optimizer = _own(settings, groups)
+    elif settings.name in OPTIMIZERS:
+        optimizer = OPTIMIZERS[settings.name](settings, groups)
+    else:
+        raise ValueError(f"optimizer={settings.name!r}: there are {', '.join(OPTIMIZERS)}")
     if settings.gradient_centralization:
         optimizer = Centralized(optimizer, where=settings.centralize, conv_only=settings.conv_only)
     if settings.lookahead.k is not None:
         optimizer = Lookahead(optimizer, settings.lookahead.k, settings.lookahead.alpha, settings.evaluate_slow)
+    return optimizer
+
+
+def _own(settings: Any, groups: list[dict[str, Any]]) -> Optimizer:
+    """A user's own, which takes `params` and `lr`, as torch's do."""
+    given = arguments("optimizer", OmegaConf.to_container(settings, resolve=True))  # type: ignore[arg-type]
+    offered = {"params": groups, "lr": settings.lr}
+    try:
+        optimizer: Optimizer = own.made(settings["_target_"], offered, given, Optimizer, needs=tuple(offered))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"optimizer: {error}") from error
     return optimizer
 
 

@@ -5,7 +5,12 @@ proper covers the rest.
 """
 
 import math
-from typing import Protocol
+from typing import Any, Protocol
+
+from omegaconf import OmegaConf
+
+from memexp import own
+from memexp.options import arguments
 
 
 class Schedule(Protocol):
@@ -20,14 +25,29 @@ def factor(schedule: Schedule, step: int, total: int) -> float:
 
     Raises ValueError for a schedule that is unknown or whose warm-up is longer than the run.
     """
-    if schedule.name not in SHAPES:
+    users = "_target_" in schedule  # type: ignore[operator]
+    if not users and schedule.name not in SHAPES:
         raise ValueError(f"schedule={schedule.name!r}: there are {', '.join(SHAPES)}")
     warmup = _steps(schedule.warmup, total)
     if warmup > total:
-        raise ValueError(f"schedule.warmup={schedule.warmup} is longer than the run of {total} steps")
+        raise ValueError(f"schedule.warmup: {schedule.warmup} is longer than the {total} steps; set at most that many")
     if step < warmup:
         return (step + 1) / warmup
-    return SHAPES[schedule.name](schedule, step - warmup, max(1, total - warmup), warmup)
+    return (_own if users else SHAPES[schedule.name])(schedule, step - warmup, max(1, total - warmup), warmup)
+
+
+def _own(schedule: Any, step: int, total: int, warmup: int) -> float:
+    """A user's own: a function of `step` and `total`, both without the warm-up."""
+    path = schedule["_target_"]
+    given = arguments("schedule", OmegaConf.to_container(schedule, resolve=True))  # type: ignore[arg-type]
+    try:
+        found = own.made(path, {"step": step, "total": total}, given, object, needs=("step", "total"))
+        value = float(found)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"schedule: {error}") from error
+    if not math.isfinite(value):
+        raise ValueError(f"schedule: {path} gives {value} at step {step} of {total}")
+    return value
 
 
 def _steps(amount: float, total: int) -> int:

@@ -68,10 +68,8 @@ class Trainer:
         self._lambda: float | None = None  # of vanishing activations, in the latest step
         self._images = 0  # of the latest step, in all processes
         splits = place.splits
-        self.steps_per_epoch = max(1, len(splits.train) // self.settings.accumulate)
-        self.total_steps = self.settings.epochs * self.steps_per_epoch
-        if self.settings.max_steps is not None:
-            self.total_steps = min(self.total_steps, self.settings.max_steps)
+        self.steps_per_epoch = self.settings.steps_per_epoch(len(splits.train))
+        self.total_steps = self.settings.total_steps(len(splits.train))
         momenta = statistics.momenta(recipe.network)
         self.precise = self.settings.precise_batchnorm and statistics.needed(self.total_steps, momenta)
         if self.precise:

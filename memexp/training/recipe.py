@@ -39,6 +39,19 @@ class Settings:
     clip_grad: float | None
     ema: float
 
+    def steps_per_epoch(self, batches: int) -> int:
+        """Optimizer steps, of so many batches."""
+        return max(1, batches // self.accumulate)
+
+    def total_steps(self, batches: int) -> int:
+        """Optimizer steps of the whole stage, where an epoch has so many batches."""
+        steps = self.epochs * self.steps_per_epoch(batches)
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+
+def settings_of(cfg: DictConfig) -> Settings:
+    return Settings(**{field.name: cfg[field.name] for field in fields(Settings)})
+
 
 @dataclass
 class Recipe:
@@ -115,7 +128,7 @@ def make(cfg: DictConfig, network: nn.Module, device: torch.device, classes: int
     if cfg.ema:
         average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema), use_buffers=True)
     return Recipe(
-        Settings(**{field.name: cfg[field.name] for field in fields(Settings)}),
+        settings_of(cfg),
         network,
         optimizer,
         functools.partial(schedules.factor, cfg.schedule),

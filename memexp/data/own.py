@@ -1,0 +1,113 @@
+"""A user's own data set: what `dataset._target_` makes, as Arrays.
+
+It makes (train, test) or (train, val, test). Each is a torch Dataset of (image, label), or a pair (images, labels). Images are
+uint8: PIL's, arrays (height, width, channels) or tensors (channels, height, width), all of one size; labels are integers
+from 0. Classes are named by the training set's `classes`, where it has them.
+"""
+
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from memexp import own
+from memexp.data.arrays import Arrays, Part
+from memexp.data.errors import DataError
+from memexp.options import arguments
+
+Shape = tuple[int, int, int]
+_described: dict[str, tuple[int, Shape]] = {}
+_waiting: dict[str, Arrays] = {}  # what was made to be described, until it is loaded
+
+
+def load(settings: Any) -> Arrays:
+    """Raises DataError for what cannot be made or is no data set."""
+    key = _key(settings)
+    return _waiting.pop(key, None) or _make(settings)
+
+
+def describe(settings: Any) -> tuple[int, Shape]:
+    """Number of classes and shape of an image; only its maker knows, so it is made for that, once a process."""
+    key = _key(settings)
+    if key not in _described:
+        _waiting.clear()
+        _waiting[key] = arrays = _make(settings)
+        height, width, channels = arrays.train.images.shape[1:]
+        _described[key] = len(arrays.classes), (channels, height, width)
+    return _described[key]
+
+
+def _key(settings: Any) -> str:
+    return json.dumps(_given(settings) | {"_target_": settings["_target_"]}, sort_keys=True, default=str)
+
+
+def _given(settings: Any) -> dict[str, Any]:
+    plain = OmegaConf.to_container(settings, resolve=True) if OmegaConf.is_config(settings) else dict(settings)
+    assert isinstance(plain, dict)
+    return arguments("dataset", {str(key): value for key, value in plain.items()})
+
+
+def _make(settings: Any) -> Arrays:
+    path = settings["_target_"]
+    try:
+        build, given = own.bound(path, {}, _given(settings))
+    except ValueError as error:
+        raise DataError(f"dataset: {error}") from error
+    made = build(**given)
+    if not isinstance(made, tuple | list) or len(made) not in (2, 3):
+        raise DataError(
+            f"dataset: {path} made a {type(made).__name__}; it must make (train, test) or (train, val, test)"
+        )
+    names = ("train", "test") if len(made) == 2 else ("train", "val", "test")
+    parts = {name: _part(path, name, split) for name, split in zip(names, made, strict=True)}
+    given_names = getattr(made[0], "classes", None)
+    classes = given_names or range(1 + max(int(part.labels.max(initial=0)) for part in parts.values()))
+    arrays = Arrays(parts["train"], parts["test"], tuple(map(str, classes)), parts.get("val"))
+    shapes = {name: part.images.shape[1:] for name, part in parts.items() if len(part.images)}
+    if len(set(shapes.values())) > 1:
+        raise DataError(f"dataset: {path}: the splits have images of different sizes: {shapes}")
+    return arrays.checked(path)
+
+
+def _part(path: str, name: str, split: Any) -> Part:
+    """One split in memory. Raises DataError, naming it, for what it cannot be."""
+    where = f"dataset: {path}: the {name} split"
+    if isinstance(split, tuple | list) and len(split) == 2 and all(hasattr(part, "shape") for part in split):
+        images, labels = _array(split[0], where), np.asarray(split[1])
+    elif hasattr(split, "__getitem__") and hasattr(split, "__len__"):
+        items = [split[i] for i in range(len(split))]
+        if not all(isinstance(item, tuple | list) and len(item) == 2 for item in items):
+            raise DataError(f"{where} must hold (image, label), and holds a {type(items[0]).__name__}")
+        pictures = [_array(image, where, single=True) for image, _ in items]
+        sizes = sorted({picture.shape for picture in pictures})
+        if len(sizes) > 1:
+            raise DataError(
+                f"{where} has images of different sizes, such as {sizes[0]} and {sizes[-1]}; make them equal"
+            )
+        images = np.stack(pictures) if pictures else np.empty((0, 1, 1, 1), np.uint8)
+        labels = np.asarray([int(label) for _, label in items], np.int64)
+    else:
+        raise DataError(
+            f"{where} is a {type(split).__name__}; it must be a torch Dataset of (image, label) or a pair (images, labels)"
+        )
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(
+            f"{where} has labels of {labels.dtype} and shape {labels.shape}; they must be integers, one an image"
+        )
+    return Part(np.ascontiguousarray(images), labels.astype(np.int64))
+
+
+def _array(images: Any, where: str, single: bool = False) -> np.ndarray:
+    """(n, height, width, channels), or one image without n."""
+    found = images if isinstance(images, Tensor) else np.asarray(images)
+    if single and found.ndim == 2:  # PIL's greyscale
+        found = found[..., None]
+    if found.dtype not in (np.uint8, torch.uint8) or found.ndim != (3 if single else 4):
+        raise DataError(
+            f"{where} has images of {found.dtype} and shape {tuple(found.shape)}; they must be uint8 (0 to 255), arrays "
+            "(height, width, channels) or tensors (channels, height, width); the runner normalises them itself"
+        )
+    return np.moveaxis(found.cpu().numpy(), -3, -1) if isinstance(found, Tensor) else found
