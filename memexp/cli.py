@@ -116,7 +116,9 @@ def _explain(error: Exception) -> int:
 
 def _fail(message: str, status: int) -> int:
     sys.stdout.flush()
-    print(f"memexp: {message}", file=sys.stderr)
+    from memexp.visible import visible  # a message may quote a file
+
+    print(f"memexp: {visible(message, keep=chr(10))}", file=sys.stderr)
     return status
 
 
@@ -345,13 +347,13 @@ def _report(arguments: list[str]) -> int:
         "report",
         "Tables and plots of finished runs; report.md and plots/ are written beside them.",
         "memexp report outputs/resnet-digits\n"
-        "  memexp report outputs --format latex\n"
+        "  memexp report outputs --format csv     a row a run with plain numbers, also written to runs.csv; json likewise\n"
         "  memexp report outputs/revnet/table3 --paper revnet/table3   measured beside published",
     )
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a run, a sweep, or a folder of them")
     parser.add_argument("--paper", metavar="ID", help="an experiment with published numbers")
-    parser.add_argument("--format", default="terminal", help="terminal, markdown, csv or latex")
-    parser.add_argument("--output", type=Path, help="where report.md and plots/ go; by default the first PATH")
+    parser.add_argument("--format", default="terminal", help="terminal, markdown or latex; csv, json for programs")
+    parser.add_argument("--output", type=Path, help="where report.md, exports and plots/ go; by default the first PATH")
     parser.add_argument("--no-plots", action="store_true", help="the table only")
     options = parser.parse_args(arguments)
     from memexp.report import write_report

@@ -7,7 +7,9 @@ for a misspelling, the nearest name.
 
 import hashlib
 import json
+import re
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,6 +105,13 @@ def config_hash(cfg: DictConfig) -> str:
         plain.pop(key, None)
     resolved = OmegaConf.to_container(OmegaConf.create(plain), resolve=True)
     return hashlib.sha256(json.dumps(resolved, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def run_name(cfg: DictConfig) -> str:
+    """<time>-<model>-<depth>-<strategy>-<hash>: the directory of a single run, by which TensorBoard tells curves apart."""
+    parts = (cfg.model.get("name") or cfg.model.get("_target_"), cfg.model.get("depth"), cfg.backprop.name)
+    told = "-".join(re.sub(r"[^\w.]+", "_", str(part)) for part in parts if part is not None)
+    return f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{told[:80]}-{config_hash(cfg)}"
 
 
 @contextmanager

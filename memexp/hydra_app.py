@@ -87,9 +87,7 @@ def _name_directories() -> None:
 
 
 def _run_name(*, _root_: Any) -> str:
-    import time
-
-    return f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{config.config_hash(_root_)}"
+    return config.run_name(_root_)
 
 
 def job_name(overrides: str) -> str:

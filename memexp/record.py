@@ -19,6 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from memexp.units import shown_figure
+from memexp.visible import visible
+
 SCHEMA = 2
 READABLE = (1, 2)  # schemas of results.json that are still read
 GROWING = ("metrics.jsonl", "events.out.tfevents.*")  # files that a run appends to
@@ -50,10 +53,24 @@ def write_json(path: Path, data: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes `text` aside and renames it over `path`, so that a link there is replaced, not followed."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """The same of bytes."""
     aside = path.with_name(path.name + ".aside")
     aside.unlink(missing_ok=True)
-    aside.write_text(text, encoding="utf-8")
+    with open(aside, "xb") as file:
+        file.write(data)
     os.replace(aside, path)
+
+
+def folder(path: Path) -> Path:
+    """A folder of a run or a report, made if it is not there. Raises RunDirectoryError for a link, which may lead anywhere."""
+    if path.is_symlink():
+        raise RunDirectoryError(f"{path} is a symbolic link, and nothing is written through one; remove it.")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -115,9 +132,7 @@ class RunDirectory:
     @property
     def plots(self) -> Path:
         """The folder of pictures, made if it is not there."""
-        found = self.path / "plots"
-        found.mkdir(exist_ok=True)
-        return found
+        return folder(self.path / "plots")
 
     def write_results(self, results: dict[str, Any]) -> None:
         write_json(self.path / "results.json", results)
@@ -253,9 +268,10 @@ def summary(results: dict[str, Any], directory: Path) -> str:
     if (timing := results["time"]).get("step_median"):
         note = "median" if timing["warm_up_excluded"] else "warm-up included: the run was too short to leave it out"
         lines.append(
-            f"speed              {timing['images_per_second']:.1f} images/s, step {timing['step_median'] * 1e3:.1f} ms "
+            f"speed              {shown_figure(timing['images_per_second'])} images/s, "
+            f"step {shown_figure(timing['step_median'] * 1e3)} ms "
             f"({note}, {timing['steps_measured']} steps)"
         )
     lines += [f"{name:<18} {figure:,.6g}" for name, figure in (results.get("study") or {}).items()]
     lines.append(f"wall time          {timing['wall']:.1f} s")
-    return "\n".join(lines)
+    return visible("\n".join(lines), keep="\n")

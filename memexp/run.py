@@ -8,7 +8,7 @@ import time
 import traceback
 import types
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from memexp import build, data, sequence, stages
 from memexp.backprop import StepError
 from memexp.channels import ChannelError
-from memexp.config import ConfigError, config_hash, validate
+from memexp.config import ConfigError, config_hash, run_name, validate
 from memexp.data import DataError
 from memexp.edits import Edit
 from memexp.fusing import ExportError, FusingError
@@ -32,8 +32,7 @@ from memexp.record import SCHEMA, RunDirectory, RunDirectoryError
 from memexp.recorded import targets
 from memexp.stages import study, tune
 from memexp.stages.handed import Run, set_random_state
-from memexp.training import checkpoint, distribution, recipe
-from memexp.training.board import Board
+from memexp.training import board, checkpoint, distribution, recipe
 from memexp.training.checkpoint import CheckpointError
 from memexp.training.distribution import World
 from memexp.training.loop import NotFinite
@@ -102,11 +101,6 @@ def join(world: World) -> dict[str, Any]:
     return _carry_out(json.loads(distribution.share_text("", world)), world)
 
 
-def run_name(cfg: DictConfig) -> str:
-    """<time>-<hash>: the directory of a single run."""
-    return f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{config_hash(cfg)}"
-
-
 def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
     """The run itself, on every process; the first one keeps the record."""
     cfg = OmegaConf.create(order["config"])
@@ -118,7 +112,7 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
         if world.is_main:
             stack.enter_context(directory)
         results = _skeleton(cfg, order["overrides"])
-        before = directory.results
+        before, current = directory.results, None
         if order["start"] is not None:
             results["time"]["wall"] = ((before or {}).get("time") or {}).get("wall") or 0.0
             results["strategy"] = (before or {}).get("strategy") or {}
@@ -136,7 +130,6 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
                 study.carry_out(cfg, directory, results)
             else:
                 current = prepare(cfg, directory, world, stop, results, order["start"])
-                stack.callback(lambda: current.board.close() if current.board is not None else None)
                 _check_schedules(current, keys)
                 _stages(current, keys)
             results["status"] = "done"
@@ -155,7 +148,18 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
             results["time"]["wall"] += time.perf_counter() - started
             if world.is_main:
                 directory.write_results(results)
+                if not results["study"]:
+                    _close_board(directory, results, current)
     return results
+
+
+def _close_board(directory: RunDirectory, results: dict[str, Any], current: Run | None) -> None:
+    """TensorBoard is told how the run ended, one that failed before it had opened a board, too."""
+    with suppress(OSError):  # a full disk has ended the run perhaps, and that is told
+        shown = current.board if current is not None else None
+        shown = board.opened(directory.path, results) if shown is None else shown
+        shown.end(results["status"])
+        shown.close()
 
 
 def _make_room(directory: RunDirectory, before: dict[str, Any] | None, overwrite: bool) -> None:
@@ -328,7 +332,7 @@ def _stages(current: Run, keys: Sequence[str]) -> None:
     results["numbers"] = Precision(cfg.precision.name, current.device).record()
     _describe(current)
     if current.world.is_main:
-        current.board = Board(current.directory.path, current.steps_before + _steps(current.unfinished))
+        current.board = board.opened(current.directory.path, results, current.steps_before + _steps(current.unfinished))
     done = {figures["key"] for figures in current.finished}
     for key in keys:
         if key in done:
@@ -346,14 +350,6 @@ def _stages(current: Run, keys: Sequence[str]) -> None:
     if current.finished:
         results["before"] = current.finished[0]
         results["accuracy"] = results["accuracy"] or current.finished[-1].get("accuracy")
-    if current.board is not None:
-        settings = {"seed": cfg.seed, "batch_size": cfg.batch_size, "epochs": cfg.epochs, "lr": cfg.optimizer.lr}
-        settings |= {group: results[group] for group in ("model", "dataset", "backprop", "optimizer", "precision")}
-        settings |= {f"model.{key}": value for key, value in cfg.model.items() if key in ("depth", "kind")}
-        accuracy = results["accuracy"] or {}
-        current.board.hyper_parameters(
-            settings, {f"hparam/{key}": accuracy[key] for key in ("top1", "loss") if key in accuracy}
-        )
 
 
 def _steps(training: dict[str, Any] | None) -> int:

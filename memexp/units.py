@@ -1,4 +1,4 @@
-"""Bytes as people write them."""
+"""Bytes and figures as people write them."""
 
 import math
 import re
@@ -20,5 +20,14 @@ def parse_bytes(text: str | int | float) -> int:
 
 
 def shown_bytes(count: float) -> str:
-    """In MB of 10^6 and GB of 10^9 bytes."""
-    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.2f} MB"
+    """In MiB of 2^20 bytes, the one unit in which memory is told."""
+    return f"{shown_figure(count / 2**20)} MiB"
+
+
+def shown_figure(value: float, decimals: int = 1) -> str:
+    """With so many decimals, and more where that is needed for two significant digits: 0.042, never 0.0."""
+    if not math.isfinite(value):
+        return str(value)
+    if value == 0 or float(value).is_integer():
+        return f"{value:,.{decimals}f}"
+    return f"{value:,.{max(decimals, 1 - math.floor(math.log10(abs(value))))}f}"

@@ -1,13 +1,39 @@
 """Collects runs into tables and plots, beside published numbers where a paper has some."""
 
-import os
-from collections.abc import Iterable
+import logging
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from memexp.report import published, tables
-from memexp.report.collect import find, group
+from memexp.calling import CallableModule
+from memexp.record import RunDirectoryError, write_text
+from memexp.report import exports, published, tables
+from memexp.report.collect import Group, find, group
+from memexp.report.document import document
+from memexp.visible import visible
 
-__all__ = ["write_report"]
+__all__ = ["report", "write_report"]
+log = logging.getLogger("memexp")
+
+
+def report(
+    paths: str | Path | Iterable[str | Path],
+    output: str | Path | None = None,
+    *,
+    paper: str | None = None,
+    plots: bool = True,
+) -> dict[str, list[dict[str, Any]]]:
+    """`memexp report`: the tables of all runs at or below `paths` as records, plain numbers under the keys of results.json.
+
+    runs: a record a run. stages: one for each stage of a run. published: with `paper`, measured beside published.
+    output: the folder that report.md and plots/ are written to; nothing is written where it is None. Raises as write_report.
+    """
+    found = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    groups, _ = _groups(found)
+    if output is not None:
+        write_report(found, Path(output), form="markdown", paper=paper, plots=plots)
+    return _records(groups, paper)
 
 
 def write_report(
@@ -20,31 +46,50 @@ def write_report(
 ) -> str:
     """The table of all runs at or below `paths` in the given format; report.md and its plots go to `output_dir`.
 
-    form: terminal, markdown, csv or latex. paper: the id of published numbers to stand beside the measured ones.
-    Raises ValueError for an unknown format or paper, FileNotFoundError where there are no runs at all.
+    form: terminal, markdown or latex, for people; csv or json, plain numbers for programs, which are also written to a file a
+    table. paper: the id of published numbers to stand beside the measured ones. What cannot be written is told, and the text
+    is returned nevertheless. Raises ValueError for an unknown format or paper, FileNotFoundError where there are no runs.
     """
     if form not in tables.FORMATS:
         raise ValueError(f"--format: '{form}' is not one of {', '.join(tables.FORMATS)}")
+    paths = list(paths)
     if paper is not None:
         published.load(paper)
-    runs, notes = find(paths)
-    if not runs:
-        raise FileNotFoundError("; ".join(notes) or "no paths were given")
-    groups = group(runs)
-    shown = [tables.of_groups(groups)]
+    groups, notes = _groups(paths)
+    stages = tables.of_stages(groups)
+    shown = [tables.of_groups(groups), *([stages] if stages else [])]
     shown[0].notes += notes
     if paper is not None:
         shown.append(published.compare(paper, groups))
-    pictures: list[Path] = []
-    if plots:
-        from memexp.report.plots import draw  # matplotlib takes its time to import
+    records = _records(groups, paper) if form in exports.FORMS else {}
+    text = exports.text(records, form) if records else "\n\n".join(tables.PRINTED[form](table) for table in shown)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        pictures: list[Path] = []
+        if plots:
+            from memexp.report.plots import draw  # matplotlib takes its time to import
 
-        pictures = draw(groups, output_dir / "plots")
-    output_dir.mkdir(parents=True, exist_ok=True)
-    document = [tables.markdown(table) for table in shown]
-    document += [f"![{path.stem}](plots/{path.name})" for path in pictures]
-    own = [path for run in runs if run.results.get("study") for path in sorted((run.path / "plots").glob("*.png"))]
-    document += [f"![{path.stem}]({Path(os.path.relpath(path, output_dir)).as_posix()})" for path in own]
-    (output_dir / "report.md").write_text("\n\n".join(document) + "\n", encoding="utf-8")
-    text = "\n\n".join(tables.FORMATS[form](table) for table in shown)
-    return text if form == "csv" or form == "latex" else f"{text}\n{output_dir / 'report.md'}"
+            pictures = draw(groups, output_dir / "plots")
+        runs = [run for members in groups for run in members.runs]
+        write_text(output_dir / "report.md", document(paths, runs, shown, pictures, output_dir))
+        exports.write(records, form, output_dir)
+    except (OSError, RunDirectoryError) as error:
+        log.warning("%s", visible(f"the report could not be written: {error}"))
+        return text
+    return text if form in (*exports.FORMS, "latex") else f"{text}\n{visible(str(output_dir / 'report.md'))}"
+
+
+def _groups(paths: Sequence[Path]) -> tuple[list[Group], list[str]]:
+    runs, notes = find(paths)
+    if not runs:
+        raise FileNotFoundError("; ".join(notes) or "no paths were given")
+    return group(runs), notes
+
+
+def _records(groups: Sequence[Group], paper: str | None) -> dict[str, list[dict[str, Any]]]:
+    runs = [run for members in groups for run in members.runs]
+    found = {"runs": tables.of_runs(runs), "stages": tables.of_run_stages(runs)}
+    return found if paper is None else {"published": published.records(paper, groups)} | found
+
+
+sys.modules[__name__].__class__ = CallableModule  # memexp.report(...)

@@ -1,20 +1,21 @@
-"""Finds finished runs on disk and groups those that differ by seed only."""
+"""Finds runs on disk and groups those that differ by seed only."""
 
 import json
 import statistics
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from memexp.record import READABLE, read_json
-
-GROUPS = ("model", "dataset", "backprop", "optimizer", "precision", "prune")
+from memexp.report.settings import GROUPS, varying
+from memexp.visible import all_visible, visible
 
 
 @dataclass(frozen=True)
 class Run:
-    """One results.json."""
+    """One results.json, whose texts can be shown as they are."""
 
     path: Path
     results: dict[str, Any]
@@ -27,30 +28,62 @@ class Run:
         return node
 
     @property
+    def name(self) -> str:
+        """Its directory's."""
+        return visible(self.path.name)
+
+    @property
     def status(self) -> str:
         return str(self.results.get("status", "unknown"))
 
+    @property
+    def seed(self) -> Any:
+        return self.results.get("seed", self.setting("seed"))
+
     def setting(self, key: str) -> Any:
-        """What the run was told about `key`: from its configuration, or from its command line if it never got one."""
-        if key in GROUPS and self.get(key) is not None:
-            return self.get(key)
+        """What the run was told about `key`: from its configuration, or from its command line if it never got one.
+
+        device: the one that it measured on.
+        """
+        if key in GROUPS:
+            return _option(self.get(key)) or _option(self.get(f"config.{key}")) or _option(self.overrides.get(key))
+        if key == "device" and self.get("memory.device") is not None:
+            return self.get("memory.device")
         found = self.get(f"config.{key}")
         told = self.overrides.get(key) if found is None else found
         return None if told == "null" else told
 
     @property
     def overrides(self) -> dict[str, str]:
-        pairs = (text.lstrip("+~").partition("=") for text in self.results.get("overrides") or [])
+        told = self.results.get("overrides")
+        pairs = (str(text).lstrip("+~").partition("=") for text in (told if isinstance(told, list) else []))
         return {key: value for key, _, value in pairs}
+
+    @property
+    def stages(self) -> list[dict[str, Any]]:
+        """The figures of its stages, in order; those of schema 1 stand at the top level only."""
+        found = self.results.get("stages")
+        return [stage for stage in found if isinstance(stage, dict)] if isinstance(found, list) else []
+
+    @property
+    def studied(self) -> dict[str, Any]:
+        """The figures of a study, which takes no training."""
+        found = self.results.get("study")
+        return found if isinstance(found, dict) else {}
 
     @property
     def watched(self) -> str:
         """The split that was evaluated during training."""
-        stages = self.results.get("stages")
-        if isinstance(stages, dict):  # schema 1
+        if isinstance(self.results.get("stages"), dict):  # schema 1
             return str(self.get("stages.train.split") or "test")
-        found = ((stage.get("accuracy") or {}).get("split") for stage in stages or [] if isinstance(stage, dict))
+        found = ((stage.get("accuracy") or {}).get("split") for stage in self.stages)
         return next((str(split) for split in found if split), "test")
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Where it took place, as environment.json has it."""
+        found: dict[str, Any] = all_visible(read_json(self.path / "environment.json") or {})
+        return found
 
     def curve(self, split: str, key: str) -> tuple[list[float], list[float]]:
         """(epochs, values) of a figure that was logged during training."""
@@ -58,22 +91,23 @@ class Run:
         ys: list[float] = []
         try:
             lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        except OSError:
+        except (OSError, ValueError):
             return xs, ys
         for line in lines:
             try:
                 entry = json.loads(line)
-            except ValueError:
-                continue  # cut short by a kill
-            if entry.get("split") == split and entry.get(key) is not None:
-                xs.append(entry["epoch"])
-                ys.append(entry[key])
+                point = (float(entry["epoch"]), float(entry[key])) if entry["split"] == split else None
+            except (ValueError, KeyError, TypeError):
+                continue  # cut short by a kill, or without this figure
+            if point is not None:
+                xs.append(point[0])
+                ys.append(point[1])
         return xs, ys
 
 
 @dataclass(frozen=True)
 class Figure:
-    """Mean and sample standard deviation of n measurements."""
+    """Mean and sample standard deviation of n measurements, each of a seed of its own."""
 
     mean: float
     deviation: float | None
@@ -94,12 +128,18 @@ class Group:
     def done(self) -> list[Run]:
         return [run for run in self.runs if run.status == "done"]
 
+    @property
+    def seeds(self) -> dict[str, list[Run]]:
+        """The runs that are done, by seed."""
+        found: dict[str, list[Run]] = {}
+        for run in self.done:
+            found.setdefault(str(run.seed), []).append(run)
+        return found
+
     def figure(self, key: str) -> Figure | None:
-        """Over the runs that are done; None where none of them has the figure."""
-        values = [float(v) for run in self.done if isinstance(v := run.get(key), int | float)]
-        if not values:
-            return None
-        return Figure(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+        """Over the seeds of runs that are done, one that was run several times with its mean; None where none has it."""
+        found = [[value for run in runs if (value := number(run.get(key))) is not None] for runs in self.seeds.values()]
+        return over(found)
 
     @property
     def status(self) -> str:
@@ -112,31 +152,48 @@ class Group:
         return ", ".join(f"{count} {status}" for status, count in counts.items())
 
 
+def _option(told: Any) -> str | None:
+    """What a group's option is called."""
+    if isinstance(told, dict):
+        told = told.get("name") or told.get("_target_")
+    return None if told in (None, "null", "none") else str(told)
+
+
+def number(value: Any) -> float | None:
+    """A figure, if it is one."""
+    sound = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return float(value) if sound else None
+
+
+def over(seeds: Iterable[Sequence[float]]) -> Figure | None:
+    """Of the values of each seed."""
+    values = [statistics.fmean(of_one) for of_one in seeds if of_one]
+    if not values:
+        return None
+    return Figure(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+
 def find(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """Every run at or below `paths`, and what could not be read, in words."""
-    runs: list[Run] = []
+    """Every run at or below `paths`, once however often it is named, and what could not be read, in words."""
+    runs: dict[Path, Run] = {}
     notes: list[str] = []
     for path in paths:
         files = [path] if path.is_file() else sorted(path.rglob("results.json"))
         if not files:
-            notes.append(f"{path}: no results.json there" if path.exists() else f"{path}: there is no such path")
+            missing = "no results.json there" if path.exists() else "there is no such path"
+            notes.append(visible(f"{path}: {missing}"))
         for file in files:
             results = read_json(file)
             if results is None:
-                notes.append(f"{file}: damaged, left out")
+                notes.append(visible(f"{file}: damaged, left out"))
             elif results.get("schema") not in READABLE:
-                notes.append(f"{file}: schema {results.get('schema')!r}, this version reads {READABLE}; left out")
+                readable = " and ".join(map(str, READABLE))
+                notes.append(
+                    visible(f"{file}: schema {results.get('schema')!r}, this version reads {readable}; left out")
+                )
             else:
-                runs.append(Run(file.parent, results))
-    return runs, notes
-
-
-def varying(runs: Sequence[Run]) -> list[str]:
-    """The settings, groups first, in which the runs differ; not the seed."""
-    named = dict.fromkeys([*GROUPS, *(key for run in runs for key in run.overrides)])
-    ignored = ("seed", "name", "experiment")
-    keys = [key for key in named if key not in ignored and not key.startswith("hydra.")]
-    return [key for key in keys if len({str(run.setting(key)) for run in runs}) > 1]
+                runs.setdefault(file.resolve(), Run(file.parent, all_visible(results)))
+    return list(runs.values()), list(dict.fromkeys(notes))
 
 
 def group(runs: Sequence[Run]) -> list[Group]:
@@ -146,3 +203,14 @@ def group(runs: Sequence[Run]) -> list[Group]:
     for run in runs:
         found.setdefault(tuple(str(run.setting(key)) for key in keys), []).append(run)
     return [Group(tuple(members)) for members in found.values()]
+
+
+def repeats(groups: Sequence[Group]) -> list[str]:
+    """Says which runs repeat the settings and the seed of another."""
+    return [
+        f"seed {seed} was run {len(runs)} times with the same settings and counts once, with the mean: "
+        f"{', '.join(run.name for run in runs)}"
+        for members in groups
+        for seed, runs in members.seeds.items()
+        if len(runs) > 1
+    ]

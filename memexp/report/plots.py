@@ -8,11 +8,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from memexp.report.collect import GROUPS, Group, varying
+from memexp.report.collect import Group, Run, over
+from memexp.report.files import as_it_is, save
+from memexp.report.settings import GROUPS, shared, varying
+from memexp.report.tables import changes
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = "osD^vPX*"
+
+
+TITLES = {
+    "accuracy-memory": "Accuracy against peak memory",
+    "accuracy-depth": "Accuracy against depth",
+    "accuracy-compression": "Accuracy against compression",
+    "memory-depth": "Peak memory against depth",
+    "memory-batch": "Peak memory against batch size",
+    "time-depth": "Step time against depth",
+    "curves": "Training",
+    "gradient-angle": "Error of the gradient over training",
+}
 
 
 def draw(groups: Sequence[Group], directory: Path) -> list[Path]:
@@ -21,6 +36,7 @@ def draw(groups: Sequence[Group], directory: Path) -> list[Path]:
     plots: dict[str, Callable[[Sequence[Group]], Figure | None]] = {
         "accuracy-memory": accuracy_against_memory,
         "accuracy-depth": accuracy_against_depth,
+        "accuracy-compression": accuracy_against_compression,
         "memory-depth": memory_against_depth,
         "memory-batch": memory_against_batch,
         "time-depth": time_against_depth,
@@ -31,11 +47,17 @@ def draw(groups: Sequence[Group], directory: Path) -> list[Path]:
     for name, plot in plots.items():
         figure = plot(done)
         if figure is not None:
-            directory.mkdir(parents=True, exist_ok=True)
-            for suffix in ("png", "svg"):
-                figure.savefig(directory / f"{name}.{suffix}", dpi=150)
-            written.append(directory / f"{name}.png")
+            _title(figure, TITLES[name], done)
+            written.append(save(figure, directory, name))
     return written
+
+
+def _title(figure: Figure, what: str, groups: Sequence[Group]) -> None:
+    """What is shown, and below it what is the same in all of it."""
+    same = shared([run for group in groups for run in group.done])
+    named = [same[key] for key in ("model", "dataset", "backprop") if key in same]
+    more = [f"{key.rpartition('.')[2]} {same[key]}" for key in ("model.depth", "batch_size", "device") if key in same]
+    figure.suptitle(as_it_is("\n".join([what, ", ".join([*named, *more])])), fontsize=10)
 
 
 def accuracy_against_memory(groups: Sequence[Group]) -> Figure | None:
@@ -54,6 +76,36 @@ def accuracy_against_memory(groups: Sequence[Group]) -> Figure | None:
 
 def accuracy_against_depth(groups: Sequence[Group]) -> Figure | None:
     return _against(groups, "model.depth", "depth (layers)", "accuracy.top1", 1, "top-1 accuracy (%)", from_zero=False)
+
+
+def accuracy_against_compression(groups: Sequence[Group]) -> Figure | None:
+    """Parameters that are left, as a share of those of the first stage, where some runs have fewer at their end."""
+    points = []
+    for group in groups:
+        kept = over([[share] for run in group.done if (share := _kept(run)) is not None])
+        if kept is not None and (y := group.figure("accuracy.top1")):
+            points.append((group, kept, y))
+    if len(points) < 2 or all(kept.mean == 1 for _, kept, _ in points):
+        return None
+    figure, axes = _axes("parameters that are left (%)", "top-1 accuracy (%)")
+    names = _names([group for group, *_ in points])
+    for i, (group, x, y) in enumerate(points):
+        axes.errorbar(
+            100 * x.mean,
+            y.mean,
+            yerr=y.deviation,
+            capsize=3,
+            **_style(i) | {"linestyle": "none", "label": names[id(group)]},
+        )
+    axes.set_xlim(left=0)
+    _legend(axes, [y.n for *_, y in points])
+    return figure
+
+
+def _kept(run: Run) -> float | None:
+    pairs = [pair["parameters"] for pair in changes(run).values()]
+    sizes = [size for pair in pairs for size in pair if size]
+    return sizes[-1] / sizes[0] if sizes else None
 
 
 def memory_against_depth(groups: Sequence[Group]) -> Figure | None:
@@ -78,7 +130,7 @@ def _against(
     for group in groups:
         place, value = group.first.setting(setting), group.figure(key)
         if isinstance(place, int) and value is not None:
-            name = _label(group, others) or str(group.first.setting("model"))
+            name = _label(group, others) or as_it_is(str(group.first.setting("model")))
             lines.setdefault(name, []).append((place, value.mean / unit, (value.deviation or 0.0) / unit))
             counts.append(value.n)
     if not any(len({place for place, *_ in line}) > 1 for line in lines.values()):
@@ -145,7 +197,7 @@ def gradient_angle(groups: Sequence[Group]) -> Figure | None:
 def _peak(groups: Sequence[Group]) -> str:
     """The axis of peak memory, with how it was measured."""
     how = sorted({str(run.get("memory.how")) for group in groups for run in group.done if run.get("memory.how")})
-    return f"peak memory (MiB; {', '.join(how)})" if how else "peak memory (MiB)"
+    return as_it_is(f"peak memory (MiB; {', '.join(how)})") if how else "peak memory (MiB)"
 
 
 def _style(i: int) -> dict[str, Any]:
@@ -162,10 +214,12 @@ def _names(groups: Sequence[Group]) -> dict[int, str]:
 def _label(group: Group, keys: Sequence[str]) -> str:
     """A group in a legend: groups by their option, other settings with the last part of their key, without what it has not."""
     settings = [(key, group.first.setting(key)) for key in keys]
-    return ", ".join(
-        str(value) if key in GROUPS else f"{key.rpartition('.')[2]} {value}"
-        for key, value in settings
-        if value is not None
+    return as_it_is(
+        ", ".join(
+            str(value) if key in GROUPS else f"{key.rpartition('.')[2]} {value}"
+            for key, value in settings
+            if value is not None
+        )
     )
 
 

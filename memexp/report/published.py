@@ -1,13 +1,14 @@
 """The papers' own numbers, kept as data with their source, and beside them what was measured here."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from memexp.report.collect import Group, varying
+from memexp.report.collect import Figure, Group
+from memexp.report.settings import varying
 from memexp.report.tables import Table, shown
 
 DATA = Path(__file__).resolve().parent / "published"
@@ -32,27 +33,58 @@ def load(identifier: str) -> dict[str, Any]:
 def compare(identifier: str, groups: Sequence[Group]) -> Table:
     """Rows of published, measured here and the difference: one for each published number and each group it speaks of."""
     data = load(identifier)
-    rows = []
-    small = False
-    for entry in data["rows"]:
-        found = [group for group in groups if _matches(group, entry["match"])]
-        found = [group for group in found if group.figure(entry["quantity"])]
-        small = small or any(group.first.get("scale") == "laptop" for group in found)
-        rows += [_row(entry, group, found) for group in found] or [_row(entry, None, found)]
-    table = Table(["network", "figure", "unit", "published", "measured here", "n", "difference"], rows, identifier)
+    found = list(_pairs(data, groups))
+    table = Table(
+        ["network", "figure", "unit", "published", "measured here", "n", "difference"],
+        [_row(*pair) for pair in found],
+        identifier,
+    )
     table.notes = [f"published: {data['source']}", *data.get("notes", [])]
-    if small:
+    if any(group is not None and group.first.get("scale") == "laptop" for _, _, group in found):
         table.notes.append("measured here: the small version (scale=laptop), not the published recipe.")
     return table
 
 
-def _row(entry: dict[str, Any], group: Group | None, found: Sequence[Group]) -> list[str]:
-    """found: all groups that this number speaks of; where there are several, each is named by what sets it apart."""
-    apart = [f"{key}={group.first.setting(key)}" for key in varying([g.first for g in found])] if group else []
-    measured = group.figure(entry["quantity"]) if group else None
+def records(identifier: str, groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """The same for programs: plain numbers in the paper's units."""
+    found = []
+    for entry, label, group in _pairs(load(identifier), groups):
+        measured, divisor = _measured(entry, group), float(entry.get("divisor", 1))
+        found.append(
+            {
+                "network": label,
+                "figure": entry["quantity"],
+                "unit": entry["unit"],
+                "published": entry["value"],
+                "measured": measured.mean / divisor if measured else None,
+                "deviation": measured.deviation / divisor if measured and measured.deviation is not None else None,
+                "n": measured.n if measured else 0,
+                "difference": measured.mean / divisor - entry["value"] if measured else None,
+            }
+        )
+    return found
+
+
+def _pairs(data: dict[str, Any], groups: Sequence[Group]) -> Iterator[tuple[dict[str, Any], str, Group | None]]:
+    """(published number, label, group it speaks of); where it speaks of several, each is named by what sets it apart."""
+    for entry in data["rows"]:
+        found = [group for group in groups if _matches(group, entry["match"]) and group.figure(entry["quantity"])]
+        keys = varying([group.first for group in found]) if len(found) > 1 else []
+        for group in found:
+            yield entry, ", ".join([entry["label"], *(f"{key}={group.first.setting(key)}" for key in keys)]), group
+        if not found:
+            yield entry, entry["label"], None
+
+
+def _measured(entry: dict[str, Any], group: Group | None) -> Figure | None:
+    return group.figure(entry["quantity"]) if group else None
+
+
+def _row(entry: dict[str, Any], label: str, group: Group | None) -> list[str]:
+    measured = _measured(entry, group)
     divisor, decimals = float(entry.get("divisor", 1)), int(entry.get("decimals", 2))
     return [
-        ", ".join([entry["label"], *apart]),
+        label,
         entry["quantity"],
         entry["unit"],
         f"{entry['value']:,.{decimals}f}",

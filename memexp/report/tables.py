@@ -1,40 +1,61 @@
-"""Tables of runs, for the terminal, Markdown, CSV and LaTeX."""
+"""Tables of runs, for people: terminal, Markdown, LaTeX; and one row a run for programs."""
 
-import csv
-import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from memexp.report.collect import Figure, Group, varying
+from memexp.report.collect import Figure, Group, Run, number, over, repeats
+from memexp.report.settings import GROUPS, shared, varying
+from memexp.units import shown_figure
+from memexp.visible import visible
 
 # heading, key in results.json, divisor, decimals
-COLUMNS: tuple[tuple[str, str, float, int], ...] = (
+Column = tuple[str, str, float, int]
+COLUMNS: tuple[Column, ...] = (
     ("top-1 (%)", "accuracy.top1", 1, 2),
     ("error (%)", "accuracy.error", 1, 2),
     ("peak (MiB)", "memory.peak", 2**20, 1),
     ("activations (MiB)", "memory.activations", 2**20, 1),
     ("step (ms)", "time.step_median", 1e-3, 1),
     ("images/s", "time.images_per_second", 1, 1),
+    ("model FLOPs utilisation (%)", "time.utilisation", 1e-2, 1),
     ("parameters", "parameters", 1, 0),
     ("epochs", "epochs", 1, 2),
 )
+# What a stage may change: heading, key of a stage's figures, decimals
+CHANGED = (("top-1 (%)", "accuracy.top1", 2), ("parameters", "parameters", 0), ("MACs", "macs", 0))
+# Keys of results.json that a program reads, in its units: bytes, seconds, per cent
+MEASURED = (
+    "accuracy.top1",
+    "accuracy.top5",
+    "accuracy.error",
+    "accuracy.loss",
+    "accuracy.images",
+    "parameters",
+    "macs",
+)
+MEASURED += ("memory.peak", "memory.activations", "memory.parameters", "memory.gradients", "memory.optimizer")
+MEASURED += ("memory.estimate", "time.step_median", "time.images_per_second", "time.utilisation", "time.wall")
+MEASURED += ("steps", "epochs")
 
 
 @dataclass
 class Table:
-    """Headings, rows of text, and notes to stand below."""
+    """Headings, rows of text, and notes that stand above and below."""
 
     headings: list[str]
     rows: list[list[str]]
     title: str = ""
     notes: list[str] = field(default_factory=list)
+    above: list[str] = field(default_factory=list)
 
 
 def of_groups(groups: Sequence[Group]) -> Table:
     """One row a group: what it was told, how it ended, what was measured (mean and deviation over n seeds)."""
     runs = [run for group in groups for run in group.runs]
     keys = varying(runs) or ["model"]
-    studied = dict.fromkeys(name for run in runs for name in run.results.get("study") or {} if name != "parameters")
+    studied = dict.fromkeys(name for run in runs for name in run.studied if name != "parameters")
     columns: list[tuple[str, str, float, int | None]] = [
         *COLUMNS,
         *((name, f"study.{name}", 1.0, None) for name in studied),
@@ -43,22 +64,103 @@ def of_groups(groups: Sequence[Group]) -> Table:
     rows = []
     for group in groups:
         figures = [shown(group.figure(key), divisor, decimals) for _, key, divisor, decimals in measured]
-        rows.append([*(_cell(group.first.setting(key)) for key in keys), group.status, str(len(group.done)), *figures])
+        rows.append([*(_cell(group.first.setting(key)) for key in keys), group.status, str(len(group.seeds)), *figures])
     table = Table([*keys, "status", "n", *(heading for heading, *_ in measured)], rows)
+    if same := {key: value for key, value in shared(runs).items() if key not in keys}:
+        table.above.append("In all runs: " + ", ".join(f"{key}={value}" for key, value in same.items()))
     how = sorted({str(run.get("memory.how")) for run in runs if run.get("memory.how")})
     if how:
         table.notes.append(
             f"peak and activations: {', '.join(how)}; MiB is 2^20 bytes. step: median, warm-up excluded."
         )
-    if any(len(group.done) > 1 for group in groups):
+    if any(len(group.seeds) > 1 for group in groups):
         table.notes.append("± is the sample standard deviation over n seeds.")
+    table.notes += repeats(groups)
     small = sorted({str(run.get("name")) for run in runs if run.get("scale") == "laptop"})
     if small:
         table.notes.append(f"{', '.join(small)}: the small version (scale=laptop), not the published recipe.")
     for run in runs:
         if run.status not in ("done", "running") and run.get("error"):
-            table.notes.append(f"{run.path.name}: {run.status}: {str(run.get('error')).splitlines()[0]}")
+            table.notes.append(f"{run.name}: {run.status}: {str(run.get('error')).splitlines()[0]}")
     return table
+
+
+def of_stages(groups: Sequence[Group]) -> Table | None:
+    """A row for each stage of a group: what it found and what it left. None where no run has more than train and evaluate."""
+    longer = [group for group in groups if any(_is_longer(run) for run in group.done)]
+    if not longer:
+        return None
+    keys = varying([run for group in groups for run in group.runs]) or ["model"]
+    rows = []
+    for group in longer:
+        seeds = [[changes(run) for run in runs if _is_longer(run)] for runs in group.seeds.values()]
+        for stage in dict.fromkeys(key for runs in seeds for run in runs for key in run):
+            cells = [
+                shown(
+                    over([_values(run[stage][name][i] for run in runs if stage in run) for runs in seeds]), 1, decimals
+                )
+                for _, name, decimals in CHANGED
+                for i in (0, 1)
+            ]
+            rows.append([*(_cell(group.first.setting(key)) for key in keys), stage, str(len(seeds)), *cells])
+    headings = [f"{heading} {when}" for heading, *_ in CHANGED for when in ("before", "after")]
+    used = [i for i, _ in enumerate(headings, len(keys) + 2) if any(row[i] != "-" for row in rows)]
+    columns = [*range(len(keys) + 2), *used]
+    every = [*keys, "stage", "n", *headings]
+    return Table(
+        [every[i] for i in columns], [[row[i] for i in columns] for row in rows], "Before and after each stage"
+    )
+
+
+def changes(run: Run) -> dict[str, dict[str, tuple[float | None, float | None]]]:
+    """stage -> figure -> (before, after). What a stage does not tell it has left as it was."""
+    known: dict[str, float | None] = {}
+    found = {}
+    for stage in run.stages:
+        of_stage = Run(run.path, stage)
+        pairs = {}
+        for _, key, _ in CHANGED:
+            kind = str(stage.get("key")).partition("-")[0]
+            earlier = number(of_stage.get(f"{kind}.{key}.before"))
+            if earlier is None and key == "accuracy.top1":
+                earlier = number(of_stage.get("before.top1"))
+            before = known.get(key) if earlier is None else earlier
+            later = number(of_stage.get(key))
+            later = number(of_stage.get(f"{kind}.{key}.after")) if later is None else later
+            known[key] = before if later is None else later
+            pairs[key] = (before, known[key])
+        found[str(stage.get("key"))] = pairs
+    return found
+
+
+def of_runs(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """A record a run, with plain numbers under the keys of results.json: bytes, seconds, per cent."""
+    settings = dict.fromkeys([*GROUPS, "seed", *varying(runs), *shared(runs)])
+    studied = dict.fromkeys(f"study.{name}" for run in runs for name in run.studied)
+    return [
+        {"run": visible(str(run.path)), "status": run.status, "error": run.get("error")}
+        | {key: run.setting(key) for key in settings}
+        | {key: run.get(key) for key in [*MEASURED, "memory.how", *studied]}
+        for run in runs
+    ]
+
+
+def of_run_stages(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """A record for each stage of each run."""
+    return [
+        {"run": visible(str(run.path)), "stage": stage}
+        | {f"{name}.{when}": pair[i] for name, pair in found.items() for i, when in enumerate(("before", "after"))}
+        for run in runs
+        for stage, found in changes(run).items()
+    ]
+
+
+def _is_longer(run: Run) -> bool:
+    return bool({str(stage.get("key")) for stage in run.stages} - {"train", "evaluate", "study"})
+
+
+def _values(found: Any) -> list[float]:
+    return [value for value in found if value is not None]
 
 
 def _cell(value: object) -> str:
@@ -66,67 +168,70 @@ def _cell(value: object) -> str:
 
 
 def shown(figure: Figure | None, divisor: float = 1, decimals: int | None = 2) -> str:
-    """Mean ± deviation with so many decimals; None: four significant digits."""
+    """Mean ± deviation with so many decimals, and two significant digits at least; None: four significant digits."""
     if figure is None:
         return "-"
-    form = ",.4g" if decimals is None else f",.{decimals}f"
-    text = f"{figure.mean / divisor:{form}}"
-    if figure.deviation is not None and figure.deviation > 0:
-        text += f" ± {figure.deviation / divisor:{form}}"
-    return text
+
+    def text(value: float) -> str:
+        return f"{value:,.4g}" if decimals is None else shown_figure(value, decimals)
+
+    spread = f" ± {text(figure.deviation / divisor)}" if figure.deviation else ""
+    return text(figure.mean / divisor) + spread
 
 
 def markdown(table: Table) -> str:
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+        return "| " + " | ".join(map(in_markdown, cells)) + " |"
 
-    lines = [f"**{table.title}**", ""] if table.title else []
+    lines = [f"**{in_markdown(table.title)}**", ""] if table.title else []
+    lines += [part for note in table.above for part in (in_markdown(note), "")]
     lines += [line(table.headings), "|" + "---|" * len(table.headings), *map(line, table.rows)]
-    return "\n".join(lines + [f"\n{note}" for note in table.notes])
+    return "\n".join(lines + [f"\n{in_markdown(note)}" for note in table.notes])
 
 
-def comma_separated(table: Table) -> str:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([table.headings, *table.rows])
-    return out.getvalue().rstrip("\n")
+def in_markdown(text: str) -> str:
+    """As Markdown that shows just this text: no markup, no HTML, no link, no new cell."""
+    escaped = text.replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    for character in "`*[]|~$":
+        escaped = escaped.replace(character, f"\\{character}")
+    return re.sub(r"^(?=[-+#]+\s)", r"\\", " ".join(escaped.split("\n")))
 
 
 def latex(table: Table) -> str:
-    escapes = {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}", "±": r"$\pm$"} | {c: f"\\{c}" for c in "&%$#_{}"}
+    escapes = {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}", "±": r"$\pm$", "<": r"\textless{}"}
+    escapes |= {">": r"\textgreater{}"} | {c: f"\\{c}" for c in "&%$#_{}"}
 
     def line(cells: Sequence[str]) -> str:
-        return " & ".join("".join(escapes.get(c, c) for c in cell) for cell in cells) + r" \\"
+        return " & ".join("".join(escapes.get(c, c) for c in cell.replace("\n", " ")) for cell in cells) + r" \\"
 
     columns = "".join("l" if heading[0].islower() and "(" not in heading else "r" for heading in table.headings)
     body = [line(table.headings), r"\midrule", *map(line, table.rows)]
-    notes = [f"% {note}" for note in table.notes]
-    return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", *body, r"\bottomrule", r"\end{tabular}", *notes])
+    above, below = ([f"% {' '.join(note.splitlines())}" for note in notes] for notes in (table.above, table.notes))
+    tabular = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", *body, r"\bottomrule", r"\end{tabular}"]
+    return "\n".join([*above, *tabular, *below])
 
 
 def terminal(table: Table) -> str:
     """Aligned by rich; plain text, as wide as it needs to be where the output is not a terminal."""
+    import io
     import sys
 
     from rich.console import Console
     from rich.table import Table as RichTable
+    from rich.text import Text
 
-    grid = RichTable(title=table.title or None, title_justify="left")
+    grid = RichTable(title=Text(table.title) if table.title else None, title_justify="left")
     for heading in table.headings:
-        grid.add_column(heading, overflow="fold")
+        grid.add_column(Text(heading), overflow="fold")
     for row in table.rows:
-        grid.add_row(*row)
+        grid.add_row(*map(Text, row))  # as text, in which rich finds no markup
     out = io.StringIO()
     interactive = sys.stdout.isatty()
     console = Console(file=out, force_terminal=interactive, width=None if interactive else 400)
     console.print(grid)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "".join(
-        f"\n{note}" for note in table.notes
-    )
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    return "\n".join([*table.above, *lines, *table.notes])
 
 
-FORMATS: dict[str, Callable[[Table], str]] = {
-    "terminal": terminal,
-    "markdown": markdown,
-    "csv": comma_separated,
-    "latex": latex,
-}
+PRINTED: dict[str, Callable[[Table], str]] = {"terminal": terminal, "markdown": markdown, "latex": latex}
+FORMATS = (*PRINTED, "csv", "json")

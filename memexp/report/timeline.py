@@ -26,7 +26,11 @@ def draw(report: Report) -> Figure:
         ha="left" if at < len(shown) / 2 else "right",
         arrowprops={"arrowstyle": "-"},
     )
-    axes.set(xlabel="allocations and releases of one training step", ylabel="live memory (MiB)")
+    axes.set(
+        title="Live memory over one training step, by category",
+        xlabel="allocations and releases of one training step",
+        ylabel="live memory (MiB)",
+    )
     axes.set_xlim(0, max(1, len(shown) - 1))
     axes.set_ylim(0, 1.15 * totals[at])
     axes.grid(alpha=0.3)

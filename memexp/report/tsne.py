@@ -7,6 +7,7 @@ from sklearn.manifold import TSNE
 from torch import Tensor, nn
 
 from memexp.data import Batches
+from memexp.report.files import as_it_is
 
 IMAGES = 500
 
@@ -51,7 +52,7 @@ def draw(points: Tensor, labels: Tensor, classes: tuple[str, ...], seed: int = 0
     colours = colormaps["tab10" if len(classes) <= 10 else "tab20"]
     for number in labels.unique().tolist():
         x, y = plane[(labels == number).numpy()].T
-        axes.scatter(x, y, s=14, color=colours(number % colours.N), label=classes[number])
+        axes.scatter(x, y, s=14, color=colours(number % colours.N), label=as_it_is(classes[number]))
     if len(classes) <= 20:
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set(xticks=[], yticks=[], title=f"last layer's features of {len(points)} test images, t-SNE")

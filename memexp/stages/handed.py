@@ -90,6 +90,9 @@ class Run:
         training: with what the stage could be gone on with, should it be made longer.
         """
         self.finished.append({"key": self.key, **figures})
+        if self.board is not None:
+            parameters = sum(p.numel() for p in self.network.parameters())
+            self.board.scalars(self.steps_before + int(figures.get("steps") or 0), {"parameters": parameters})
         state = self._state(training)
         if self.world.is_main:
             checkpoint.save(self.directory.checkpoints / f"{self.key}.pt", state)

@@ -23,6 +23,7 @@ from memexp.training.monitor import Monitor
 from memexp.training.place import Place
 from memexp.training.recipe import Recipe
 from memexp.training.signals import Interrupted
+from memexp.units import shown_figure
 
 log = logging.getLogger("memexp")
 WARM_UP = 3  # steps, beyond those that the tracker slows, which step times leave out
@@ -211,17 +212,16 @@ class Trainer:
 
     def _log(self, console: Console, loss: float) -> None:
         done = self.progress
-        rate = self._images / _median(self.durations[-self.settings.log_every :])
+        seconds = _median(self.durations[-self.settings.log_every :])
+        rate = self._images / seconds
         lr = self.recipe.optimizer.param_groups[0]["lr"]
-        epoch, peak = self._at(), self.place.meter.peak()
-        console.step(
-            done.step,
-            f"epoch {epoch:.2f}  loss {loss:.4f}  lr {lr:.4g}  {rate:.0f} images/s  peak {peak / 2**20:.1f} MiB",
-        )
+        peak, activations = (self.place.meter.results()[key] / 2**20 for key in ("peak", "activations"))
+        figures = [f"loss {loss:.4f}", f"epoch {self._at():.2f}", f"{shown_figure(rate, 0)} images/s"]
+        console.step(done.step, [*figures, f"peak {peak:.1f} MiB", f"lr {lr:.4g}"])
         moving = {} if self._lambda is None else {"lambda": self._lambda}
         self._append("train", loss=loss, lr=lr, images_per_second=rate, **moving)
-        self._scalars(moving)
-        self._scalars({"loss/train": loss, "lr": lr, "images_per_second": rate, "memory/peak_MiB": peak / 2**20})
+        curves = {"loss/train": loss, "lr": lr, "images_per_second": rate, "time/step_ms": 1e3 * seconds}
+        self._scalars(curves | moving | {"memory/peak_MiB": peak, "memory/activations_MiB": activations})
 
     def _evaluate(self) -> None:
         done = self.progress

@@ -30,6 +30,9 @@ class Meter(Protocol):
     def peak(self) -> int:
         """Bytes at the peak so far."""
 
+    def results(self) -> dict[str, Any]:
+        """The split of the peak in bytes."""
+
 
 class Place(Protocol):
     """The run as a stage of training sees it.

@@ -5,9 +5,9 @@ import json
 import pytest
 
 import memexp
+from memexp import bench
 from memexp.cli import main
 from memexp.config import ConfigError
-from memexp.memory import bench
 
 REVNET = ["model=revnet", "model.units=[3,3]", "model.channels=[8,8,16]", "dataset=digits", "batch_size=4"]
 

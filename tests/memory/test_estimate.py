@@ -113,7 +113,7 @@ def test_what_fits_a_limit():
 def test_a_limit_below_the_parameters_says_what_the_least_is():
     cfg = memexp.compose(["model=resnet", "model.depth=8", "dataset=cifar10"])
     with pytest.raises(
-        ConfigError, match=r"1\.00 MB is below the least that this network takes, [\d.]+ MB at batch_size=1"
+        ConfigError, match=r"0\.95 MiB is below the least that this network takes, [\d.]+ MiB at batch_size=1"
     ):
         answer(cfg, 10**6)
 

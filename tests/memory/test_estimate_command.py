@@ -21,7 +21,7 @@ def test_json_holds_what_the_table_says(capsys):
     assert found["limit"]["fastest"] == "stored"
     assert main(["estimate", *SMALL]) == 0
     table = capsys.readouterr().out
-    assert f"{found['peak'] / 1e6:,.2f} MB" in table
+    assert f"{found['peak'] / 2**20:,.1f} MiB" in table
     assert f"{found['parameters']:,}" in table
     assert "not in it: scratch space inside kernels" in table
 

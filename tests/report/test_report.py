@@ -1,45 +1,27 @@
 """Tables and plots of runs, from results.json on."""
 
+import csv
 import json
-from pathlib import Path
 
 import pytest
+from report_runs import add, log
 
-from memexp.record import SCHEMA
-from memexp.report import plots, published, write_report
+import memexp
+from memexp.report import plots, published, report, write_report
 from memexp.report.collect import find, group
-
-
-def add(
-    root: Path, folder: str, model: str = "resnet", depth: int = 32, top1: float = 70.0, seed: int = 0, **more
-) -> None:
-    results = {
-        "schema": SCHEMA,
-        "status": "done",
-        "seed": seed,
-        "model": model,
-        "dataset": "cifar10",
-        "backprop": "stored",
-        "overrides": [f"model={model}", f"model.depth={depth}", f"seed={seed}"],
-        "config": {"model": {"name": model, "depth": depth}, "batch_size": 100},
-        "parameters": 1000 * depth,
-        "accuracy": {"top1": top1, "error": 100 - top1},
-        "memory": {"peak": depth * 2**20, "activations": depth * 2**19, "how": "tracked"},
-        "time": {"step_median": depth / 1000, "images_per_second": 10.0},
-    }
-    (root / folder).mkdir(parents=True)
-    (root / folder / "results.json").write_text(json.dumps(results | more))
+from memexp.units import shown_bytes, shown_figure
 
 
 def test_seeds_become_mean_and_sample_deviation_with_n(tmp_path):
     for seed, top1 in enumerate((70.0, 72.0, 77.0)):
         add(tmp_path, f"a{seed}", top1=top1, seed=seed)
     add(tmp_path, "b", model="revnet", depth=38, top1=80.0)
-    text = write_report([tmp_path], tmp_path, form="csv")
+    text = write_report([tmp_path], tmp_path, form="markdown")
     lines = text.splitlines()
-    assert lines[0].startswith("model,model.depth,status,n,top-1 (%)")
-    assert "resnet,32,3 done,3,73.00 ± 3.61" in lines[1]
-    assert "revnet,38,done,1,80.00" in lines[2]
+    assert lines[0] == "In all runs: dataset=cifar10, backprop=stored, batch_size=100"
+    assert lines[2].startswith("| model | model.depth | status | n | top-1 (%) |")
+    assert lines[4].startswith("| resnet | 32 | 3 done | 3 | 73.00 ± 3.61 |")
+    assert lines[5].startswith("| revnet | 38 | done | 1 | 80.00 |")
 
 
 def test_failed_and_damaged_runs_are_named_and_not_averaged(tmp_path):
@@ -55,9 +37,9 @@ def test_failed_and_damaged_runs_are_named_and_not_averaged(tmp_path):
 
 def test_measured_stands_beside_published_with_the_difference(tmp_path):
     add(tmp_path, "a", depth=32, top1=92.0)
-    text = write_report([tmp_path], tmp_path, form="csv", paper="revnet/table3")
-    assert "resnet-32 cifar10,accuracy.error,%,7.14,8.00,1,+0.86" in text
-    assert "revnet-38 cifar10,accuracy.error,%,7.24,not measured,0,-" in text
+    text = write_report([tmp_path], tmp_path, form="markdown", paper="revnet/table3")
+    assert "| resnet-32 cifar10 | accuracy.error | % | 7.14 | 8.00 | 1 | +0.86 |" in text
+    assert "| revnet-38 cifar10 | accuracy.error | % | 7.24 | not measured | 0 | - |" in text
     with pytest.raises(ValueError, match="Did you mean 'revnet/table3'"):
         write_report([tmp_path], tmp_path, paper="revnet/tabel3")
 
@@ -73,7 +55,7 @@ def test_latex_escapes_and_markdown_is_written_with_its_plots(tmp_path):
         add(tmp_path, f"a{depth}", depth=depth, top1=70 + depth / 100)
     text = write_report([tmp_path], tmp_path / "out", form="latex")
     assert r"top-1 (\%)" in text
-    assert text.startswith(r"\begin{tabular}")
+    assert text.splitlines()[1].startswith(r"\begin{tabular}")
     document = (tmp_path / "out" / "report.md").read_text()
     for name in ("accuracy-memory", "memory-depth", "time-depth"):
         assert f"plots/{name}.png" in document
@@ -102,11 +84,11 @@ def test_runs_that_did_not_end_are_shown_but_not_averaged(tmp_path):
     add(tmp_path, "a", top1=70.0, seed=0)
     add(tmp_path, "b", top1=5.0, seed=1, status="interrupted", error="stopped by SIGTERM")
     add(tmp_path, "c", top1=5.0, seed=2, status="running")
-    text = write_report([tmp_path], tmp_path, form="csv", plots=False)
-    assert '"1 done, 1 interrupted, 1 running",1,70.00,' in text.splitlines()[1]
+    text = write_report([tmp_path], tmp_path, form="markdown", plots=False)
+    assert "| 1 done, 1 interrupted, 1 running | 1 | 70.00 |" in text
     assert "b: interrupted: stopped by SIGTERM" in write_report([tmp_path], tmp_path, form="markdown", plots=False)
     for run in ("b", "c"):
-        for form in ("markdown", "csv", "latex", "terminal"):
+        for form in ("markdown", "latex", "terminal"):
             only = write_report([tmp_path / run], tmp_path / "out", form=form)
             assert "5.00" not in only
     assert not (tmp_path / "out" / "plots").exists()
@@ -115,20 +97,16 @@ def test_runs_that_did_not_end_are_shown_but_not_averaged(tmp_path):
 def test_every_group_a_published_number_speaks_of_is_compared(tmp_path):
     add(tmp_path, "a", model="revnet", depth=38, top1=92.0, backprop="stored")
     add(tmp_path, "b", model="revnet", depth=38, top1=93.0, backprop="reversible")
-    text = write_report([tmp_path], tmp_path, form="csv", paper="revnet/table3", plots=False)
-    assert '"revnet-38 cifar10, backprop=stored",accuracy.error,%,7.24,8.00,1,+0.76' in text
-    assert '"revnet-38 cifar10, backprop=reversible",accuracy.error,%,7.24,7.00,1,-0.24' in text
+    text = write_report([tmp_path], tmp_path, form="markdown", paper="revnet/table3", plots=False)
+    assert "| revnet-38 cifar10, backprop=stored | accuracy.error | % | 7.24 | 8.00 | 1 | +0.76 |" in text
+    assert "| revnet-38 cifar10, backprop=reversible | accuracy.error | % | 7.24 | 7.00 | 1 | -0.24 |" in text
 
 
 def test_an_unknown_format_and_a_folder_without_runs_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no results\.json there"):
         write_report([tmp_path], tmp_path)
-    with pytest.raises(ValueError, match=r"--format: 'html' is not one of terminal, markdown, csv, latex"):
+    with pytest.raises(ValueError, match=r"--format: 'html' is not one of terminal, markdown, latex, csv, json"):
         write_report([tmp_path], tmp_path, form="html")
-
-
-def log(root: Path, folder: str, *entries: dict) -> None:
-    (root / folder / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
 
 
 def test_curves_leave_out_a_panel_that_would_be_empty(tmp_path):
@@ -173,3 +151,171 @@ def test_a_legend_names_settings_outside_of_groups(tmp_path):
     axes = plots.accuracy_against_memory(group(find([tmp_path])[0])).axes[0]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["batch_size 50", "batch_size 100"]
     assert axes.get_xlabel() == "peak memory (MiB; tracked)"
+
+
+def test_e1_n_counts_distinct_seeds_and_a_repeat_is_said(tmp_path):
+    add(tmp_path, "first", top1=70.0, seed=0)
+    add(tmp_path, "again", top1=71.0, seed=0)
+    text = write_report([tmp_path], tmp_path, form="markdown", plots=False)
+    assert "| 2 done | 1 | 70.50 |" in text
+    assert "±" not in text
+    assert "seed 0 was run 2 times with the same settings and counts once, with the mean: again, first" in text
+    add(tmp_path, "other", top1=74.5, seed=1)
+    text = write_report([tmp_path], tmp_path, form="markdown", plots=False)
+    assert "| 3 done | 2 | 72.50 ± 2.83 |" in text
+
+
+def test_e1_a_run_is_counted_once_however_it_is_named(tmp_path):
+    add(tmp_path / "runs", "a")
+    (tmp_path / "link").symlink_to(tmp_path / "runs")
+    paths = [tmp_path / "runs", tmp_path / "runs" / "a", tmp_path / "runs" / "a" / "results.json", tmp_path / "link"]
+    assert len(report(paths)["runs"]) == 1
+    add(tmp_path / "runs", "refused", status="failed", error="refused", config=None, accuracy=None)
+    text = write_report([tmp_path / "runs"], tmp_path / "out", form="markdown", plots=False)
+    assert "| 1 done, 1 failed | 1 | 70.00 |" in text
+
+
+def test_e2_exports_are_long_with_plain_numbers_and_a_file_a_table(tmp_path):
+    for seed in (0, 1):
+        add(tmp_path, f"a{seed}", depth=1001, seed=seed, top1=70.0 + seed)
+    add(tmp_path, "b", depth=110, status="oom", error="out of memory\ntry less, and again", memory=None, accuracy=None)
+    text = write_report([tmp_path], tmp_path / "out", form="csv", paper="revnet/table3")
+    files = {path.stem: list(csv.DictReader(path.open())) for path in (tmp_path / "out").glob("*.csv")}
+    assert sorted(files) == ["published", "runs"]
+    assert text == (tmp_path / "out" / "published.csv").read_text().rstrip("\n")
+    first, second, failed = files["runs"]
+    assert (first["seed"], second["seed"], first["model.depth"]) == ("0", "1", "1001")
+    assert float(first["memory.peak"]) == 1001 * 2**20
+    assert float(second["accuracy.top1"]) == 71
+    assert float(first["time.step_median"]) == pytest.approx(1.001)
+    assert (failed["status"], failed["memory.peak"], failed["error"]) == (
+        "oom",
+        "",
+        "out of memory\ntry less, and again",
+    )
+    told = json.loads(write_report([tmp_path], tmp_path / "out", form="json", plots=False))
+    assert told == json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [row["memory.peak"] for row in told["runs"]] == [1001 * 2**20, 1001 * 2**20, None]
+
+
+def test_e3_only_settings_that_differ_and_matter_are_columns(tmp_path):
+    def config(depth, lr, epochs, **dataset):
+        named = {"name": "cifar10", "root": f"/data/{depth}", "epochs": 3, **dataset}
+        memory = {"steps": depth, "limit": f"{depth}GB"}
+        return {
+            "model": {"name": "resnet", "depth": depth},
+            "dataset": named,
+            "optimizer": {"name": "sgd", "lr": lr},
+            "memory": memory,
+            "log_every": depth,
+            "batch_size": 100,
+            "epochs": epochs,
+        }
+
+    for depth, lr in ((32, 0.1), (32, 0.2), (110, 0.1)):
+        overrides = [f"model.depth={depth}", f"log_every={depth}", f"dataset.root=/data/{depth}", "+flip=true"]
+        add(tmp_path, f"{depth}-{lr}", depth=depth, config=config(depth, lr, depth), overrides=overrides)
+    lines = write_report([tmp_path], tmp_path / "out", form="markdown").splitlines()
+    heading = next(line for line in lines if line.startswith("| "))
+    # epochs follow from the depth here, the learning rate was in nobody's command and differs nevertheless
+    assert heading.startswith("| model.depth | optimizer.lr | status | n | top-1 (%)")
+    assert lines[0].startswith("In all runs: model=resnet, dataset=cifar10, backprop=stored, optimizer=sgd, flip=true")
+    assert "batch_size=100" in lines[0]
+    assert "log_every" not in "\n".join(lines)
+
+
+def test_what_a_stage_found_and_left_stands_in_a_table_of_its_own(tmp_path):
+    stages = [
+        {"key": "train", "accuracy": {"top1": 90.0}, "parameters": 1000, "seconds": 9},
+        {
+            "key": "prune",
+            "accuracy": {"top1": 60.0},
+            "before": {"top1": 90.0},
+            "parameters": 400,
+            "prune": {"macs": {"before": 5000, "after": 2000}},
+        },
+        {"key": "tune", "accuracy": {"top1": 88.0}},
+        {"key": "evaluate", "accuracy": {"top1": 87.5}},
+    ]
+    add(tmp_path, "a", stages=stages)
+    add(tmp_path, "b", seed=1, stages=stages)
+    add(tmp_path, "plain", depth=110, stages=[stages[0], stages[3]])
+    text = write_report([tmp_path], tmp_path / "out", form="markdown", plots=False)
+    table = text[text.index("**Before and after each stage**") :].splitlines()[2:]
+    assert table[0].startswith("| model.depth | stage | n | top-1 (%) before | top-1 (%) after | parameters before |")
+    assert table[2] == "| 32 | train | 2 | - | 90.00 | - | 1,000 | - | - |"
+    assert table[3] == "| 32 | prune | 2 | 90.00 | 60.00 | 1,000 | 400 | 5,000 | 2,000 |"
+    assert table[4] == "| 32 | tune | 2 | 60.00 | 88.00 | 400 | 400 | 2,000 | 2,000 |"
+    assert table[5] == "| 32 | evaluate | 2 | 88.00 | 87.50 | 400 | 400 | 2,000 | 2,000 |"
+    assert len(table[: table.index("")] if "" in table else table) <= 7
+    rows = report(tmp_path)["stages"]
+    assert len(rows) == 10
+    assert rows[1] | {"run": ""} == {
+        "run": "",
+        "stage": "prune",
+        "accuracy.top1.before": 90.0,
+        "accuracy.top1.after": 60.0,
+        "parameters.before": 1000.0,
+        "parameters.after": 400.0,
+        "macs.before": 5000.0,
+        "macs.after": 2000.0,
+    }
+    compression = plots.accuracy_against_compression(group(find([tmp_path])[0]))
+    assert compression.axes[0].lines[0].get_xdata().tolist() == [40]
+
+
+def test_b16_a_report_is_understood_alone(tmp_path):
+    for depth in (32, 110):
+        add(tmp_path / "runs", f"d{depth}", depth=depth, name="resnet-cifar10")
+        environment = {
+            "git": {"commit": "0123abcd", "dirty": True},
+            "processor": "A CPU",
+            "started": "2026-01-31T12:00",
+        }
+        environment |= {"versions": {"memexp": "0.1.0", "torch": "2.14.1"}, "python": "3.12.1"}
+        (tmp_path / "runs" / f"d{depth}" / "environment.json").write_text(json.dumps(environment))
+    write_report([tmp_path / "runs"], tmp_path / "out")
+    document = (tmp_path / "out" / "report.md").read_text()
+    assert document.startswith("# Runs of resnet-cifar10\n")
+    for told in (
+        f"by `memexp report {tmp_path / 'runs'}`",
+        "2 runs, 2 done, started 2026-01-31.",
+        "Device: A CPU.",
+        "Code: commit 0123abcd with changes. memexp 0.1.0, torch 2.14.1",
+        "    memexp train model=resnet model.depth=110 seed=0",
+        "In all runs: model=resnet, dataset=cifar10",
+        "![time-depth](plots/time-depth.png)",
+    ):
+        assert told in document
+    assert "Step time against depth" in (tmp_path / "out" / "plots" / "time-depth.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("value", "decimals", "text"),
+    [
+        (0.0423, 1, "0.042"),
+        (0.96, 1, "0.96"),
+        (12345.678, 1, "12,345.7"),
+        (3.0, 1, "3.0"),
+        (1000, 0, "1,000"),
+        (0, 1, "0.0"),
+        (0.000123, 2, "0.00012"),
+        (float("nan"), 1, "nan"),
+    ],
+)
+def test_b16_a_figure_has_two_significant_digits_at_least(value, decimals, text):
+    assert shown_figure(value, decimals) == text
+
+
+def test_b16_memory_is_told_in_one_unit():
+    assert [shown_bytes(count) for count in (1, 2**20, 11e9)] == ["0.00000095 MiB", "1.0 MiB", "10,490.4 MiB"]
+
+
+def test_e6_reports_are_records_for_programs_and_write_only_where_they_are_told(tmp_path):
+    add(tmp_path, "a")
+    found = memexp.report(tmp_path, paper="revnet/table3", plots=False)
+    assert [row["run"] for row in found["runs"]] == [str(tmp_path / "a")]
+    assert found["published"][0]["difference"] == pytest.approx(found["published"][0]["measured"] - 7.14)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+    memexp.report([str(tmp_path)], output=str(tmp_path / "out"))
+    assert (tmp_path / "out" / "report.md").exists()

@@ -1,0 +1,85 @@
+"""report.md: what was run, with which code, where and how, above what came of it, so that it is understood alone."""
+
+import importlib.metadata
+import os
+import shlex
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from memexp.report.collect import Run
+from memexp.report.tables import Table, in_markdown, markdown
+from memexp.visible import visible
+
+MOST_COMMANDS = 50
+
+
+def document(
+    paths: Sequence[Path], runs: Sequence[Run], tables: Sequence[Table], plots: Sequence[Path], at: Path
+) -> str:
+    """The text. plots: those of the report; a study's own are found. at: the folder that report.md is for."""
+    own = [path for run in runs if run.studied for path in sorted((run.path / "plots").glob("*.png"))]
+    pictures = [
+        f"![{in_markdown(visible(path.stem))}]({quote(Path(os.path.relpath(path, at)).as_posix())})"
+        for path in [*plots, *own]
+    ]
+    title = ", ".join(dict.fromkeys(str(run.get("name")) for run in runs)) if len(runs) < 4 else ""
+    title = title or ", ".join(path.resolve().name for path in paths)
+    return (
+        "\n\n".join(
+            [f"# Runs of {in_markdown(visible(title))}", *_about(paths, runs), *map(markdown, tables), *pictures]
+        )
+        + "\n"
+    )
+
+
+def _about(paths: Sequence[Path], runs: Sequence[Run]) -> list[str]:
+    """Lines about where the runs took place; figures that differ between them stand side by side."""
+    command = shlex.join(["memexp", "report", *map(str, paths)])
+    found = [run.environment for run in runs]
+    code, machines, versions, started = set(), set(), set(), set()
+    for run, environment in zip(runs, found, strict=True):
+        git = environment.get("git")
+        if isinstance(git, dict):
+            code.add(f"{git.get('commit')}{' with changes' if git.get('dirty') else ''}")
+        device = run.get("memory.device") or environment.get("device")
+        numbers = run.results.get("numbers")
+        gpu = numbers.get("gpu") if isinstance(numbers, dict) else None
+        machines.add(", ".join(str(text) for text in (device, gpu, environment.get("processor")) if text))
+        known = environment.get("versions")
+        if isinstance(known, dict):
+            names = ("memexp", "torch", "torchvision")
+            versions.add(
+                ", ".join([f"{name} {known.get(name)}" for name in names] + [f"Python {environment.get('python')}"])
+            )
+        started.add(str(environment.get("started") or "")[:10])
+    days = sorted(started - {""})
+    done = sum(run.status == "done" for run in runs)
+    lines = [
+        f"Written {time.strftime('%Y-%m-%d')} by `{_code(command)}` (memexp {importlib.metadata.version('memexp')}).",
+        f"{len(runs)} run{'s' if len(runs) > 1 else ''}, {done} done"
+        + (f", started {' to '.join(dict.fromkeys((days[0], days[-1])))}." if days else "."),
+        f"Device: {_listed(machines)}.",
+        f"Code: commit {_listed(code)}. {_listed(versions)}." if code else f"Code: {_listed(versions)}.",
+    ]
+    commands = list(dict.fromkeys(_command(run) for run in runs))
+    shown = [f"    {text}" for text in commands[:MOST_COMMANDS]]
+    if len(commands) > MOST_COMMANDS:
+        shown.append(f"    # and {len(commands) - MOST_COMMANDS} more")
+    return [*lines, "Commands (each run's whole configuration stands in its results.json):", "\n".join(shown)]
+
+
+def _command(run: Run) -> str:
+    told = run.results.get("overrides")
+    return " ".join(shlex.join(["memexp", "train", *(map(str, told) if isinstance(told, list) else [])]).split("\n"))
+
+
+def _code(text: str) -> str:
+    """Inside backticks."""
+    return visible(text).replace("`", "'")
+
+
+def _listed(texts: Iterable[str]) -> str:
+    found = sorted(text for text in texts if text)
+    return in_markdown("; ".join(found)) if found else "not recorded"

@@ -1,0 +1,72 @@
+"""Which settings of several runs set them apart, and which they share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from memexp.report.collect import Run
+
+GROUPS = ("model", "dataset", "backprop", "optimizer", "precision", "prune", "schedule", "deploy")
+# What changes no figure of a run: how it is called and written down, and where its data lie.
+IDLE = ("seed", "name", "experiment", "scale", "overwrite", "log_every", "checkpoint_every", "evaluate_every")
+IDLE += ("monitor_every", "monitor_gradient", "case.id", "dataset.root", "dataset.download", "dataset.skip_broken")
+IDLE += ("dataset.epochs", "dataset.batch_size")  # defaults of `epochs` and `batch_size`, which count
+IDLE_GROUPS = ("report.", "memory.", "profile.", "hydra.", "hydra/")
+ALWAYS = ("batch_size", "epochs", "max_steps", "optimizer.lr", "device")  # what every reader asks
+
+
+def varying(runs: Sequence[Run]) -> list[str]:
+    """The settings, groups first, in which the runs differ and which matter; not the seed.
+
+    Left out is what follows from those before it, unless it was asked for: the number of epochs that a data set brings along.
+    """
+    asked = [key for key in dict.fromkeys(key for run in runs for key in run.overrides) if _matters(key)]
+    leaves = [
+        key for key in dict.fromkeys(key for run in runs for key, _ in _leaves(run.get("config"))) if _matters(key)
+    ]
+    found: list[str] = []
+    for key in dict.fromkeys([*GROUPS, *asked, *leaves]):
+        values = [run.setting(key) for run in runs]
+        if key in asked:
+            differ = len(set(map(str, values))) > 1
+        else:  # a run that was refused has no configuration
+            differ = len({str(value) for value in values if value is not None}) > 1 and not _follows(key, found, runs)
+        if differ:
+            found.append(key)
+    return found
+
+
+def shared(runs: Sequence[Run]) -> dict[str, str]:
+    """Settings that are the same in all runs: groups, what every reader asks, and what was given on a command line."""
+    asked = dict.fromkeys(key for run in runs for key in run.overrides)
+    found = {}
+    for key in dict.fromkeys([*GROUPS, *asked, *ALWAYS]):
+        values = {str(value) for run in runs if (value := run.setting(key)) is not None}
+        if len(values) == 1 and (_matters(key) or key in ("seed", "scale")):
+            found[key] = values.pop()
+    return found
+
+
+def _matters(key: str) -> bool:
+    return key not in IDLE and not key.startswith(IDLE_GROUPS) and not key.endswith(".name")
+
+
+def _follows(key: str, before: Sequence[str], runs: Sequence[Run]) -> bool:
+    """Whether runs that agree in the settings `before` agree in `key`, too; or do not have it, being of another option."""
+    values: dict[tuple[str, ...], str] = {}
+    for run in runs:
+        value = run.setting(key)
+        place = tuple(str(run.setting(other)) for other in before)
+        if value is not None and values.setdefault(place, str(value)) != str(value):
+            return False
+    return True
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(node, Mapping):
+        yield prefix, node
+        return
+    for key, value in node.items():
+        yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
