@@ -58,7 +58,7 @@ def _asked(time: int, batch: int, shapes: Any, dtype: torch.dtype, settings: tup
         weights = [torch.zeros(shape, dtype=dtype) for shape in shapes]
         biases = [torch.zeros(shapes[0][0], dtype=dtype) for _ in range(2)]
         states = [torch.zeros(batch, hidden, dtype=dtype) for _ in range(2)]
-        rest = (reverse, [], mode, hidden, layers, has_biases, bidirectional, False, True)
+        rest: tuple[Any, ...] = (reverse, [], mode, hidden, layers, has_biases, bidirectional, False, True)
         *_, workspace = torch.ops.aten.mkldnn_rnn_layer.default(x, *weights, *biases, *states, *rest)
         return int(workspace.numel())
 

@@ -10,7 +10,16 @@ if TYPE_CHECKING:
 
 GROUPS = ("model", "dataset", "backprop", "optimizer", "precision", "prune", "schedule", "deploy")
 # What changes no figure of a run: how it is called and written down, and where its data lie.
-IDLE = ("seed", "name", "experiment", "scale", "overwrite", "log_every", "checkpoint_every", "evaluate_every")
+IDLE: tuple[str, ...] = (
+    "seed",
+    "name",
+    "experiment",
+    "scale",
+    "overwrite",
+    "log_every",
+    "checkpoint_every",
+    "evaluate_every",
+)
 IDLE += ("monitor_every", "monitor_gradient", "case.id", "dataset.root", "dataset.download", "dataset.skip_broken")
 IDLE += ("dataset.epochs", "dataset.batch_size")  # defaults of `epochs` and `batch_size`, which count
 IDLE_GROUPS = ("report.", "memory.", "profile.", "hydra.", "hydra/")

@@ -26,7 +26,7 @@ COLUMNS: tuple[Column, ...] = (
 # What a stage may change: heading, key of a stage's figures, decimals
 CHANGED = (("top-1 (%)", "accuracy.top1", 2), ("parameters", "parameters", 0), ("MACs", "macs", 0))
 # Keys of results.json that a program reads, in its units: bytes, seconds, per cent
-MEASURED = (
+MEASURED: tuple[str, ...] = (
     "accuracy.top1",
     "accuracy.top5",
     "accuracy.error",
