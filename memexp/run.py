@@ -28,7 +28,7 @@ from memexp.memory.meter import macs_per_image
 from memexp.optim import schedules
 from memexp.options import name_of
 from memexp.pruning.checking import CheckFailed
-from memexp.record import SCHEMA, RunDirectory, RunDirectoryError
+from memexp.record import SCHEMA, RunDirectory, RunDirectoryError, write_json
 from memexp.recorded import targets
 from memexp.stages import study, tune
 from memexp.stages.handed import Run, set_random_state
@@ -119,18 +119,19 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
         elif world.is_main:
             _make_room(directory, before, cfg.overwrite)
         try:
-            if world.is_main:
-                directory.write_hydra(OmegaConf.to_yaml(cfg), order["overrides"], order["hydra"])
-                directory.write_environment(config_hash=results["config_hash"], seed=cfg.seed, device=cfg.device)
-                directory.write_results(results)
+            if order["start"] is None:
+                _open_record(directory, world, cfg, results, order)
             log.info("run directory: %s", directory.path)
             keys = sequence.keys(cfg)
             log.info("stages: %s", " -> ".join(keys))
             if keys == ["study"]:
                 study.carry_out(cfg, directory, results)
             else:
-                current = prepare(cfg, directory, world, stop, results, order["start"])
-                _check_schedules(current, keys)
+                prepared = prepare(cfg, directory, world, stop, results, order["start"])
+                _check_schedules(prepared, keys)
+                current = prepared
+                if order["start"] is not None:  # what is refused before this leaves the record as it was
+                    _open_record(directory, world, cfg, results, order)
                 _stages(current, keys)
             results["status"] = "done"
         except BaseException as error:
@@ -146,11 +147,25 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
             raise
         finally:
             results["time"]["wall"] += time.perf_counter() - started
-            if world.is_main:
+            if world.is_main and (order["start"] is None or current is not None):
                 directory.write_results(results)
                 if not results["study"]:
                     _close_board(directory, results, current)
     return results
+
+
+def _open_record(
+    directory: RunDirectory, world: World, cfg: DictConfig, results: dict[str, Any], order: dict[str, Any]
+) -> None:
+    """The record of a run that begins, or goes on; that of a finished one which is made longer is kept beside it."""
+    if not world.is_main:
+        return
+    before = directory.results
+    if before is not None and before.get("status") == "done" and order["start"] is not None:
+        write_json(directory.path / "results.finished.json", before)
+    directory.write_hydra(OmegaConf.to_yaml(cfg), order["overrides"], order["hydra"])
+    directory.write_environment(config_hash=results["config_hash"], seed=cfg.seed, device=cfg.device)
+    directory.write_results(results)
 
 
 def _close_board(directory: RunDirectory, results: dict[str, Any], current: Run | None) -> None:

@@ -88,6 +88,26 @@ def test_a_run_made_longer_remembers_it_and_goes_on_from_the_stage_that_is_longe
     assert contents(run) == before
 
 
+def test_b2_a_resume_that_fails_before_it_begins_leaves_a_finished_record_as_it_was(run, monkeypatch):
+    from memexp import data
+    from memexp.data import DataError
+
+    def gone(*_, **__):
+        raise DataError("the images have gone")
+
+    before = (run / "results.json").read_bytes()
+    monkeypatch.setattr(data, "load", gone)
+    with pytest.raises(DataError):
+        saved.resume(run, ["epochs=3"])
+    assert (run / "results.json").read_bytes() == before
+
+
+def test_the_record_of_a_finished_run_that_is_made_longer_is_kept(run):
+    before = json.loads((run / "results.json").read_text())
+    saved.resume(run, ["epochs=3"])
+    assert json.loads((run / "results.finished.json").read_text()) == before
+
+
 def test_longer_in_two_parts_is_the_same_as_in_one(run, tmp_path):
     # a constant rate: a cosine over three epochs is another one than over two
     short = [*TINY, "schedule=constant", "optimizer=ranger", "ema=0.5"]
