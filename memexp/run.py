@@ -242,6 +242,8 @@ def prepare(
     )
     if state is not None:
         _go_on(current, state, to_train)
+    elif start is not None and world.is_main:
+        directory.clear()  # what was written down before the first checkpoint is written again
     return current
 
 

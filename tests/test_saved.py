@@ -108,6 +108,27 @@ def test_the_record_of_a_finished_run_that_is_made_longer_is_kept(run):
     assert json.loads((run / "results.finished.json").read_text()) == before
 
 
+def test_b5_killed_before_the_first_checkpoint_each_step_stands_once(tmp_path, monkeypatch):
+    from memexp.stages.handed import Run
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save_best", killed)
+        with pytest.raises(Killed):
+            memexp.run(memexp.compose([*TINY, "epochs=2"]), tmp_path)
+    edit(tmp_path / "results.json", status="running")  # as a process that was killed leaves it
+    assert (tmp_path / "metrics.jsonl").read_text()
+    saved.resume(tmp_path)
+    entries = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries if entry["split"] == "train"] == list(range(1, 7))
+    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 1
+
+
 def test_longer_in_two_parts_is_the_same_as_in_one(run, tmp_path):
     # a constant rate: a cosine over three epochs is another one than over two
     short = [*TINY, "schedule=constant", "optimizer=ranger", "ema=0.5"]
