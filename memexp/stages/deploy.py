@@ -1,16 +1,17 @@
 """Deployment: the trained network is fused, exactly, and compared with what it was on real batches."""
 
+import json
 import logging
 import time
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from memexp.fusing.fused import FusingError, compare, fuse
+from memexp.fusing.fused import check, compare, fuse
 from memexp.fusing.measure import costs
 from memexp.stages.handed import Run
 from memexp.stages.prune import LARGE
+from memexp.training import distribution
 
 log = logging.getLogger("memexp")
 KEYS = ("parameters", "macs")
@@ -32,12 +33,14 @@ def carry_out(run: Run) -> dict[str, Any]:
         fused = fuse(run.network, example, deploy.merge, batches)
         networks = {"trained": run.network, deploy.merge: fused.network}
         measured = costs(networks, [batches[0][:1], batches[0][:LARGE]])
-    figures |= {"costs": measured, "merge": deploy.merge, "error": fused.error}
-    for edit in fused.edits:
+    figures |= {"costs": measured, "merge": deploy.merge}
+    if run.world.size > 1:  # which merges are taken may be measured, and is then the first process's choice
+        shared = json.loads(distribution.share_text(json.dumps([dict(edit) for edit in fused.edits]), run.world))
+    else:
+        shared = fused.edits
+    for edit in shared:
         run.edit(edit)
-    with torch.no_grad():
-        if not torch.equal(run.network(example), fused.network(example)):
-            raise FusingError("deploy: the network after its edits is not the one that was checked; this is a fault")
+    figures["error"] = check(fused.network, run.network, batches[:1]) if run.world.size > 1 else fused.error
     after = run.watched()
     run.results["time"]["stages"][run.key] = seconds = time.perf_counter() - started
     log.info("deployed by merge=%s: outputs differ by %.1e of the largest", deploy.merge, fused.error)

@@ -1,5 +1,6 @@
 """What one stage of a run hands on to the next: the network with its edits, the figures so far, and where it all is."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,7 +54,9 @@ class Run:
     epochs_before: float = 0.0
 
     def edit(self, change: Edit) -> None:
-        """Changes the network, and remembers how."""
+        """Changes the network, and remembers how; in every process as the first one says, whose data or clock decided."""
+        if self.world.size > 1:
+            change = json.loads(distribution.share_text(json.dumps(change), self.world))
         self.network = apply(self.network, change)
         self.edits.append(change)
         self.evaluation = self.trained = None

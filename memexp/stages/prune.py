@@ -14,7 +14,7 @@ from memexp.pruning.settings import Target
 from memexp.sequence import stage_of
 from memexp.stages import tune
 from memexp.stages.handed import Run
-from memexp.training import recipe, statistics
+from memexp.training import distribution, recipe, statistics
 
 log = logging.getLogger("memexp")
 KEYS = ("ratio", "target", "scope", "floor", "order", "step")  # of memexp.pruning.Settings
@@ -35,6 +35,7 @@ def carry_out(run: Run) -> dict[str, Any]:
             run.network, criterion=prune.name, ratio=prune.ratio, scope=prune.scope, seed=cfg.seed, **arguments
         )
         run.network.load_state_dict(masked.state_dict())
+        distribution.same_weights(run.network, run.world)
         run.evaluation = None
         figures: dict[str, Any] = record
     else:
@@ -75,7 +76,9 @@ def _removed(run: Run, arguments: dict[str, Any], data: Sequence[tuple[Tensor, T
     sizes = {1: images[:1], LARGE: images[:LARGE]}
     figures["costs"] = costs({"before": whole, "after": first.network}, list(sizes.values()))
     run.edit(first.edit)
-    run.network.load_state_dict(first.network.state_dict())  # a criterion may have changed what stays
+    if run.world.is_main:  # a criterion may have changed what stays
+        run.network.load_state_dict(first.network.state_dict())
+    distribution.same_weights(run.network, run.world)
     if others:
         figures["draws"] = [run.watched(other.network) | {"seed": cfg.seed + n} for n, other in enumerate(others, 1)]
     if run.world.is_main:

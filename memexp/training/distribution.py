@@ -79,6 +79,13 @@ def share_text(text: str, world: World) -> str:
     return bytes(data.tolist()).decode()
 
 
+def same_weights(network: nn.Module, world: World) -> None:
+    """Gives every process the weights and buffers of the first one."""
+    if world.size > 1:
+        for tensor in network.state_dict().values():
+            dist.broadcast(tensor, src=0)
+
+
 def total(values: Tensor, world: World) -> Tensor:
     """Sum over the processes."""
     if world.size > 1:

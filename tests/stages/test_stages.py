@@ -1,6 +1,8 @@
 """Runs of more than training and evaluation: pruned, fused, discretised, from the command to the record and back."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -154,3 +156,23 @@ def test_a_layer_that_is_not_there_and_a_target_that_cannot_be_met_are_named(tmp
     with pytest.raises(ValueError, match="cannot be met"):
         run(tmp_path / "b", *RESNET, *DATA, "prune=l1_norm", "prune.target=macs:0.0001")
     assert (tmp_path / "b/checkpoints/train.pt").is_file()  # what was trained is there
+
+
+@pytest.mark.long
+def test_two_processes_prune_and_fuse_the_same(tmp_path):
+    """Scores come from each process's images and latency from its clock: the first one's choice is that of both."""
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "memexp",
+        "train",
+    ]
+    overrides = [*RESNET, *DATA, "batch_size=16", "prune=fisher", "prune.ratio=0.4", "deploy=fuse", "deploy.merge=auto"]
+    subprocess.run([*command, *overrides, f"hydra.run.dir='{tmp_path}/run'"], check=True, cwd=tmp_path)
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert [stage["key"] for stage in results["stages"]] == ["train", "prune", "tune", "deploy", "evaluate"]
+    assert saved.evaluate(tmp_path / "run")["top1"] == results["accuracy"]["top1"]
