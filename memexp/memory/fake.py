@@ -52,7 +52,9 @@ def without_data() -> Iterator[list[str]]:
         ) from error
     except UnsupportedOperatorException as error:
         raise ConfigError(
-            [f"the network uses {error.func}, which PyTorch cannot follow without data; measure it in a run (memory.steps)"]
+            [
+                f"the network uses {error.func}, which PyTorch cannot follow without data; measure it in a run (memory.steps)"
+            ]
         ) from error
     finally:
         for hook in hooks:

@@ -15,7 +15,15 @@ from torch import Tensor
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 aten = torch.ops.aten
-OURS = ("aten", "prim", "prims", "profiler", "c10d", "_c10d_functional", "c10d_functional")  # libraries whose names we know
+OURS = (
+    "aten",
+    "prim",
+    "prims",
+    "profiler",
+    "c10d",
+    "_c10d_functional",
+    "c10d_functional",
+)  # libraries whose names we know
 # words in the names of operations that do products; a cell's are done by the operation before it
 PRODUCTS = re.compile(
     r"(^|_)(b?mm|(add|baddb|addb|sspadd)mm|matmul|linear|mv|addmv|v?dot|conv\d?d?|convolution|attention|lstm|gru|rnn|fft\w*|cdist"
