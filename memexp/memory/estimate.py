@@ -24,6 +24,7 @@ def estimate(cfg: DictConfig, edits: Sequence[Edit] = ()) -> dict[str, Any]:
     Bytes: peak, at_peak (by category), by_module (at the peak), kept_for_backward, boundaries. Adds-multiplies of a step:
     macs_forward, macs_backward. recompute_ratio: forward passes done again in backward. operation: the one at the peak.
     plan: with backprop=budget, the stored steps of each Chain, chosen by MACs, the budget, and the least and the stored peak.
+    notes: what may make a figure wrong, such as an operation whose adds-multiplies no formula counts.
 
     Raises ConfigError where the model, the optimizer or the data set's description does not fit.
     """
@@ -46,6 +47,7 @@ def estimate(cfg: DictConfig, edits: Sequence[Edit] = ()) -> dict[str, Any]:
         "batch_size": cfg.batch_size,
         "accumulate": cfg.accumulate,
         "plan": plan.as_dict() if plan else None,
+        "notes": found.notes,
     }
 
 

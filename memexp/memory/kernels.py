@@ -27,9 +27,9 @@ def _recurrent(args: Any, out: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """A recurrent layer keeps a workspace for backward, larger than all else; FakeTensor gives it no bytes."""
     x, input_weight, hidden_weight, *_ = args
     *settings, train = args[7:16]
-    if not train:
+    if not (train and torch.is_grad_enabled()):
         return out
-    time, batch = (x.shape[1], x.shape[0]) if settings[7] else (x.shape[0], x.shape[1])
+    time, batch = x.shape[:2]  # batch_first is only told: the layer has turned its input already
     shapes = (tuple(input_weight.shape), tuple(hidden_weight.shape))
     size = _workspace(time, batch, shapes, x.dtype, tuple(settings[:1] + settings[2:7]))
     return *out[:3], torch.empty(size, dtype=torch.uint8, device=x.device)
@@ -53,9 +53,9 @@ def _workspace(time: int, batch: int, shapes: Any, dtype: torch.dtype, settings:
 
 def _asked(time: int, batch: int, shapes: Any, dtype: torch.dtype, settings: tuple[Any, ...]) -> int:
     reverse, mode, hidden, layers, has_biases, bidirectional = settings
-    with _disable_current_modes(), torch.no_grad():
+    with _disable_current_modes(), torch.enable_grad():
         x = torch.zeros(time, batch, shapes[0][1], dtype=dtype)
-        weights = [torch.zeros(shape, dtype=dtype) for shape in shapes]
+        weights = [torch.zeros(shape, dtype=dtype, requires_grad=True) for shape in shapes]
         biases = [torch.zeros(shapes[0][0], dtype=dtype) for _ in range(2)]
         states = [torch.zeros(batch, hidden, dtype=dtype) for _ in range(2)]
         rest: tuple[Any, ...] = (reverse, [], mode, hidden, layers, has_biases, bidirectional, False, True)

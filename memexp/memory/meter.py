@@ -25,15 +25,21 @@ class Meter:
 
     @staticmethod
     def for_device(
-        device: torch.device, steps: int, timeline: bool = False, snapshots: Snapshots | None = None
+        device: torch.device,
+        steps: int,
+        timeline: bool = False,
+        snapshots: Snapshots | None = None,
+        held: Sequence[Tensor] = (),
     ) -> "Meter":
         """The device's own counters, or the tracker over the first `steps` training steps.
 
-        timeline: follow these steps with the tracker on any device. snapshots: of a CUDA device.
+        timeline: follow these steps with the tracker on any device. snapshots: of a CUDA device. held: tensors of the data set
+        that stay on the device; an accelerator's peak holds them, the tracker's does not, as it follows the training step.
         """
         if device.type == "cpu":
-            return TrackingMeter(steps)
-        return AcceleratorMeter(device, snapshots=snapshots, tracked=TrackingMeter(steps) if timeline else None)
+            return TrackingMeter(steps, held)
+        tracked = TrackingMeter(steps, held) if timeline else None
+        return AcceleratorMeter(device, snapshots=snapshots, tracked=tracked, held=held)
 
     @contextmanager
     def step(
@@ -68,8 +74,9 @@ class Meter:
 class TrackingMeter(Meter):
     """Follows the storages of the first steps, which are like all others once the optimizer has its state."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, held: Sequence[Tensor] = ()) -> None:
         self.tracked_steps = steps
+        self._data = _storage_bytes(held)
         self._tracker: Tracker | None = None
         self._report: Report | None = None
 
@@ -113,6 +120,7 @@ class TrackingMeter(Meter):
             "reserved": None,
             **named,
             "other": self.peak() - sum(named.values()),
+            "data": self._data,  # beside the peak
             "kept_for_backward": self._report.kept if self._report else 0,
             "rss_peak": resident_peak(),
         }
@@ -130,6 +138,7 @@ class AcceleratorMeter(Meter):
         counters: Any = torch.accelerator,
         snapshots: Snapshots | None = None,
         tracked: TrackingMeter | None = None,
+        held: Sequence[Tensor] = (),
     ) -> None:
         self.device, self._counters = device, counters
         self._snapshots, self._tracking = snapshots, tracked or TrackingMeter(0)
@@ -137,6 +146,7 @@ class AcceleratorMeter(Meter):
         self._model: nn.Module | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._before = (0, 0)
+        self._data = _storage_bytes([tensor for tensor in held if tensor.device.type == device.type])
         counters.reset_peak_memory_stats(device)
 
     @contextmanager
@@ -172,13 +182,14 @@ class AcceleratorMeter(Meter):
         return max(self._before[1], int(self._counters.max_memory_reserved(self.device)))
 
     def results(self) -> dict[str, Any]:
-        """Parameters, gradients and optimizer state are counted; activations are what of the peak is left beside them."""
+        """Parameters, gradients, optimizer state and data are counted; activations are what of the peak is left beside them."""
         parameters = list(self._model.parameters()) if self._model is not None else []
         state = self._optimizer.state.values() if self._optimizer is not None else ()
         named = {
             "parameters": sum(map(_bytes, parameters)),
             "gradients": sum(_bytes(p) for p in parameters if p.requires_grad),
             "optimizer": sum(_bytes(v) for entry in state for v in entry.values() if isinstance(v, Tensor)),
+            "data": self._data,
         }
         peak = self.peak()
         statistics = self._counters.memory_stats(self.device)
@@ -230,6 +241,12 @@ def resident_peak() -> int:
     """The most memory that this process has had in RAM, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _storage_bytes(tensors: Sequence[Tensor]) -> int:
+    """Of tensors that may share memory."""
+    storages = {storage.data_ptr(): storage.nbytes() for storage in (t.untyped_storage() for t in tensors)}
+    return sum(storages.values())
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -25,11 +25,12 @@ def set_up(
     precision: Precision,
     before: Mapping[str, Any],
     edits: Sequence[Edit] = (),
+    beside: int = 0,
 ) -> dict[str, Any]:
     """Chooses the steps to store and sets the Chains of `model`; returns the figures of results.json's "strategy".
 
     before: these figures of a run that is resumed, which keeps its choice, as another would change the last bits. edits: what
-    has changed the network that `cfg` builds.
+    has changed the network that `cfg` builds. beside: bytes on the device that are not the training step's.
     """
     if "stored_steps" in before:
         follow(model, before)
@@ -44,7 +45,7 @@ def set_up(
         gradient(model, loss)
 
     once, times = measure(model, step)
-    chosen = plan(cfg, times, edits)
+    chosen = plan(cfg, times, edits, beside)
     chosen.apply(model)
     count, steps = sum(map(len, chosen.stored)), len(times)
     seconds = cfg.accumulate * (once - chosen.saved)
@@ -56,7 +57,9 @@ def set_up(
         shown_bytes(chosen.peak),
         seconds,
     )
-    if chosen.peak > chosen.budget:
+    if chosen.least == chosen.most:
+        log.warning("warning: no choice takes less than storing every step does; all are stored")
+    elif chosen.peak > chosen.budget:
         log.warning("warning: the budget is below the least that this run takes; it is run with the least")
     return {
         "budget": chosen.budget,

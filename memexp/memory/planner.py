@@ -82,6 +82,7 @@ def plan(cfg: DictConfig, times: Sequence[float] | None = None, edits: Sequence[
         lowest = min(steps.peak(least(costs, max(nothing, everything))), nothing, everything)
         if budget < everything:  # what is looked at is then in `seen`
             search(max(budget, lowest), lambda b: choose(costs, b), costs.peak, steps.peak, costs.saved)
+        # where storing everything takes no more than the least, it is stored
         fitting = [chosen for chosen, peak in steps.seen.items() if peak <= max(budget, lowest)]
         chosen = max(fitting, key=lambda c: (costs.saved(c), -steps.seen[c]))
         stored = steps.by_chain(chosen)
@@ -191,6 +192,8 @@ class Steps:
             if not tracker.in_backward:
                 if index == 0:
                     self._marks.first = tracker.position
+                else:  # what the step before needed for itself is gone by now
+                    self._marks.after[index - 1] = tracker.position
                 self._marks.flops[index] -= tracker.flops
 
         def leaves(index: int, outputs: Any) -> None:

@@ -87,6 +87,7 @@ def _breakdown(cfg: DictConfig, found: dict[str, Any]) -> str:
         f"MACs of a step   {found['macs_forward']:,} forward, {found['macs_backward']:,} backward; "
         f"{found['recompute_ratio']:.2f} of a forward pass is done again",
         f"not in it: {NOT_IN_IT}",
+        *(f"note: {note}" for note in found["notes"]),
     ]
     return "\n".join(lines)
 

@@ -107,7 +107,7 @@ def _meter(run: Run, cfg: DictConfig) -> Meter:
     """Each stage measures its own memory."""
     recorded = cfg.memory.steps if cfg.memory.snapshot else 0
     snapshots = Snapshots(run.device, run.directory.path, recorded) if run.device.type == "cuda" else None
-    return Meter.for_device(run.device, cfg.memory.steps, cfg.memory.timeline, snapshots)
+    return Meter.for_device(run.device, cfg.memory.steps, cfg.memory.timeline, snapshots, run.splits.held)
 
 
 def _measure(run: Run, trainer: Trainer) -> None:
@@ -117,7 +117,8 @@ def _measure(run: Run, trainer: Trainer) -> None:
     results["epochs"] = run.epochs_before + trainer.epochs
     memory = run.meter.results()
     estimate = results["strategy"].get("predicted_peak") or (results["memory"] or {}).get("estimate")
-    ratio = estimate / memory["peak"] if estimate is not None and memory["peak"] else None
+    own = memory["peak"] - (0 if run.device.type == "cpu" else memory["data"])  # an estimate is without the data set
+    ratio = estimate / own if estimate is not None and own else None
     results["memory"] = memory | {"estimate": estimate, "estimate_ratio": ratio}
     results["time"] |= trainer.timing()
     results["time"]["stages"][run.key] = trainer.progress.seconds
@@ -133,7 +134,8 @@ def _plan(run: Run, cfg: DictConfig, trainer: Trainer) -> dict[str, Any]:
     strategy = run.results["strategy"] if run.results["strategy"].get("stage") == run.key else {}
     with run.meter.aside():
         made = trainer.recipe
-        found = planned.set_up(cfg, run.network, made.loss_fn, batch, made.precision, strategy, run.edits)
+        beside = 0 if run.device.type == "cpu" else sum(tensor.nbytes for tensor in run.splits.held)
+        found = planned.set_up(cfg, run.network, made.loss_fn, batch, made.precision, strategy, run.edits, beside)
     shared: dict[str, Any] = json.loads(distribution.share_text(json.dumps(found | {"stage": run.key}), run.world))
     planned.follow(run.network, shared)
     return shared

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from memexp import models
 from memexp.backprop import Chain
-from memexp.memory.fake import channels_last, without_data
+from memexp.memory.fake import emptied, without_data
 from memexp.memory.tracker import Tracker
 from memexp.training.precision import Precision
 from memexp.training.step import train_step
@@ -27,9 +27,9 @@ def network(family: str, strategy: str, **options) -> nn.Module:
 @contextmanager
 def tracked(family: str, strategy: str, precision: str = "fp32", fake: bool = False, accumulate: int = 1) -> Iterator:
     """Two training steps at 2 images, followed; gives the tracker."""
+    model = network(family, strategy).to(memory_format=torch.channels_last)
     with without_data() if fake else nullcontext():
-        model = network(family, strategy)
-        model = channels_last(model) if fake else model.to(memory_format=torch.channels_last)
+        model = emptied(model) if fake else model
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         tracker = Tracker(model, optimizer)
         for _ in range(2):

@@ -1,36 +1,79 @@
 """The choice is the best there is for its model of cost, and what is planned is what is measured."""
 
 import json
-from itertools import chain, combinations
+from itertools import combinations, product
+from random import Random
 
 import pytest
 import torch
 
 import memexp
 from memexp.memory.limit import answer
-from memexp.memory.planner import choose, plan, search
+from memexp.memory.choice import Costs, choose, least, search
+from memexp.memory.fake import without_data
+from memexp.memory.planner import Steps, plan
+from memexp.memory.trace import Training
 
 SMALL = ["dataset=digits", "dataset.limit=64", "dataset.test_limit=10", "batch_size=8", "device=cpu", "monitor_every=0"]
 REVNET = ["model=revnet", "model.units=[4,4]", "model.channels=[8,8,16]"]
 
 
-def best_by_trying_all(kept, gains, capacities):
-    every = range(len(kept))
-    subsets = chain.from_iterable(combinations(every, n) for n in range(len(kept) + 1))
-    fitting = [s for s in subsets if all(sum(kept[i] for i in s if i <= j) <= capacities[j] for j in every)]
-    return max(sum(gains[i] for i in s) for s in fitting)
+CONTEXTS = list(product((False, True), repeat=3))
+
+
+def subsets(count):
+    return [frozenset(s) for n in range(count + 1) for s in combinations(range(count), n)]
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_choice_is_exact(seed):
-    generator = torch.Generator().manual_seed(seed)
-    kept = torch.randint(1, 60, (9,), generator=generator).tolist()
-    gains = torch.rand(9, generator=generator).tolist()
-    capacities = torch.randint(20, 200, (9,), generator=generator).tolist()
-    chosen = choose(kept, gains, capacities, 200)  # a part of the budget is one byte
-    for j in range(9):
-        assert sum(kept[i] for i in chosen if i <= j) <= capacities[j]
-    assert sum(gains[i] for i in chosen) == pytest.approx(best_by_trying_all(kept, gains, capacities))
+def test_d6_the_choice_is_exact_for_its_model_of_cost(seed):
+    """Every subset of nine steps, whose costs depend on their neighbours at random."""
+    random = Random(seed)
+    costs = Costs(7, [random.random() for _ in range(9)])
+    for _ in range(9):
+        costs.kept.append({context: random.randint(-5, 60) for context in CONTEXTS})
+        costs.beside.append({context: random.randint(1, 90) for context in CONTEXTS})
+    peaks = {chosen: costs.peak(chosen) for chosen in subsets(9)}
+    lowest, highest = min(peaks.values()), max(peaks.values())
+    for budget in range(lowest, highest + 1, 7):
+        chosen = choose(costs, budget)
+        assert peaks[chosen] <= budget
+        best = max(costs.saved(other) for other, peak in peaks.items() if peak <= budget)
+        assert costs.saved(chosen) == pytest.approx(best)
+    assert choose(costs, lowest - 1) is None
+    assert peaks[least(costs, highest)] == lowest
+
+
+SMALL_NETWORKS = {
+    "revnet": ["model=revnet", "model.units=[2,2]", "model.channels=[8,8,16]", "batch_size=16"],
+    "resnet": ["model=resnet", "model.units=[3,2]", "model.channels=[8,8,16]", "batch_size=16"],
+    "simple": ["model=resnet", "model.kind=simple", "model.depth=6"],
+}
+
+
+@pytest.mark.parametrize("name", SMALL_NETWORKS)
+def test_d6_d7_a_plan_is_within_5_percent_of_the_best_at_every_budget_and_least_is_least(name):
+    cfg = memexp.compose([*SMALL, *SMALL_NETWORKS[name], "backprop=budget"])
+    with without_data():
+        steps = Steps(Training(cfg))
+        steps.peak(frozenset())
+        steps.seen.clear()
+        costs = steps.costs(None)
+        peaks = {chosen: steps.peak(chosen) for chosen in subsets(len(steps.units))}
+    lowest, highest = min(peaks.values()), max(peaks.values())
+    assert peaks[least(costs, highest)] == lowest
+    for part in range(21):
+        budget = lowest + (highest - lowest) * part // 20
+        chosen = search(budget, lambda b: choose(costs, b), costs.peak, peaks.__getitem__, costs.saved)
+        best = max(costs.saved(other) for other, peak in peaks.items() if peak <= budget)
+        assert costs.saved(chosen) >= best - 0.05 * sum(costs.gains)
+
+
+def test_d7_below_the_least_the_fastest_of_least_peak_is_taken():
+    cfg = memexp.compose([*SMALL, *SMALL_NETWORKS["revnet"], "backprop=budget", "backprop.limit=0"])
+    found = plan(cfg)
+    assert found.peak == found.least <= memexp.estimate(memexp.compose([*SMALL, *SMALL_NETWORKS["revnet"]]))["peak"]
+    assert found.saved > 0  # storing some costs nothing at the peak
 
 
 @pytest.mark.parametrize("model", [REVNET, ["model=resnet", "model.depth=20"], ["model=vgg16"]], ids=lambda m: m[0])
@@ -42,10 +85,11 @@ def test_between_least_and_stored_more_memory_saves_more_and_never_takes_more_th
         assert found[-1].peak <= max(found[-1].budget, found[-1].least)
     saved = [p.saved for p in found]
     assert saved == sorted(saved)
-    assert saved[0] == 0 < saved[-1]
+    assert saved[0] < saved[-1]
     least = "reversible" if model is REVNET else "checkpointed"
     ends = [memexp.estimate(memexp.compose([*SMALL, *model, f"backprop={b}"]))["peak"] for b in (least, "stored")]
-    assert [found[0].peak, found[-1].peak] == ends
+    assert found[0].peak == found[0].least <= ends[0]
+    assert found[-1].peak == ends[1]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +98,8 @@ def test_between_least_and_stored_more_memory_saves_more_and_never_takes_more_th
         (0, 4),
         (23, 3),  # 223 is 3 too much, though 17 less than 220 would still be modelled to hold all four
         (-30, 5),  # the model counts 30 too much: 5 steps take 220
-        (200, 0),  # no choice fits
+        (200, 0),  # only nothing fits
+        (230, None),
     ],
 )
 def test_what_the_model_counts_wrongly_is_corrected(error, expected):
@@ -66,7 +111,7 @@ def test_what_the_model_counts_wrongly_is_corrected(error, expected):
         lambda chosen: 50 * len(chosen) + error,
         len,
     )
-    assert found == ((frozenset(range(expected)), 50 * expected + error) if expected else None)
+    assert found == (frozenset(range(expected)) if expected is not None else None)
 
 
 def test_a_run_takes_what_was_predicted_and_a_resumed_one_keeps_its_plan(tmp_path):
@@ -105,7 +150,8 @@ def test_the_estimate_of_a_budget_is_that_of_its_plan():
     least, stored = found("backprop=reversible")["peak"], found("backprop=stored")["peak"]
     between = found("backprop=budget", "backprop.limit=0.6")
     assert least < between["peak"] <= between["plan"]["budget"] == round(0.6 * stored)
-    assert (between["plan"]["least_peak"], between["plan"]["stored_peak"]) == (least, stored)
+    assert between["plan"]["least_peak"] <= least
+    assert between["plan"]["stored_peak"] == stored
     assert 0 < len(between["plan"]["stored_steps"][0]) < 9
     assert 0 < between["recompute_ratio"] < found("backprop=reversible")["recompute_ratio"]
 

@@ -1,0 +1,135 @@
+"""What a network is without data is what it is with: constructors that read values, copies, recurrent layers, attention."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import memexp
+from memexp.config import ConfigError
+from memexp.memory.fake import emptied, without_data
+from memexp.memory.meter import macs_per_image
+from memexp.memory.tracker import Tracker, track
+
+
+class Sequences(nn.Module):
+    """Takes the rows of an image for a sequence of 48 numbers."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, images):
+        found = self.body(images.flatten(2).transpose(1, 2)[..., :3].flatten(1).view(len(images), -1, 48))
+        return (found[0] if isinstance(found, tuple) else found).mean(1)
+
+
+class Masked(nn.Module):
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(1, classes)
+
+    def forward(self, images):
+        return self.head(images[images > 0].mean().expand(len(images), 1))
+
+
+def encoder() -> nn.Module:
+    return nn.TransformerEncoder(nn.TransformerEncoderLayer(48, 4, 64, batch_first=True), 2)
+
+
+def classifier(arch: str):
+    return lambda: torchvision.models.get_model(arch, weights=None, num_classes=10)
+
+
+NETWORKS = {
+    "d1 regnet": classifier("regnet_y_400mf"),
+    "d2 encoder": lambda: Sequences(encoder()),
+    "d3 lstm": lambda: Sequences(nn.LSTM(48, 20, batch_first=True)),
+    "d3 lstm both ways": lambda: Sequences(nn.LSTM(48, 20, num_layers=2, bidirectional=True, batch_first=True)),
+    "d3 gru": lambda: Sequences(nn.GRU(48, 20)),
+    "d12 mnasnet": classifier("mnasnet0_5"),
+}
+
+
+def followed(make, fake: bool):
+    network = make()
+    with without_data() if fake else nullcontext():
+        if fake:
+            network = emptied(network)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+        tracker = Tracker(network, optimizer)
+        for _ in range(2):
+            images = torch.randn(2, 3, 32, 32)
+            tracker.add_inputs([images])
+            with tracker:
+                network(images).sum().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+    return tracker.report(), sum(p.numel() for p in network.parameters())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_d1_d2_d3_as_on_real_tensors(name):
+    (real, count), (fake, also) = followed(NETWORKS[name], False), followed(NETWORKS[name], True)
+    assert count == also
+    assert real.as_dict() == fake.as_dict()
+    assert real.macs_forward > 0
+    assert real.uncounted == ()
+    assert 1.4 < real.macs_backward / real.macs_forward < 2.3
+
+
+def test_d1_a_constructor_that_reads_values():
+    overrides = ["model=torchvision", "model.arch=regnet_y_400mf", "dataset=imagenet", "batch_size=2"]
+    assert memexp.estimate(memexp.compose(overrides))["parameters"] == 4_344_144
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_d12_macs_of_attention_as_by_hand(training):
+    network, x = encoder().train(training), torch.zeros(3, 7, 48)
+    with torch.no_grad():
+        found = track(lambda: network(x)).macs_forward
+    assert found == 2 * 3 * (7 * (4 * 48 * 48 + 2 * 48 * 64) + 2 * 7 * 7 * 48)
+
+
+def test_d12_macs_of_a_recurrent_layer_as_by_hand():
+    layer, x = nn.LSTM(12, 20), torch.zeros(5, 3, 12)
+    report = track(lambda: layer(x)[0].sum().backward(), layer)
+    assert (report.macs_forward, report.macs_backward) == (5 * 3 * 80 * 32, 2 * 5 * 3 * 80 * 32)
+
+
+@pytest.mark.parametrize("groups", [1, 4, 8])
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_d12_backward_of_a_convolution_is_twice_its_forward(kind, groups):
+    layer, x = kind(8, 8, 3, padding=1, groups=groups), torch.zeros(2, 8, 6, 6, requires_grad=True)
+    report = track(lambda: layer(x).sum().backward(), layer)
+    assert report.macs_forward == 2 * 36 * 9 * 8 * 8 // groups
+    assert report.macs_backward == 2 * report.macs_forward
+
+
+def test_d12_vit_as_published():
+    with torch.device("meta"):
+        network = torchvision.models.vit_b_16()
+    assert macs_per_image(network.to_empty(device="cpu"), (3, 224, 224)) == pytest.approx(17.56e9, rel=2e-3)
+
+
+def test_d12_an_operation_without_formula_is_named():
+    report = track(lambda: torch.linalg.qr(torch.eye(3)))
+    assert report.uncounted == ("aten.linalg_qr",)
+
+
+def test_d4_a_shape_that_depends_on_values_is_refused_by_name():
+    with pytest.raises(ConfigError, match=r"aten\.\w+.* depends on values"), without_data():
+        network = emptied(Masked(10))
+        network(torch.randn(2, 3, 8, 8))
+    assert macs_per_image(Masked(10), (3, 8, 8)) == 10  # by a real image
+
+
+def test_a_value_that_the_network_reads_is_known_or_said():
+    with without_data() as read:
+        assert int(torch.tensor(4)) == 4
+        assert read == []
+        assert float(torch.randn(())) == 0
+    assert len(read) == 1
+    assert read[0].startswith("test_without_data.py:")
