@@ -88,11 +88,14 @@ def _guarded(action: Callable[[list[str]], int], arguments: list[str]) -> int:
 
 def _explain(error: Exception) -> int:
     from memexp.config import ConfigError
+    from memexp.record import RunDirectoryError
 
     if isinstance(error, ConfigError):
         count = len(error.problems)
         head = "the configuration has a problem:" if count == 1 else f"the configuration has {count} problems:"
         return _fail("\n  ".join([head, *error.problems]), 2)
+    if isinstance(error, RunDirectoryError):
+        return _fail(str(error), 1)
     if "torch" in sys.modules:
         from memexp.run import EXPLAINED
         from memexp.training.signals import Interrupted

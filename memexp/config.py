@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
+from hydra import version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
@@ -88,7 +90,7 @@ def check_command_line(
         compose(overrides, config_name, config_dirs)
         return
     problems: list[str] = []
-    for job in jobs(overrides):
+    for job in jobs(overrides, config_dirs):
         try:
             compose(job, config_name, config_dirs)
             return
@@ -115,16 +117,17 @@ def run_name(cfg: DictConfig) -> str:
 
 
 @contextmanager
-def _hydra(config_dirs: Sequence[str | Path]) -> Iterator[tuple[ConfigLoader, list[str]]]:
-    """Hydra's loader over conf/ and the user's directories, and the override that names the latter."""
-    # abspath, as a user's directory may be given relative to where the command was typed
-    search = [f"file://{Path(directory).absolute()}" for directory in config_dirs]
-    extra = [f"hydra.searchpath=[{','.join(search)}]"] if search else []
+def _hydra(config_dirs: Sequence[str | Path]) -> Iterator[ConfigLoader]:
+    """Hydra's loader over conf/ and the user's directories."""
     state = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
+    version.setbase("1.3")
+    search = create_config_search_path(str(CONF))
+    for directory in config_dirs:  # absolute, as one may be given relative to where the command was typed
+        search.prepend("command-line", f"file://{Path(directory).absolute()}", anchor="schema")
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            yield GlobalHydra.instance().config_loader(), extra
+        Hydra.create_main_hydra2("memexp", search)
+        yield GlobalHydra.instance().config_loader()
     finally:
         GlobalHydra.instance().hydra = state  # what a caller had initialised is theirs
 
@@ -136,14 +139,14 @@ def _try_compose(
     missing = [f"--config-dir: there is no directory {path}" for path in config_dirs if not Path(path).is_dir()]
     if missing:
         return missing, None
-    with _hydra(config_dirs) as (loader, extra):
+    with _hydra(config_dirs) as loader:
         try:
-            return [], hydra_compose(config_name, overrides + extra)
+            return [], hydra_compose(config_name, overrides)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             first = str(error).strip()
         problems, groups, values = _sorted_out(loader, overrides)
         try:
-            cfg = hydra_compose(config_name, groups + extra)
+            cfg = hydra_compose(config_name, groups)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             return [*problems, _one_line(error)], None
         known = list(keys_of(cfg))
@@ -156,7 +159,7 @@ def _try_compose(
             else:
                 accepted.append(text)
         try:
-            cfg = hydra_compose(config_name, groups + accepted + extra)
+            cfg = hydra_compose(config_name, groups + accepted)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             problems.append(_one_line(error))
         return problems or [first], cfg
@@ -197,22 +200,49 @@ def _options(loader: ConfigLoader, group: str) -> list[str]:
     return [name for name in own if name != "settings"] + nested  # which is a part of the others
 
 
-def jobs(overrides: Sequence[str]) -> Iterator[list[str]]:
-    """The overrides of each job of a basic sweep."""
+def jobs(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> list[list[str]]:
+    """The overrides of each job of a basic sweep; an interval stands there with its ends."""
     choices: list[list[str]] = [[]]
+    with _hydra(config_dirs) as loader:
+        parser = OverridesParser.create(config_loader=loader)
+        for text in overrides:
+            choices = [job + [value] for job in choices for value in _values(parser, text)]
+    return choices
+
+
+def _values(parser: OverridesParser, text: str) -> list[str]:
+    """Each value of one override, as an override."""
+    try:
+        override = parser.parse_override(text)
+        if not override.is_sweep_override():
+            return [text]
+        key = override.get_key_element()
+        if override.is_interval_sweep():
+            interval = override.value()
+            return [f"{key}={end}" for end in (interval.start, interval.end)]
+        return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    except HydraException:
+        return [text]  # compose says what is wrong with it
+
+
+def swept_keys(overrides: Sequence[str]) -> list[str]:
+    """The keys that are given several values, each once."""
+    return list(dict.fromkeys(key for key, swept in _keys(overrides) if swept))
+
+
+def constant_keys(overrides: Sequence[str]) -> list[str]:
+    """The keys that have the same value in every job of a sweep."""
+    return list(dict.fromkeys(key for key, swept in _keys(overrides) if not swept))
+
+
+def _keys(overrides: Sequence[str]) -> Iterator[tuple[str, bool]]:
     parser = OverridesParser.create()
     for text in overrides:
         try:
             override = parser.parse_override(text)
-            values = (
-                [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-                if override.is_sweep_override()
-                else [text]
-            )
         except HydraException:
-            values = [text]  # compose says what is wrong with it
-        choices = [job + [value] for job in choices for value in values]
-    yield from choices
+            continue  # compose says what is wrong with it
+        yield override.key_or_group, override.is_sweep_override()
 
 
 def keys_of(node: DictConfig, prefix: str = "") -> Iterator[str]:

@@ -1,7 +1,6 @@
 """`memexp train` as a Hydra application: its flags, the names of run directories, the outcome."""
 
 import os
-import re
 import sys
 from hashlib import sha256
 from pathlib import Path
@@ -10,13 +9,14 @@ from typing import Any
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 
-from memexp import config, launcher
+from memexp import config, jobs, launcher
 from memexp.config import CONFIG_NAME
 from memexp.paths import CONF
-
-LONGEST_NAME = 120  # a directory name of overrides longer than this is cut and given a hash
+from memexp.record import RunDirectoryError
 
 
 def train(arguments: list[str], hydra_only: bool) -> int:
@@ -24,8 +24,7 @@ def train(arguments: list[str], hydra_only: bool) -> int:
 
     hydra_only: the command asks Hydra about itself (help, completion); nothing is run, so nothing is checked.
     """
-    job_name = "train"
-    outcome = _Outcome()
+    job_name, multirun = "train", False
     if not hydra_only:
         options = get_args_parser().parse_args(arguments)
         directories = [options.config_dir] if options.config_dir else []
@@ -37,40 +36,64 @@ def train(arguments: list[str], hydra_only: bool) -> int:
             )
             return 0
         config.check_command_line(options.overrides, name, directories, multirun)
-        job_name = "sweep" if multirun else "train"
-        launcher.start_sweep(name, directories)
-    _name_directories()
+    outcome = _Outcome()
+    if multirun:
+        job_name = "sweep"
+        outcome.sweep = launcher.start_sweep(name, directories)
+        constant = ",".join(f"'{key}'" for key in config.constant_keys(options.overrides))
+        own = f"hydra.job.config.override_dirname.exclude_keys=[{constant}]"
+        at = (
+            arguments.index(options.overrides[0]) if options.overrides else len(arguments)
+        )  # Hydra wants them in one row
+        arguments = [*arguments[:at], own, *arguments[at:]]
     application = hydra.main(config_path=str(CONF), config_name=CONFIG_NAME, version_base="1.3")(outcome.carry_out)
     argv, sys.argv = sys.argv, [f"memexp {job_name}", *arguments]
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what goes wrong instead of printing it: cli.py explains it
     try:
         application()
+    except OSError as error:  # Hydra makes the directory before the run can look at it
+        if error.filename is None:
+            raise
+        raise RunDirectoryError(
+            f"{error.filename} cannot be written: {error.strerror}. Choose another directory with hydra.run.dir=DIR (of a "
+            "sweep: hydra.sweep.dir=DIR), or run from one that you may write."
+        ) from error
+    except ValueError:
+        if not (multirun and launcher.nothing_done()):  # a study of which no trial was done has no best one
+            raise
     finally:
         sys.argv = argv
         os.environ.pop("HYDRA_FULL_ERROR")
         if full_error is not None:
             os.environ["HYDRA_FULL_ERROR"] = full_error
+        status = launcher.finish_sweep() if multirun else 0
     if outcome.error is not None:
         raise outcome.error
-    return launcher.sweep_status()
+    return status
 
 
 class _Outcome:
-    """The task that Hydra calls. It keeps the run's error, as Hydra would print it in its own way."""
+    """The task that Hydra calls. It keeps the run's error, as Hydra would print it in its own way.
+
+    sweep: that the run is a job of; the task is then carried out in another process, perhaps elsewhere.
+    """
 
     def __init__(self) -> None:
         self.error: Exception | None = None
+        self.sweep: jobs.Sweep | None = None
 
-    def carry_out(self, cfg: DictConfig) -> None:
+    def carry_out(self, cfg: DictConfig) -> float | None:
+        hydra_config = HydraConfig.get()
+        shown = Path(os.path.relpath(hydra_config.runtime.output_dir))
+        if self.sweep is not None:
+            job = jobs.Job(hydra_config.job.num, list(hydra_config.overrides.task), shown)
+            return launcher.in_worker(job, jobs.Sweep(self.sweep.config_name, self.sweep.config_dirs))
         from memexp.record import summary
         from memexp.run import run
         from memexp.training.console import start_logging
 
         start_logging()
-        hydra_config = HydraConfig.get()
-        directory = Path(hydra_config.runtime.output_dir)
-        shown = Path(os.path.relpath(directory))
         try:
             settings = OmegaConf.to_yaml({"hydra": hydra_config}, resolve=False)
             results = run(cfg, shown, list(hydra_config.overrides.task), hydra=settings)
@@ -78,21 +101,35 @@ class _Outcome:
             self.error = error
         else:
             print(summary(results, shown))
+        return None
 
 
-def _name_directories() -> None:
-    """The resolvers that conf/config.yaml names run directories with."""
-    OmegaConf.register_new_resolver("memexp.run", _run_name, replace=True)
-    OmegaConf.register_new_resolver("memexp.job", job_name, replace=True)
+class EveryLauncher(Callback):
+    """Puts OtherLauncher around a sweep's launcher, where that is not memexp's own."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        target = "hydra_plugins.memexp_launcher."
+        inner = config.hydra.launcher
+        if not str(inner.get("_target_", "")).startswith(target):
+            with read_write(config), open_dict(config):
+                config.hydra.launcher = {"_target_": f"{target}OtherLauncher", "inner": inner}
 
 
 def _run_name(*, _root_: Any) -> str:
     return config.run_name(_root_)
 
 
-def job_name(overrides: str) -> str:
-    """The directory of a sweep's job: its overrides where they make a short file name, the same on every start."""
-    name = re.sub(r"[^\w.,=+-]+", "-", overrides).strip("-") or "default"
-    if name != overrides or len(name) > LONGEST_NAME:
-        name = f"{name[:LONGEST_NAME]}-{sha256(overrides.encode()).hexdigest()[:8]}"
-    return name
+def job_name(overrides: str, *, _root_: Any) -> str:
+    """The directory of a sweep's job: what is swept, and the hash of its whole configuration, so that no two jobs share one
+    and each has the same on every start.
+    """
+    try:
+        digest = config.config_hash(_root_)
+    except OmegaConfBaseException:  # the job will be refused for it
+        digest = sha256("\n".join(map(str, _root_.hydra.overrides.task)).encode()).hexdigest()[:8]
+    return "-".join(filter(None, [launcher.short(overrides), digest]))
+
+
+# The resolvers that conf/config.yaml names run directories with; also where another launcher's process imports this file.
+OmegaConf.register_new_resolver("memexp.run", _run_name, replace=True)
+OmegaConf.register_new_resolver("memexp.job", job_name, replace=True)

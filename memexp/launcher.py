@@ -1,74 +1,118 @@
-"""Runs the jobs of a sweep, each in a process of its own, so that each measures its own memory and none takes the others
-down. A sweep started again runs only what is not done.
+"""Launches the jobs of a sweep: here, `n_jobs` at a time, or through any other launcher of Hydra's (joblib, submitit, ...).
+A sweep started again runs only what is not done; at its end all its jobs stand in one report.
 """
 
 import os
+import re
 import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from memexp.config import ConfigError, compose, config_hash
-from memexp.record import SCHEMA, read_json, write_json
+from memexp import jobs
+from memexp.config import ConfigError, swept_keys
+from memexp.jobs import Job, Sweep
+from memexp.record import RunDirectoryError, read_json
 
-DISCARDED = ("nan", "oom")  # statuses after which going on from the checkpoint would end the same way
-
-
-@dataclass
-class Sweep:
-    """What all jobs of one sweep share."""
-
-    config_name: str
-    config_dirs: list[str]
-    statuses: list[str] = field(default_factory=list)
-    children: set[subprocess.Popen[bytes]] = field(default_factory=set)
-    stopped: int | None = None
+LONGEST_NAME = 120  # bytes of a name that is made of overrides; what is longer is cut
 
 
-@dataclass
-class Job:
-    """One point of the sweep."""
+class Sweeps:
+    """The sweep that this process has started, if any."""
 
-    number: int
-    overrides: list[str]
-    directory: Path
-    hash: str | None = None
-    problem: str | None = None
+    current: Sweep | None = None
+    folder: Path | None = None
+    paper: str | None = None
 
 
-_SWEEP: Sweep | None = None
-# A process is asked to stop once, as the second signal would end it before it has saved; so none is started while all are
-# being asked. Reentrant, for a signal that comes while another is dealt with.
-_STARTING = threading.RLock()
+def start_sweep(config_name: str, config_dirs: Sequence[str]) -> Sweep:
+    Sweeps.current = Sweep(config_name, [str(Path(path).absolute()) for path in config_dirs])
+    Sweeps.folder = Sweeps.paper = None
+    return Sweeps.current
 
 
-def start_sweep(config_name: str, config_dirs: Sequence[str]) -> None:
-    global _SWEEP
-    _SWEEP = Sweep(config_name, [str(Path(path).absolute()) for path in config_dirs])
-
-
-def sweep_status() -> int:
-    """0 when every job is done, 2 when all were refused for their configuration, 128+n when stopped, else 1."""
-    if _SWEEP is None or not _SWEEP.statuses:
+def finish_sweep() -> int:
+    """Prints the report of all jobs, and returns the exit status: 0 when every job is done, 2 when all were refused for their
+    configuration, 128+n when stopped, else 1.
+    """
+    sweep = Sweeps.current
+    if sweep is None or not sweep.jobs:
         return 0
-    if _SWEEP.stopped is not None:
-        return 128 + _SWEEP.stopped
-    if all(status == "refused" for status in _SWEEP.statuses):
+    if Sweeps.folder is not None:
+        _print_report(Sweeps.folder, [job.directory for job in sweep.jobs], Sweeps.paper)
+    return sweep_status(sweep)
+
+
+def sweep_status(sweep: Sweep) -> int:
+    if sweep.stopped is not None:
+        return 128 + sweep.stopped
+    if all(job.status == "refused" for job in sweep.jobs):
         return 2
-    return int(any(status != "done" for status in _SWEEP.statuses))
+    return int(any(job.status != "done" for job in sweep.jobs))
 
 
-class LocalLauncher(Launcher):
+def nothing_done() -> bool:
+    """Whether there were jobs and none is done."""
+    sweep = Sweeps.current
+    return sweep is not None and bool(sweep.jobs) and all(job.status != "done" for job in sweep.jobs)
+
+
+class _Recorded(Launcher):
+    """What every launcher of jobs has: it knows them, looks at how they ended, and says so to the sweeper."""
+
+    config: DictConfig | None = None
+    hydra_context: HydraContext | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config, self.hydra_context = config, hydra_context
+        sweep = Sweeps.current
+        assert sweep is not None
+        sweep.total = int(OmegaConf.select(config, "hydra.sweeper.n_trials") or 0)  # Optuna's
+        Sweeps.folder = folder_of(config)
+        Sweeps.paper = config.case.id if config.case else None
+        try:
+            Sweeps.folder.mkdir(parents=True, exist_ok=True)
+            (Sweeps.folder / ".writable").touch()
+            (Sweeps.folder / ".writable").unlink()
+        except OSError as error:
+            raise RunDirectoryError(
+                f"the folder of the sweep, {Sweeps.folder}, cannot be written: {error.strerror}. Choose another with "
+                "hydra.sweep.dir=DIR, or run from a directory that you may write."
+            ) from error
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        sweep = Sweeps.current
+        assert sweep is not None
+        batch = [self._job(initial_job_idx + i, list(overrides)) for i, overrides in enumerate(job_overrides)]
+        sweep.jobs += batch
+        sweep.total = max(sweep.total, len(sweep.jobs))
+        self.carry_out(batch, sweep)
+        return [_returned(job) for job in batch]
+
+    def carry_out(self, batch: Sequence[Job], sweep: Sweep) -> None:
+        """Sets the status of each job."""
+        raise NotImplementedError
+
+    def _job(self, number: int, overrides: list[str]) -> Job:
+        assert self.hydra_context is not None
+        assert self.config is not None
+        assert Sweeps.current is not None
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        with read_write(config), open_dict(config):
+            config.hydra.job.num, config.hydra.job.id = number, f"{config.hydra.job.name}_{number}"
+        job = Job(number, overrides, Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir))
+        jobs.identify(job, Sweeps.current)
+        return job
+
+
+class LocalLauncher(_Recorded):
     """`n_jobs` jobs at a time on this machine."""
 
     def __init__(self, n_jobs: int = 1) -> None:
@@ -77,147 +121,94 @@ class LocalLauncher(Launcher):
                 [f"hydra.launcher.n_jobs: {n_jobs!r} is not allowed; it takes a whole number at least 1."]
             )
         self.n_jobs = n_jobs
-        self.config: DictConfig | None = None
-        self.hydra_context: HydraContext | None = None
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.config, self.hydra_context = config, hydra_context
-
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        assert _SWEEP is not None
-        assert self.config is not None
-        jobs = [self._job(initial_job_idx + i, list(overrides)) for i, overrides in enumerate(job_overrides)]
-        handlers = {s: signal.signal(s, self._stop) for s in (signal.SIGTERM, signal.SIGINT)}
+    def carry_out(self, batch: Sequence[Job], sweep: Sweep) -> None:
+        sweep.at_a_time = self.n_jobs
+        stop = lambda signum, frame: jobs.stop(sweep, signum)  # noqa: E731
+        handlers = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
             with ThreadPoolExecutor(self.n_jobs) as pool:
-                statuses = list(pool.map(lambda job: _carry_out(job, _SWEEP, self.n_jobs, len(jobs)), jobs))
+                list(pool.map(lambda job: jobs.carry_out(job, sweep), batch))
         finally:
             for signum, handler in handlers.items():
                 signal.signal(signum, handler)
-        _SWEEP.statuses += statuses
-        identifier = self.config.case.id if self.config.case else None
-        _print_report(Path(str(self.config.hydra.sweep.dir)), jobs, identifier)
-        return [self._returned(job) for job in jobs]
 
-    def _stop(self, signum: int, frame: Any) -> None:
-        assert _SWEEP is not None
-        with _STARTING:
-            _SWEEP.stopped = signum
-            for child in list(_SWEEP.children):
-                child.send_signal(signal.SIGTERM)
 
-    def _job(self, number: int, overrides: list[str]) -> Job:
-        assert self.hydra_context is not None
-        assert self.config is not None
-        assert _SWEEP is not None
-        sweep = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
-        job = Job(number, overrides, Path(str(sweep.hydra.sweep.dir)) / str(sweep.hydra.sweep.subdir))
+class OtherLauncher(_Recorded):
+    """Any other launcher: it brings each job's task to where it is carried out (`in_worker`), here it is recorded."""
+
+    def __init__(self, inner: Launcher) -> None:
+        self.inner = inner
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self.inner.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def carry_out(self, batch: Sequence[Job], sweep: Sweep) -> None:
+        def stop(signum: int, frame: Any) -> None:
+            sweep.stopped = signum
+            raise KeyboardInterrupt
+
+        handlers = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
+        returned: Sequence[JobReturn] = []
         try:
-            job.hash = config_hash(compose(overrides, _SWEEP.config_name, _SWEEP.config_dirs))
-        except ConfigError as error:
-            job.problem = str(error)
-        return job
-
-    def _returned(self, job: Job) -> JobReturn:
-        """What a sweeper that optimises looks at: the error of a job that is done."""
-        results = read_json(job.directory / "results.json") or {}
-        accuracy = results.get("accuracy") or {}
-        returned = JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED)
-        returned.return_value = accuracy.get("error", float("nan"))
-        return returned
-
-
-def _carry_out(job: Job, sweep: Sweep, n_jobs: int, total: int) -> str:
-    """Runs one job to its end and returns its status."""
-    title = f"job {job.number + 1}/{total}: {' '.join(job.overrides)}"
-    before = read_json(job.directory / "results.json")
-    if sweep.stopped is not None:
-        return "interrupted"
-    if job.problem is not None:
-        _say(f"{title}\n  refused: {job.problem}")
-        if before is None or before.get("status") != "done":
-            _record_failure(job, job.problem)
-        return "refused"
-    same = before is not None and before.get("config_hash") == job.hash
-    if before is not None and same and before.get("status") == "done":
-        _say(f"{title}\n  done before, in {job.directory}")
-        return "done"
-    go_on = (
-        before is not None
-        and same
-        and before.get("status") not in DISCARDED
-        and (job.directory / "checkpoints" / "last.pt").exists()
-    )
-    _say(f"{title}{' (resumed)' if go_on else ''}")
-    code = _run_process(job, sweep, n_jobs, go_on)
-    results = read_json(job.directory / "results.json") or {}
-    status = str(results.get("status", "running"))
-    if code is None or (status == "running" and sweep.stopped is not None):
-        return "interrupted"
-    if status == "running":  # it had no time to write its own record, or none at all
-        reason = f"the process ended with exit status {code}"
-        if code < 0:
-            reason = f"the process was ended by {signal.Signals(-code).name}"
-            reason += " (by the system for want of memory?)" if -code == signal.SIGKILL else ""
-        _record_failure(job, reason, results)
-        return "failed"
-    return "failed" if code != 0 and status == "done" else status
+            returned = self.inner.launch([job.overrides for job in batch], batch[0].number)
+        except KeyboardInterrupt:
+            sweep.stopped = sweep.stopped or signal.SIGINT
+        finally:
+            for signum, handler in handlers.items():
+                signal.signal(signum, handler)
+        for job, result in zip(batch, [*returned, *[None] * (len(batch) - len(returned))], strict=True):
+            if result is not None and result.hydra_cfg is not None:  # by a number of SLURM's, perhaps
+                job.directory = Path(os.path.relpath(result.hydra_cfg.hydra.runtime.output_dir))
+            if (
+                result is not None
+                and result.status is JobStatus.FAILED
+                and job.results.get("status") in (None, "running")
+            ):
+                jobs.record_failure(job, str(result._return_value), job.results)
+            job.status = "refused" if job.problem is not None else jobs.judge(job, sweep, None)
 
 
-def _run_process(job: Job, sweep: Sweep, n_jobs: int, go_on: bool) -> int | None:
-    """The exit code of the job's process; negative when a signal ended it; None if the sweep was stopped before it began."""
-    directories = [flag for path in sweep.config_dirs for flag in ("--config-dir", path)]
-    if go_on:
-        command = ["resume", *directories, str(job.directory)]
-    else:
-        directory = str(job.directory).replace("\\", "\\\\").replace("'", "\\'")
-        flags = ["--config-name", sweep.config_name, *directories]
-        command = ["train", *flags, *job.overrides, f"hydra.run.dir='{directory}'", "hydra.mode=RUN"]
-        before = read_json(job.directory / "results.json")
-        if before is not None and before.get("status") != "done":  # what of it can be gone on with has been looked at
-            command.append("overwrite=true")
-    environment = dict(os.environ)
-    if n_jobs > 1:  # jobs side by side share the cores instead of fighting for them
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n_jobs)))
-    # its own session: Ctrl-C reaches this process, which asks each job to stop
-    output = None if n_jobs == 1 else subprocess.DEVNULL
-    with _STARTING:
-        if sweep.stopped is not None:
-            return None
-        child = subprocess.Popen(
-            [sys.executable, "-m", "memexp", *command],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            start_new_session=True,
-        )
-        sweep.children.add(child)
-    try:
-        return child.wait()
-    finally:
-        sweep.children.discard(child)
+def in_worker(job: Job, sweep: Sweep) -> float | None:
+    """Carries out a job in a process that another launcher has started; the error, where it is done."""
+    jobs.identify(job, sweep)
+    jobs.carry_out(job, sweep, own_session=False)
+    returned: float | None = _returned(job).return_value
+    return returned
 
 
-def _record_failure(job: Job, error: str, results: dict[str, Any] | None = None) -> None:
-    job.directory.mkdir(parents=True, exist_ok=True)
-    base: dict[str, Any] = {"schema": SCHEMA, "overrides": job.overrides, "config_hash": job.hash}
-    write_json(job.directory / "results.json", {**base, **(results or {}), "status": "failed", "error": error})
+def _returned(job: Job) -> JobReturn:
+    """What a sweeper that optimises looks at: the error of a job that is done; None, no figure, of one that is not."""
+    accuracy = job.results.get("accuracy") or {}
+    returned = JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED)
+    returned.return_value = accuracy.get("error") if job.status == "done" else None
+    return returned
 
 
-_PRINTING = threading.Lock()
+def folder_of(config: DictConfig) -> Path:
+    """The folder of a sweep's own report: named by what is swept, the same for the same sweep, another for another."""
+    task = [str(text) for text in config.hydra.overrides.task if not str(text).startswith("overwrite=")]
+    own = [f"{key}={value}" for key, value in (OmegaConf.select(config, "hydra.sweeper.params") or {}).items()]
+    swept = swept_keys([*own, *task])
+    digest = sha256("\n".join(sorted([config.hydra.job.config_name or "", *own, *task])).encode()).hexdigest()[:8]
+    return Path(str(config.hydra.sweep.dir)) / "-".join(["sweep", *filter(None, [short(",".join(swept))]), digest])
 
 
-def _say(text: str) -> None:
-    with _PRINTING:
-        print(text, flush=True)
+def short(text: str) -> str:
+    """The text as part of a file name."""
+    plain = re.sub(r"[^\w.,=+-]+", "-", re.sub(r"[\[\]{}'\"\s]", "", text)).strip("-")
+    return plain.encode()[:LONGEST_NAME].decode(errors="ignore")
 
 
-def _print_report(directory: Path, jobs: Sequence[Job], identifier: str | None) -> None:
-    """One table of all jobs, also written as report.md with its plots into the sweep's directory.
+def _print_report(folder: Path, directories: Sequence[Path], identifier: str | None) -> None:
+    """One table of all jobs, also written as report.md with its plots into the sweep's own folder.
 
     identifier: of the experiment, whose published numbers stand beside the measured ones where there are some.
     """
     from memexp.report import published, write_report
 
     paper = identifier if identifier in published.identifiers() else None
-    print(write_report([job.directory for job in jobs], output_dir=directory, paper=paper))
+    there = [path for path in directories if read_json(path / "results.json") is not None]
+    if there:
+        print(write_report(there, output_dir=folder, paper=paper))

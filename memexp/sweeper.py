@@ -2,19 +2,18 @@
 
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from memexp.config import ConfigError
+from memexp.launcher import Sweeps, folder_of
 
 
 class CasesSweeper(Sweeper):
@@ -60,9 +59,9 @@ class CasesSweeper(Sweeper):
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         own = [f"{key}={choices}" for key, choices in self.params.items()]
         jobs = self.jobs(parser.parse_overrides([*own, *arguments]))
-        directory = Path(str(self.config.hydra.sweep.dir))
-        directory.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, directory / "multirun.yaml")
+        OmegaConf.save(self.config, folder_of(self.config) / "multirun.yaml")
+        if Sweeps.current is not None:
+            Sweeps.current.total = len(jobs)
         returned = []
         size = self.max_batch_size or len(jobs)
         for start in range(0, len(jobs), size):
@@ -72,9 +71,8 @@ class CasesSweeper(Sweeper):
         return returned
 
     def jobs(self, overrides: Sequence[Override]) -> list[list[str]]:
-        """The overrides of each job: every combination, for each case. A later choice for a key replaces an earlier one.
-
-        Raises HydraException for a sweep over an interval, which takes a sweeper that optimises.
+        """The overrides of each job, each once: every combination, for each case. A later choice for a key replaces an earlier
+        one. Raises ConfigError for a sweep over an interval, which takes a sweeper that optimises.
         """
         choices: dict[str, list[str]] = {}
         for override in overrides:
@@ -84,7 +82,8 @@ class CasesSweeper(Sweeper):
             elif override.is_discrete_sweep():
                 choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
             else:
-                raise HydraException(
-                    f"{key}: an interval cannot be swept in full; give a list, or choose hydra/sweeper=optuna"
+                raise ConfigError(
+                    [f"{key}: an interval cannot be swept in full; give a list, or choose hydra/sweeper=optuna."]
                 )
-        return [[*case, *job] for job in itertools.product(*choices.values()) for case in self.cases]
+        found = [(*case, *job) for job in itertools.product(*choices.values()) for case in self.cases]
+        return [list(job) for job in dict.fromkeys(found)]

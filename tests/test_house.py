@@ -32,7 +32,7 @@ LINES = [
     ["stages"],
     ["run"],
     ["saved"],
-    ["hydra_app", "launcher", "sweeper"],
+    ["hydra_app", "launcher", "sweeper", "jobs"],
     ["cli", "plugins"],
     ["__init__", "__main__"],
 ]

@@ -4,13 +4,13 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 
-from memexp import launcher
+from memexp import jobs, launcher
 from memexp.config import ConfigError
-from memexp.launcher import Job, LocalLauncher, Sweep
+from memexp.jobs import Job, Sweep
+from memexp.launcher import LocalLauncher
 from memexp.record import SCHEMA, read_json, write_json
 
 
@@ -35,7 +35,7 @@ class Processes:
         self.code, self.status = code, status
         self.resumed: list[bool] = []
 
-    def __call__(self, job: Job, sweep: Sweep, n_jobs: int, go_on: bool) -> int:
+    def __call__(self, job: Job, sweep: Sweep, go_on: bool, own_session: bool) -> int:
         self.resumed.append(go_on)
         if self.status is not None:
             record(job, self.status, steps=7)
@@ -45,8 +45,9 @@ class Processes:
 @pytest.fixture
 def run(job, monkeypatch):
     def carry_out(processes: Processes, sweep: Sweep | None = None) -> str:
-        monkeypatch.setattr(launcher, "_run_process", processes)
-        return launcher._carry_out(job, sweep or Sweep("config", []), 1, 1)
+        monkeypatch.setattr(jobs, "run_process", processes)
+        jobs.carry_out(job, sweep or Sweep("config", []))
+        return str(job.status)
 
     return carry_out
 
@@ -133,7 +134,6 @@ def test_after_a_signal_no_job_is_started(job, run):
 @pytest.mark.parametrize(
     ("statuses", "stopped", "status"),
     [
-        ([], None, 0),
         (["done", "done"], None, 0),
         (["done", "oom"], None, 1),
         (["refused", "done"], None, 1),
@@ -142,9 +142,9 @@ def test_after_a_signal_no_job_is_started(job, run):
         (["interrupted"], signal.SIGINT, 130),
     ],
 )
-def test_the_exit_status_of_a_sweep(monkeypatch, statuses, stopped, status):
-    monkeypatch.setattr(launcher, "_SWEEP", Sweep("config", [], statuses, stopped=stopped))
-    assert launcher.sweep_status() == status
+def test_the_exit_status_of_a_sweep(tmp_path, statuses, stopped, status):
+    found = [Job(i, [], tmp_path, status=text) for i, text in enumerate(statuses)]
+    assert launcher.sweep_status(Sweep("config", [], found, stopped=stopped)) == status
 
 
 @pytest.fixture
@@ -157,16 +157,16 @@ def started(monkeypatch) -> list[tuple[list[str], dict]]:
         calls.append((command[3:], options))
         return original([sys.executable, "-c", "pass"])
 
-    monkeypatch.setattr(launcher.subprocess, "Popen", popen)
+    monkeypatch.setattr(jobs.subprocess, "Popen", popen)
     return calls
 
 
 def test_the_command_of_a_job_and_of_one_that_goes_on(tmp_path, started, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(launcher.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(jobs.os, "cpu_count", lambda: 8)
     job = Job(0, ["model.depth=8"], tmp_path / "it's")
     sweep = Sweep("mine", ["/conf"])
-    launcher._run_process(job, sweep, 1, go_on=False)
+    jobs.run_process(job, sweep, go_on=False)
     command, options = started[0]
     assert command[:6] == ["train", "--config-name", "mine", "--config-dir", "/conf", "model.depth=8"]
     assert command[6] == "hydra.run.dir='" + str(tmp_path / "it") + "\\'s'"
@@ -177,24 +177,23 @@ def test_the_command_of_a_job_and_of_one_that_goes_on(tmp_path, started, monkeyp
 
 def test_a_job_that_goes_on_is_resumed_and_shares_the_cores(tmp_path, started, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(launcher.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(jobs.os, "cpu_count", lambda: 8)
     job = Job(0, [], tmp_path / "job")
-    assert launcher._run_process(job, Sweep("config", []), 2, go_on=True) == 0
+    assert jobs.run_process(job, Sweep("config", [], at_a_time=2), go_on=True) == 0
     command, options = started[0]
     assert command == ["resume", str(job.directory)]
     assert options["env"]["OMP_NUM_THREADS"] == "4"
 
 
 def test_no_process_is_started_once_the_sweep_is_stopped(job, started):
-    assert launcher._run_process(job, Sweep("config", [], stopped=signal.SIGTERM), 1, go_on=False) is None
+    assert jobs.run_process(job, Sweep("config", [], stopped=signal.SIGTERM), go_on=False) is None
     assert started == []
 
 
 def test_a_signal_reaches_each_process_once_even_one_that_is_being_started(job, monkeypatch):
     """The signal comes between the start of a process and its entry in the list, where one could miss it."""
     sweep = Sweep("config", [])
-    monkeypatch.setattr(launcher, "_SWEEP", sweep)
-    asker = threading.Thread(target=LocalLauncher()._stop, args=(signal.SIGTERM, None))
+    asker = threading.Thread(target=jobs.stop, args=(sweep, signal.SIGTERM))
     signals: list[int] = []
 
     class Child:
@@ -209,8 +208,9 @@ def test_a_signal_reaches_each_process_once_even_one_that_is_being_started(job, 
             asker.join()
             return -signal.SIGTERM
 
-    monkeypatch.setattr(launcher.subprocess, "Popen", Child)
-    assert launcher._carry_out(job, sweep, 1, 1) == "interrupted"
+    monkeypatch.setattr(jobs.subprocess, "Popen", Child)
+    jobs.carry_out(job, sweep)
+    assert job.status == "interrupted"
     assert signals == [signal.SIGTERM]
     assert not job.directory.exists()  # stopped, not failed: the next start of the sweep runs it
 
@@ -221,8 +221,23 @@ def test_jobs_at_a_time_are_a_whole_number(n_jobs):
         LocalLauncher(n_jobs)
 
 
-def test_a_sweeper_that_optimises_sees_the_error(job):
+def test_b23_a_sweeper_that_optimises_sees_the_error_and_none_of_a_job_that_failed(job):
     record(job, "done", accuracy={"error": 3.5})
-    assert LocalLauncher()._returned(job).return_value == 3.5
-    (Path(job.directory) / "results.json").unlink()
-    assert LocalLauncher()._returned(job).return_value != LocalLauncher()._returned(job).return_value  # NaN: no figure
+    job.status = "done"
+    assert launcher._returned(job).return_value == 3.5
+    job.status = "failed"
+    assert launcher._returned(job).return_value is None
+
+
+def test_a_job_that_ends_is_told_with_how_many_are_left_and_for_how_long(job, run, capsys):
+    sweep = Sweep("config", [], [job], total=4)
+    sweep.jobs += [Job(1, [], job.directory, status="done", seconds=120.0), Job(2, [], job.directory)]
+    assert run(Processes(), sweep) == "done"
+    assert capsys.readouterr().out.splitlines()[-1] == "job 1/4 done in 0.0 s; 2 to go, about 2 min"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (9.54, "9.5 s"), (75, "75 s"), (600, "10 min"), (9000, "2.5 h")]
+)
+def test_durations(seconds, text):
+    assert jobs.duration(seconds) == text

@@ -49,7 +49,7 @@ def sweep(overrides: Sequence[str], name: str, directories: Sequence[str]) -> st
     """A table of every combination, and plots of memory against depth and batch in outputs/estimate/<time>."""
     runs = []
     problems: list[str] = []
-    for job in config.jobs(overrides):
+    for job in config.jobs(overrides, directories):
         try:
             cfg = config.compose(job, name, directories)
             runs.append(_as_run(cfg, job, estimate(cfg)))

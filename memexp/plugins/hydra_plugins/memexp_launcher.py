@@ -5,3 +5,7 @@ from memexp import launcher
 
 class LocalLauncher(launcher.LocalLauncher):
     """hydra/launcher=local"""
+
+
+class OtherLauncher(launcher.OtherLauncher):
+    """Around the launcher of hydra/launcher=..., where that is not local"""

@@ -1,0 +1,193 @@
+"""One job of a sweep: a process of its own, so that it measures its own memory and takes no other down, and what came of it.
+
+Whatever launches jobs, here or in another process or on another machine, carries them out through here.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from memexp.config import ConfigError, compose, config_hash
+from memexp.record import SCHEMA, read_json, write_json
+
+DISCARDED = ("nan", "oom")  # statuses after which going on from the checkpoint would end the same way
+
+
+@dataclass
+class Job:
+    """One point of the sweep. seconds: that its process took, if there was one."""
+
+    number: int
+    overrides: list[str]
+    directory: Path
+    hash: str | None = None
+    problem: str | None = None
+    status: str | None = None
+    seconds: float | None = None
+
+    @property
+    def results(self) -> dict[str, Any]:
+        return read_json(self.directory / "results.json") or {}
+
+
+@dataclass
+class Sweep:
+    """What all jobs of one sweep share. total: how many there will be, where that is known before the last."""
+
+    config_name: str
+    config_dirs: list[str]
+    jobs: list[Job] = field(default_factory=list)
+    total: int = 0
+    at_a_time: int = 1
+    children: set["subprocess.Popen[bytes]"] = field(default_factory=set)
+    stopped: int | None = None
+
+
+# A process is asked to stop once, as the second signal would end it before it has saved; so none is started while all are
+# being asked. Reentrant, for a signal that comes while another is dealt with.
+_starting = threading.RLock()
+_printing = threading.Lock()
+
+
+def stop(sweep: Sweep, signum: int) -> None:
+    """No further job begins, and each that runs is asked to stop."""
+    with _starting:
+        sweep.stopped = signum
+        for child in list(sweep.children):
+            child.send_signal(signal.SIGTERM)
+
+
+def identify(job: Job, sweep: Sweep) -> None:
+    """Composes the job's configuration: its hash, or the problem that it has."""
+    try:
+        job.hash = config_hash(compose(job.overrides, sweep.config_name, sweep.config_dirs))
+    except ConfigError as error:
+        job.problem = str(error)
+
+
+def carry_out(job: Job, sweep: Sweep, own_session: bool = True) -> None:
+    """Runs one job to its end, or finds it done, and sets its status. own_session: Ctrl-C reaches this process alone, which
+    asks the job to stop.
+    """
+    job.status = _status(job, sweep, own_session)
+    _tell_the_end(job, sweep)
+
+
+def judge(job: Job, sweep: Sweep, code: int | None) -> str:
+    """The status of a job whose process has ended with `code` (None: not known), from its record; it is given one if it left
+    none.
+    """
+    results = job.results
+    status = str(results.get("status", "running"))
+    if status != "running":
+        return "failed" if code != 0 and code is not None and status == "done" else status
+    if sweep.stopped is not None:
+        return "interrupted"
+    reason = "it left no record of its end" if code is None else f"the process ended with exit status {code}"
+    if code is not None and code < 0:
+        reason = f"the process was ended by {signal.Signals(-code).name}"
+        reason += " (by the system for want of memory?)" if -code == signal.SIGKILL else ""
+    record_failure(job, reason, results)
+    return "failed"
+
+
+def record_failure(job: Job, error: str, results: dict[str, Any] | None = None) -> None:
+    job.directory.mkdir(parents=True, exist_ok=True)
+    base: dict[str, Any] = {"schema": SCHEMA, "overrides": job.overrides, "config_hash": job.hash}
+    write_json(job.directory / "results.json", {**base, **(results or {}), "status": "failed", "error": error})
+
+
+def _status(job: Job, sweep: Sweep, own_session: bool) -> str:
+    title = f"{_title(job, sweep)}: {' '.join(job.overrides)}"
+    before = read_json(job.directory / "results.json")
+    if sweep.stopped is not None:
+        return "interrupted"
+    if job.problem is not None:
+        _say(f"{title}\n  refused: {job.problem}")
+        if before is None or before.get("status") != "done":
+            record_failure(job, job.problem)
+        return "refused"
+    same = before is not None and before.get("config_hash") == job.hash
+    if before is not None and same and before.get("status") == "done":
+        _say(f"{title}\n  done before, in {job.directory}")
+        return "done"
+    go_on = (
+        before is not None
+        and same
+        and before.get("status") not in DISCARDED
+        and (job.directory / "checkpoints" / "last.pt").exists()
+    )
+    _say(f"{title}{' (resumed)' if go_on else ''}")
+    started = time.monotonic()
+    code = run_process(job, sweep, go_on, own_session)
+    job.seconds = time.monotonic() - started
+    return "interrupted" if code is None else judge(job, sweep, code)
+
+
+def run_process(job: Job, sweep: Sweep, go_on: bool, own_session: bool = True) -> int | None:
+    """The exit code of the job's process; negative when a signal ended it; None if the sweep was stopped before it began."""
+    directories = [flag for path in sweep.config_dirs for flag in ("--config-dir", path)]
+    if go_on:
+        command = ["resume", *directories, str(job.directory)]
+    else:
+        directory = str(job.directory).replace("\\", "\\\\").replace("'", "\\'")
+        flags = ["--config-name", sweep.config_name, *directories]
+        command = ["train", *flags, *job.overrides, f"hydra.run.dir='{directory}'", "hydra.mode=RUN"]
+        before = read_json(job.directory / "results.json")
+        if before is not None and before.get("status") != "done":  # what of it can be gone on with has been looked at
+            command.append("overwrite=true")
+    environment = dict(os.environ)
+    if sweep.at_a_time > 1:  # jobs side by side share the cores instead of fighting for them
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // sweep.at_a_time)))
+    output = None if sweep.at_a_time == 1 else subprocess.DEVNULL
+    with _starting:
+        if sweep.stopped is not None:
+            return None
+        child = subprocess.Popen(
+            [sys.executable, "-m", "memexp", *command],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            start_new_session=own_session,
+        )
+        sweep.children.add(child)
+    try:
+        return child.wait()
+    finally:
+        sweep.children.discard(child)
+
+
+def _title(job: Job, sweep: Sweep) -> str:
+    return f"job {job.number + 1}/{sweep.total}" if sweep.total else f"job {job.number + 1}"
+
+
+def _tell_the_end(job: Job, sweep: Sweep) -> None:
+    """One line: how it ended, how many are left, and for how long, by the jobs so far."""
+    if job.seconds is None:
+        return
+    top1 = (job.results.get("accuracy") or {}).get("top1")
+    figure = f", top-1 {top1:.2f} %" if job.status == "done" and isinstance(top1, int | float) else ""
+    text = f"{_title(job, sweep)} {job.status} in {duration(job.seconds)}{figure}"
+    left = sweep.total - sum(other.status is not None for other in sweep.jobs)
+    if left > 0 and sweep.stopped is None and job in sweep.jobs:
+        spent = [other.seconds for other in sweep.jobs if other.seconds is not None]
+        text += f"; {left} to go, about {duration(left * sum(spent) / len(spent) / sweep.at_a_time)}"
+    _say(text)
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: 9.5 s, 12 min, 3.4 h."""
+    if seconds < 90:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _say(text: str) -> None:
+    with _printing:
+        print(text, flush=True)
