@@ -1,11 +1,14 @@
 """memexp: trains networks deeper than the memory of a GPU, and records accuracy beside peak memory and step time.
 
-The names here are what the command line is a thin user of; torch is imported by the function that needs it.
+The names here are what the command line is a thin user of; torch is imported by the function that needs it. A configuration is
+what `compose` gives, or a dict: groups by their option, keys nested or dotted, {"model": "resnet", "model.depth": 20}; what it
+leaves out is as on the command line. `run`, `report` and `bench` are the functions of the modules of these names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,35 +16,107 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import nn
 
-__all__ = ["build_model", "compose", "estimate", "run"]
+    from memexp.bench import bench
+    from memexp.report import report
+    from memexp.run import run
+
+__all__ = ["bench", "build_model", "compose", "estimate", "evaluate", "experiments", "report", "resume", "run"]
+__version__: str
 
 
-def compose(overrides: Sequence[str] = (), config_dirs: Sequence[str | Path] = ()) -> DictConfig:
-    """The validated configuration for these overrides. Raises memexp.config.ConfigError with every problem.
+def __getattr__(name: str) -> Any:
+    """The modules that are called like functions (memexp.calling), imported when they are asked for."""
+    if name in ("bench", "report", "run"):
+        return importlib.import_module(f"memexp.{name}")
+    if name == "__version__":
+        from importlib.metadata import version
 
-    config_dirs: directories of your own configs.
+        return version("memexp")
+    raise AttributeError(f"module 'memexp' has no attribute {name!r}; there are {', '.join(__all__)}")
+
+
+def compose(
+    overrides: Sequence[str] | str = (),
+    config_dir: str | Path | Sequence[str | Path] = (),
+    config_name: str = "config",
+) -> DictConfig:
+    """The validated configuration for these overrides, as `memexp train` would run it.
+
+    overrides: ["model=resnet", "model.depth=20"], or as typed, "model=resnet model.depth=20". config_dir: one or several
+    directories of your own configs. Raises memexp.config.ConfigError with every problem.
     """
     from memexp import config
 
-    return config.compose(overrides, config_dirs=config_dirs)
+    return config.compose(_words(overrides), config_name, _several(config_dir))
 
 
-def build_model(cfg: DictConfig) -> nn.Module:
+def build_model(cfg: DictConfig | Mapping[str, Any]) -> nn.Module:
     """The network that a configuration describes, on the CPU, freshly initialised."""
     from memexp import build
+    from memexp.recorded import as_config
 
-    return build.network(cfg)
-
-
-def run(cfg: DictConfig, directory: Path | None = None) -> dict[str, Any]:
-    """Trains and evaluates what `cfg` describes; returns what results.json of the run directory holds."""
-    from memexp.run import run as carry_out
-
-    return carry_out(cfg, directory)
+    return build.network(as_config(cfg))
 
 
-def estimate(cfg: DictConfig) -> dict[str, Any]:
-    """Peak memory and compute of one training step of `cfg`, of which nothing is allocated and no data set is read."""
+def estimate(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """Peak memory (bytes) and compute (MACs) of one training step of `cfg`; nothing is allocated and no data set is read."""
     from memexp.memory.estimate import estimate
+    from memexp.recorded import as_config
 
-    return estimate(cfg)
+    return estimate(as_config(cfg))
+
+
+def resume(
+    run: str | Path,
+    overrides: Sequence[str] | str = (),
+    config_dir: str | Path | Sequence[str | Path] = (),
+    trust: bool = False,
+) -> dict[str, Any]:
+    """Goes on with the run in the directory `run`, as `memexp resume`; returns its results.
+
+    config_dir, trust: where the run has classes or functions of your own. Raises ConfigError, with nothing changed, for an
+    override that would make it another run.
+    """
+    from memexp import saved
+    from memexp.training.console import spoken
+
+    with spoken():
+        return saved.resume(Path(run), _words(overrides), saved.Own(list(map(str, _several(config_dir))), trust))
+
+
+def evaluate(
+    run: str | Path,
+    overrides: Sequence[str] | str = (),
+    split: str = "test",
+    checkpoint: str = "last",
+    config_dir: str | Path | Sequence[str | Path] = (),
+    trust: bool = False,
+) -> dict[str, Any]:
+    """Accuracy (top1, top5 in per cent, loss) of a run's checkpoint on a split; `overrides` may name other data.
+
+    checkpoint: last, best, or the key of a stage. Nothing in the run is changed. Otherwise as `resume`.
+    """
+    from memexp import saved
+    from memexp.training.console import spoken
+
+    own = saved.Own(list(map(str, _several(config_dir))), trust)
+    with spoken():
+        return saved.evaluate(Path(run), _words(overrides), split, checkpoint, own)
+
+
+def experiments() -> dict[str, str]:
+    """The published results that are one command each: id -> what it is. Run one with compose("experiment=ID ...")."""
+    from memexp.paths import CONF
+    from memexp.report.experiments import listing
+
+    return dict(listing(CONF))
+
+
+def _words(overrides: Sequence[str] | str) -> list[str]:
+    import shlex
+
+    return shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
+
+
+def _several(directories: str | Path | Sequence[str | Path]) -> list[str | Path]:
+    return [directories] if isinstance(directories, str | Path) else list(directories)

@@ -32,6 +32,11 @@ class Memory:
 
 
 @dataclass
+class Profile:
+    steps: Count
+
+
+@dataclass
 class Report:
     tsne: bool
     tsne_epochs: list[Positive] | None
@@ -86,6 +91,7 @@ class Config:
     discretise: Discretise
     memory: Memory
     report: Report
+    profile: Profile
 
 
 @dataclass

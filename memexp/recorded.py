@@ -44,6 +44,31 @@ def of_run(
     return from_plain(plain, trusted, str(path), overrides, config_dirs)
 
 
+def as_config(given: DictConfig | Mapping[str, Any]) -> DictConfig:
+    """The validated configuration that a user's program gives: one that was composed, or a dict.
+
+    A dict has groups by their option ("model": "resnet") or by their keys, nested or dotted. Raises ConfigError.
+    """
+    if OmegaConf.is_config(given):
+        assert isinstance(given, DictConfig)
+        validate(given)
+        return given
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            [f"a configuration is what memexp.compose gives or a dict, and not {type(given).__name__} {given!r}"]
+        )
+    plain: dict[str, Any] = {}
+    for key, value in sorted(given.items(), key=lambda item: str(item[0]).count(".")):
+        *way, last = str(key).split(".")
+        node = plain
+        for part in way:
+            node = node.setdefault(part, {})
+        node[last] = {"name": value} if not way and key in GROUPS and isinstance(value, str) else value
+        if isinstance(value, Mapping):
+            node[last] = dict(value)
+    return from_plain(plain, targets(plain), "the dict")
+
+
 def from_plain(
     plain: Mapping[str, Any],
     trusted: Collection[str],

@@ -6,8 +6,7 @@ import os
 import sys
 import time
 import traceback
-import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from memexp import build, data, sequence, stages
 from memexp.backprop import StepError
+from memexp.calling import CallableModule
 from memexp.channels import ChannelError
-from memexp.config import ConfigError, config_hash, run_name, validate
+from memexp.config import ConfigError, config_hash, run_name
 from memexp.data import DataError
 from memexp.edits import Edit
 from memexp.fusing import ExportError, FusingError
@@ -29,11 +29,12 @@ from memexp.optim import schedules
 from memexp.options import name_of
 from memexp.pruning.checking import CheckFailed
 from memexp.record import SCHEMA, RunDirectory, RunDirectoryError, write_json
-from memexp.recorded import targets
+from memexp.recorded import as_config, targets
 from memexp.stages import study, tune
 from memexp.stages.handed import Run, set_random_state
 from memexp.training import board, checkpoint, distribution, recipe
 from memexp.training.checkpoint import CheckpointError
+from memexp.training.console import spoken
 from memexp.training.distribution import World
 from memexp.training.loop import NotFinite
 from memexp.training.precision import Precision
@@ -55,23 +56,31 @@ STATUS = {Interrupted: "interrupted", NotFinite: "nan", torch.OutOfMemoryError: 
 
 
 def run(
-    cfg: DictConfig,
-    directory: Path | None = None,
+    cfg: DictConfig | Mapping[str, Any],
+    directory: str | Path | None = None,
     overrides: Sequence[str] = (),
     start: str | None = None,
     hydra: str | None = None,
 ) -> dict[str, Any]:
     """Carries out the stages of what `cfg` describes and returns results.json as a dictionary.
 
-    directory: the run directory; by default a new one below outputs/<name>. start: go on from this checkpoint of the directory
-    ("last", or the key of a stage that is to be made longer); a new run where None. hydra: Hydra's own settings, as YAML.
-    Whatever ends the run early is recorded there first and then raised.
+    cfg: what memexp.compose gives, or a dict. directory: the run directory; by default a new one below outputs/<name>. start:
+    go on from this checkpoint of the directory ("last", or the key of a stage that is to be made longer); a new run where None.
+    hydra: Hydra's own settings, as YAML. Whatever ends the run early is recorded there first and then raised. Progress is
+    printed line by line, in a notebook too, unless the caller has configured the logger "memexp".
     """
-    validate(cfg)
+    cfg = as_config(cfg)
+    directory = Path("outputs") / cfg.name / run_name(cfg) if directory is None else Path(directory)
+    with spoken():
+        return _ordered(cfg, directory, overrides, start, hydra)
+
+
+def _ordered(
+    cfg: DictConfig, directory: Path, overrides: Sequence[str], start: str | None, hydra: str | None
+) -> dict[str, Any]:
+    """The part of the first process: every other one is told what to do."""
     world = World.from_environment()
     distribution.start(world)
-    if directory is None:
-        directory = Path("outputs") / cfg.name / run_name(cfg)
     order = {
         "config": OmegaConf.to_container(
             OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]), resolve=True
@@ -85,14 +94,7 @@ def run(
     return _carry_out(order, world)
 
 
-class _Callable(types.ModuleType):
-    """`memexp.run(cfg)` is a function, and importing this module puts the module in its place: so that is one, too."""
-
-    def __call__(self, *arguments: Any, **named: Any) -> dict[str, Any]:
-        return run(*arguments, **named)
-
-
-sys.modules[__name__].__class__ = _Callable
+sys.modules[__name__].__class__ = CallableModule  # memexp.run(cfg)
 
 
 def join(world: World) -> dict[str, Any]:

@@ -23,7 +23,7 @@ log = logging.getLogger("memexp")
 LONGER = {"epochs": "train", "max_steps": "train", "tune.epochs": "tune", "tune.max_steps": "tune"}
 FREE = (
     *("device", "log_every", "checkpoint_every", "evaluate_every", "monitor_every", "monitor_gradient"),
-    *("dataset.root", "dataset.workers", "dataset.skip_broken", "dataset.download", "memory.", "report."),
+    *("dataset.root", "dataset.workers", "dataset.skip_broken", "dataset.download", "memory.", "report.", "profile."),
 )
 
 

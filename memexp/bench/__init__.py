@@ -1,6 +1,7 @@
 """`memexp bench`: strategies and budgets side by side, each in a process of its own."""
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -10,11 +11,15 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from memexp.calling import CallableModule
 from memexp.config import CONFIG_NAME, ConfigError, compose
 from memexp.memory.estimate import estimate
 from memexp.models import families
+from memexp.record import environment, write_text
+from memexp.report.files import save
 from memexp.report.plots import COLOURS, MARKERS
-from memexp.report.tables import Table
+from memexp.report.tables import Table, markdown
+from memexp.units import shown_bytes, shown_figure
 
 
 @dataclass
@@ -33,6 +38,31 @@ class Case:
     @property
     def seconds(self) -> float:
         return float(self.result["time"]["step_median"])
+
+
+def bench(
+    overrides: Sequence[str] | str = (),
+    strategies: Sequence[str] | None = None,
+    budgets: int = 0,
+    steps: int = 10,
+    config_dir: str | Path | Sequence[str | Path] = (),
+    config_name: str = CONFIG_NAME,
+    output: str | Path | None = None,
+    say: Callable[[str], None] = print,
+) -> list[dict[str, Any]]:
+    """`memexp bench`: step time and peak memory of several strategies, each in a process of its own, on random images.
+
+    overrides: of the configuration, without backprop. strategies: by default all that fit the model. budgets: so many more
+    between the least and the stored peak. steps: timed training steps of a case. output: a folder for table, plot and figures.
+    Returns a record a case: its name, its overrides, and what was measured (bytes, seconds) or the error. Raises ConfigError.
+    """
+    words = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
+    directories = [str(path) for path in ([config_dir] if isinstance(config_dir, str | Path) else config_dir)]
+    found = cases(words, strategies, budgets, config_name, directories)
+    measure(found, steps, say, config_name, directories)
+    if output is not None:
+        write(found, Path(output), markdown(table(found)))
+    return [vars(case) for case in found]
 
 
 def cases(
@@ -64,7 +94,7 @@ def cases(
         for i in range(1, budgets + 1):
             limit = least + round((most - least) * i / (budgets + 1))
             more = ["backprop=budget", f"backprop.limit={limit}B"]
-            found.append(Case(f"budget {limit / 1e6:.1f} MB", [*overrides, *more]))
+            found.append(Case(f"budget {shown_bytes(limit)}", [*overrides, *more]))
     return found
 
 
@@ -90,8 +120,8 @@ def measure(
 
 def table(found: Sequence[Case]) -> Table:
     """A row a case; what was predicted stands beside what was measured."""
-    headings = ["strategy", "peak (MB)", "activations (MB)", "step (ms)", "quartiles", "images/s"]
-    headings += ["predicted peak (MB)", "predicted step (ms)"]
+    headings = ["strategy", "peak (MiB)", "activations (MiB)", "step (ms)", "quartiles", "images/s"]
+    headings += ["predicted peak (MiB)", "predicted step (ms)"]
     rows, how = [], set()
     for case in found:
         if case.error:
@@ -103,18 +133,18 @@ def table(found: Sequence[Case]) -> Table:
         rows.append(
             [
                 case.name,
-                f"{memory['peak'] / 1e6:.1f}",
-                f"{memory['activations'] / 1e6:.1f}",
-                f"{case.seconds * 1e3:.1f}",
-                f"{low * 1e3:.1f}-{high * 1e3:.1f}",
-                f"{seconds['images_per_second']:.1f}",
-                f"{strategy['predicted_peak'] / 1e6:.1f}" if strategy else "-",
-                f"{strategy['predicted_step_time'] * 1e3:.1f}" if strategy else "-",
+                shown_figure(memory["peak"] / 2**20),
+                shown_figure(memory["activations"] / 2**20),
+                shown_figure(case.seconds * 1e3),
+                f"{shown_figure(low * 1e3)}-{shown_figure(high * 1e3)}",
+                shown_figure(seconds["images_per_second"]),
+                shown_figure(strategy["predicted_peak"] / 2**20) if strategy else "-",
+                shown_figure(strategy["predicted_step_time"] * 1e3) if strategy else "-",
             ]
         )
     steps = next((case.result["time"]["steps_measured"] for case in found if case.result), 0)
     notes = [
-        f"peak: {', '.join(sorted(how)) or 'not measured'}; MB is 10^6 bytes. step: median of {steps} training steps"
+        f"peak: {', '.join(sorted(how)) or 'not measured'}; MiB is 2^20 bytes. step: median of {steps} training steps"
     ]
     notes[0] += " on random images, after warm-up; each case in a process of its own."
     return Table(headings, rows, "", notes)
@@ -127,7 +157,7 @@ def pareto(found: Sequence[Case]) -> Figure | None:
         return None
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    budgets = sorted((case.peak / 1e6, case.seconds * 1e3) for case in done if case.result["strategy"])
+    budgets = sorted((case.peak / 2**20, case.seconds * 1e3) for case in done if case.result["strategy"])
     others = [case for case in done if not case.result["strategy"]]
     if budgets:
         axes.plot(*zip(*budgets, strict=True), ".-", color=COLOURS[0], label="budget")
@@ -135,13 +165,15 @@ def pareto(found: Sequence[Case]) -> Figure | None:
         low, high = case.result["time"]["step_quartiles"]
         spread = [[max(0.0, case.seconds - low) * 1e3], [max(0.0, high - case.seconds) * 1e3]]
         style: dict[str, Any] = {"fmt": MARKERS[i % 8], "color": COLOURS[i % 8], "label": case.name}
-        axes.errorbar(case.peak / 1e6, case.seconds * 1e3, yerr=spread, **style)
-    ends = {case.name: (case.peak / 1e6, case.seconds * 1e3) for case in others}
+        axes.errorbar(case.peak / 2**20, case.seconds * 1e3, yerr=spread, **style)
+    ends = {case.name: (case.peak / 2**20, case.seconds * 1e3) for case in others}
     least = ends.get("reversible", ends.get("checkpointed"))
     if budgets and least and "stored" in ends:
         line = zip(least, ends["stored"], strict=True)
         axes.plot(*line, "--", color="#999999", label="straight line between the ends")
-    axes.set(xlabel="peak memory (MB)", ylabel="step time (ms, median)")
+    axes.set(
+        title="Step time against peak memory", xlabel="peak memory (MiB)", ylabel="step time (ms, median and quartiles)"
+    )
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
@@ -150,15 +182,27 @@ def pareto(found: Sequence[Case]) -> Figure | None:
 
 
 def write(found: Sequence[Case], directory: Path, text: str) -> list[Path]:
-    """bench.json, bench.md and the plot, as PNG and SVG; returns what was written."""
+    """bench.json, bench.md and the plot, as PNG and SVG; returns what was written. text: the table as Markdown."""
     directory.mkdir(parents=True, exist_ok=True)
     written = [directory / "bench.json", directory / "bench.md"]
-    written[0].write_text(json.dumps([vars(case) for case in found], indent=1) + "\n", encoding="utf-8")
+    write_text(written[0], json.dumps([vars(case) for case in found], indent=1) + "\n")
     figure = pareto(found)
     picture = "\n\n![pareto](pareto.png)" if figure is not None else ""
-    written[1].write_text(f"{text}{picture}\n", encoding="utf-8")
+    shared = [text for text in found[0].overrides if not text.startswith("backprop")] if found else []
+    about = [f"# Strategies side by side\n\n    {shlex.join(['memexp', 'bench', *shared])}", _machine()]
+    write_text(written[1], "\n\n".join([*about, text]) + picture + "\n")
     if figure is not None:
-        for suffix in ("png", "svg"):
-            written.append(directory / f"pareto.{suffix}")
-            figure.savefig(written[-1], dpi=150)
+        png = save(figure, directory, "pareto")
+        written += [png, png.with_suffix(".svg")]
     return written
+
+
+def _machine() -> str:
+    """Where and with what it was measured."""
+    known = environment()
+    versions = ", ".join(f"{name} {known['versions'][name]}" for name in ("memexp", "torch"))
+    commit = f", commit {known['git']['commit']}" if known["git"] else ""
+    return f"{known['started'][:10]}, {known['processor']}, {versions}, Python {known['python']}{commit}."
+
+
+sys.modules[__name__].__class__ = CallableModule  # memexp.bench(...)

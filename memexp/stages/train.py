@@ -17,9 +17,10 @@ from memexp.models import families
 from memexp.models.vanishing import VanishingReLU, returning, vanishing
 from memexp.pruning import Masks
 from memexp.stages.handed import Run
-from memexp.training import distribution, recipe
+from memexp.training import distribution, recipe, utilisation
 from memexp.training.loop import Trainer
 from memexp.training.monitor import strategy_monitor
+from memexp.training.profile import Trace
 
 log = logging.getLogger("memexp")
 
@@ -49,10 +50,15 @@ def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:
         run.board.sample_batch(images, labels, run.splits.classes)
     if cfg.report.tsne:
         trainer.picture = _tsne(run, trainer, cfg.report.tsne_epochs, cfg.seed)
+    if cfg.profile.steps:
+        path = run.directory.path / f"{run.key}-{run.world.rank}.pt.trace.json"
+        trainer.trace = Trace(path, run.meter.tracked_steps, cfg.profile.steps, run.device)
     try:
         watched = trainer.train()
     finally:
         _measure(run, trainer)
+        if trainer.trace is not None:
+            trainer.trace.close()
     if cfg.memory.timeline:
         _timeline(run)
     training = trainer.recipe.state() | {"progress": vars(trainer.progress).copy()}
@@ -121,6 +127,11 @@ def _measure(run: Run, trainer: Trainer) -> None:
     ratio = estimate / own if estimate is not None and own else None
     results["memory"] = memory | {"estimate": estimate, "estimate_ratio": ratio}
     results["time"] |= trainer.timing()
+    name, images = (results.get("numbers") or {}).get("gpu"), results["time"]["images_per_second"]
+    if name and images and results["macs"]:
+        attainable = utilisation.peak(name, run.cfg.precision.name)
+        per_device = images / run.world.size
+        results["time"]["utilisation"] = utilisation.utilisation(results["macs"], per_device, attainable)
     results["time"]["stages"][run.key] = trainer.progress.seconds
     results["strategy"] |= trainer.progress.strategy
 

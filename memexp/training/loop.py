@@ -5,7 +5,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from memexp.training.console import Console
 from memexp.training.evaluation import Evaluation, evaluate
 from memexp.training.monitor import Monitor
 from memexp.training.place import Place
+from memexp.training.profile import Trace
 from memexp.training.recipe import Recipe
 from memexp.training.signals import Interrupted
 from memexp.units import shown_figure
@@ -63,6 +64,7 @@ class Trainer:
         self.settings, self.precision = recipe.settings, recipe.precision
         self.model = recipe.network if model is None else model
         self.picture: Callable[[int, bool], None] | None = None  # called with (epoch, whether it is the last)
+        self.trace: Trace | None = None
         self.progress = Progress()
         self.durations: list[float] = []
         self._unchecked: tuple[int, Tensor] | None = None
@@ -191,7 +193,9 @@ class Trainer:
         if self.recipe.mix is not None:
             batches = [self.recipe.mix(images, labels) for images, labels in batches]
         self._images = sum(len(images) for images, _ in batches) * self.place.world.size
-        with self.place.meter.step(len(self.durations), self.recipe.network, self.recipe.optimizer, batches):
+        number = len(self.durations)
+        traced = self.trace.step(number) if self.trace is not None else nullcontext()
+        with traced, self.place.meter.step(number, self.recipe.network, self.recipe.optimizer, batches):
             loss = self.recipe.step(self.model, batches)
         if self.recipe.average is not None:
             self.recipe.average.update_parameters(self.recipe.network)
@@ -249,8 +253,8 @@ class Trainer:
             )
 
     def timing(self) -> dict[str, Any]:
-        """Median step time over this process's steps, without those that were tracked or warm-up (all, if that is all)."""
-        skipped = self.place.meter.tracked_steps + WARM_UP
+        """Median step time over this process's steps, without tracked, traced and warm-up ones (all, if that is all)."""
+        skipped = self.place.meter.tracked_steps + self.settings.profile.steps + WARM_UP
         warm = self.durations[skipped:]
         steps = warm or self.durations
         median = _median(steps) if steps else None

@@ -1,6 +1,7 @@
 """Strategies side by side: the cases, a process each, the table and the plot."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -62,8 +63,11 @@ def test_the_plot_joins_the_budgets_and_the_ends():
         result["time"] = {"step_median": seconds, "step_quartiles": [seconds, seconds]}
         return bench.Case(name, [], result)
 
-    budgets = [done("budget 2 MB", 2e6, 0.25, {"budget": 2e6}), done("budget 1.5 MB", 1.5e6, 0.35, {"budget": 1.5e6})]
-    axes = bench.pareto([done("stored", 3e6, 0.2), done("reversible", 1e6, 0.4), *budgets]).axes[0]
+    budgets = [
+        done("budget 2 MiB", 2 * 2**20, 0.25, {"budget": 2e6}),
+        done("budget 1.5 MiB", 1.5 * 2**20, 0.35, {"budget": 1.5e6}),
+    ]
+    axes = bench.pareto([done("stored", 3 * 2**20, 0.2), done("reversible", 2**20, 0.4), *budgets]).axes[0]
     lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
     assert lines["budget"] == [[1.5, 350], [2, 250]]
     assert lines["straight line between the ends"] == [[1, 400], [3, 200]]
@@ -82,3 +86,23 @@ def test_the_command_measures_a_budget_and_writes_its_findings(tmp_path, capsys)
     assert "predicted peak" in capsys.readouterr().out
     assert all(entry["time"]["step_median"] > 0 for entry in found.values())
     assert main(["bench", "--steps", "0"]) == 2
+
+
+def test_e8_a_users_own_model_is_measured_too(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n\n\n"
+        "def network(classes, shape):\n    return nn.Sequential(nn.Flatten(), nn.Linear(3072, classes))\n"
+    )
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("_target_: mine.network\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(memexp.__file__).parent.parent}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    said = []
+    found = memexp.bench(
+        "model=mine batch_size=2", steps=1, config_dir=tmp_path, output=tmp_path / "out", say=said.append
+    )
+    assert [case["error"] for case in found] == [None]
+    assert found[0]["result"]["memory"]["peak"] > 3072 * 10 * 4
+    document = (tmp_path / "out" / "bench.md").read_text()
+    assert document.startswith("# Strategies side by side\n\n    memexp bench model=mine batch_size=2\n")
+    assert "| stored |" in document
