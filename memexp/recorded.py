@@ -66,7 +66,7 @@ def as_config(given: DictConfig | Mapping[str, Any]) -> DictConfig:
         node[last] = {"name": value} if not way and key in GROUPS and isinstance(value, str) else value
         if isinstance(value, Mapping):
             node[last] = dict(value)
-    return from_plain(plain, targets(plain), "the dict")
+    return from_plain(plain, targets(plain), "the dict", before={})
 
 
 def from_plain(
@@ -75,6 +75,7 @@ def from_plain(
     source: str,
     overrides: Sequence[str] = (),
     config_dirs: Sequence[str | Path] = (),
+    before: Mapping[str, Any] = BEFORE,
 ) -> DictConfig:
     """The validated configuration of plain data that was read from `source`; keys that are newer than it get their defaults.
 
@@ -91,7 +92,7 @@ def from_plain(
         )
     if (text := next((text for text in _texts(plain) if "${" in text), None)) is not None:
         raise ConfigError([f"{source} holds {text[:60]!r}; the configuration of a run has values only"])
-    cfg = _completed(plain, source)
+    cfg = _completed(plain, source, before)
     problems = [problem for text in overrides if (problem := _amend(cfg, text, config_dirs)) is not None]
     if problems:
         raise ConfigError(problems)
@@ -123,7 +124,7 @@ def targets_in(config_dirs: Sequence[str | Path]) -> set[str]:
     return found
 
 
-def _completed(plain: Mapping[str, Any], source: str) -> DictConfig:
+def _completed(plain: Mapping[str, Any], source: str, before: Mapping[str, Any]) -> DictConfig:
     """`plain` with the defaults of the keys that it does not have, those of its own group options."""
     options = [
         f"{group}={node['name']}"
@@ -136,7 +137,7 @@ def _completed(plain: Mapping[str, Any], source: str) -> DictConfig:
         if isinstance(node := plain.get(group), Mapping) and "_target_" in node:
             base[group] = {}
     try:
-        merged = OmegaConf.merge(base, BEFORE, dict(plain))
+        merged = OmegaConf.merge(base, dict(before), dict(plain))
         resolved = OmegaConf.to_container(merged, resolve=True)
     except Exception as error:  # OmegaConf's exceptions have no common ancestor of their own
         raise ConfigError([f"{source}: its configuration cannot be read: {str(error).splitlines()[0]}"]) from error

@@ -254,7 +254,7 @@ class Trainer:
 
     def timing(self) -> dict[str, Any]:
         """Median step time over this process's steps, without tracked, traced and warm-up ones (all, if that is all)."""
-        skipped = self.place.meter.tracked_steps + self.settings.profile.steps + WARM_UP
+        skipped = self.place.meter.tracked_steps + (self.trace.steps if self.trace is not None else 0) + WARM_UP
         warm = self.durations[skipped:]
         steps = warm or self.durations
         median = _median(steps) if steps else None

@@ -20,6 +20,7 @@ class Trace:
     def __init__(self, path: Path, first: int, steps: int, device: torch.device) -> None:
         activities = {ProfilerActivity.CPU}
         activities |= {"cuda": {ProfilerActivity.CUDA}, "xpu": {ProfilerActivity.XPU}}.get(device.type, set())
+        self.steps = steps
         self._path, self._first, self._last = path, first, first + steps - 1
         self._profiler = profile(activities=activities)
         self._open = False
