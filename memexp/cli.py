@@ -324,10 +324,12 @@ def _bench(arguments: list[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     if options.steps < 1:
         parser.error("--steps: at least 1")
+    import importlib
     import time
 
-    from memexp import bench
     from memexp.report import tables
+
+    bench = importlib.import_module("memexp.bench")  # whose name in the package is its function's
 
     named = options.config_name, options.config_dir
     cases = bench.cases(options.overrides, options.strategies, options.budgets, *named)

@@ -23,7 +23,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -217,8 +217,8 @@ def _values(parser: OverridesParser, text: str) -> list[str]:
         if not override.is_sweep_override():
             return [text]
         key = override.get_key_element()
-        if override.is_interval_sweep():
-            interval = override.value()
+        interval = override.value()
+        if isinstance(interval, IntervalSweep):
             return [f"{key}={end}" for end in (interval.start, interval.end)]
         return [f"{key}={value}" for value in override.sweep_string_iterator()]
     except HydraException:

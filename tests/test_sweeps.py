@@ -1,4 +1,4 @@
-"""Whole sweeps in one process: what is swept, by which sweeper and launcher, and where. The jobs' own processes are stood in for."""
+"""Whole sweeps in one process: what is swept, by which sweeper and launcher, and where. Jobs' processes are stood in for."""
 
 import json
 import sys
