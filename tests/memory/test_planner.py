@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import memexp
-from memexp.memory.limit import answer
 from memexp.memory.choice import Costs, choose, least, search
 from memexp.memory.fake import without_data
+from memexp.memory.limit import answer
 from memexp.memory.planner import Steps, plan
 from memexp.memory.trace import Training
 
