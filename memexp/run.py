@@ -32,14 +32,14 @@ from memexp.stages.handed import Run, set_random_state
 from memexp.training import checkpoint, distribution, recipe
 from memexp.training.board import Board
 from memexp.training.checkpoint import CheckpointError
-from memexp.training.distribution import World
+from memexp.training.distribution import ProcessLost, World
 from memexp.training.loop import NotFinite
 from memexp.training.precision import Precision
 from memexp.training.signals import Interrupted, StopRequest
 
 log = logging.getLogger("memexp")
 # What a run may end with that its message explains in full; anything else is a fault and shows its traceback.
-EXPLAINED = (ConfigError, StepError, DataError, CheckpointError, RunDirectoryError, NotFinite, Interrupted)
+EXPLAINED = (ConfigError, StepError, DataError, CheckpointError, RunDirectoryError, NotFinite, Interrupted, ProcessLost)
 STATUS = {Interrupted: "interrupted", NotFinite: "nan", torch.OutOfMemoryError: "oom", MemoryError: "oom"}
 
 
@@ -128,7 +128,13 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
                 _check_schedules(current, keys)
                 _stages(current, keys)
             results["status"] = "done"
-        except BaseException as error:
+        except BaseException as raised:
+            error = raised
+            if distribution.lost(raised, world):
+                error = ProcessLost(
+                    f"another of the {world.size} processes of this run has ended or cannot be reached; its own messages say "
+                    f"why. Start all of them again with `torchrun ... -m memexp resume {directory.path}`"
+                )
             results["status"] = _status(error)
             results["error"] = str(error) or type(error).__name__
             if results["status"] == "oom" and world.is_main:
@@ -138,6 +144,9 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
             if not isinstance(error, EXPLAINED):
                 log.debug("%s", traceback.format_exc())
                 error.add_note(f"the traceback is in {directory.path / 'train.log'}")
+            if error is not raised:
+                log.debug("%s", traceback.format_exc())
+                raise error from raised
             raise
         finally:
             results["time"]["wall"] += time.perf_counter() - started
@@ -416,8 +425,10 @@ def _status(error: BaseException) -> str:
     for kind, status in STATUS.items():
         if isinstance(error, kind):
             return status
-    # the CPU allocator has no exception type of its own
-    return "oom" if isinstance(error, RuntimeError) and "can't allocate memory" in str(error) else "failed"
+    # the CPU's allocators have no exception type of their own
+    words = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")
+    told = isinstance(error, RuntimeError | OSError) and any(word in str(error) for word in words)
+    return "oom" if told else "failed"
 
 
 def _seed(cfg: DictConfig) -> None:

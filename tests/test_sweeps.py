@@ -1,4 +1,5 @@
-"""Whole sweeps in one process: what is swept, by which sweeper and launcher, and where. The jobs' own processes are stood in for."""
+"""Whole sweeps in one process: what is swept, by which sweeper and launcher, and where; in place of the jobs' own processes,
+one that writes a record."""
 
 import json
 import sys
