@@ -230,9 +230,12 @@ def _values(parser: OverridesParser, text: str) -> list[str]:
         if override.is_interval_sweep():
             interval = override.value()
             return [f"{key}={end}" for end in (interval.start, interval.end)]
-        return [f"{key}={value}" for value in override.sweep_string_iterator()]
+        values = [f"{key}={value}" for value in override.sweep_string_iterator()]
     except HydraException:
         return [text]  # compose says what is wrong with it
+    if not values:
+        raise ConfigError([f"{key}: nothing fits '{text}', so that there are no jobs."])
+    return values
 
 
 def swept_keys(overrides: Sequence[str]) -> list[str]:

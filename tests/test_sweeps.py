@@ -128,7 +128,7 @@ def test_b23_a_study_goes_on_past_a_failing_trial_and_reports_once(sweep, capsys
         (["optimizer.lr=interval(0.01,0.1)"], "optimizer.lr: an interval cannot be swept in full"),
         (["seed=1,2", "hydra.sweeper.max_batch_size=0"], "hydra.sweeper.max_batch_size: 0 is not allowed"),
         (["seed=-1,-2"], "seed: -1 is not allowed"),
-        (["model=glob(x*)"], "model=glob(x*)"),
+        (["model=glob(x*)"], "model: nothing fits 'model=glob(x*)'"),
     ],
 )
 def test_a_sweep_that_cannot_be_is_refused_before_anything_is_made(sweep, arguments, message, capsys):
