@@ -90,6 +90,8 @@ def _explain(error: Exception) -> int:
     from memexp.config import ConfigError
     from memexp.record import RunDirectoryError
 
+    if isinstance(error.__cause__, ConfigError):  # raised while Hydra made its sweeper or launcher
+        error = error.__cause__
     if isinstance(error, ConfigError):
         count = len(error.problems)
         head = "the configuration has a problem:" if count == 1 else f"the configuration has {count} problems:"

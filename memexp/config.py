@@ -22,7 +22,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -223,12 +223,11 @@ def jobs(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> li
 def _values(parser: OverridesParser, text: str) -> list[str]:
     """Each value of one override, as an override."""
     try:
-        override = parser.parse_override(text)
+        (override,) = parser.parse_overrides([text])  # which knows the loader, for a glob
         if not override.is_sweep_override():
             return [text]
         key = override.get_key_element()
-        if override.is_interval_sweep():
-            interval = override.value()
+        if isinstance(interval := override.value(), IntervalSweep):
             return [f"{key}={end}" for end in (interval.start, interval.end)]
         values = [f"{key}={value}" for value in override.sweep_string_iterator()]
     except HydraException:
@@ -245,7 +244,9 @@ def swept_keys(overrides: Sequence[str]) -> list[str]:
 
 def constant_keys(overrides: Sequence[str]) -> list[str]:
     """The keys that have the same value in every job of a sweep."""
-    return list(dict.fromkeys(key for key, swept in _keys(overrides) if not swept))
+    found = list(_keys(overrides))
+    swept = {key for key, several in found if several}
+    return list(dict.fromkeys(key for key, _ in found if key not in swept))
 
 
 def _keys(overrides: Sequence[str]) -> Iterator[tuple[str, bool]]:

@@ -112,7 +112,7 @@ class EveryLauncher(Callback):
         inner = config.hydra.launcher
         if not str(inner.get("_target_", "")).startswith(target):
             with read_write(config), open_dict(config):
-                config.hydra.launcher = {"_target_": f"{target}OtherLauncher", "inner": inner}
+                config.hydra.launcher = {"_target_": f"{target}OtherLauncher", "_recursive_": False, "launcher": inner}
 
 
 def _run_name(*, _root_: Any) -> str:

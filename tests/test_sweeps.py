@@ -75,7 +75,7 @@ def test_b12_swept_keys_come_first_and_constants_are_in_the_hash(sweep):
         (BASE, ["seed=1,1"], 1),
         (BASE, ["dataset.classes=[1,2],['1',2]"], 2),
         (BASE, [f"dataset.classes=[{'a' * 150},b],[{'a' * 150},c]"], 2),
-        (BASE, [f"dataset.classes=[{'é' * 150},b],[{'é' * 150},c]"], 2),
+        (BASE, [f"dataset.classes=['{'é' * 150}',b],['{'é' * 150}',c]"], 2),
         (BASE, ["model=glob(re*)", "backprop=stored"], 3),
         (BASE, ["seed=range(1,4)"], 3),
         (BASE, ["seed=choice(1,2)", "batch_size=shuffle(8,16)"], 4),
