@@ -22,7 +22,7 @@ Groups and their options (memexp train GROUP=OPTION, then GROUP.KEY=VALUE):
 {groups}
 
 Hydra flags: -m (sweep), --cfg job|hydra|all, --info, -cn NAME, --config-dir DIR (your own configs), --hydra-help,
-  --shell-completion (eval "$(memexp train -sc install=bash)")
+  --shell-completion (tab completion: eval "$(memexp -sc install=bash)")
 A sweep started again runs only what is not done. Jobs at a time: hydra.launcher.n_jobs=2.
 """
 
@@ -90,6 +90,8 @@ def _explain(error: Exception) -> int:
     from memexp.config import ConfigError
     from memexp.record import RunDirectoryError
 
+    if isinstance(error.__cause__, ConfigError):  # raised while Hydra made its sweeper or launcher
+        error = error.__cause__
     if isinstance(error, ConfigError):
         count = len(error.problems)
         head = "the configuration has a problem:" if count == 1 else f"the configuration has {count} problems:"
@@ -150,15 +152,19 @@ def _train(arguments: list[str]) -> int:
 
 
 def _complete(arguments: list[str]) -> int:
-    """What the shell asks while a person types `memexp train ...`: Hydra completes the words behind the command."""
-    line = os.environ.get("COMP_LINE", "")
-    program, _, typed = line.partition(" ")
-    if typed.startswith("train "):
-        os.environ["COMP_LINE"] = f"{program} {typed.removeprefix('train ')}"
-        os.environ["COMP_POINT"] = str(max(0, int(os.environ.get("COMP_POINT", len(line))) - len("train ")))
-    from memexp import hydra_app
+    """What the shell asks while a person types; it prints the words that fit, or nothing at all."""
+    if not any(argument.startswith("query=") for argument in arguments):
+        from memexp import hydra_app
 
-    return hydra_app.train(["-sc", *arguments], hydra_only=True)
+        return hydra_app.train(["-sc", *arguments], hydra_only=True)  # the function of the shell that asks
+    from memexp import completion
+
+    line = os.environ.get("COMP_LINE", "")
+    try:
+        print("\n".join(completion.words(line[: int(os.environ.get("COMP_POINT") or len(line))], COMMANDS)))
+    except Exception:
+        return 1  # silence: whatever is printed would stand in the line that is being typed
+    return 0
 
 
 def _join() -> int:
@@ -333,11 +339,15 @@ def _bench(arguments: list[str]) -> int:
 
     named = options.config_name, options.config_dir
     cases = bench.cases(options.overrides, options.strategies, options.budgets, *named)
-    bench.measure(cases, options.steps, lambda text: print(text, flush=True), *named)
-    shown = bench.table(cases)
     directory = options.output or Path("outputs") / "bench" / time.strftime("%Y-%m-%d_%H-%M-%S")
-    written = bench.write(cases, directory, tables.markdown(shown))
-    print(tables.terminal(shown), *written, sep="\n")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)  # before the work begins
+        bench.measure(cases, options.steps, lambda text: print(text, flush=True), *named)
+        shown = bench.table(cases)
+        print(tables.terminal(shown))
+        print(*bench.write(cases, directory, tables.markdown(shown)), sep="\n")
+    except OSError as error:
+        return _fail(f"{directory} cannot be written: {error.strerror}; choose another place with --output DIR", 1)
     return int(any(case.error for case in cases))
 
 

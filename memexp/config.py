@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import version
 from hydra._internal.hydra import Hydra
@@ -33,6 +34,8 @@ from memexp.paths import CONF, PACKAGE
 from memexp.schema import nearest
 
 CONFIG_NAME = "config"
+# What Hydra and OmegaConf raise for a configuration that cannot be composed, and what they let through.
+REFUSED = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError, RecursionError)
 # Hydra finds plugins by walking the namespace package hydra_plugins over sys.path.
 sys.path.append(str(PACKAGE / "plugins"))
 
@@ -142,12 +145,12 @@ def _try_compose(
     with _hydra(config_dirs) as loader:
         try:
             return [], hydra_compose(config_name, overrides)
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
-            first = str(error).strip()
+        except REFUSED as error:
+            first = _one_line(error)
         problems, groups, values = _sorted_out(loader, overrides)
         try:
             cfg = hydra_compose(config_name, groups)
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
+        except REFUSED as error:
             return [*problems, _one_line(error)], None
         known = list(keys_of(cfg))
         accepted = []
@@ -160,7 +163,7 @@ def _try_compose(
                 accepted.append(text)
         try:
             cfg = hydra_compose(config_name, groups + accepted)
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
+        except REFUSED as error:
             problems.append(_one_line(error))
         return problems or [first], cfg
 
@@ -178,6 +181,10 @@ def _sorted_out(loader: ConfigLoader, overrides: list[str]) -> tuple[list[str], 
             problems.append(f"'{text}' is not an override (key=value): {_one_line(error)}")
             continue
         group = override.key_or_group
+        if override.is_sweep_override():
+            told = text.partition("=")[2]
+            problems.append(f"{group}: {told!r} is several values; -m sweeps over them, and [{told}] would be a list.")
+            continue
         options = _options(loader, group)
         if not options or "." in group:
             values.append((text, override))
@@ -200,6 +207,18 @@ def _options(loader: ConfigLoader, group: str) -> list[str]:
     return [name for name in own if name != "settings"] + nested  # which is a part of the others
 
 
+def groups(config_dirs: Sequence[str | Path] = ()) -> list[str]:
+    """The names of the groups, the user's own among them."""
+    with _hydra(config_dirs) as loader:
+        return loader.get_group_options("", results_filter=ObjectType.GROUP)
+
+
+def options_of(group: str, config_dirs: Sequence[str | Path] = ()) -> list[str]:
+    """The options of a group; none where it is not one."""
+    with _hydra(config_dirs) as loader:
+        return _options(loader, group) if group else []
+
+
 def jobs(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> list[list[str]]:
     """The overrides of each job of a basic sweep; an interval stands there with its ends."""
     choices: list[list[str]] = [[]]
@@ -213,16 +232,18 @@ def jobs(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> li
 def _values(parser: OverridesParser, text: str) -> list[str]:
     """Each value of one override, as an override."""
     try:
-        override = parser.parse_override(text)
+        (override,) = parser.parse_overrides([text])  # which knows the loader, for a glob
         if not override.is_sweep_override():
             return [text]
         key = override.get_key_element()
-        interval = override.value()
-        if isinstance(interval, IntervalSweep):
+        if isinstance(interval := override.value(), IntervalSweep):
             return [f"{key}={end}" for end in (interval.start, interval.end)]
-        return [f"{key}={value}" for value in override.sweep_string_iterator()]
+        values = [f"{key}={value}" for value in override.sweep_string_iterator()]
     except HydraException:
         return [text]  # compose says what is wrong with it
+    if not values:
+        raise ConfigError([f"{key}: nothing fits '{text}', so that there are no jobs."])
+    return values
 
 
 def swept_keys(overrides: Sequence[str]) -> list[str]:
@@ -232,7 +253,9 @@ def swept_keys(overrides: Sequence[str]) -> list[str]:
 
 def constant_keys(overrides: Sequence[str]) -> list[str]:
     """The keys that have the same value in every job of a sweep."""
-    return list(dict.fromkeys(key for key, swept in _keys(overrides) if not swept))
+    found = list(_keys(overrides))
+    swept = {key for key, several in found if several}
+    return list(dict.fromkeys(key for key, _ in found if key not in swept))
 
 
 def _keys(overrides: Sequence[str]) -> Iterator[tuple[str, bool]]:
@@ -282,6 +305,11 @@ def _taken_over(cfg: DictConfig, key: str) -> bool:
 
 
 def _one_line(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "the defaults lists of the configs lead in a circle: one of them names a config that names it again"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{mark.name}, line {mark.line + 1}: no YAML: {error.problem}"
     text = " ".join(line.strip() for line in str(error).splitlines() if line.strip() and "full_key" not in line)
     key = getattr(error, "full_key", None)
     return f"{key}: {text}" if key and key not in text else text

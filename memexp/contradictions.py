@@ -10,6 +10,8 @@ from memexp.options import ELEMENTWISE, GROUPS, OPTIONAL, OWN, STUDIES, Config, 
 from memexp.pruning.settings import Settings
 from memexp.schema import mismatches, nearest
 
+LONGEST_FOLDER = 255  # bytes, of every usual file system
+
 
 def problems(cfg: Mapping[str, Any]) -> list[str]:
     """Every problem of a resolved configuration, each naming the key, its value and what is allowed."""
@@ -50,7 +52,7 @@ def _own(group: str, node: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _study(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
-    study = (cfg.get("case") or {}).get("study")
+    study = sequence.study_of(cfg)
     if study is not None and study not in STUDIES:
         yield f"case.study: {study!r} is not one of {', '.join(STUDIES)}.{nearest(str(study), STUDIES)}"
     if "model" in sound and not families.of(cfg["model"]).images and study is None:
@@ -113,6 +115,17 @@ def _optimizer(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
         yield "optimizer.nesterov: true needs optimizer.momentum above 0."
 
 
+def _name(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
+    """The name is that of a folder."""
+    name = cfg.get("name")
+    if not isinstance(name, str):
+        return
+    if not name or any(ord(character) < 32 or ord(character) == 127 for character in name):
+        yield f"name: {name!r} is not allowed; it takes the name of a folder below outputs/."
+    elif max(len(part.encode(errors="replace")) for part in name.split("/")) > LONGEST_FOLDER:
+        yield f"name: {name[:20]!r}... is longer than the {LONGEST_FOLDER} bytes that the name of a folder may have."
+
+
 def _warm_up(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
     """Where the number of steps is known; else a run looks before it trains."""
     for prefix, group in (("", "schedule"), ("tune.", "tune")):
@@ -159,4 +172,4 @@ def _discretise(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
         yield "discretise.keep: set discretise.sizes too, such as discretise.sizes=[1,0.6]."
 
 
-RULES = (_discretise, _prune, _study, _stages, _strategy, _family, _dataset, _optimizer, _warm_up)
+RULES = (_discretise, _prune, _study, _stages, _strategy, _family, _dataset, _optimizer, _warm_up, _name)

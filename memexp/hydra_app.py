@@ -47,7 +47,7 @@ def train(arguments: list[str], hydra_only: bool) -> int:
         )  # Hydra wants them in one row
         arguments = [*arguments[:at], own, *arguments[at:]]
     application = hydra.main(config_path=str(CONF), config_name=CONFIG_NAME, version_base="1.3")(outcome.carry_out)
-    argv, sys.argv = sys.argv, [f"memexp {job_name}", *arguments]
+    argv, sys.argv = sys.argv, ["memexp" if hydra_only else f"memexp {job_name}", *arguments]
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what goes wrong instead of printing it: cli.py explains it
     try:
@@ -112,7 +112,7 @@ class EveryLauncher(Callback):
         inner = config.hydra.launcher
         if not str(inner.get("_target_", "")).startswith(target):
             with read_write(config), open_dict(config):
-                config.hydra.launcher = {"_target_": f"{target}OtherLauncher", "inner": inner}
+                config.hydra.launcher = {"_target_": f"{target}OtherLauncher", "_recursive_": False, "launcher": inner}
 
 
 def _run_name(*, _root_: Any) -> str:

@@ -2,6 +2,7 @@
 A sweep started again runs only what is not done; at its end all its jobs stand in one report.
 """
 
+import copy
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -137,12 +139,17 @@ class LocalLauncher(_Recorded):
 class OtherLauncher(_Recorded):
     """Any other launcher: it brings each job's task to where it is carried out (`in_worker`), here it is recorded."""
 
-    def __init__(self, inner: Launcher) -> None:
-        self.inner = inner
+    def __init__(self, launcher: DictConfig) -> None:
+        self.launcher = launcher
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
-        self.inner.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        inner = copy.deepcopy(config)
+        with read_write(inner), open_dict(inner):
+            inner.hydra.launcher = self.launcher
+        self.inner = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=inner
+        )
 
     def carry_out(self, batch: Sequence[Job], sweep: Sweep) -> None:
         def stop(signum: int, frame: Any) -> None:

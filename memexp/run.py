@@ -35,7 +35,7 @@ from memexp.stages.handed import Run, set_random_state
 from memexp.training import board, checkpoint, distribution, recipe
 from memexp.training.checkpoint import CheckpointError
 from memexp.training.console import spoken
-from memexp.training.distribution import World
+from memexp.training.distribution import ProcessLost, World
 from memexp.training.loop import NotFinite
 from memexp.training.precision import Precision
 from memexp.training.signals import Interrupted, StopRequest
@@ -50,6 +50,7 @@ EXPLAINED: tuple[type[Exception], ...] = (
     RunDirectoryError,
     NotFinite,
     Interrupted,
+    ProcessLost,
 )
 EXPLAINED += (ChannelError, CheckFailed, FusingError, ExportError)
 STATUS = {Interrupted: "interrupted", NotFinite: "nan", torch.OutOfMemoryError: "oom", MemoryError: "oom"}
@@ -136,7 +137,13 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
                     _open_record(directory, world, cfg, results, order)
                 _stages(current, keys)
             results["status"] = "done"
-        except BaseException as error:
+        except BaseException as raised:
+            error = raised
+            if distribution.lost(raised, world):
+                error = ProcessLost(
+                    f"another of the {world.size} processes of this run has ended or cannot be reached; its own messages say "
+                    f"why. Start all of them again with `torchrun ... -m memexp resume {directory.path}`"
+                )
             results["status"] = _status(error)
             results["error"] = str(error) or type(error).__name__
             if results["status"] == "oom" and world.is_main:
@@ -146,6 +153,9 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
             if not isinstance(error, EXPLAINED):
                 log.debug("%s", traceback.format_exc())
                 error.add_note(f"the traceback is in {directory.path / 'train.log'}")
+            if error is not raised:
+                log.debug("%s", traceback.format_exc())
+                raise error from raised
             raise
         finally:
             results["time"]["wall"] += time.perf_counter() - started
@@ -443,8 +453,10 @@ def _status(error: BaseException) -> str:
     for kind, status in STATUS.items():
         if isinstance(error, kind):
             return status
-    # the CPU allocator has no exception type of its own
-    return "oom" if isinstance(error, RuntimeError) and "can't allocate memory" in str(error) else "failed"
+    # the CPU's allocators have no exception type of their own
+    words = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")
+    told = isinstance(error, RuntimeError | OSError) and any(word in str(error) for word in words)
+    return "oom" if told else "failed"
 
 
 def _seed(cfg: DictConfig) -> None:

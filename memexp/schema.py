@@ -109,6 +109,15 @@ def _words(hint: Any) -> str:
     return {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}.get(hint, "null")
 
 
+def choices(kind: type, name: str) -> list[str]:
+    """The values of a field, where they are words that can be listed: of a Literal, or true and false."""
+    hint = typing.get_type_hints(kind, include_extras=True).get(name)
+    if hint is bool:
+        return ["true", "false"]
+    parts = [part for part in (hint, *typing.get_args(hint)) if typing.get_origin(part) is Literal]
+    return [str(option) for part in parts for option in typing.get_args(part)]
+
+
 def _near(value: Any, hint: Any) -> str:
     options = [option for part in (hint, *typing.get_args(hint)) for option in typing.get_args(part)]
     return nearest(value, [option for option in options if isinstance(option, str)]) if isinstance(value, str) else ""

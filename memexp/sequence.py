@@ -27,6 +27,12 @@ def keys(cfg: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def study_of(cfg: Mapping[str, Any]) -> Any:
+    """What an experiment measures without a training run, if it does."""
+    case = cfg.get("case")
+    return case.get("study") if isinstance(case, Mapping) else None
+
+
 def stage_of(key: str) -> str:
     """The stage of a key: `tune` of tune-2."""
     return key.rpartition("-")[0] if key.rpartition("-")[2].isdecimal() else key
@@ -53,7 +59,7 @@ def problems(cfg: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _derived(cfg: Mapping[str, Any]) -> list[str]:
-    if (cfg.get("case") or {}).get("study"):
+    if study_of(cfg) is not None:
         return ["study"]
     prune, deploy = cfg.get("prune"), cfg.get("deploy")
     names = ["train"]

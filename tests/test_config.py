@@ -139,3 +139,52 @@ def test_a_sweep_passes_while_one_job_is_valid():
 def test_the_hash_follows_values_not_spelling():
     assert config_hash(compose(["seed=0"])) == config_hash(compose())
     assert config_hash(compose(["seed=1"])) != config_hash(compose())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["case=5"], "case: 5 is not allowed"),
+        (["model=resnet,revnet"], "model: 'resnet,revnet' is several values; -m sweeps over them"),
+        (["seed=range(3)"], "seed: 'range(3)' is several values"),
+        (["="], "'=' is not an override (key=value)"),
+        (["max_steps=3", "schedule.warmup=4"], "schedule.warmup: 4 steps are more than max_steps=3"),
+        (["tune.max_steps=3", "tune.warmup=4"], "tune.warmup: 4 steps are more than tune.max_steps=3"),
+        ([f"name={'n' * 300}"], "is longer than the 255 bytes"),
+        ([f"name=a/{'é' * 200}"], "is longer than the 255 bytes"),
+        (["name='a\tb'"], r"name: 'a\tb' is not allowed"),
+    ],
+)
+def test_one_true_message(overrides, message):
+    (problem,) = problems(*overrides)
+    assert message in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("_target_: a.b\nwidth: [1\nmore: 2\n", "mine.yaml, line 3: no YAML: "),
+        ("a: 1\n b: 2\n", "mine.yaml, line 2: no YAML: "),
+        ("defaults: [other]\n_target_: a.b\n", "the defaults lists of the configs lead in a circle"),
+        ("- 1\n", "model/mine"),
+        ("a: ${\n", "mine"),
+    ],
+)
+def test_a_users_yaml_that_is_broken_is_named_with_the_line(tmp_path, text, message):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/mine.yaml").write_text(text)
+    (tmp_path / "model/other.yaml").write_text("defaults: [mine]\n")
+    found = problems("model=mine", config_dirs=[tmp_path])
+    assert len(found) == 1
+    assert message in found[0]
+
+
+def test_b9_a_users_directory_is_known_to_validation(tmp_path):
+    (tmp_path / "optimizer").mkdir()
+    (tmp_path / "optimizer/mine.yaml").write_text("_target_: some.where.Optimizer\nlr: 1\n")
+    assert problems("optimizer=mine", "optimizer.lrr=3", config_dirs=[tmp_path]) == [
+        "optimizer.lrr: unknown key (from 'optimizer.lrr=3'). Did you mean 'optimizer.lr'?"
+    ]
+    (text,) = problems("optimizer=mien", config_dirs=[tmp_path])
+    assert "mine" in text
+    assert "Did you mean 'mine'?" in text

@@ -32,7 +32,7 @@ LINES = [
     ["stages"],
     ["run"],
     ["saved"],
-    ["hydra_app", "launcher", "sweeper", "jobs"],
+    ["hydra_app", "launcher", "sweeper", "jobs", "completion"],
     ["cli", "plugins"],
     ["__init__", "__main__"],
 ]

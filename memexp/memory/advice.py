@@ -1,6 +1,7 @@
 """What a run that ran out of memory is told: what it was estimated to take, and the settings that would fit."""
 
 import os
+import resource
 
 import torch
 from omegaconf import DictConfig
@@ -18,10 +19,11 @@ def after_out_of_memory(cfg: DictConfig, device: torch.device) -> str:
     peak = trace(cfg).report.peak
     head = f"estimate: {shown_bytes(peak)} at the peak, of {shown_bytes(limit)} ({source})"
     if peak <= limit:
-        return (
-            f"{head}\nthat should fit: other processes, scratch space inside kernels or a fragmented allocator took the "
-            "rest; on CUDA try PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
-        )
+        rest = "scratch space inside kernels or a fragmented allocator took the rest"
+        more = "; try PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True" if device.type == "cuda" else ""
+        if device.type == "cpu":
+            rest = "the program and its libraries (about 1 GB of addresses) or scratch space took the rest"
+        return f"{head}\nthat should fit: other processes, {rest}{more}"
     try:
         found = answer(cfg, limit)
     except ConfigError as error:
@@ -42,8 +44,10 @@ def after_out_of_memory(cfg: DictConfig, device: torch.device) -> str:
 
 
 def capacity(device: torch.device) -> int:
-    """Bytes of memory of a device; of the CPU, those of the machine."""
+    """Bytes of memory of a device; of the CPU, those of the machine, or what this process may have of them (`ulimit -v`)."""
     if device.type == "cpu":
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
+        return machine if allowed == resource.RLIM_INFINITY else min(machine, allowed)
     _, total = torch.accelerator.get_memory_info(device) if hasattr(torch.accelerator, "get_memory_info") else (0, 0)
     return int(total or torch.get_device_module(device).get_device_properties(device).total_memory)

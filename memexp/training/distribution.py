@@ -61,6 +61,25 @@ def start(world: World) -> None:
         dist.init_process_group(f"cpu:gloo{more}" if more else "gloo")
 
 
+class ProcessLost(Exception):
+    """Another process of the run has ended, or cannot be reached."""
+
+
+def lost(error: BaseException, world: World) -> bool:
+    """Whether that is what `error` says, in the words of gloo or NCCL."""
+    words = (
+        "closed by peer",
+        "reset by peer",
+        "Broken pipe",
+        "remote process exited",
+        "Socket Timeout",
+        "Timed out waiting",
+    )
+    if world.size == 1 or not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, dist.DistBackendError | dist.DistNetworkError) or any(word in str(error) for word in words)
+
+
 def stop() -> None:
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
