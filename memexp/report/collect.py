@@ -1,6 +1,7 @@
 """Finds runs on disk and groups those that differ by seed only."""
 
 import json
+import re
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
@@ -178,7 +179,7 @@ def find(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     runs: dict[Path, Run] = {}
     notes: list[str] = []
     for path in paths:
-        files = [path] if path.is_file() else sorted(path.rglob("results.json"))
+        files = [path] if path.is_file() else sorted(path.rglob("results.json"), key=_natural)
         if not files:
             missing = "no results.json there" if path.exists() else "there is no such path"
             notes.append(visible(f"{path}: {missing}"))
@@ -194,6 +195,12 @@ def find(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
             else:
                 runs.setdefault(file.resolve(), Run(file.parent, all_visible(results)))
     return list(runs.values()), list(dict.fromkeys(notes))
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Order in which depth=32 stands before depth=110."""
+    parts = re.split(r"(\d+)", str(path))
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in parts]
 
 
 def group(runs: Sequence[Run]) -> list[Group]:
