@@ -181,6 +181,9 @@ def _sorted_out(loader: ConfigLoader, overrides: list[str]) -> tuple[list[str], 
             problems.append(f"'{text}' is not an override (key=value): {_one_line(error)}")
             continue
         group = override.key_or_group
+        if not group:
+            problems.append(f"'{text}' is not an override (key=value): it names no key.")
+            continue
         if override.is_sweep_override():
             told = text.partition("=")[2]
             problems.append(f"{group}: {told!r} is several values; -m sweeps over them, and [{told}] would be a list.")
@@ -312,4 +315,4 @@ def _one_line(error: Exception) -> str:
         return f"{mark.name}, line {mark.line + 1}: no YAML: {error.problem}"
     text = " ".join(line.strip() for line in str(error).splitlines() if line.strip() and "full_key" not in line)
     key = getattr(error, "full_key", None)
-    return f"{key}: {text}" if key and key not in text else text
+    return f"{key}: {text}" if key and key not in text else text or type(error).__name__

@@ -37,7 +37,7 @@ KEYS = {
     "optimizer.lookahead": ["3", "null"],
     "schedule": ["cosin", "null", "5"],
     "schedule.warmup": ["-1", "inf", "x", "null"],
-    "model": ["revnte", "null", "3", "linear", "[resnet]", "''"],
+    "model": ["revnte", "null", "3", "linear", "[nowhere]", "''"],
     "model.depth": ["33", "0", "-2", "x", "null", "1e9"],
     "backprop": ["storde", "adjoint", "null"],
     "dataset": ["digit", "null", "cifar"],

@@ -151,7 +151,7 @@ def test_the_hash_follows_values_not_spelling():
         (["max_steps=3", "schedule.warmup=4"], "schedule.warmup: 4 steps are more than max_steps=3"),
         (["tune.max_steps=3", "tune.warmup=4"], "tune.warmup: 4 steps are more than tune.max_steps=3"),
         ([f"name={'n' * 300}"], "is longer than the 255 bytes"),
-        ([f"name=a/{'é' * 200}"], "is longer than the 255 bytes"),
+        ([f"name='a/{'é' * 200}'"], "is longer than the 255 bytes"),
         (["name='a\tb'"], r"name: 'a\tb' is not allowed"),
     ],
 )
@@ -166,8 +166,6 @@ def test_one_true_message(overrides, message):
         ("_target_: a.b\nwidth: [1\nmore: 2\n", "mine.yaml, line 3: no YAML: "),
         ("a: 1\n b: 2\n", "mine.yaml, line 2: no YAML: "),
         ("defaults: [other]\n_target_: a.b\n", "the defaults lists of the configs lead in a circle"),
-        ("- 1\n", "model/mine"),
-        ("a: ${\n", "mine"),
     ],
 )
 def test_a_users_yaml_that_is_broken_is_named_with_the_line(tmp_path, text, message):
