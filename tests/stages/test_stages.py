@@ -151,6 +151,7 @@ def test_a_run_is_exported(tmp_path, name, capsys):
             "prune.rounds: 2, but stages has 1 prune",
         ),
         (["stages=[deploy]"], "deploy needs to know how; set deploy=OPTION"),
+        (["stages=[train,discretise]"], "discretise needs to know the sizes"),
         (["discretise.sizes=[0.5]"], "is not integral; use model=inn"),
         (["discretise.sizes=[0]", "model=inn"], "discretise.sizes"),
         (["deploy=fuse", "deploy.merge=most"], "deploy.merge: 'most' is not allowed"),
