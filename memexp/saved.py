@@ -123,9 +123,9 @@ def export(
         "resize_size": cfg.dataset.get("resize_size"),
     }
     target = path / "network" if output is None else output
-    return fusing.export(
-        network, images[:8], target, classes=list(run.splits.classes), preprocessing=preprocessing, merge=merge
-    )
+    known = (read_json(path / "results.json") or {}).get("classes")  # its own, whatever data it is checked on
+    classes = list(run.splits.classes if known is None else known)
+    return fusing.export(network, images[:8], target, classes=classes, preprocessing=preprocessing, merge=merge)
 
 
 @contextmanager
