@@ -57,10 +57,18 @@ def compose(
     """
     problems, cfg = _try_compose(list(overrides), config_name, config_dirs)
     if cfg is not None:
-        problems += _problems(cfg)
+        problems += [*_problems(cfg), *_missing_start(cfg)]
     if problems or cfg is None:
         raise ConfigError(problems)
     return cfg
+
+
+def _missing_start(cfg: DictConfig) -> list[str]:
+    """Of a new run alone: one that is on disk has its own checkpoints, wherever that run has gone since."""
+    start = OmegaConf.select(cfg, "init_from")
+    if not isinstance(start, str) or (Path(start) / "results.json").is_file():
+        return []
+    return [f"init_from: there is no run in {start!r}; name a run directory, which has a results.json."]
 
 
 def compose_unchecked(

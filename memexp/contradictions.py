@@ -139,9 +139,6 @@ def _warm_up(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
 def _stages(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
     if cfg.get("stages") is None or isinstance(cfg["stages"], list):
         yield from sequence.problems(cfg)
-    start = cfg.get("init_from")
-    if isinstance(start, str) and not (Path(start) / "results.json").is_file():
-        yield f"init_from: there is no run in {start!r}; name a run directory, which has a results.json."
 
 
 def _prune(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:

@@ -258,7 +258,7 @@ def summary(results: dict[str, Any], directory: Path) -> str:
     if accuracy := results.get("accuracy"):
         lines.append(
             f"accuracy           top-1 {accuracy['top1']:.2f} %, top-5 {accuracy['top5']:.2f} % "
-            f"on {accuracy['images']} test images"
+            f"on {accuracy['images']} {accuracy.get('split', 'test')} images"
         )
     if (memory := results.get("memory")) and memory.get("peak"):
         lines.append(

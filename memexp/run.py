@@ -53,6 +53,7 @@ EXPLAINED: tuple[type[Exception], ...] = (
     ProcessLost,
 )
 EXPLAINED += (ChannelError, CheckFailed, FusingError, ExportError)
+TRAINING = ("train", "tune")  # stages
 STATUS = {Interrupted: "interrupted", NotFinite: "nan", torch.OutOfMemoryError: "oom", MemoryError: "oom"}
 
 
@@ -120,7 +121,7 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
             results["time"]["wall"] = ((before or {}).get("time") or {}).get("wall") or 0.0
             results["strategy"] = (before or {}).get("strategy") or {}
         elif world.is_main:
-            _make_room(directory, before, cfg.overwrite)
+            _make_room(directory, before, cfg.overwrite, cfg.init_from)
         try:
             if order["start"] is None:
                 _open_record(directory, world, cfg, results, order)
@@ -189,9 +190,13 @@ def _close_board(directory: RunDirectory, results: dict[str, Any], current: Run 
         shown.close()
 
 
-def _make_room(directory: RunDirectory, before: dict[str, Any] | None, overwrite: bool) -> None:
+def _make_room(directory: RunDirectory, before: dict[str, Any] | None, overwrite: bool, start: str | None) -> None:
     """A new run takes the directory. Raises RunDirectoryError rather than throw away what has been trained there unasked."""
     status = None if before is None else before.get("status")
+    if start is not None and Path(start).resolve() == directory.path.resolve():
+        raise RunDirectoryError(
+            f"init_from: {directory.path} is this run's own directory; choose another for the new run."
+        )
     if status == "done" and not overwrite:
         raise RunDirectoryError(
             f"{directory.path} already holds a finished run; choose another directory, or throw it away with overwrite=true."
@@ -280,7 +285,7 @@ def _network(
         return build.from_checkpoint(cfg, state, path, deployed), state["edits"]
     if cfg.init_from is None:
         return build.network(cfg), []
-    _, network, initial = build.from_run(Path(cfg.init_from), trusted=targets(cfg))
+    source, _, initial = build.from_run(Path(cfg.init_from), trusted=targets(cfg))
     classes, _ = data.describe(cfg.dataset)
     if initial["classes"] is not None and len(initial["classes"]) != classes:
         raise ConfigError(
@@ -289,7 +294,24 @@ def _network(
                 f"{name_of(cfg.dataset)} has {classes}; choose those that it knows, in its order, with dataset.classes"
             ]
         )
-    return network, initial["edits"]
+    # as this run's own configuration has it, so that its checkpoints are of what it says, and its strategy is its own
+    if differing := _differing(build.without_files(source).model, build.without_files(cfg).model):
+        raise ConfigError(
+            [
+                f"init_from: {cfg.init_from} is of another network than this run's ({key}={old}, not {new}); give this run the "
+                "model settings of that one"
+                for key, old, new in differing
+            ]
+        )
+    return build.from_checkpoint(cfg, initial | {"classes": None}, Path(cfg.init_from)), initial["edits"]
+
+
+def _differing(source: DictConfig, own: DictConfig) -> list[tuple[str, Any, Any]]:
+    return [
+        (f"model.{key}", source.get(key), own.get(key))
+        for key in map(str, {**source, **own})
+        if source.get(key) != own.get(key)
+    ]
 
 
 def _same_data(state: dict[str, Any], splits: data.Splits, path: Path) -> None:
@@ -361,6 +383,11 @@ def _stages(current: Run, keys: Sequence[str]) -> None:
     results["numbers"] = Precision(cfg.precision.name, current.device).record()
     _describe(current)
     if current.world.is_main:
+        results["memory"] = {"estimate": _estimate(current)}
+    described = estimated = len(current.edits)
+    if _remember(current):
+        estimated = -1
+    if current.world.is_main:
         current.board = board.opened(current.directory.path, results, current.steps_before + _steps(current.unfinished))
     done = {figures["key"] for figures in current.finished}
     for key in keys:
@@ -371,27 +398,43 @@ def _stages(current: Run, keys: Sequence[str]) -> None:
         current.key = key
         if len(keys) > 2:
             log.info("stage %s", key)
+        if len(current.edits) > estimated and sequence.stage_of(key) in TRAINING and current.world.is_main:
+            results["memory"] = {"estimate": _estimate(current)}  # of the network that is trained now
+            estimated = len(current.edits)
         before = time.perf_counter()
         stages.carry_out(current)
         results["time"]["stages"].setdefault(key, time.perf_counter() - before)
+        if len(current.edits) > described:
+            _describe(current)
+            described = len(current.edits)
         if current.world.is_main:
             current.directory.write_results(results)
     if current.finished:
         results["before"] = current.finished[0]
-        results["accuracy"] = results["accuracy"] or current.finished[-1].get("accuracy")
+        results["accuracy"] = current.finished[-1].get("accuracy") or results["accuracy"]
 
 
 def _steps(training: dict[str, Any] | None) -> int:
     return int(training["progress"]["step"]) if training is not None else 0
 
 
+def _remember(current: Run) -> bool:
+    """What the stages before a resumed one have measured, into the results of the whole; whether one of them has trained."""
+    results = current.results
+    results["steps"], results["epochs"] = current.steps_before, current.epochs_before
+    for figures in current.finished:
+        results["time"]["stages"][figures["key"]] = figures.get("seconds")
+        if "memory" in figures:  # of the last stage that has trained, as in a run that was never stopped
+            results["memory"] = dict(figures["memory"])
+            results["time"] |= figures["time"]
+    return any("memory" in figures for figures in current.finished)
+
+
 def _describe(current: Run) -> None:
-    """What is known of the network before it is trained."""
+    """What is known of the network as it stands."""
     results = current.results
     results["parameters"] = sum(p.numel() for p in current.network.parameters())
     results["macs"] = macs_per_image(current.network, current.splits.shape)
-    if current.world.is_main:
-        results["memory"] = {"estimate": _estimate(current)}
     log.info(
         "model: %s, %s parameters, backprop %s", results["model"], f"{results['parameters']:,}", results["backprop"]
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from memexp.record import RunDirectory, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from memexp.stages import Run
 
 log = logging.getLogger("memexp")
 # What may change when a run goes on: how long, what is written down, where it is computed and where its data lie.
@@ -56,7 +59,7 @@ def resume(path: Path, overrides: Sequence[str] = (), own: Own = Own()) -> dict[
     from memexp.run import run
 
     every = [str(text) for text in results.get("overrides") or []] + list(overrides)
-    return run(cfg, path, every, start=_start(path, longer))
+    return run(cfg, path, every, start=_start(path, cfg))
 
 
 def evaluate(
@@ -65,9 +68,9 @@ def evaluate(
     """Accuracy of a run's checkpoint on a split; `overrides` may name other data. Nothing in the run is changed."""
     cfg = recorded.of_run(path, overrides, own.targets(path), own.config_dirs)
     from memexp.run import prepare
-    from memexp.stages.train import trainer_for
     from memexp.training import evaluation
     from memexp.training.distribution import World
+    from memexp.training.precision import Precision
     from memexp.training.signals import StopRequest
 
     file = path / "checkpoints" / f"{name}.pt"
@@ -77,13 +80,10 @@ def evaluate(
     with StopRequest() as stop:
         run = prepare(cfg, _ReadOnly(path), World(), stop, start=name, to_train=False)
         batches = run.splits.named(split)
-        trainer = trainer_for(run, cfg)
-        if run.unfinished is not None:
-            trainer.load(run.unfinished, file)
-        # what a stage has left to be deployed is evaluated as it is, what is still being trained as its own evaluations do it
-        with trainer.deployed() if run.unfinished is not None else nullcontext(run.network) as model:
+        precision = Precision(cfg.precision.name, run.device)
+        with _deployed(run, file) as model:
             known = _in_order_of(model, read_json(path / "results.json") or {}, run.splits.classes)
-            result = evaluation.evaluate(known, batches, trainer.precision, run.world, stop.check)
+            result = evaluation.evaluate(known, batches, precision, run.world, stop.check)
     return {**result.as_dict(), "split": split, "images": result.images, "checkpoint": str(file)}
 
 
@@ -110,8 +110,9 @@ def export(
     cfg.device = "cpu"
     with StopRequest() as stop:
         run = prepare(cfg, _ReadOnly(path), World(), stop, start=name, to_train=False)
-    images, _ = next(iter(run.splits.test.epoch(0)))
-    network = run.network.eval()
+        images, _ = next(iter(run.splits.test.epoch(0)))
+        with _deployed(run, path / "checkpoints" / f"{name}.pt") as model:
+            network = copy.deepcopy(model).eval()
     if isinstance(network, IntegralNetwork):  # as the plain network of its size of evaluation
         network = network.discretize().eval()
     preprocessing = {
@@ -122,9 +123,27 @@ def export(
         "resize_size": cfg.dataset.get("resize_size"),
     }
     target = path / "network" if output is None else output
-    return fusing.export(
-        network, images[:8], target, classes=list(run.splits.classes), preprocessing=preprocessing, merge=merge
-    )
+    known = (read_json(path / "results.json") or {}).get("classes")  # its own, whatever data it is checked on
+    classes = list(run.splits.classes if known is None else known)
+    return fusing.export(network, images[:8], target, classes=classes, preprocessing=preprocessing, merge=merge)
+
+
+@contextmanager
+def _deployed(run: Run, file: Path) -> Iterator[nn.Module]:
+    """The network that `file` holds as it would be deployed: what a stage has left as it is, and what is still being trained
+    as the evaluations of its own stage take it.
+    """
+    if run.unfinished is None:
+        yield run.network
+        return
+    from memexp.sequence import stage_of
+    from memexp.stages import tune
+    from memexp.stages.train import trainer_for
+
+    trainer = trainer_for(run, tune.recipe(run.cfg) if stage_of(run.key) == "tune" else run.cfg)
+    trainer.load(run.unfinished, file)
+    with trainer.deployed() as model:
+        yield model
 
 
 def _in_order_of(model: nn.Module, results: dict[str, Any], classes: Sequence[str]) -> nn.Module:
@@ -200,13 +219,21 @@ def _leaves(node: Any, prefix: str) -> list[tuple[str, Any]]:
     return [leaf for key, value in node.items() for leaf in _leaves(value, f"{prefix}.{key}" if prefix else str(key))]
 
 
-def _start(path: Path, longer: set[str]) -> str:
-    """The checkpoint to go on from: where the run stands, or the end of the first stage that is made longer and has one."""
+def _start(path: Path, cfg: DictConfig) -> str:
+    """The checkpoint to go on from: where the run stands, or the end of the first stage that is made longer and has one.
+
+    Longer than the checkpoint has it, as results.json may ask for more since a start that did not come to save anything.
+    """
     from memexp.sequence import stage_of
     from memexp.training import checkpoint
 
     last = path / "checkpoints" / "last.pt"
-    if not longer or not last.exists():
+    if not last.exists():
         return "last"
-    done = [str(figures["key"]) for figures in checkpoint.load_last(last, to_train=True)[1]["stages"]]
+    _, state = checkpoint.load_last(last, to_train=True)
+    if state["config"] is None:  # of schema 1, which had no stages
+        return "last"
+    then = dict(_leaves(state["config"], ""))
+    longer = {stage for key, stage in LONGER.items() if key in then and then[key] != OmegaConf.select(cfg, key)}
+    done = [str(figures["key"]) for figures in state["stages"]]
     return next((key for key in done if stage_of(key) in longer), "last")

@@ -53,6 +53,11 @@ def problems(cfg: Mapping[str, Any]) -> Iterator[str]:
     for stage in ("prune", "deploy"):
         if stage in names and cfg.get(stage) is None:
             yield f"stages: {stage} needs to know how; set {stage}=OPTION."
+    if "discretise" in names and not (cfg.get("discretise") or {}).get("sizes"):
+        yield "stages: discretise needs to know the sizes; set discretise.sizes, such as [1,0.6]."
+    rounds = (cfg.get("prune") or {}).get("rounds")
+    if isinstance(rounds, int) and rounds > 1 and list(names).count("prune") not in (0, rounds):
+        yield f"prune.rounds: {rounds}, but stages has {list(names).count('prune')} prune; name it once for each round."
     first = names[0] if names else None
     if first in NEEDS_TRAINED and cfg.get("init_from") is None:
         yield f"stages: {first} comes first, but it needs a trained network; put train before it, or set init_from=RUN."

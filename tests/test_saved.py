@@ -316,6 +316,46 @@ def test_a_start_from_a_runs_network_takes_its_weights(run, tmp_path):
     assert results["accuracy"] == json.loads((run / "results.json").read_text())["accuracy"]
 
 
+def test_an_extension_that_was_killed_before_it_had_saved_anything_is_not_forgotten(run):
+    longer = json.loads((run / "results.json").read_text())["config"] | {"epochs": 3}
+    edit(
+        run / "results.json", config=longer, status="running"
+    )  # as `resume RUN epochs=3` leaves it when killed at once
+    assert saved.resume(run)["epochs"] == 3
+
+
+def test_what_was_measured_before_a_kill_stays_in_the_record(run):
+    before = json.loads((run / "results.json").read_text())
+    state = torch.load(run / "checkpoints/train.pt", weights_only=True) | {"training": None}
+    del state["checksums"]
+    torch.save(state, run / "checkpoints/last.pt")  # as if it had been killed right behind its training
+    edit(run / "results.json", status="running")
+    after = saved.resume(run)
+    for key in ("steps", "epochs", "parameters", "macs", "accuracy", "memory"):
+        assert after[key] == before[key], key
+    assert after["time"]["step_median"] == before["time"]["step_median"]
+    assert after["time"]["stages"]["train"] == before["time"]["stages"]["train"]
+
+
+def test_a_run_outlives_the_one_that_it_started_from(run, tmp_path):
+    given = [*TINY, "stages=[evaluate]", f"init_from='{run}'", "backprop=checkpointed"]
+    results = memexp.run(memexp.compose(given), tmp_path / "again")
+    run.rename(tmp_path / "elsewhere")
+    assert saved.evaluate(tmp_path / "again")["top1"] == results["accuracy"]["top1"]
+
+
+def test_a_start_from_another_network_is_refused_and_the_strategy_is_the_runs_own(run):
+    from memexp.backprop import Chain
+    from memexp.run import _network
+
+    cfg = memexp.compose([*TINY, f"init_from='{run}'", "backprop=checkpointed"])
+    network, _ = _network(cfg, run, None, True)
+    assert [module.backprop for module in network.modules() if isinstance(module, Chain)] == ["checkpointed"]
+    cfg = memexp.compose(["model=revnet", "dataset=digits", "device=cpu", f"init_from='{run}'"])
+    with pytest.raises(ConfigError, match=r"model\.name=resnet, not revnet"):
+        _network(cfg, run, None, True)
+
+
 @pytest.mark.parametrize(
     ("stages", "message"),
     [

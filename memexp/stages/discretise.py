@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from memexp.config import ConfigError
 from memexp.fusing.measure import costs
 from memexp.integral import IntegralNetwork
 from memexp.stages.handed import Run
@@ -21,7 +22,8 @@ def carry_out(run: Run) -> dict[str, Any]:
     """The run goes on with the integral network itself, but for `discretise.keep`, the size that it is left at."""
     started, asked = time.perf_counter(), run.cfg.discretise
     network = run.network
-    assert isinstance(network, IntegralNetwork)
+    if not isinstance(network, IntegralNetwork):
+        raise ConfigError(["stages: discretise needs an integral network, and this one has been made plain before."])
     network.eval()
     images = next(iter(run.splits.test.epoch(0)))[0]
     sizes = []

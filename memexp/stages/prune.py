@@ -1,8 +1,9 @@
 """Pruning: channels of the network as it stands are scored, removed and checked, or single weights set to zero."""
 
+import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -31,8 +32,9 @@ def carry_out(run: Run) -> dict[str, Any]:
     arguments: dict[str, Any] = {"data": data, "loss_fn": loss_fn, "options": _options(run)}
     run.network.eval()
     if prune.unstructured:
+        ratio, scope = _masked_share(run)
         masked, _, record = mask_weights(
-            run.network, criterion=prune.name, ratio=prune.ratio, scope=prune.scope, seed=cfg.seed, **arguments
+            run.network, criterion=prune.name, ratio=ratio, scope=scope, floor=prune.floor, seed=cfg.seed, **arguments
         )
         run.network.load_state_dict(masked.state_dict())
         distribution.same_weights(run.network, run.world)
@@ -104,6 +106,20 @@ def _of_round(run: Run) -> Settings:
         for stage in done:
             left *= stage["prune"][name]["after"] / stage["prune"][name]["before"]
     return settings.of_round(rounds, left, len(done) + 1)
+
+
+def _masked_share(run: Run) -> tuple[float | None, Any]:
+    """The share of all weights that is zero after this round, those of the rounds before included; and the scope."""
+    settings = _of_round(run)
+    rounds = int(run.cfg.prune.rounds)
+    number = min(rounds, 1 + sum(stage_of(str(stage["key"])) == "prune" for stage in run.finished))
+
+    def so_far(part: float) -> float:
+        return 1 - (1 - part) ** (number if rounds > 1 else 1)
+
+    ratio = None if settings.ratio is None else so_far(settings.ratio)
+    scope = settings.scope
+    return ratio, {k: so_far(v) for k, v in scope.items()} if isinstance(scope, Mapping) else scope
 
 
 def _options(run: Run) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:
         "epochs": trainer.epochs,
         "precise_batchnorm": trainer.precise,
         "parameters": sum(p.numel() for p in run.network.parameters()),
-        "memory": run.meter.results(),
+        "memory": dict(run.results["memory"]),
         "time": trainer.timing(),
     }
     run.finish(figures, training)

@@ -26,6 +26,7 @@ def same_network(path: Path) -> None:
     """What evaluate reads from the run is what the record says of it, and nothing in the file is needed beside plain data."""
     results = json.loads((path / "results.json").read_text())
     assert saved.evaluate(path)["top1"] == results["accuracy"]["top1"]
+    assert results["parameters"] == results["stages"][-2]["parameters"]  # as its accuracy, of the network that is left
     _, network, state = build.from_run(path)
     assert sum(p.numel() for p in network.parameters()) == results["stages"][-2]["parameters"]
     assert state["edits"] == torch.load(path / "checkpoints/last.pt", weights_only=True)["edits"]
@@ -72,6 +73,13 @@ def test_single_weights_that_are_zero_stay_zero_while_tuning(tmp_path):
     zeros = sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
     assert zeros == pytest.approx(0.9, abs=0.01)
     assert results["stages"][1]["parameters"] == results["parameters"]  # no tensor is smaller
+
+
+def test_single_weights_go_round_by_round(tmp_path):
+    prune = ["prune=l1_norm", "prune.ratio=0.9", "prune.unstructured=true", "prune.rounds=2"]
+    results = run(tmp_path, *RESNET, *DATA, "max_steps=1", *prune)
+    gone = [stage["prune"]["sparsity"]["masked"] for stage in results["stages"] if "prune" in stage]
+    assert gone == pytest.approx([1 - 0.1**0.5, 0.9], abs=0.01)
 
 
 def test_a_pruned_run_is_gone_on_with_at_every_boundary(tmp_path):
@@ -138,7 +146,12 @@ def test_a_run_is_exported(tmp_path, name, capsys):
         (["prune=fpgm", "prune.ratio=0.5", "prune.unstructured=true"], "fpgm scores filters"),
         (["prune=l1_nrm", "prune.ratio=0.5"], "Did you mean 'l1_norm'?"),
         (["stages=[train,prune]"], "prune needs to know how; set prune=OPTION"),
+        (
+            ["stages=[train,prune,tune]", "prune=l1_norm", "prune.ratio=0.5", "prune.rounds=2"],
+            "prune.rounds: 2, but stages has 1 prune",
+        ),
         (["stages=[deploy]"], "deploy needs to know how; set deploy=OPTION"),
+        (["stages=[train,discretise]"], "discretise needs to know the sizes"),
         (["discretise.sizes=[0.5]"], "is not integral; use model=inn"),
         (["discretise.sizes=[0]", "model=inn"], "discretise.sizes"),
         (["deploy=fuse", "deploy.merge=most"], "deploy.merge: 'most' is not allowed"),
