@@ -1,6 +1,5 @@
 """Pruning: channels of the network as it stands are scored, removed and checked, or single weights set to zero."""
 
-import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
