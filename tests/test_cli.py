@@ -124,7 +124,7 @@ def test_a_sweep_goes_on_past_a_failing_job_and_runs_only_that_one_again():
     assert out.count("done before") == 2
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert "2 failed" in out
-    assert (Path("outputs/s") / "report.md").is_file()
+    assert list(Path("outputs/s").glob("sweep-*/report.md"))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step():

@@ -83,11 +83,10 @@ def _removed(run: Run, arguments: dict[str, Any], data: Sequence[tuple[Tensor, T
     if others:
         figures["draws"] = [run.watched(other.network) | {"seed": cfg.seed + n} for n, other in enumerate(others, 1)]
     if run.world.is_main:
-        from memexp.report import scores  # matplotlib takes its time to import
+        from memexp.report import files, scores  # matplotlib takes its time to import
 
-        scores.draw(first.groups, f"{prune.name}, {run.key}").savefig(
-            run.directory.plots / f"{run.key}-scores.png", dpi=120
-        )
+        picture = scores.draw(first.groups, f"{prune.name}, {run.key}")
+        files.save(picture, run.directory.plots, f"{run.key}-scores")
     return figures
 
 
