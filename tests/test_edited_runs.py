@@ -64,8 +64,9 @@ def test_it_is_evaluated_and_estimated_without_data(edited):
 
 def test_it_is_the_start_of_another_run(edited, tmp_path):
     path, network = edited
-    named = json.loads((path / "results.json").read_text())["model"]
-    overrides = [f"model={named}", *DATA, f"init_from='{path}'", "stages=[evaluate]"]
+    record = json.loads((path / "results.json").read_text())
+    depth = [f"model.depth={record['config']['model']['depth']}"] if "depth" in record["config"]["model"] else []
+    overrides = [f"model={record['model']}", *depth, *DATA, f"init_from='{path}'", "stages=[evaluate]"]
     results = memexp.run(memexp.compose(overrides), tmp_path / "another")
     assert results["parameters"] == sum(p.numel() for p in network.parameters())
     assert results["accuracy"]["top1"] == saved.evaluate(path)["top1"]

@@ -50,7 +50,7 @@ class Training:
         self.model = network(cfg, self._classes, self._shape, edits)
         try:
             self._recipe = recipe.make(
-                OmegaConf.merge(cfg, {"ema": 0.0}),  # type: ignore[arg-type]
+                OmegaConf.merge(cfg, {"ema": 0.0, "mixup": 0.0, "cutmix": 0.0}),  # type: ignore[arg-type]
                 self.model,
                 torch.device("cpu"),
                 self._classes,

@@ -74,6 +74,7 @@ def test_the_plot_joins_the_budgets_and_the_ends():
     assert lines["straight line between the ends"] == [[1, 400], [3, 200]]
 
 
+@pytest.mark.long
 def test_the_command_measures_a_budget_and_writes_its_findings(tmp_path, capsys):
     arguments = ["bench", *REVNET, "device=cpu", "--strategies", "reversible", "--budgets", "1", "--steps", "2"]
     assert main([*arguments, "--output", str(tmp_path / "found")]) == 0

@@ -8,8 +8,8 @@ import memexp
 from memexp import models
 from memexp.backprop import Chain
 from memexp.config import ConfigError
-from memexp.memory import command
 from memexp.memory.limit import answer, largest
+from memexp.report import estimates
 from memexp.report.collect import find, group
 from memexp.report.layers import summarise
 from memexp.report.published import compare
@@ -135,7 +135,7 @@ def test_bytes_as_people_write_them():
 
 def test_a_sweep_becomes_a_table_and_plots(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = command.sweep([*SMALL[:-1], "model=resnet", "model.depth=8,14", "batch_size=4,8"], "config", [])
+    text = estimates.sweep([*SMALL[:-1], "model=resnet", "model.depth=8,14", "batch_size=4,8"], "config", [])
     assert text.count("estimated") == 1
     assert len(list(tmp_path.glob("outputs/estimate/*/memory-depth.png"))) == 1
     assert len(list(tmp_path.glob("outputs/estimate/*/memory-batch.png"))) == 1

@@ -77,7 +77,9 @@ def test_d1_d2_d3_as_on_real_tensors(name):
     assert real.as_dict() == fake.as_dict()
     assert real.macs_forward > 0
     assert real.uncounted == ()
-    assert 1.2 < real.macs_backward / real.macs_forward < 2.3
+    assert (
+        1.1 < real.macs_backward / real.macs_forward < 2.3
+    )  # less than 2 where a first layer's inputs need no gradient
 
 
 def test_d1_a_constructor_that_reads_values():

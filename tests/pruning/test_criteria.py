@@ -350,6 +350,7 @@ def exact_hessian(network: nn.Module, name: str) -> Tensor:
     return torch.func.hessian(loss)(weight.detach().flatten())
 
 
+@pytest.mark.long
 def test_the_hessian_agrees_with_torch_func_and_its_diagonal_in_the_mean(net):
     net.eval()
     data = [(IMAGES[:2], LABELS[:2]), (IMAGES[2:], LABELS[2:])]
