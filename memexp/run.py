@@ -433,7 +433,7 @@ def _remember(current: Run) -> bool:
 def _describe(current: Run) -> None:
     """What is known of the network as it stands."""
     results = current.results
-    results["parameters"] = sum(p.numel() for p in current.network.parameters())
+    results["parameters"] = current.parameters
     results["macs"] = macs_per_image(current.network, current.splits.shape)
     log.info(
         "model: %s, %s parameters, backprop %s", results["model"], f"{results['parameters']:,}", results["backprop"]

@@ -56,6 +56,11 @@ class Splits:
         tensors = [tensor for split in splits if split is not None for tensor in split.held]
         return list({id(tensor): tensor for tensor in tensors}.values())
 
+    @property
+    def watched(self) -> str:
+        """The split that is looked at during training and between stages."""
+        return "val" if self.val is not None else "test"
+
     def named(self, name: str) -> Batches:
         """The split `train` (without augmentation), `val` or `test`."""
         found = {"train": self.plain_train, "val": self.val, "test": self.test}[name]

@@ -1,6 +1,5 @@
 """Deployment: the trained network is fused, exactly, and compared with what it was on real batches."""
 
-import json
 import logging
 import time
 from typing import Any
@@ -34,11 +33,8 @@ def carry_out(run: Run) -> dict[str, Any]:
         networks = {"trained": run.network, deploy.merge: fused.network}
         measured = costs(networks, [batches[0][:1], batches[0][:LARGE]])
     figures |= {"costs": measured, "merge": deploy.merge}
-    if run.world.size > 1:  # which merges are taken may be measured, and is then the first process's choice
-        shared = json.loads(distribution.share_text(json.dumps([dict(edit) for edit in fused.edits]), run.world))
-    else:
-        shared = fused.edits
-    for edit in shared:
+    # which merges are taken may be measured, and is then the first process's choice
+    for edit in distribution.agreed(fused.edits, run.world):
         run.edit(edit)
     figures["error"] = check(fused.network, run.network, batches[:1]) if run.world.size > 1 else fused.error
     after = run.watched()
@@ -57,7 +53,7 @@ def carry_out(run: Run) -> dict[str, Any]:
         "accuracy": after,
         "before": before,
         "seconds": seconds,
-        "parameters": sum(p.numel() for p in run.network.parameters()),
+        "parameters": run.parameters,
         "deploy": figures,
     }
     run.finish(result)

@@ -47,7 +47,7 @@ def carry_out(run: Run) -> dict[str, Any]:
     figures = {
         "accuracy": accuracy,
         "seconds": seconds,
-        "parameters": sum(p.numel() for p in run.network.parameters()),
+        "parameters": run.parameters,
         "sizes": sizes,
         "continuous": {name: int(n) for name, n in network.groups.items()},
         "discrete": dict(network.discrete),

@@ -1,6 +1,5 @@
 """What one stage of a run hands on to the next: the network with its edits, the figures so far, and where it all is."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,9 +28,8 @@ class Run:
     network: after `edits`, on the device; a stage changes its shapes by `edit` alone. key: of the stage under way. finished:
     figures of the stages that are done. unfinished: of a resumed run, what `save` was given in the stage that goes on.
     trained: the weights as training left them, where others were averaged from them and stand in the network now.
-    evaluation: of the network as it stands, with the name of the split. meter: of the last
-    stage that trains. steps_before, epochs_before: of the stages that are
-    done.
+    evaluation: of the network as it stands, with the name of the split. meter: of the last stage that trains. steps_before,
+    epochs_before: of the stages that are done.
     """
 
     cfg: DictConfig
@@ -54,16 +52,14 @@ class Run:
     epochs_before: float = 0.0
 
     def edit(self, change: Edit) -> None:
-        """Changes the network, and remembers how; in every process as the first one says, whose data or clock decided."""
-        if self.world.size > 1:
-            change = json.loads(distribution.share_text(json.dumps(change), self.world))
+        """Changes the network, and remembers how. Every process is given the same edit (distribution.agreed)."""
         self.network = apply(self.network, change)
         self.edits.append(change)
         self.evaluation = self.trained = None
 
     def watched(self, network: nn.Module | None = None) -> dict[str, Any]:
         """Accuracy of the network, or of another in its place, on the split that is looked at between stages."""
-        name = "val" if self.splits.val is not None else "test"
+        name = self.splits.watched
         if network is None and self.evaluation is not None and self.evaluation[0] == name:
             found = self.evaluation[1]
         else:
@@ -75,6 +71,11 @@ class Run:
             if network is None:
                 self.evaluation = name, found
         return {**found.as_dict(), "split": name, "images": found.images}
+
+    @property
+    def parameters(self) -> int:
+        """Of the network as it stands."""
+        return sum(p.numel() for p in self.network.parameters())
 
     @property
     def last(self) -> Path:
@@ -94,8 +95,7 @@ class Run:
         """
         self.finished.append({"key": self.key, **figures})
         if self.board is not None:
-            parameters = sum(p.numel() for p in self.network.parameters())
-            self.board.scalars(self.steps_before + int(figures.get("steps") or 0), {"parameters": parameters})
+            self.board.scalars(self.steps_before + int(figures.get("steps") or 0), {"parameters": self.parameters})
         state = self._state(training)
         if self.world.is_main:
             checkpoint.save(self.directory.checkpoints / f"{self.key}.pt", state)

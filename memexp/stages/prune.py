@@ -52,7 +52,7 @@ def carry_out(run: Run) -> dict[str, Any]:
         "accuracy": after,
         "before": before,
         "seconds": seconds,
-        "parameters": sum(p.numel() for p in run.network.parameters()),
+        "parameters": run.parameters,
         "prune": figures,
     }
     run.finish(figures)
@@ -74,9 +74,8 @@ def _removed(run: Run, arguments: dict[str, Any], data: Sequence[tuple[Tensor, T
 
     first, *others = (removal(cfg.seed + number) for number in range(prune.draws if prune.name == "random" else 1))
     figures = first.record
-    sizes = {1: images[:1], LARGE: images[:LARGE]}
-    figures["costs"] = costs({"before": whole, "after": first.network}, list(sizes.values()))
-    run.edit(first.edit)
+    figures["costs"] = costs({"before": whole, "after": first.network}, [images[:1], images[:LARGE]])
+    run.edit(distribution.agreed(first.edit, run.world))  # whose images and clock decide
     if run.world.is_main:  # a criterion may have changed what stays
         run.network.load_state_dict(first.network.state_dict())
     distribution.same_weights(run.network, run.world)

@@ -1,6 +1,5 @@
 """Training: the loop over the network as it stands, with its figures, its plan of memory and its pictures."""
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -74,7 +73,7 @@ def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:
         "steps": trainer.progress.step,
         "epochs": trainer.epochs,
         "precise_batchnorm": trainer.precise,
-        "parameters": sum(p.numel() for p in run.network.parameters()),
+        "parameters": run.parameters,
         "memory": dict(run.results["memory"]),
         "time": trainer.timing(),
     }
@@ -147,7 +146,7 @@ def _plan(run: Run, cfg: DictConfig, trainer: Trainer) -> dict[str, Any]:
         made = trainer.recipe
         beside = 0 if run.device.type == "cpu" else sum(tensor.nbytes for tensor in run.splits.held)
         found = planned.set_up(cfg, run.network, made.loss_fn, batch, made.precision, strategy, run.edits, beside)
-    shared: dict[str, Any] = json.loads(distribution.share_text(json.dumps(found | {"stage": run.key}), run.world))
+    shared = distribution.agreed(found | {"stage": run.key}, run.world)
     planned.follow(run.network, shared)
     return shared
 

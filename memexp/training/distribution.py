@@ -1,5 +1,6 @@
 """One process or many: torchrun starts them, rank 0 composes the configuration and writes, all of them train."""
 
+import json
 import os
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -110,6 +111,14 @@ def total(values: Tensor, world: World) -> Tensor:
     if world.size > 1:
         dist.all_reduce(values)
     return values
+
+
+def agreed(value: T, world: World) -> T:
+    """Plain data as the first process has it, in every process."""
+    if world.size == 1:
+        return value
+    shared: T = json.loads(share_text(json.dumps(value), world))
+    return shared
 
 
 def gather(value: T, world: World) -> list[T]:

@@ -81,8 +81,8 @@ class Trainer:
                 "over %d training images (precise_batchnorm=false: as they stand)",
                 *(self.total_steps, momenta[0], min(statistics.IMAGES, splits.plain_train.images)),
             )
-        self.watched = splits.val if splits.val is not None else splits.test
-        self.watched_name = "val" if splits.val is not None else "test"
+        self.watched_name = splits.watched
+        self.watched = splits.named(self.watched_name)
 
     def train(self) -> Evaluation:
         """Trains to the end and returns the evaluation of the last state on the watched split (val, or else test).
@@ -110,11 +110,6 @@ class Trainer:
                 raise
         assert done.evaluation is not None
         return Evaluation(**done.evaluation)
-
-    def evaluate(self, batches: Batches) -> Evaluation:
-        """Accuracy of the state that a user would deploy."""
-        with self.place.meter.aside(), self.deployed() as model:
-            return evaluate(model, batches, self.precision, self.place.world, self.place.stop.check)
 
     @contextmanager
     def deployed(self) -> Iterator[nn.Module]:
@@ -229,9 +224,13 @@ class Trainer:
 
     def _evaluate(self) -> None:
         done = self.progress
-        result = self.evaluate(self.watched)
-        if not math.isfinite(result.loss):
-            raise NotFinite(f"the {self.watched_name} loss after step {done.step} is {result.loss}. {REMEDY}")
+        with self.place.meter.aside(), self.deployed() as model:  # once for both, as its statistics may be estimated
+            result = evaluate(model, self.watched, self.precision, self.place.world, self.place.stop.check)
+            if not math.isfinite(result.loss):
+                raise NotFinite(f"the {self.watched_name} loss after step {done.step} is {result.loss}. {REMEDY}")
+            if result.top1 > done.best:
+                done.best = result.top1
+                self.place.save_best(dict(model.state_dict()), result.top1)
         log.info("epoch %d: %s top-1 %.2f %%, loss %.4f", done.epoch + 1, self.watched_name, result.top1, result.loss)
         self._append(self.watched_name, **result.as_dict())
         self._scalars({f"accuracy/{self.watched_name}_top1": result.top1, f"loss/{self.watched_name}": result.loss})
@@ -240,10 +239,6 @@ class Trainer:
         if self.picture is not None and self.place.world.is_main:
             self.picture(done.epoch + 1, self._finished())
         done.evaluation = vars(result)
-        if result.top1 > done.best:
-            done.best = result.top1
-            with self.deployed() as model:
-                self.place.save_best(dict(model.state_dict()), result.top1)
 
     def _append(self, split: str, **values: float) -> None:
         """A line of metrics.jsonl."""
@@ -272,9 +267,11 @@ class Trainer:
     def save(self) -> None:
         """Writes checkpoints/last.pt, once the loss and the weights behind it are known to be finite."""
         self._check_loss()
-        for name, value in self.recipe.network.state_dict().items():
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                raise NotFinite(f"{name} is not finite after step {self.progress.step}. {REMEDY}")
+        weights = {name: w for name, w in self.recipe.network.state_dict().items() if w.is_floating_point()}
+        sound = torch.stack([torch.isfinite(w).all() for w in weights.values()]).tolist()  # read from the device once
+        if not all(sound):
+            name = list(weights)[sound.index(False)]
+            raise NotFinite(f"{name} is not finite after step {self.progress.step}. {REMEDY}")
         self.place.save(self.recipe.state() | {"progress": vars(self.progress).copy()})
 
     def load(self, state: dict[str, Any], path: Path) -> None:
