@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,9 @@ def train(arguments: list[str], hydra_only: bool) -> int:
         at = (
             arguments.index(options.overrides[0]) if options.overrides else len(arguments)
         )  # Hydra wants them in one row
+        # what is set of a group that is itself swept may not be there before an option is chosen, as with prune=l1_norm,random
+        swept = config.swept_keys(options.overrides)
+        arguments = [_of_a_swept_group(text, swept) if text in options.overrides else text for text in arguments]
         arguments = [*arguments[:at], own, *arguments[at:]]
     application = hydra.main(config_path=str(CONF), config_name=CONFIG_NAME, version_base="1.3")(outcome.carry_out)
     argv, sys.argv = sys.argv, ["memexp" if hydra_only else f"memexp {job_name}", *arguments]
@@ -71,6 +75,12 @@ def train(arguments: list[str], hydra_only: bool) -> int:
     if outcome.error is not None:
         raise outcome.error
     return status
+
+
+def _of_a_swept_group(text: str, swept: Sequence[str]) -> str:
+    """An override of such a group's key as a choice of one, which Hydra looks at job by job; any other as it is."""
+    key, _, value = text.partition("=")
+    return f"{key}=choice({value})" if "." in key and key not in swept and key.split(".")[0] in swept else text
 
 
 class _Outcome:

@@ -1,0 +1,19 @@
+"""A key of a group that is itself swept, which the configuration does not have before an option is chosen."""
+
+import pytest
+
+from memexp.hydra_app import _of_a_swept_group
+
+
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [
+        ("prune.ratio=0.3", "prune.ratio=choice(0.3)"),
+        ("optimizer.lr=0.1", "optimizer.lr=0.1"),
+        ("prune.ratio=0.3,0.5", "prune.ratio=0.3,0.5"),
+        ("seed=1", "seed=1"),
+    ],
+)
+def test_it_is_looked_at_job_by_job(text, given):
+    swept = ["prune", "prune.ratio"] if "," in text else ["prune"]
+    assert _of_a_swept_group(text, swept) == given
