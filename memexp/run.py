@@ -286,6 +286,12 @@ def _network(
     if cfg.init_from is None:
         return build.network(cfg), []
     source, _, initial = build.from_run(Path(cfg.init_from), trusted=targets(cfg))
+    if initial["training"] is not None:
+        log.warning(
+            "warning: init_from: %s stands in the middle of its stage %s; its weights are taken as training left them, not "
+            "averaged",
+            *(cfg.init_from, initial["stage"]),
+        )
     classes, _ = data.describe(cfg.dataset)
     if initial["classes"] is not None and len(initial["classes"]) != classes:
         raise ConfigError(

@@ -35,9 +35,9 @@ def carry_out(run: Run) -> dict[str, Any]:
         masked, _, record = mask_weights(
             run.network, criterion=prune.name, ratio=ratio, scope=scope, floor=prune.floor, seed=cfg.seed, **arguments
         )
+        run.edit({"kind": "mask"})
         run.network.load_state_dict(masked.state_dict())
         distribution.same_weights(run.network, run.world)
-        run.evaluation = None
         figures: dict[str, Any] = record
     else:
         figures = _removed(run, arguments, data)

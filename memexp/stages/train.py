@@ -39,7 +39,7 @@ def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:
             run.directory.write_results(run.results)
     if cfg is run.cfg:  # tuning leaves them as they are
         trainer.recipe.course = _course(run)
-    if cfg.prune is not None and cfg.prune.unstructured and any("prune" in stage for stage in run.finished):
+    if any(edit["kind"] == "mask" for edit in run.edits):
         Masks.of(run.network).hold(trainer.recipe.optimizer)  # what has been set to zero stays there
     if run.unfinished is not None:
         trainer.load(run.unfinished, run.last)
@@ -98,10 +98,15 @@ def trainer_for(run: Run, cfg: DictConfig) -> Trainer:
     if cfg.compile:
         model = torch.compile(model)  # type: ignore[assignment]
     assert isinstance(model, nn.Module)
+    if cfg.accumulate > (batches := len(run.splits.train)):
+        log.warning(
+            "warning: accumulate=%d, but an epoch has %d batches: each step takes the %d that there are",
+            *(cfg.accumulate, batches, batches),
+        )
     log.info(
         "effective batch size: %d images per forward x %d accumulated x %d processes = %d; lr as given: %g",
-        *(cfg.batch_size, cfg.accumulate, run.world.size),
-        cfg.batch_size * cfg.accumulate * run.world.size,
+        *(cfg.batch_size, min(cfg.accumulate, batches), run.world.size),
+        cfg.batch_size * min(cfg.accumulate, batches) * run.world.size,
         cfg.optimizer.lr,
     )
     monitor = strategy_monitor(run.network, made.loss_fn, made.precision, cfg.monitor_gradient)

@@ -74,6 +74,23 @@ def test_single_weights_that_are_zero_stay_zero_while_tuning(tmp_path):
     zeros = sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
     assert zeros == pytest.approx(0.9, abs=0.01)
     assert results["stages"][1]["parameters"] == results["parameters"]  # no tensor is smaller
+    more = [*RESNET, *DATA, f"init_from='{tmp_path}'", "max_steps=2"]  # a run that knows nothing of pruning
+    run(tmp_path / "more", *more)
+    _, network, _ = build.from_run(tmp_path / "more")
+    weights = [m.weight for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    assert sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights) >= zeros
+
+
+def test_what_is_not_as_asked_for_is_said(tmp_path, monkeypatch, caplog):
+    caplog.set_level("WARNING", "memexp")
+    run(tmp_path / "run", *RESNET, *DATA, "accumulate=50", "ema=0.5")
+    assert "accumulate=50, but an epoch has 3 batches" in caplog.text
+    path = tmp_path / "run/checkpoints"
+    state = torch.load(path / "train.pt", weights_only=True)
+    del state["checksums"], state["deployed"]
+    torch.save(state | {"stages": []}, path / "last.pt")  # as if it had been stopped in training
+    run(tmp_path / "next", *RESNET, *DATA, f"init_from='{tmp_path}/run'", "stages=[evaluate]")
+    assert "stands in the middle of its stage train" in caplog.text
 
 
 def test_single_weights_go_round_by_round(tmp_path):
