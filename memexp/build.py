@@ -6,6 +6,7 @@ back from a file in which nothing is executed.
 
 import functools
 import importlib
+import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from memexp.options import name_of
 from memexp.training import checkpoint
 from memexp.training.checkpoint import CheckpointError
 
+log = logging.getLogger("memexp")
 Shape = tuple[int, int, int]
 FILES = ("weights", "init_from")  # keys of a model that name where its first weights come from
 
@@ -96,6 +98,48 @@ def from_run(
     if state["config"] is not None:
         cfg = recorded.from_plain(state["config"], trusted, str(path))
     return cfg, from_checkpoint(cfg, state, path), state
+
+
+def in_order_of(model: nn.Module, known: Sequence[str] | None, classes: Sequence[str]) -> nn.Module:
+    """The model, trained on the classes `known`, with its scores in the order of `classes`, matched by name.
+
+    Raises DataError for a class that it does not know.
+    """
+    if known is None or list(known) == list(classes):
+        return model
+    log.info("the classes are matched by name with the %d of the run", len(known))
+    return _Chosen(model, data.match(known, classes))
+
+
+class _Chosen(nn.Module):
+    """Some of the scores of a model."""
+
+    def __init__(self, model: nn.Module, rows: Sequence[int]) -> None:
+        super().__init__()
+        self.model, self.rows = model, list(rows)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.model(images)
+        return scores[:, self.rows]
+
+
+def teacher(cfg: DictConfig, classes: Sequence[str], shape: Shape) -> nn.Module | None:
+    """The network of `cfg.distill.teacher` as it was left, in eval mode, with scores for `classes`; None if none is asked for.
+
+    Raises ConfigError for what is no run and for one of other images, DataError for a class that it does not know.
+    """
+    if cfg.distill.teacher is None:
+        return None
+    try:
+        _, trained, state = from_run(Path(cfg.distill.teacher), trusted=recorded.targets(cfg))
+    except ConfigError as error:
+        raise ConfigError([f"distill.teacher: {problem}" for problem in error.problems]) from error
+    if state["shape"] is not None and tuple(state["shape"]) != shape:
+        given, seen = ("x".join(map(str, size)) for size in (shape, state["shape"]))
+        raise ConfigError(
+            [f"distill.teacher: {cfg.distill.teacher} was trained on images of {seen}, and these are {given}"]
+        )
+    return in_order_of(trained, state["classes"], classes).eval().requires_grad_(False)
 
 
 def _warm_start(cfg: DictConfig, built: nn.Module, run: Path) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 from memexp import sequence
 from memexp.models import families
-from memexp.options import ELEMENTWISE, GROUPS, OPTIONAL, OWN, STUDIES, Config, name_of, of_runner
-from memexp.pruning.settings import Settings
+from memexp.options import ELEMENTWISE, GROUPS, INTEGRAL, OPTIONAL, OWN, STUDIES, Config, name_of, of_runner
+from memexp.pruning.settings import Settings, Target
 from memexp.schema import mismatches, nearest
 
 LONGEST_FOLDER = 255  # bytes, of every usual file system
@@ -145,6 +145,15 @@ def _prune(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
     prune = cfg.get("prune")
     if "prune" not in sound or prune is None:
         return
+    integral = "model" in sound and families.of(cfg["model"]).integral
+    if prune["name"] == INTEGRAL:
+        yield from _resampled(prune, integral or "model" not in sound, name_of(cfg["model"]))
+        return
+    if integral and cfg.get("init_from") is None:
+        yield (
+            f"prune: {prune['name']} removes channels of a plain network, and model={name_of(cfg['model'])} is integral: "
+            "choose its size with prune=integral prune.keep=0.6, and prune what is left in a run of its own, with init_from."
+        )
     keys = ("ratio", "target", "scope", "floor", "order", "step")
     settings = Settings(**{key: prune[key] for key in keys})
     try:
@@ -161,12 +170,27 @@ def _prune(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
         yield "prune.draws: several draws are compared after one removal; set prune.rounds=1."
 
 
+def _resampled(prune: Mapping[str, Any], integral: bool, model: str) -> Iterator[str]:
+    """prune=integral: an integral network at another size."""
+    keep, target = prune["keep"], prune["target"]
+    if not integral:
+        yield f"prune: integral samples an integral network at another size, and model={model} is none; use model=inn."
+    if (keep is None) == (target is None):
+        yield f"prune.keep: {keep!r}, prune.target: {target!r}; give one of the two, such as prune.keep=0.6."
+    if target is not None:
+        try:
+            measure = Target.parse(target).measure
+        except ValueError as error:
+            yield f"prune.{error}"
+            return
+        if measure == "latency":
+            yield f"prune.target: {target!r} is not allowed for prune=integral; use params:SHARE or macs:SHARE."
+
+
 def _discretise(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
     asked = cfg.get("discretise") or {}
-    if "model" in sound and (asked.get("sizes") or asked.get("keep")) and not families.of(cfg["model"]).integral:
+    if "model" in sound and asked.get("sizes") and not families.of(cfg["model"]).integral:
         yield f"discretise.sizes: model={name_of(cfg['model'])} is not integral; use model=inn."
-    if asked.get("keep") and not asked.get("sizes"):
-        yield "discretise.keep: set discretise.sizes too, such as discretise.sizes=[1,0.6]."
 
 
 RULES = (_discretise, _prune, _study, _stages, _strategy, _family, _dataset, _optimizer, _warm_up, _name)

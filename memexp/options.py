@@ -50,10 +50,24 @@ class Tune:
     warmup: NonNegative
 
 
+NativeShare = Annotated[float, between(0.01, 4)]  # of an integral network, as a share of its native size
+
+
 @dataclass
 class Discretise:
-    sizes: list[Annotated[float, between(0.01, 4)]] | None
-    keep: Annotated[float, between(0.01, 4)] | None
+    sizes: list[NativeShare] | None
+
+
+@dataclass
+class Grow:
+    expansion: Annotated[float, at_least(1)]
+
+
+@dataclass
+class Distill:
+    teacher: str | None
+    alpha: Share
+    temperature: PositiveFloat
 
 
 @dataclass
@@ -89,6 +103,8 @@ class Config:
     init_from: str | None
     tune: Tune
     discretise: Discretise
+    grow: Grow
+    distill: Distill
     memory: Memory
     report: Report
     profile: Profile
@@ -306,6 +322,16 @@ class TaylorWeight(Prune):
 
 
 @dataclass
+class Integral:
+    """The size that an integral network is left at; memexp.contradictions says what goes together."""
+
+    name: str
+    keep: NativeShare | dict[str, Any] | None
+    target: str | None
+    tune: Literal["partition"] | None
+
+
+@dataclass
 class Deploy:
     name: str
     merge: Literal["none", "block", "auto", "all"]
@@ -328,10 +354,11 @@ CRITERIA: tuple[str, ...] = (
 )
 CRITERIA += ("signed_sum", "skeletonization", "snip", "std", "taylor_activation", "taylor_weight")
 ELEMENTWISE = ("l1_norm", "taylor_weight", "obd", "snip", "random")  # criteria that score single weights
+INTEGRAL = "integral"  # of the group prune: no criterion, but sampling at another size
 OPTIONAL = ("prune", "deploy")  # groups of which there may be none
 GROUPS: dict[str, dict[str, type]] = {
     "prune": dict.fromkeys(CRITERIA, Prune)
-    | {"entropy": Entropy, "obd": Obd, "obs": Obs, "taylor_weight": TaylorWeight},
+    | {"entropy": Entropy, "obd": Obd, "obs": Obs, "taylor_weight": TaylorWeight, INTEGRAL: Integral},
     "deploy": {"fuse": Deploy},
     "dataset": {
         "digits": Digits,

@@ -53,7 +53,6 @@ EXPLAINED: tuple[type[Exception], ...] = (
     ProcessLost,
 )
 EXPLAINED += (ChannelError, CheckFailed, FusingError, ExportError)
-TRAINING = ("train", "tune")  # stages
 STATUS = {Interrupted: "interrupted", NotFinite: "nan", torch.OutOfMemoryError: "oom", MemoryError: "oom"}
 
 
@@ -257,6 +256,8 @@ def prepare(
         _skeleton(cfg, ()) if results is None else results,
         list(changes),
     )
+    if to_train and (teacher := build.teacher(cfg, splits.classes, splits.shape)) is not None:
+        current.teacher = placed(teacher, cfg, device)
     if state is not None:
         _go_on(current, state, to_train)
     elif start is not None and world.is_main:
@@ -368,9 +369,9 @@ def _check_schedules(current: Run, keys: Sequence[str]) -> None:
     """Raises ConfigError for a schedule that does not fit the steps of a stage, which are known once the data are there."""
     problems = []
     for name in dict.fromkeys(map(sequence.stage_of, keys)):
-        if name not in ("train", "tune"):
+        if (own := sequence.recipe_of(name)) is None:
             continue
-        cfg = tune.recipe(current.cfg) if name == "tune" else current.cfg
+        cfg = tune.recipe(current.cfg) if own == "tune" else current.cfg
         steps = recipe.settings_of(cfg).total_steps(len(current.splits.train))
         try:
             schedules.factor(cfg.schedule, 0, steps)
@@ -404,7 +405,7 @@ def _stages(current: Run, keys: Sequence[str]) -> None:
         current.key = key
         if len(keys) > 2:
             log.info("stage %s", key)
-        if len(current.edits) > estimated and sequence.stage_of(key) in TRAINING and current.world.is_main:
+        if len(current.edits) > estimated and sequence.recipe_of(key) and current.world.is_main:
             results["memory"] = {"estimate": _estimate(current)}  # of the network that is trained now
             estimated = len(current.edits)
         before = time.perf_counter()

@@ -17,7 +17,7 @@ from memexp.config import ConfigError
 from memexp.record import RunDirectory, read_json
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from memexp.stages import Run
 
@@ -67,6 +67,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Accuracy of a run's checkpoint on a split; `overrides` may name other data. Nothing in the run is changed."""
     cfg = recorded.of_run(path, overrides, own.targets(path), own.config_dirs)
+    from memexp import build
     from memexp.run import prepare
     from memexp.training import evaluation
     from memexp.training.distribution import World
@@ -81,8 +82,9 @@ def evaluate(
         run = prepare(cfg, _ReadOnly(path), World(), stop, start=name, to_train=False)
         batches = run.splits.named(split)
         precision = Precision(cfg.precision.name, run.device)
-        with _deployed(run, file) as model:
-            known = _in_order_of(model, read_json(path / "results.json") or {}, run.splits.classes)
+        with _deployed(run, file) as whole, _resampled(run, whole, overrides) as model:
+            then = (read_json(path / "results.json") or {}).get("classes")
+            known = build.in_order_of(model, then, run.splits.classes)
             result = evaluation.evaluate(known, batches, precision, run.world, stop.check)
     return {**result.as_dict(), "split": split, "images": result.images, "checkpoint": str(file)}
 
@@ -129,6 +131,27 @@ def export(
 
 
 @contextmanager
+def _resampled(run: Run, model: nn.Module, overrides: Sequence[str]) -> Iterator[nn.Module]:
+    """An integral network as the plain one of the size that prune=integral among `overrides` names; else the model itself."""
+    asked = [text for text in overrides if text.partition("=")[0].split(".")[0] == "prune"]
+    if not asked:
+        yield model
+        return
+    from memexp.stages import discretise
+
+    if not discretise.resampled(run.cfg):
+        raise ConfigError(
+            [
+                f"'{asked[0]}' is not allowed: an evaluation changes no network, but for the size of an integral one "
+                "(prune=integral prune.keep=0.6); to prune this one, start a run with init_from"
+            ]
+        )
+    plain = discretise.plain_of(run, model)
+    with discretise.statistics_of(run, plain):
+        yield plain
+
+
+@contextmanager
 def _deployed(run: Run, file: Path) -> Iterator[nn.Module]:
     """The network that `file` holds as it would be deployed: what a stage has left as it is, and what is still being trained
     as the evaluations of its own stage take it.
@@ -136,41 +159,14 @@ def _deployed(run: Run, file: Path) -> Iterator[nn.Module]:
     if run.unfinished is None:
         yield run.network
         return
-    from memexp.sequence import stage_of
+    from memexp.sequence import recipe_of
     from memexp.stages import tune
     from memexp.stages.train import trainer_for
 
-    trainer = trainer_for(run, tune.recipe(run.cfg) if stage_of(run.key) == "tune" else run.cfg)
+    trainer = trainer_for(run, tune.recipe(run.cfg) if recipe_of(run.key) == "tune" else run.cfg)
     trainer.load(run.unfinished, file)
     with trainer.deployed() as model:
         yield model
-
-
-def _in_order_of(model: nn.Module, results: dict[str, Any], classes: Sequence[str]) -> nn.Module:
-    """The model with its scores in the order of `classes`, matched by name where the run was trained on others.
-
-    Raises DataError for a class that it does not know.
-    """
-    then = results.get("classes")
-    if then is None or list(then) == list(classes):
-        return model
-    from torch import nn
-
-    from memexp import data
-
-    rows = data.match(then, classes)
-    log.info("the classes are matched by name with the %d of the run", len(then))
-
-    class Chosen(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, images: Tensor) -> Tensor:
-            scores: Tensor = self.model(images)
-            return scores[:, rows]
-
-    return Chosen()
 
 
 def changed(path: Path, overrides: Sequence[str] = (), own: Own = Own()) -> tuple[DictConfig, list[Any]]:
@@ -224,7 +220,7 @@ def _start(path: Path, cfg: DictConfig) -> str:
 
     Longer than the checkpoint has it, as results.json may ask for more since a start that did not come to save anything.
     """
-    from memexp.sequence import stage_of
+    from memexp.sequence import recipe_of
     from memexp.training import checkpoint
 
     last = path / "checkpoints" / "last.pt"
@@ -236,4 +232,4 @@ def _start(path: Path, cfg: DictConfig) -> str:
     then = dict(_leaves(state["config"], ""))
     longer = {stage for key, stage in LONGER.items() if key in then and then[key] != OmegaConf.select(cfg, key)}
     done = [str(figures["key"]) for figures in state["stages"]]
-    return next((key for key in done if stage_of(key) in longer), "last")
+    return next((key for key in done if recipe_of(key) in longer), "last")

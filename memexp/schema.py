@@ -106,6 +106,8 @@ def _words(hint: Any) -> str:
         return " | ".join(map(str, arguments))
     if origin is list:
         return f"a list, each {_words(arguments[0])}"
+    if origin is dict:
+        return "a table such as {NAME:VALUE}"
     return {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}.get(hint, "null")
 
 

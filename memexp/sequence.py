@@ -8,11 +8,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from memexp.options import INTEGRAL
 from memexp.schema import nearest
 
-STAGES = ("train", "prune", "tune", "discretise", "deploy", "evaluate", "study")  # one module each in memexp.stages
+STAGES = (  # one module each in memexp.stages
+    *("train", "prune", "tune", "discretise", "partition", "deploy", "grow", "evaluate", "study"),
+)
+RECIPES = {"train": "train", "tune": "tune", "partition": "tune"}  # stages that train -> whose keys say how
 AT_INITIALISATION = ("snip",)  # criteria that prune before anything is trained
-NEEDS_TRAINED = ("tune",)  # what can only start from a network that has been trained
+NEEDS_TRAINED = ("tune", "partition", "grow")  # what can only start from a network that has been trained
 
 
 def keys(cfg: Mapping[str, Any]) -> list[str]:
@@ -38,6 +42,11 @@ def stage_of(key: str) -> str:
     return key.rpartition("-")[0] if key.rpartition("-")[2].isdecimal() else key
 
 
+def recipe_of(key: str) -> str | None:
+    """Whose keys say how the stage `key` trains; None for one that does not."""
+    return RECIPES.get(stage_of(key))
+
+
 def problems(cfg: Mapping[str, Any]) -> Iterator[str]:
     """What cannot work of the stages that `cfg` asks for."""
     names: Sequence[str] | None = cfg.get("stages")
@@ -53,11 +62,16 @@ def problems(cfg: Mapping[str, Any]) -> Iterator[str]:
     for stage in ("prune", "deploy"):
         if stage in names and cfg.get(stage) is None:
             yield f"stages: {stage} needs to know how; set {stage}=OPTION."
-    if "discretise" in names and not (cfg.get("discretise") or {}).get("sizes"):
-        yield "stages: discretise needs to know the sizes; set discretise.sizes, such as [1,0.6]."
+    resampled = (cfg.get("prune") or {}).get("name") == INTEGRAL
+    if "discretise" in names and not resampled and not (cfg.get("discretise") or {}).get("sizes"):
+        yield "stages: discretise needs to know the sizes; set discretise.sizes, such as [1,0.6], or prune=integral."
+    if "prune" in names and resampled:
+        yield "stages: prune=integral is carried out by the stage discretise; name that in place of prune."
     rounds = (cfg.get("prune") or {}).get("rounds")
     if isinstance(rounds, int) and rounds > 1 and list(names).count("prune") not in (0, rounds):
         yield f"prune.rounds: {rounds}, but stages has {list(names).count('prune')} prune; name it once for each round."
+    if "partition" in names and not resampled:
+        yield "stages: partition needs to know the size whose nodes it trains; set prune=integral prune.keep=0.6."
     first = names[0] if names else None
     if first in NEEDS_TRAINED and cfg.get("init_from") is None:
         yield f"stages: {first} comes first, but it needs a trained network; put train before it, or set init_from=RUN."
@@ -66,10 +80,12 @@ def problems(cfg: Mapping[str, Any]) -> Iterator[str]:
 def _derived(cfg: Mapping[str, Any]) -> list[str]:
     if study_of(cfg) is not None:
         return ["study"]
-    prune, deploy = cfg.get("prune"), cfg.get("deploy")
-    names = ["train"]
-    if prune is not None:
-        cycle = ["prune", "tune"] * int(prune["rounds"])
-        names = ["prune", "train"] if prune["name"] in AT_INITIALISATION else [*names, *cycle]
-    sizes = (cfg.get("discretise") or {}).get("sizes")
-    return [*names, *(["discretise"] if sizes else []), *(["deploy"] if deploy is not None else []), "evaluate"]
+    prune, deploy = cfg.get("prune") or {}, ["deploy"] if cfg.get("deploy") is not None else []
+    name = prune.get("name")
+    sampled = name == INTEGRAL or (cfg.get("discretise") or {}).get("sizes")
+    names = ["train", *["prune", "tune"] * int(prune.get("rounds", 0))]
+    if name in AT_INITIALISATION:
+        names = ["prune", "train"]
+    if sampled:
+        names += ["partition", "discretise"] if prune.get("tune") == "partition" else ["discretise"]
+    return [*names, *deploy, "evaluate"]

@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 Edit = Mapping[str, Any]
-KINDS = ("narrow", "mask", "fold", "merge", "linearise", "grow", "discretise")
+KINDS = ("narrow", "mask", "fold", "merge", "linearise", "grow", "partition", "discretise")
 
 
 def apply(network: nn.Module, edit: Edit) -> nn.Module:

@@ -87,9 +87,11 @@ class _IntegralBatchNorm(Integral, nn.modules.batchnorm._BatchNorm):
         y = functional.batch_norm(x, mean, var, weight, bias, True, 1.0, self.eps)
         assert self.running_mean is not None
         assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        momentum = self.momentum
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            momentum = 1.0 / float(self.num_batches_tracked) if momentum is None else momentum
+        assert momentum is not None
         self.running_mean.lerp_(axis.spread(mean, self.training), momentum)
         self.running_var.lerp_(axis.spread(var, self.training), momentum)
         return y

@@ -12,7 +12,7 @@ from memexp.memory.trace import STEPS, trace
 
 NOT_IN_IT = (
     "scratch space inside kernels (cuDNN workspaces), reserved but unused memory of the allocator, the CUDA context, "
-    "data sets held on the device, averaged weights"
+    "data sets held on the device, averaged weights, the teacher of a distillation"
 )
 
 

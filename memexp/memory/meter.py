@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_iter
 
 from memexp.config import ConfigError
 from memexp.memory.fake import without_data
@@ -47,7 +48,7 @@ class Meter:
         number: int,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        batches: Sequence[tuple[Tensor, Tensor]],
+        batches: Sequence[tuple[Tensor, Any]],
     ) -> Iterator[None]:
         """Around step `number` (from 0) of this process."""
         yield
@@ -86,12 +87,12 @@ class TrackingMeter(Meter):
         number: int,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        batches: Sequence[tuple[Tensor, Tensor]],
+        batches: Sequence[tuple[Tensor, Any]],
     ) -> Iterator[None]:
         if number >= self.tracked_steps:
             yield
             return
-        inputs = [tensor for batch in batches for tensor in batch]
+        inputs = [tensor for tensor in tree_iter(list(batches)) if isinstance(tensor, Tensor)]
         if self._tracker is None:
             self._tracker = Tracker(model, optimizer)
         self._tracker.add_inputs(inputs)
@@ -155,7 +156,7 @@ class AcceleratorMeter(Meter):
         number: int,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        batches: Sequence[tuple[Tensor, Tensor]],
+        batches: Sequence[tuple[Tensor, Any]],
     ) -> Iterator[None]:
         self._model, self._optimizer = model, optimizer
         with self._tracking.step(number, model, optimizer, batches):

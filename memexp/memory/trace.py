@@ -22,6 +22,8 @@ from memexp.edits import Edit
 from memexp.memory.fake import emptied, without_data
 from memexp.memory.tracker import Report, Tracker
 from memexp.training import recipe
+from memexp.training.distillation import Taught
+from memexp.training.step import Batch
 
 STEPS = 2  # optimizer state is made in the first step and stands beside the activations in the second
 
@@ -63,7 +65,7 @@ class Training:
     def step(self) -> None:
         """One training step, tracked."""
         batches = [_batch(self._cfg, self._classes, self._shape) for _ in range(self._cfg.accumulate)]
-        self.tracker.add_inputs([tensor for batch in batches for tensor in batch])
+        self.tracker.add_inputs([tensor for tensor in tree_iter(batches) if isinstance(tensor, Tensor)])
         with self.tracker:
             self._latest = self._recipe.step(self.model, batches)
 
@@ -116,12 +118,12 @@ def _built(cfg: DictConfig, classes: int, shape: tuple[int, int, int], edits: Se
     return model
 
 
-def _batch(cfg: DictConfig, classes: int, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """As the data sets give it; mixed images have a weight for each class instead of a label."""
+def _batch(cfg: DictConfig, classes: int, shape: tuple[int, int, int]) -> Batch:
+    """As the data sets give it; mixed images have a weight for each class instead of a label, taught ones scores beside it."""
     images = torch.empty(cfg.batch_size, *shape).contiguous(memory_format=torch.channels_last)
-    if cfg.mixup or cfg.cutmix:
-        return images, torch.empty(cfg.batch_size, classes)
-    return images, torch.empty(cfg.batch_size, dtype=torch.int64)
+    mixed = cfg.mixup or cfg.cutmix
+    labels = torch.empty(cfg.batch_size, classes) if mixed else torch.empty(cfg.batch_size, dtype=torch.int64)
+    return images, labels if cfg.distill.teacher is None else Taught(labels, torch.empty(cfg.batch_size, classes))
 
 
 @contextmanager

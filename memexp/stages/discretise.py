@@ -2,14 +2,21 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from torch import nn
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
 
 from memexp.config import ConfigError
 from memexp.fusing.measure import costs
 from memexp.integral import IntegralNetwork
+from memexp.integral.sizing import sizes_for
+from memexp.memory.meter import macs_per_image
+from memexp.options import INTEGRAL
+from memexp.pruning.counting import parameters_of
+from memexp.pruning.settings import Target
 from memexp.stages.handed import Run
 from memexp.stages.prune import LARGE
 from memexp.training import statistics
@@ -19,36 +26,31 @@ log = logging.getLogger("memexp")
 
 
 def carry_out(run: Run) -> dict[str, Any]:
-    """The run goes on with the integral network itself, but for `discretise.keep`, the size that it is left at."""
+    """The run goes on with the integral network itself, unless prune=integral says at what size it is left as a plain one."""
     started, asked = time.perf_counter(), run.cfg.discretise
-    network = run.network
-    if not isinstance(network, IntegralNetwork):
-        raise ConfigError(["stages: discretise needs an integral network, and this one has been made plain before."])
+    network = integral(run)
     network.eval()
     images = next(iter(run.splits.test.epoch(0)))[0]
     sizes = []
-    for share in asked.sizes:
+    for share in asked.sizes or ():
         plain = network.discretize(float(share))
         measured = costs({"plain": plain}, [images[:1], images[:LARGE]])["plain"]
-        with _statistics(run, plain):
+        with statistics_of(run, plain):
             found = run.watched(plain)
         sizes.append({"size": float(share), "accuracy": found, **measured})
         log.info(
             "size %3.0f %%: top-1 %.2f %%, %s parameters, %s MACs an image",
             *(100 * share, found["top1"], f"{measured['parameters']:,}", f"{measured['macs']:,}"),
         )
-    if asked.keep is not None:
-        run.edit(network.edit(float(asked.keep)))
-        with _statistics(run, run.network):
-            weights = {key: value.clone() for key, value in run.network.state_dict().items()}
-        run.network.load_state_dict(weights)
+    figures: dict[str, Any] = {"sizes": sizes} if sizes else {}
+    if resampled(run.cfg):
+        figures |= _left(run, network, [images[:1], images[:LARGE]])
     accuracy = run.watched()
     run.results["time"]["stages"][run.key] = seconds = time.perf_counter() - started
-    figures = {
+    figures |= {
         "accuracy": accuracy,
         "seconds": seconds,
         "parameters": run.parameters,
-        "sizes": sizes,
         "continuous": {name: int(n) for name, n in network.groups.items()},
         "discrete": dict(network.discrete),
     }
@@ -56,7 +58,70 @@ def carry_out(run: Run) -> dict[str, Any]:
     return figures
 
 
-def _statistics(run: Run, network: nn.Module) -> Any:
+def resampled(cfg: DictConfig) -> bool:
+    """Whether the integral network is left as a plain one of another size."""
+    return cfg.prune is not None and cfg.prune.name == INTEGRAL
+
+
+def integral(run: Run) -> IntegralNetwork:
+    """The network. Raises ConfigError for one that is not integral any more."""
+    if not isinstance(run.network, IntegralNetwork):
+        raise ConfigError(
+            [
+                "prune: the network is a plain one already, with nothing left to sample; take a run that is still integral"
+            ]
+        )
+    return run.network
+
+
+def plain_of(run: Run, model: nn.Module) -> nn.Module:
+    """`model`, the run's network as it is deployed, as the plain one of the size that prune=integral asks for."""
+    network = model if isinstance(model, IntegralNetwork) else integral(run)
+    return network.discretize(sizes_of(run))
+
+
+def sizes_of(run: Run) -> Any:
+    """The size that prune=integral asks for, as IntegralNetwork.discretize takes it. Raises ConfigError for one that is
+    impossible.
+    """
+    network, keep, target = integral(run), run.cfg.prune.keep, run.cfg.prune.target
+    try:
+        if target is not None:
+            wanted = Target.parse(target)
+            counts = {"params": parameters_of, "macs": lambda plain: macs_per_image(plain, run.splits.shape)}
+            return sizes_for(network, wanted.share, counts[wanted.measure])
+        sizes = dict(keep) if OmegaConf.is_dict(keep) else float(keep)
+        network.partitions(sizes)
+    except ValueError as error:
+        raise ConfigError([f"prune: {error}"]) from error
+    return sizes
+
+
+def _left(run: Run, network: IntegralNetwork, inputs: Sequence[Tensor]) -> dict[str, Any]:
+    """Leaves the network at the size that is asked for, or at the nodes that were trained for it; the figures."""
+    trained = any(edit["kind"] == "partition" for edit in run.edits)
+    native = network.discretize(1.0)
+    change = network.edit(None if trained else sizes_of(run))
+    with statistics_of(run, native):
+        before = run.watched(native)
+    run.edit(change)
+    with statistics_of(run, run.network):
+        weights = {key: value.clone() for key, value in run.network.state_dict().items()}
+    run.network.load_state_dict(weights)
+    measured = costs({"before": native, "after": run.network}, inputs)
+    nodes = {name: n if isinstance(n, int) else len(n) for name, n in change["partitions"].items()}
+    log.info(
+        "left at %s of %s parameters, its nodes %s",
+        *(f"{measured[when]['parameters']:,}" for when in ("after", "before")),
+        "trained" if trained else "uniform",
+    )
+    record: dict[str, Any] = {"criterion": INTEGRAL, "nodes": "trained" if trained else "uniform", "costs": measured}
+    record |= {"widths": {name: [network.groups[name], n] for name, n in nodes.items()}}
+    record |= {name: {when: measured[when][name] for when in ("before", "after")} for name in ("parameters", "macs")}
+    return {"before": before, "prune": record}
+
+
+def statistics_of(run: Run, network: nn.Module) -> Any:
     """Running statistics of a training over many sizes are of none of them, so those of this one are estimated anew."""
     if not statistics.momenta(network) or not run.cfg.precise_batchnorm:
         return nullcontext()

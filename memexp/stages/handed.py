@@ -28,8 +28,8 @@ class Run:
     network: after `edits`, on the device; a stage changes its shapes by `edit` alone. key: of the stage under way. finished:
     figures of the stages that are done. unfinished: of a resumed run, what `save` was given in the stage that goes on.
     trained: the weights as training left them, where others were averaged from them and stand in the network now.
-    evaluation: of the network as it stands, with the name of the split. meter: of the last stage that trains. steps_before,
-    epochs_before: of the stages that are done.
+    teacher: a network whose scores are learnt, too. evaluation: of the network as it stands, with the name of the split. meter:
+    of the last stage that trains. steps_before, epochs_before: of the stages that are done.
     """
 
     cfg: DictConfig
@@ -41,6 +41,7 @@ class Run:
     network: nn.Module
     results: dict[str, Any]
     edits: list[Edit] = field(default_factory=list)
+    teacher: nn.Module | None = None
     board: Board | None = None
     meter: Meter = field(default_factory=Meter)
     key: str = ""

@@ -95,6 +95,7 @@ def trainer_for(run: Run, cfg: DictConfig) -> Trainer:
         made = recipe.make(cfg, run.network, run.device, len(run.splits.classes))
     except ValueError as error:
         raise ConfigError([str(error)]) from error
+    made.teacher = run.teacher
     if cfg.compile:
         model = torch.compile(model)  # type: ignore[assignment]
     assert isinstance(model, nn.Module)
@@ -117,7 +118,9 @@ def _meter(run: Run, cfg: DictConfig) -> Meter:
     """Each stage measures its own memory."""
     recorded = cfg.memory.steps if cfg.memory.snapshot else 0
     snapshots = Snapshots(run.device, run.directory.path, recorded) if run.device.type == "cuda" else None
-    return Meter.for_device(run.device, cfg.memory.steps, cfg.memory.timeline, snapshots, run.splits.held)
+    beside = list(run.teacher.state_dict().values()) if run.teacher is not None else []
+    held = [*run.splits.held, *beside]
+    return Meter.for_device(run.device, cfg.memory.steps, cfg.memory.timeline, snapshots, held)
 
 
 def _measure(run: Run, trainer: Trainer) -> None:

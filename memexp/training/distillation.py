@@ -22,16 +22,22 @@ class Taught(NamedTuple):
     scores: Tensor
 
 
-class Distillation:
-    """`attach` asks the teacher about a batch, after whatever blends it; the object itself is then the student's loss.
+@torch.no_grad()
+def taught(teacher: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Taught]:
+    """The batch with the scores of `teacher`, which is in eval mode, beside its labels."""
+    return images, Taught(labels, teacher(images).float())
 
-    teacher: is put in eval mode and left alone. loss: of scores and labels alone, such as cross-entropy with smoothed labels.
+
+class Distillation:
+    """The student's loss.
+
+    loss: of scores and labels alone, such as cross-entropy with smoothed labels; it is all there is where a batch has not been
+    taught, as where strategies are timed.
     Raises ValueError for alpha outside of [0, 1] and a temperature that is not above 0.
     """
 
     def __init__(
         self,
-        teacher: nn.Module,
         alpha: float = ALPHA,
         temperature: float = TEMPERATURE,
         loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy,
@@ -40,16 +46,13 @@ class Distillation:
             raise ValueError(f"alpha={alpha}: the teacher's share of the loss, from 0 to 1")
         if not temperature > 0:
             raise ValueError(f"temperature={temperature}: above 0; 1 takes the scores as they are")
-        self.teacher, self.alpha, self.temperature, self.loss = teacher.eval(), alpha, temperature, loss
+        self.alpha, self.temperature, self.loss = alpha, temperature, loss
 
-    @torch.no_grad()
-    def attach(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Taught]:
-        """The batch with the teacher's scores beside its labels."""
-        return images, Taught(labels, self.teacher(images).float())
-
-    def __call__(self, scores: Tensor, taught: Taught) -> Tensor:
+    def __call__(self, scores: Tensor, target: Tensor | Taught) -> Tensor:
         """The mean loss over the batch."""
+        if not isinstance(target, Taught):
+            return self.loss(scores, target)
         T = self.temperature
-        soft, expected = (functional.log_softmax(z.float() / T, 1) for z in (scores, taught.scores))
+        soft, expected = (functional.log_softmax(z.float() / T, 1) for z in (scores, target.scores))
         apart = functional.kl_div(soft, expected, reduction="batchmean", log_target=True)
-        return (1 - self.alpha) * self.loss(scores, taught.labels) + self.alpha * T**2 * apart
+        return (1 - self.alpha) * self.loss(scores, target.labels) + self.alpha * T**2 * apart

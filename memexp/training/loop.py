@@ -185,13 +185,13 @@ class Trainer:
 
     def _step(self, batches: list[tuple[Tensor, Tensor]]) -> Tensor:
         self._schedule()
-        if self.recipe.mix is not None:
-            batches = [self.recipe.mix(images, labels) for images, labels in batches]
-        self._images = sum(len(images) for images, _ in batches) * self.place.world.size
+        prepared = [self.recipe.prepared(images, labels) for images, labels in batches]
+        del batches
+        self._images = sum(len(images) for images, _ in prepared) * self.place.world.size
         number = len(self.durations)
         traced = self.trace.step(number) if self.trace is not None else nullcontext()
-        with traced, self.place.meter.step(number, self.recipe.network, self.recipe.optimizer, batches):
-            loss = self.recipe.step(self.model, batches)
+        with traced, self.place.meter.step(number, self.recipe.network, self.recipe.optimizer, prepared):
+            loss = self.recipe.step(self.model, prepared)
         if self.recipe.average is not None:
             self.recipe.average.update_parameters(self.recipe.network)
         return loss

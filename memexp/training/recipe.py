@@ -17,8 +17,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from memexp import optim
 from memexp.models.vanishing import set_lambda
 from memexp.optim import Lookahead, schedules
+from memexp.training.distillation import Distillation, taught
 from memexp.training.precision import Precision
-from memexp.training.step import Loss, train_step
+from memexp.training.step import Batch, Loss, train_step
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -58,8 +59,8 @@ class Recipe:
     """What trains one network.
 
     factor: (step, total steps) -> what multiplies the learning rate. mix: blends images and labels of a batch. average: of the
-    weights, which is then what is evaluated. course: (step, total steps) -> lambda of its
-    vanishing activations, where they move in this training.
+    weights, which is then what is evaluated. course: (step, total steps) -> lambda of its vanishing activations, where they
+    move in this training. teacher: whose scores are learnt, too; in eval mode.
     """
 
     settings: Settings
@@ -70,8 +71,17 @@ class Recipe:
     precision: Precision
     mix: Mix | None
     average: AveragedModel | None
-
     course: Callable[[int, int], float] | None = None
+    teacher: nn.Module | None = None
+
+    def prepared(self, images: Tensor, labels: Tensor) -> Batch:
+        """A batch as the step takes it: mixed, and with the teacher's scores of what is then seen."""
+        if self.mix is not None:
+            images, labels = self.mix(images, labels)
+        if self.teacher is None:
+            return images, labels
+        with self.precision.autocast():
+            return taught(self.teacher, images, labels)
 
     def vanish(self, step: int, total: int) -> float | None:
         """Sets lambda of the vanishing activations for `step` of `total`, and gives it; None where none is on its course."""
@@ -83,7 +93,7 @@ class Recipe:
                 set_lambda(network, value)
         return value
 
-    def step(self, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    def step(self, model: nn.Module, batches: Sequence[Batch]) -> Tensor:
         """One optimizer step of `model`, the network as it is called; the mean loss, still on the device."""
         return train_step(model, self.loss_fn, self.optimizer, batches, self.precision, self.settings.clip_grad)
 
@@ -132,11 +142,17 @@ def make(cfg: DictConfig, network: nn.Module, device: torch.device, classes: int
         network,
         optimizer,
         functools.partial(schedules.factor, cfg.schedule),
-        functools.partial(functional.cross_entropy, label_smoothing=cfg.label_smoothing),
+        _loss(cfg),
         Precision(cfg.precision.name, device),
         _mix(cfg, classes),
         average,
     )
+
+
+def _loss(cfg: DictConfig) -> Loss:
+    loss = functools.partial(functional.cross_entropy, label_smoothing=cfg.label_smoothing)
+    distill = cfg.distill
+    return loss if distill.teacher is None else Distillation(distill.alpha, distill.temperature, loss)
 
 
 def _mix(cfg: DictConfig, classes: int) -> Mix | None:

@@ -1,6 +1,7 @@
 """One optimizer step. The estimate of a run's memory traces this very function, so it holds all that a step does."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,14 +9,15 @@ from torch import Tensor, nn
 from memexp.optim import kernels
 from memexp.training.precision import Precision
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Tensor, Any], Tensor]  # of scores and what they are compared with
+Batch = tuple[Tensor, Any]
 
 
 def train_step(
     model: nn.Module,
     loss_fn: Loss,
     optimizer: torch.optim.Optimizer,
-    batches: Sequence[tuple[Tensor, Tensor]],
+    batches: Sequence[Batch],
     precision: Precision,
     clip_grad: float | None = None,
 ) -> Tensor:

@@ -118,7 +118,7 @@ def test_a_pruned_run_is_gone_on_with_at_every_boundary(tmp_path):
 
 
 def test_an_integral_network_serves_every_size_that_is_asked_for(tmp_path):
-    sizes = ["discretise.sizes=[1,0.6]", "discretise.keep=0.6"]
+    sizes = ["discretise.sizes=[1,0.6]", "prune=integral", "prune.keep=0.6"]
     results = run(tmp_path, "model=inn", "model.base=resnet8", *DATA, *sizes)
     stages = {stage["key"]: stage for stage in results["stages"]}
     native, small = stages["discretise"]["sizes"]
@@ -126,6 +126,80 @@ def test_an_integral_network_serves_every_size_that_is_asked_for(tmp_path):
     assert stages["discretise"]["parameters"] == small["parameters"]
     assert results["accuracy"]["top1"] == small["accuracy"]["top1"]
     same_network(tmp_path)
+
+
+def test_an_integral_run_is_evaluated_at_any_size(tmp_path):
+    run(tmp_path, "model=inn", "model.base=resnet8", *DATA, "discretise.sizes=[0.6]")
+    stages = {stage["key"]: stage for stage in json.loads((tmp_path / "results.json").read_text())["stages"]}
+    found = saved.evaluate(tmp_path, ["prune=integral", "prune.keep=0.6"])
+    assert found["loss"] == pytest.approx(stages["discretise"]["sizes"][0]["accuracy"]["loss"], rel=1e-5)
+    native = saved.evaluate(tmp_path)
+    assert native["loss"] == stages["evaluate"]["accuracy"]["loss"] != found["loss"]
+    with pytest.raises(ConfigError, match="no continuous group is named nope"):
+        saved.evaluate(tmp_path, ["prune=integral", "prune.keep={nope:0.5}"])
+
+
+def test_where_a_smaller_size_is_sampled_can_be_trained(tmp_path):
+    inn = [
+        "model=inn",
+        "model.base=resnet8",
+        *DATA,
+        "prune=integral",
+        "prune.target=params:0.6",
+        "prune.tune=partition",
+    ]
+    whole = run(tmp_path / "run", *inn, "checkpoint_every=1", "optimizer=adamw", "tune.lr=0.01")
+    stages = {stage["key"]: stage for stage in whole["stages"]}
+    assert list(stages) == ["train", "partition", "discretise", "evaluate"]
+    counts = stages["discretise"]["prune"]["parameters"]
+    assert counts["after"] / counts["before"] == pytest.approx(0.6, rel=0.02)
+    same_network(tmp_path / "run")
+    _, network, state = build.from_run(tmp_path / "run")
+    assert not [p for p in network.parameters() if not p.requires_grad]
+    nodes = state["edits"][-1]["partitions"]["stem.0"]
+    assert nodes != pytest.approx([k / (len(nodes) - 1) for k in range(len(nodes))])  # they have moved
+    weights = {
+        key: torch.load(tmp_path / f"run/checkpoints/{key}.pt", weights_only=True)["model"] for key in list(stages)[:2]
+    }
+    assert torch.equal(weights["train"]["network.stem.0.weight"], weights["partition"]["network.stem.0.weight"])
+    with pytest.raises(ConfigError, match="plain one already"):
+        saved.evaluate(tmp_path / "run", ["prune=integral", "prune.keep=0.5"])
+
+    state = torch.load(tmp_path / "run/checkpoints/partition.pt", weights_only=True)
+    assert state["training"]["progress"]["step"] == 2
+    longer = saved.resume(tmp_path / "run", ["tune.max_steps=3"])  # goes on from the middle of the stage
+    assert [stage["key"] for stage in longer["stages"]] == list(stages)
+    assert longer["stages"][1]["steps"] == 3
+
+
+def test_a_deployed_network_grows_back_and_is_deployed_again(tmp_path):
+    stages = "stages=[train,deploy,grow,train,deploy,evaluate]"
+    results = run(tmp_path, "model=reducenet", "model.depth=8", *DATA, "deploy=fuse", stages, "log_every=1")
+    found = {stage["key"]: stage for stage in results["stages"]}
+    assert list(found) == ["train-1", "deploy-1", "grow", "train-2", "deploy-2", "evaluate"]
+    assert found["grow"]["grow"]["error"] < 1e-5
+    assert found["grow"]["accuracy"]["loss"] == pytest.approx(found["deploy-1"]["accuracy"]["loss"], rel=1e-4)
+    assert found["deploy-1"]["parameters"] == found["deploy-2"]["parameters"] < found["grow"]["parameters"]
+    entries = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    course = [entry["lambda"] for entry in entries if entry["stage"] == "train-2" and "lambda" in entry]
+    assert (course[0], max(course), course[-1]) == (0.0, 1.0, 0.0)
+    same_network(tmp_path)
+
+
+def test_a_student_learns_from_the_run_of_its_teacher(tmp_path):
+    plain = ["model=reducenet", "model.depth=8", "model.plain=true", *DATA]
+    run(tmp_path / "teacher", *plain, "model.wide=1", "max_steps=2")
+    taught = [*plain, f"distill.teacher='{tmp_path}/teacher'", f"model.init_from='{tmp_path}/teacher'"]
+    results = run(tmp_path / "student", *taught, "distill.alpha=1")
+    assert results["memory"]["estimate_ratio"] == 1
+    alone = run(tmp_path / "alone", *plain, f"model.init_from='{tmp_path}/teacher'")
+    assert alone["accuracy"]["loss"] != results["accuracy"]["loss"]
+    shutil.move(tmp_path / "teacher", tmp_path / "moved")
+    assert saved.evaluate(tmp_path / "student")["loss"] == results["accuracy"]["loss"]  # needs no teacher
+    with pytest.raises(ConfigError, match=r"distill\.teacher: .*there is no such run directory"):
+        run(tmp_path / "next", *plain, taught[-2])
+    with pytest.raises(ConfigError, match="images of 3x32x32, and these are 3x40x40"):
+        run(tmp_path / "next", *plain, "dataset.image_size=40", f"distill.teacher='{tmp_path}/moved'")
 
 
 def test_lambda_falls_to_zero_before_a_reducenet_is_deployed(tmp_path):

@@ -1,0 +1,18 @@
+"""Partitions: of an integral network at the size that it is to be left at, the nodes are trained, by the recipe of `tune`."""
+
+from typing import Any
+
+from memexp.stages import tune
+from memexp.stages.discretise import integral, sizes_of
+from memexp.stages.handed import Run
+
+
+def carry_out(run: Run) -> dict[str, Any]:
+    if run.unfinished is None:  # a stage that goes on is of the edited network already
+        wanted = integral(run).partitions(sizes_of(run))
+        run.edit({"kind": "partition", "partitions": {name: _number(nodes) for name, nodes in wanted.items()}})
+    return tune.carry_out(run)
+
+
+def _number(nodes: Any) -> int:
+    return nodes if isinstance(nodes, int) else len(nodes)

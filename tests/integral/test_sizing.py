@@ -1,0 +1,30 @@
+"""The size of an integral network that meets a target."""
+
+import pytest
+import torch
+from integral_networks import build
+
+from memexp.integral import convert
+from memexp.integral.sizing import sizes_for
+
+
+def parameters(network: torch.nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+@pytest.mark.parametrize("left", [0.3, 0.6, 0.9])
+def test_the_nearest_share_is_found(left: float) -> None:
+    network = convert(build("resnet20"), torch.randn(1, 3, 32, 32))
+    whole = parameters(network.discretize(1.0))
+    sizes = sizes_for(network, left, parameters)
+    assert parameters(network.discretize(sizes)) / whole == pytest.approx(left, rel=0.01)
+    shares = [n / network.groups[name] for name, n in sizes.items()]
+    assert shares == pytest.approx([left**0.5] * len(shares), abs=0.07)  # a convolution's weights fall with the square
+
+
+def test_a_target_that_whole_channels_cannot_meet_is_refused() -> None:
+    network = convert(
+        torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)), torch.randn(1, 4)
+    )
+    with pytest.raises(ValueError, match=r"0\.9 of the native size cannot be met within 2%"):
+        sizes_for(network, 0.9, parameters)
