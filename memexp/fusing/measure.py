@@ -40,13 +40,18 @@ def latency(
 
 
 def costs(networks: Mapping[str, nn.Module], inputs: Sequence[Inputs]) -> dict[str, dict[str, Any]]:
-    """For each network: parameters, macs of one image, and for each batch of `inputs` latency in seconds and peak bytes.
+    """For each network: parameters, bytes of its weights as they are saved, macs of one image, and for each batch of `inputs`
+    latency in seconds and peak bytes.
 
     Keys of figures that depend on the batch end with its size: latency_1, peak_1. Latencies are medians of one run, the
     networks in turns; the peak is that of inference, weights and batch included.
     """
     found: dict[str, dict[str, Any]] = {
-        name: {"parameters": sum(p.numel() for p in network.parameters())} for name, network in networks.items()
+        name: {
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "bytes": sum(tensor.nbytes for tensor in network.state_dict().values()),
+        }
+        for name, network in networks.items()
     }
     for given in inputs:
         # a batch of its own: one that is a part of a larger tensor would count as the whole of it

@@ -75,6 +75,7 @@ def _removed(run: Run, arguments: dict[str, Any], data: Sequence[tuple[Tensor, T
     first, *others = (removal(cfg.seed + number) for number in range(prune.draws if prune.name == "random" else 1))
     figures = first.record
     figures["costs"] = costs({"before": whole, "after": first.network}, [images[:1], images[:LARGE]])
+    before = {key: value.clone() for key, value in whole.state_dict().items()}  # the edit changes the network itself
     run.edit(distribution.agreed(first.edit, run.world))  # whose images and clock decide
     if run.world.is_main:  # a criterion may have changed what stays
         run.network.load_state_dict(first.network.state_dict())
@@ -82,11 +83,18 @@ def _removed(run: Run, arguments: dict[str, Any], data: Sequence[tuple[Tensor, T
     if others:
         figures["draws"] = [run.watched(other.network) | {"seed": cfg.seed + n} for n, other in enumerate(others, 1)]
     if run.world.is_main:
-        from memexp.report import files, scores  # matplotlib takes its time to import
-
-        picture = scores.draw(first.groups, f"{prune.name}, {run.key}")
-        files.save(picture, run.directory.plots, f"{run.key}-scores")
+        _pictures(run, before, first)
     return figures
+
+
+def _pictures(run: Run, before: Mapping[str, Tensor], removal: Removal) -> None:
+    """Of each layer: its scores in order, and its weights before and after."""
+    from memexp.report import files, scores, weights  # matplotlib takes its time to import
+
+    title = f"{run.cfg.prune.name}, {run.key}"
+    files.save(scores.draw(removal.groups, title), run.directory.plots, f"{run.key}-scores")
+    picture = weights.draw(removal.groups, before, run.network.state_dict(), title)
+    files.save(picture, run.directory.plots, f"{run.key}-weights")
 
 
 def _of_round(run: Run) -> Settings:

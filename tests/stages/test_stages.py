@@ -45,6 +45,9 @@ def test_pruned_in_rounds_to_a_target_tuned_and_fused(tmp_path):
     assert stages["prune-1"]["before"]["top1"] == stages["train"]["accuracy"]["top1"]
     assert results["before"]["key"] == "train"
     assert (tmp_path / "plots/prune-1-scores.png").is_file()
+    assert (tmp_path / "plots/prune-2-weights.png").is_file()
+    costs = stages["prune-1"]["prune"]["costs"]
+    assert costs["after"]["bytes"] < 0.8 * costs["before"]["bytes"]
     same_network(tmp_path)
 
 
