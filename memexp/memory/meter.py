@@ -246,7 +246,7 @@ def resident_peak() -> int:
 
 def _storage_bytes(tensors: Sequence[Tensor]) -> int:
     """Of tensors that may share memory."""
-    storages = {storage.data_ptr(): storage.nbytes() for storage in (t.untyped_storage() for t in tensors)}
+    storages = {storage._cdata: storage.nbytes() for storage in (t.untyped_storage() for t in tensors)}
     return sum(storages.values())
 
 

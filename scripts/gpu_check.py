@@ -1,0 +1,449 @@
+"""What memexp does on a GPU, part by part: measured, expected, verdict. Without one, the parts that need none are done on an
+accelerator that is emulated on the CPU (emulated_accelerator.py), and nothing is said of times.
+
+    python scripts/gpu_check.py [OUT] [--parts placement,memory,...] [--small]
+
+Each part has a box of time; one that fails or runs over writes its row and the next goes on. Writes gpu_check.json and
+gpu_check.md to OUT (outputs/gpu_check). Exit status 1 if a verdict is "wrong" or "failed".
+"""
+
+import argparse
+import json
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+GPU = torch.cuda.is_available()
+if not GPU:
+    import emulated_accelerator as npu
+
+import memexp  # noqa: E402  once the emulated accelerator is registered
+from memexp import build  # noqa: E402
+from memexp.models import families  # noqa: E402
+from memexp.training import recipe  # noqa: E402
+from memexp.training.loop import Trainer  # noqa: E402
+
+DEVICE = torch.device("cuda:0" if GPU else "npu:0")
+IMAGES = ["dataset=cifar10"]
+SMALL = {
+    "revnet": ["model=revnet", "model.units=[2,1]", "model.channels=[8,8,16]"],
+    "resnet": ["model=resnet", "model.kind=simple", "model.depth=4"],
+    "heunnet": ["model=heunnet", "model.depth=4"],
+    "reducenet": ["model=reducenet", "model.depth=8"],
+    "inn": ["model=inn", "model.base=resnet8"],
+    "vgg16": ["model=vgg16", "model.layout=cifar"],
+}
+
+
+@dataclass
+class Row:
+    """One thing that was looked at. verdict: right, wrong, measured (nothing is expected of it) or failed."""
+
+    part: str
+    what: str
+    measured: str
+    expected: str
+    verdict: str
+
+
+class Training:
+    """A training step of a configuration on random images, on the device."""
+
+    def __init__(self, *overrides: str, batch: int = 8, compiled: bool = False) -> None:
+        self.cfg = memexp.compose([*IMAGES, f"batch_size={batch}", *overrides])
+        torch.manual_seed(0)
+        network = build.network(self.cfg).to(DEVICE)
+        self.network = network.to(memory_format=torch.channels_last) if GPU else network
+        self.recipe = recipe.make(self.cfg, self.network, DEVICE, 10)
+        self.recipe.precision.set_up()
+        self.model: nn.Module = torch.compile(self.network) if compiled else self.network  # type: ignore[assignment]
+        generator = torch.Generator().manual_seed(1)
+        images = torch.randn(batch, 3, 32, 32, generator=generator)
+        self.batch = images.to(DEVICE), torch.randint(10, (batch,), generator=generator).to(DEVICE)
+
+    def step(self) -> Tensor:
+        return self.recipe.step(self.model, [self.batch])
+
+    def weights(self, steps: int) -> dict[str, Tensor]:
+        for _ in range(steps):
+            self.step()
+        return {name: value.detach().cpu() for name, value in self.network.state_dict().items()}
+
+    def seconds(self, steps: int = 20) -> float:
+        for _ in range(5):
+            self.step()
+        times = []
+        for _ in range(steps):
+            wait()
+            started = time.perf_counter()
+            self.step()
+            wait()
+            times.append(time.perf_counter() - started)
+        return statistics.median(times)
+
+
+def wait() -> None:
+    if GPU:
+        torch.cuda.synchronize()
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def verdict(right: bool) -> str:
+    return "right" if right else "wrong"
+
+
+def placement(small: bool) -> Iterator[Row]:
+    """Every model, strategy and precision: all tensors on the device, a finite loss."""
+    for name, overrides in SMALL.items():
+        cfg = memexp.compose([*IMAGES, *overrides])
+        for strategy in families.proposed(cfg.model, ()):
+            for precision in ("fp32", "bf16") if small else ("fp32", "tf32", "bf16", "fp16"):
+                limit = ["backprop.limit=0.5"] if strategy == "budget" else []
+                try:
+                    training = Training(*overrides, f"backprop={strategy}", f"precision={precision}", *limit, batch=4)
+                    loss = float(training.step())
+                    away = [key for key, value in training.network.state_dict().items() if value.device != DEVICE]
+                    found, right = f"loss {loss:.3f}", not away and loss == loss
+                except Exception as error:
+                    found, right = f"{type(error).__name__}: {str(error).splitlines()[0][:90]}", False
+                yield Row("placement", f"{name}, {strategy}, {precision}", found, "all on the device", verdict(right))
+
+
+def memory(small: bool) -> Iterator[Row]:
+    """The allocator's peak against the estimate, and how it grows with depth."""
+    batch = 16 if small else 100
+    depths = (38, 74) if small else (38, 110, 164)
+    flat = {}
+    cases = [("revnet", depth, strategy) for depth in depths for strategy in ("stored", "reversible")]
+    cases += [("resnet", depth, "stored") for depth in ((32,) if small else (32, 110))]
+    for model, depth, strategy in cases:
+        overrides = [f"model={model}", f"model.depth={depth}", f"backprop={strategy}"]
+        training = Training(*overrides, batch=batch)
+        training.step()
+        training.step()
+        with peak() as found:
+            training.step()
+        expected = memexp.estimate(training.cfg)
+        own = sum(value.numel() * value.element_size() for value in training.network.state_dict().values())
+        flat[model, depth, strategy] = found[0] - 3 * own  # weights, gradients and momentum
+        near = 0.9 < found[0] / expected["peak"] < (1.15 if GPU else 1.05)
+        label = f"{model}-{depth}, {strategy}, batch {batch}"
+        yield Row("memory", label, f"{found[0] / 2**20:.1f} MiB", f"{expected['peak'] / 2**20:.1f} MiB", verdict(near))
+    growth = flat["revnet", depths[-1], "reversible"] / flat["revnet", depths[0], "reversible"]
+    label = f"revnet-{depths[-1]} over revnet-{depths[0]}, reversible"
+    yield Row("memory", label, f"{growth:.2f}", "flat: below 1.1", verdict(growth < 1.1))
+
+
+@contextmanager
+def peak() -> Iterator[list[int]]:
+    """Bytes at the peak of what is done inside."""
+    found: list[int] = []
+    if GPU:
+        torch.cuda.reset_peak_memory_stats()
+        yield found
+        found.append(torch.cuda.max_memory_allocated())
+    else:
+        npu.memory.peak = npu.memory.live
+        yield found
+        found.append(npu.memory.peak)
+
+
+def exact(small: bool) -> Iterator[Row]:
+    """Bitwise the weights of stored after some steps, whatever the precision and the choice of kernels."""
+    steps, revnet = (2 if small else 10), SMALL["revnet"]
+    for precision in ("fp32", "bf16") if not GPU else ("fp32", "tf32", "bf16"):
+        for autotuned, deterministic in ((False, True), (False, False), (True, False)) if GPU else ((False, False),):
+            torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = autotuned, deterministic
+            found = [
+                Training(*revnet, f"backprop={strategy}", "backprop.exact=true", f"precision={precision}").weights(
+                    steps
+                )
+                for strategy in ("stored", "reversible", "checkpointed")
+            ]
+            right = same(found[0], found[1]) and same(found[0], found[2])
+            label = f"{precision}, autotuned={autotuned}, deterministic={deterministic}, {steps} steps"
+            yield Row("exact", label, "the same bits" if right else "others", "the same bits", verdict(right))
+    torch.backends.cudnn.benchmark = torch.backends.cudnn.deterministic = False
+
+
+def drift(small: bool) -> Iterator[Row]:
+    """How far the reversible gradient is from stored's without exact."""
+    for precision, most in (("fp32", 1e-4), ("bf16", 0.3)):
+        networks = [
+            Training(*SMALL["revnet"], f"backprop={strategy}", f"precision={precision}")
+            for strategy in ("stored", "reversible")
+        ]
+        gradients = []
+        for training in networks:
+            with training.recipe.precision.autocast():
+                loss = training.recipe.loss_fn(training.network(training.batch[0]), training.batch[1])
+            loss.backward()
+            gradients.append(
+                torch.cat([p.grad.flatten().float().cpu() for p in training.network.parameters() if p.grad is not None])
+            )
+        error = float((gradients[0] - gradients[1]).norm() / gradients[0].norm())
+        yield Row("drift", f"gradient, {precision}", f"{error:.1e}", f"below {most:g}", verdict(error < most))
+
+
+def resuming(small: bool) -> Iterator[Row]:
+    """A run of the command, stopped and resumed: the same weights as one that was not."""
+    run = [*SMALL["revnet"], "dataset=digits", "dataset.limit=96", "dataset.test_limit=40", f"device={DEVICE.type}"]
+    run += ["epochs=2", "monitor_every=0", "deterministic=true", "ema=0.9"]
+    with tempfile.TemporaryDirectory() as folder:
+        memexp.run(memexp.compose(run), f"{folder}/whole")
+        original = Trainer._step
+
+        def stopping(self: Trainer, batches: Any) -> Tensor:
+            if self.progress.step == 3:
+                raise KeyboardInterrupt
+            return original(self, batches)
+
+        with patch.object(Trainer, "_step", stopping), suppress(KeyboardInterrupt):
+            memexp.run(memexp.compose([*run, "checkpoint_every=3"]), f"{folder}/parts")
+        memexp.resume(f"{folder}/parts")
+        states = [
+            torch.load(f"{folder}/{name}/checkpoints/last.pt", weights_only=True, map_location="cpu")["model"]
+            for name in ("whole", "parts")
+        ]
+        right = same(*states)
+    yield Row(
+        "resuming",
+        "train, stopped after 3 of 6 steps",
+        "the same bits" if right else "others",
+        "the same bits",
+        verdict(right),
+    )
+
+
+def waiting(small: bool) -> Iterator[Row]:
+    """Reads of the host between the start of a step and the end of its backward."""
+    for strategy, extra in STRATEGIES:
+        training = Training(*SMALL["revnet"], f"backprop={strategy}", *extra)
+        training.step()
+        label = " ".join([strategy, *extra])
+        if GPU:
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                training.step()
+                found, right = "none", True
+            except RuntimeError as error:
+                found, right = str(error).splitlines()[0][:80], False
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        else:
+            with npu.counted() as counts:
+                training.step()
+            right = not counts.reads
+            found = "; ".join(f"{count} x {line}" for line, count in counts.reads.items()) or "none"
+        yield Row("waiting", label, found, "none", verdict(right))
+
+
+STRATEGIES: list[tuple[str, list[str]]] = [
+    ("stored", []),
+    ("checkpointed", []),
+    ("reversible", []),
+    ("reversible", ["backprop.exact=true"]),
+]
+
+
+def launches(small: bool) -> Iterator[Row]:
+    """Kernels of a training step of RevNet-38, over stored's and a forward pass's."""
+    counted = {}
+    for strategy, extra in STRATEGIES:
+        training = Training("model=revnet", "model.depth=38", f"backprop={strategy}", *extra, batch=4)
+        training.step()
+        counted[strategy, *extra] = kernels(training.step)
+    training = Training("model=revnet", "model.depth=38", "backprop=stored", batch=4)
+
+    def forward() -> None:
+        with torch.no_grad():
+            training.network(training.batch[0])
+
+    whole = counted["stored",] + kernels(forward)
+    most = {("reversible",): 1.15, ("reversible", "backprop.exact=true"): 1.3}
+    for key, count in counted.items():
+        limit = most.get(key)
+        told = verdict(count <= limit * whole) if limit else "measured"
+        expected = f"at most {limit} of {whole}" if limit else ""
+        yield Row("launches", " ".join(key), str(count), expected, told)
+
+
+def kernels(function: Callable[[], Any]) -> int:
+    if not GPU:
+        with npu.counted() as counts:
+            function()
+        return counts.kernels
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        function()
+        wait()
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
+
+
+def limits(small: bool) -> Iterator[Row]:
+    """A run that does not fit ends with a message that says what would."""
+    torch.cuda.set_per_process_memory_fraction(0.02)
+    try:
+        run = [
+            "model=revnet",
+            "model.depth=110",
+            "backprop=stored",
+            "dataset=synthetic",
+            "batch_size=4096",
+            "max_steps=2",
+        ]
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                memexp.run(memexp.compose([*run, "device=cuda", "dataset.images=4096"]), folder)
+                found = "it ran"
+            except torch.OutOfMemoryError:
+                found = json.loads((Path(folder) / "results.json").read_text())["error"].splitlines()[-1][:100]
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
+    yield Row("limits", "RevNet-110, batch 4096, 2 % of the memory", found, "what fits", verdict(found != "it ran"))
+
+
+def times(small: bool) -> Iterator[Row]:
+    """Step times over stored's, of one card in one run."""
+    for batch in (100, 1024):
+        for precision in ("fp32", "bf16"):
+            base = 0.0
+            for strategy, extra in STRATEGIES:
+                revnet = ["model=revnet", "model.depth=110", f"backprop={strategy}", *extra, f"precision={precision}"]
+                seconds = Training(*revnet, batch=batch).seconds()
+                base = base or seconds
+                label = f"RevNet-110, batch {batch}, {precision}, {' '.join([strategy, *extra])}"
+                yield Row("times", label, f"{1e3 * seconds:.1f} ms, {seconds / base:.2f} of stored", "", "measured")
+    compiled = Training("model=revnet", "model.depth=110", "backprop=stored", batch=100, compiled=True).seconds()
+    yield Row("times", "RevNet-110, batch 100, fp32, stored, compiled", f"{1e3 * compiled:.1f} ms", "", "measured")
+
+
+def peers(small: bool) -> Iterator[Row]:
+    """memcnn and RevTorch beside it: scripts/bench_engine.py, whose own table is the record."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(Path(__file__).with_name("bench_engine.py")), folder, "--shapes", "9x32"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    lines = [line for line in done.stdout.splitlines() if line.strip()]
+    for line in lines[-8:] or done.stderr.splitlines()[-1:]:
+        yield Row("peers", "bench_engine, on the CPU", line.strip()[:100], "", "measured")
+
+
+def gpu_tests(small: bool) -> Iterator[Row]:
+    """pytest -m gpu."""
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).resolve().parent.parent)
+    last = (done.stdout.strip().splitlines() or ["no output"])[-1]
+    yield Row("tests", "pytest -m gpu", last[:100], "all pass", verdict(done.returncode == 0))
+
+
+@dataclass
+class Part:
+    carry_out: Callable[[bool], Iterator[Row]]
+    seconds: int
+    needs_gpu: bool = False
+
+
+PARTS = {
+    "placement": Part(placement, 90),
+    "memory": Part(memory, 60),
+    "exact": Part(exact, 60),
+    "drift": Part(drift, 20),
+    "resuming": Part(resuming, 40),
+    "waiting": Part(waiting, 20),
+    "launches": Part(launches, 40),
+    "limits": Part(limits, 40, needs_gpu=True),
+    "times": Part(times, 90, needs_gpu=True),
+    "peers": Part(peers, 90, needs_gpu=True),
+    "tests": Part(gpu_tests, 60, needs_gpu=True),
+}
+
+
+class OverTime(Exception):
+    """A part has used up its box of time."""
+
+
+def boxed(name: str, part: Part, small: bool) -> Iterator[Row]:
+    """The rows of a part, and one of how it ended if that was not its end."""
+
+    def over(*_: Any) -> None:
+        raise OverTime
+
+    signal.signal(signal.SIGALRM, over)
+    signal.alarm(part.seconds if GPU else 4 * part.seconds)
+    try:
+        yield from part.carry_out(small)
+    except OverTime:
+        yield Row(name, "the rest", f"not done within {part.seconds} s", "", "measured")
+    except Exception as error:
+        yield Row(name, "the rest", f"{type(error).__name__}: {str(error).splitlines()[0][:100]}", "", "failed")
+    finally:
+        signal.alarm(0)
+
+
+def machine() -> dict[str, str | None]:
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
+    return {
+        "device": torch.cuda.get_device_name() if GPU else "emulated on the CPU: nothing is said of times",
+        "driver": _driver() if GPU else None,
+        "cuda": torch.version.cuda,
+        "cudnn": str(torch.backends.cudnn.version()) if GPU else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": commit.stdout.strip() or None,
+    }
+
+
+def _driver() -> str:
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", nargs="?", type=Path, default=Path("outputs/gpu_check"))
+    parser.add_argument("--parts", default=",".join(PARTS), help="those to do, with commas between")
+    parser.add_argument("--small", action="store_true", default=not GPU, help="less of each part; without a GPU always")
+    options = parser.parse_args(arguments)
+    if unknown := [name for name in options.parts.split(",") if name not in PARTS]:
+        parser.error(f"--parts: {', '.join(unknown)} is not one of {', '.join(PARTS)}")
+    about, rows = machine(), []
+    print(", ".join(f"{key} {value}" for key, value in about.items() if value))
+    for name in options.parts.split(","):
+        part = PARTS[name]
+        if part.needs_gpu and not GPU:
+            rows.append(Row(name, "all of it", "needs a GPU", "", "measured"))
+            continue
+        for row in boxed(name, part, options.small):
+            rows.append(row)
+            print(f"{row.part:10} {row.what:55} {row.measured:50} {row.expected:28} {row.verdict}", flush=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    table = ["| part | what | measured | expected | verdict |", "|---|---|---|---|---|"]
+    table += [f"| {row.part} | {row.what} | {row.measured} | {row.expected} | {row.verdict} |" for row in rows]
+    (options.out / "gpu_check.json").write_text(
+        json.dumps({"machine": about, "rows": list(map(asdict, rows))}, indent=1)
+    )
+    (options.out / "gpu_check.md").write_text("\n".join(table) + "\n")
+    return int(any(row.verdict in ("wrong", "failed") for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
