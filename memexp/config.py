@@ -236,11 +236,11 @@ def jobs(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> li
     with _hydra(config_dirs) as loader:
         parser = OverridesParser.create(config_loader=loader)
         for text in overrides:
-            choices = [job + [value] for job in choices for value in _values(parser, text)]
+            choices = [job + [value] for job in choices for value in values_of(parser, text)]
     return choices
 
 
-def _values(parser: OverridesParser, text: str) -> list[str]:
+def values_of(parser: OverridesParser, text: str) -> list[str]:
     """Each value of one override, as an override."""
     try:
         (override,) = parser.parse_overrides([text])  # which knows the loader, for a glob

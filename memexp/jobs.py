@@ -53,6 +53,7 @@ class Sweep:
 # being asked. Reentrant, for a signal that comes while another is dealt with.
 _starting = threading.RLock()
 _printing = threading.Lock()
+_composing = threading.Lock()  # Hydra's state is global
 
 
 def stop(sweep: Sweep, signum: int) -> None:
@@ -65,16 +66,19 @@ def stop(sweep: Sweep, signum: int) -> None:
 
 def identify(job: Job, sweep: Sweep) -> None:
     """Composes the job's configuration: its hash, or the problem that it has."""
-    try:
-        job.hash = config_hash(compose(job.overrides, sweep.config_name, sweep.config_dirs))
-    except ConfigError as error:
-        job.problem = str(error)
+    with _composing:
+        try:
+            job.hash, job.problem = config_hash(compose(job.overrides, sweep.config_name, sweep.config_dirs)), None
+        except ConfigError as error:
+            job.problem = str(error)
 
 
 def carry_out(job: Job, sweep: Sweep, own_session: bool = True) -> None:
     """Runs one job to its end, or finds it done, and sets its status. own_session: Ctrl-C reaches this process alone, which
     asks the job to stop.
     """
+    if job.problem is not None:  # the run that it starts from may be an earlier job of this sweep, and be there by now
+        identify(job, sweep)
     job.status = _status(job, sweep, own_session)
     _tell_the_end(job, sweep)
 

@@ -174,6 +174,8 @@ class OtherLauncher(_Recorded):
                 and job.results.get("status") in (None, "running")
             ):
                 jobs.record_failure(job, str(result._return_value), job.results)
+            if job.problem is not None:
+                jobs.identify(job, sweep)  # as its worker has, later than it was looked at here
             job.status = "refused" if job.problem is not None else jobs.judge(job, sweep, None)
 
 

@@ -48,6 +48,7 @@ class Tune:
     max_steps: Positive | None
     lr: PositiveFloat
     warmup: NonNegative
+    scratch: bool
 
 
 NativeShare = Annotated[float, between(0.01, 4)]  # of an integral network, as a share of its native size
@@ -75,6 +76,7 @@ class Config:
     """The keys outside the groups."""
 
     name: str
+    arm: str | None
     seed: Count
     deterministic: bool
     device: str
@@ -391,7 +393,7 @@ OWN: dict[str, type | None] = {
 }
 
 # What an experiment may measure without a training run: the modules of memexp.studies.
-STUDIES = ("gradient_error", "linear_ode", "parameters", "summary")
+STUDIES = ("affine", "gradient_error", "linear_ode", "parameters", "summary")
 
 
 def name_of(node: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Hydra's basic sweep, every combination of what is swept, for each of a list of cases that have little else in common."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -12,15 +12,16 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from memexp.config import ConfigError
+from memexp.config import ConfigError, values_of
 from memexp.launcher import Sweeps, folder_of
 
 
 class CasesSweeper(Sweeper):
     """`hydra.sweeper.cases=[[model=resnet,model.depth=32],[model=revnet,model.depth=38]]`
 
-    A case is a list of overrides; what is typed on the command line comes after it and wins. params: an experiment's own
-    sweep, key -> choices. max_batch_size: jobs given to the launcher at once; None: all.
+    A case is a list of overrides, each of which may give several values; what is typed on the command line comes after it and
+    wins. Cases that have names (`{ResNet: [...], RevNet: [...]}`) give them to their jobs as `arm`. params: an experiment's
+    own sweep, key -> choices. max_batch_size: jobs given to the launcher at once; None: all.
 
     Written anew rather than derived from Hydra's BasicSweeper, whose module Hydra executes again when it looks for plugins.
     """
@@ -29,17 +30,23 @@ class CasesSweeper(Sweeper):
         self,
         max_batch_size: int | None = None,
         params: dict[str, str] | None = None,
-        cases: Sequence[Sequence[str]] | None = None,
+        cases: Sequence[Sequence[str]] | Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        if cases is not None and not (cases and all(case and not isinstance(case, str) for case in cases)):
+        listed: Sequence[Sequence[str]] = list(cases.values()) if isinstance(cases, Mapping) else cases or [[]]
+        if cases is not None and not (cases and all(case and not isinstance(case, str) for case in listed)):
             raise ConfigError(
-                [f"hydra.sweeper.cases: {cases!r} is not allowed; it takes a list of lists of overrides."]
+                [
+                    f"hydra.sweeper.cases: {cases!r} is not allowed; it takes a list of lists of overrides, or a "
+                    "list of overrides for each of several names."
+                ]
             )
         if max_batch_size is not None and max_batch_size < 1:
             raise ConfigError(
                 [f"hydra.sweeper.max_batch_size: {max_batch_size!r} is not allowed; it takes at least 1."]
             )
-        self.cases = [[str(text) for text in case] for case in cases or [[]]]
+        self.cases = [[str(text) for text in case] for case in listed]
+        if isinstance(cases, Mapping):
+            self.cases = [[_named(str(arm)), *case] for arm, case in zip(cases, self.cases, strict=True)]
         self.params = params or {}
         self.max_batch_size = max_batch_size
         self.hydra_context: HydraContext | None = None
@@ -85,5 +92,14 @@ class CasesSweeper(Sweeper):
                 raise ConfigError(
                     [f"{key}: an interval cannot be swept in full; give a list, or choose hydra/sweeper=optuna."]
                 )
-        found = [(*case, *job) for job in itertools.product(*choices.values()) for case in self.cases]
+        parser = OverridesParser.create()
+        cases = [
+            case for texts in self.cases for case in itertools.product(*(values_of(parser, text) for text in texts))
+        ]
+        found = [(*case, *job) for job in itertools.product(*choices.values()) for case in cases]
         return [list(job) for job in dict.fromkeys(found)]
+
+
+def _named(arm: str) -> str:
+    escaped = arm.replace("\\", "\\\\").replace("'", "\\'")
+    return f"arm='{escaped}'"

@@ -16,7 +16,8 @@ EXPERIMENTS = listing(CONF)
 
 @pytest.mark.parametrize("scale", ["paper", "laptop"])
 @pytest.mark.parametrize("identifier", [name for name, _ in EXPERIMENTS])
-def test_every_job_of_the_sweep_is_valid(identifier, scale):
+def test_every_job_of_the_sweep_is_valid(identifier, scale, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     overrides = [f"experiment={identifier}", f"scale={scale}"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         sweeper = hydra_compose("config", overrides, return_hydra_config=True).hydra.sweeper
@@ -26,7 +27,14 @@ def test_every_job_of_the_sweep_is_valid(identifier, scale):
     jobs = CasesSweeper(**options).jobs(OverridesParser.create().parse_overrides(params))
     assert len({tuple(job) for job in jobs}) == len(jobs) >= 1
     plain = {tuple(text for text in job if not text.startswith(("hydra.", "seed="))) for job in jobs}
+    made = {f"outputs/{identifier}/{text.partition('=')[2]}" for job in jobs for text in job if "subdir=" in text}
     for job in plain:
+        for text in job:
+            if text.startswith("init_from="):  # what an earlier job of the sweep leaves
+                start = text.partition("=")[2]
+                assert start in made
+                (tmp_path / start).mkdir(parents=True, exist_ok=True)
+                (tmp_path / start / "results.json").write_text("{}")
         cfg = memexp.compose([*overrides, *job])
         assert cfg.case.id == cfg.name == identifier
 

@@ -3,6 +3,7 @@
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+import memexp
 from memexp.config import ConfigError
 from memexp.sweeper import CasesSweeper
 
@@ -33,3 +34,18 @@ def test_what_comes_later_replaces_an_experiments_own_choice():
 def test_cases_that_are_no_lists_of_overrides_are_refused(cases):
     with pytest.raises(ConfigError, match=r"hydra\.sweeper\.cases"):
         CasesSweeper(cases=cases)
+
+
+def test_a_case_may_sweep_and_have_a_name():
+    sweeper = CasesSweeper(
+        cases={"it's whole": ["stages=[train]"], "pruned": ["prune=l1_norm,std", "prune.ratio=0.2,0.4"]}
+    )
+    assert jobs(sweeper, "seed=7") == [
+        [r"arm='it\'s whole'", "stages=[train]", "seed=7"],
+        *(
+            ["arm='pruned'", f"prune={criterion}", f"prune.ratio={ratio}", "seed=7"]
+            for criterion in ("l1_norm", "std")
+            for ratio in ("0.2", "0.4")
+        ),
+    ]
+    assert memexp.compose(jobs(sweeper)[0]).arm == "it's whole"

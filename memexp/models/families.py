@@ -82,6 +82,7 @@ class LinearOptions:
 class VggOptions:
     name: str
     layout: Literal["imagenet", "cifar"] | None
+    width: PositiveFloat
     weights: str | None
 
 

@@ -40,11 +40,13 @@ def vgg16(
     chain: ChainFactory,
     layout: str | None = None,
     weights: str | None = None,
+    width: float = 1,
     widths: Sequence[Sequence[int]] = WIDTHS,
 ) -> VGG:
     """VGG16; layout "imagenet" or "cifar", by default the one for images of this size. weights: a torchvision file.
 
-    widths: of the convolutions of each of the five stages, another VGG's.
+    width: share of the channels that each convolution has, and of a small head's. widths: of the convolutions of each of the
+    five stages, another VGG's.
 
     Raises ValueError for an image too small for five poolings, and for weights of another network.
     """
@@ -52,18 +54,20 @@ def vgg16(
     layers: list[nn.Module] = []
     inputs = shape[0]
     for stage in widths:
-        for width in stage:
-            layers.append(nn.Conv2d(inputs, width, 3, padding=1, bias=not normalised))
+        for channels in stage:
+            outputs = max(1, round(width * channels))
+            layers.append(nn.Conv2d(inputs, outputs, 3, padding=1, bias=not normalised))
             if normalised:
-                layers.append(nn.BatchNorm2d(width))
+                layers.append(nn.BatchNorm2d(outputs))
             layers.append(nn.ReLU())  # a step of its own, so not in place; ReLU keeps its output, not its input
-            inputs = width
+            inputs = outputs
         layers.append(nn.MaxPool2d(2))
     if normalised:
-        head = [nn.Linear(512, 512, bias=False), nn.BatchNorm1d(512), nn.ReLU(inplace=True), nn.Linear(512, classes)]
+        head = [nn.Linear(inputs, inputs, bias=False), nn.BatchNorm1d(inputs), nn.ReLU(inplace=True)]
+        head.append(nn.Linear(inputs, classes))
         network = VGG(chain(layers), 1, nn.Sequential(*head))
     else:
-        hidden: list[nn.Module] = [nn.Linear(512 * 7 * 7, 4096), nn.ReLU(inplace=True), nn.Dropout()]
+        hidden: list[nn.Module] = [nn.Linear(inputs * 7 * 7, 4096), nn.ReLU(inplace=True), nn.Dropout()]
         hidden += [nn.Linear(4096, 4096), nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(4096, classes)]
         network = VGG(chain(layers), 7, nn.Sequential(*hidden))
     _initialise(network)

@@ -283,3 +283,17 @@ def test_two_processes_prune_and_fuse_the_same(tmp_path):
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert [stage["key"] for stage in results["stages"]] == ["train", "prune", "tune", "deploy", "evaluate"]
     assert saved.evaluate(tmp_path / "run")["top1"] == results["accuracy"]["top1"]
+
+
+@pytest.mark.parametrize("unstructured", [False, True])
+def test_the_scratch_control_has_the_shapes_of_the_pruned_network_and_none_of_its_weights(tmp_path, unstructured):
+    how = [*RESNET, *DATA, "prune=l1_norm", "prune.ratio=0.5", f"prune.unstructured={unstructured}", "tune.lr=1e-9"]
+    told = run(tmp_path / "own", *how), run(tmp_path / "new", *how, "tune.scratch=true")
+    assert told[0]["parameters"] == told[1]["parameters"]
+    own, new = (build.from_run(tmp_path / name)[1].state_dict() for name in ("own", "new"))
+    assert {key: value.shape for key, value in own.items()} == {key: value.shape for key, value in new.items()}
+    key = "body.0.f.0.weight"
+    assert not torch.allclose(own[key], new[key], atol=1e-3)
+    if unstructured:
+        assert torch.equal(own[key] == 0, new[key] == 0)
+        assert (new[key] == 0).float().mean() == pytest.approx(0.5, abs=0.05)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import memexp
+from memexp import data
 from memexp.backprop import Chain
 from memexp.config import ConfigError
 from memexp.models.ode import simple
@@ -62,7 +63,29 @@ def test_parameters_are_counted_without_data(tmp_path):
 
 
 def test_only_studies_of_the_package_are_run():
-    with pytest.raises(ConfigError, match=r"case\.study: 'os' is not one of gradient_error, linear_ode, parameters"):
+    with pytest.raises(ConfigError, match=r"case\.study: 'os' is not one of affine, gradient_error, linear_ode"):
         memexp.compose(["experiment=node/fig2", "case.study=os"])
     with pytest.raises(ConfigError, match="use experiment=node/fig2"):
         memexp.compose(["model=linear"])
+
+
+def test_the_best_affine_map_is_the_optimum_of_softmax_regression(tmp_path):
+    """scikit-learn's, on the same images with the same penalty: its C is 1 / (lambda n)."""
+    from sklearn.linear_model import LogisticRegression
+
+    small = ["dataset=digits", "dataset.limit=400", "dataset.test_limit=100", "dataset.image_size=8", "batch_size=40"]
+    told = ["+case.study=affine", "case.penalties=[0.03]", "case.iterations=200"]
+    cfg = memexp.compose(["experiment=reducenet/audit", *small, *told, "device=cpu"])
+    results = memexp.run(cfg, tmp_path)
+    splits = data.load(cfg.dataset, batch_size=40, seed=0, device=torch.device("cpu"))
+    batches = [batch for number, batch in enumerate(splits.plain_train.epoch(0)) if number % 10 != 9]
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    peer = LogisticRegression(C=1 / (0.03 * len(labels)), max_iter=1000).fit(images.flatten(1).numpy(), labels.numpy())
+    tests, wanted = next(iter(splits.test.epoch(0)))
+    assert len(wanted) < results["accuracy"]["images"] == 100
+    tests, wanted = (torch.cat(parts) for parts in zip(*splits.test.epoch(0), strict=True))
+    assert results["accuracy"]["top1"] == pytest.approx(
+        100 * peer.score(tests.flatten(1).numpy(), wanted.numpy()), abs=1
+    )
+    assert results["study"] == {"parameters": 1930, "penalty": 0.03}
+    assert results["parameters"] == 1930
