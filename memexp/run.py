@@ -29,7 +29,7 @@ from memexp.optim import schedules
 from memexp.options import name_of
 from memexp.pruning.checking import CheckFailed
 from memexp.record import SCHEMA, RunDirectory, RunDirectoryError, write_json
-from memexp.recorded import as_config, targets
+from memexp.recorded import as_config
 from memexp.stages import study, tune
 from memexp.stages.handed import Run, set_random_state
 from memexp.training import board, checkpoint, distribution, recipe
@@ -148,7 +148,7 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
             results["status"] = _status(error)
             results["error"] = str(error) or type(error).__name__
             if results["status"] == "oom" and world.is_main:
-                told = _advice(cfg)
+                told = _advice(cfg, None if current is None else current.edits)
                 results["error"] += f"\n{told}"
                 log.error("out of memory\n%s", told)
             if not isinstance(error, EXPLAINED):
@@ -285,39 +285,15 @@ def _network(
         return build.from_checkpoint(cfg, state, path, deployed), state["edits"]
     if cfg.init_from is None:
         return build.network(cfg), []
-    source, _, initial = build.from_run(Path(cfg.init_from), trusted=targets(cfg))
+    initial = build.start_of(cfg)
     if initial["training"] is not None:
         log.warning(
             "warning: init_from: %s stands in the middle of its stage %s; its weights are taken as training left them, not "
             "averaged",
             *(cfg.init_from, initial["stage"]),
         )
-    classes, _ = data.describe(cfg.dataset)
-    if initial["classes"] is not None and len(initial["classes"]) != classes:
-        raise ConfigError(
-            [
-                f"init_from: {cfg.init_from} was trained on {len(initial['classes'])} classes, and dataset="
-                f"{name_of(cfg.dataset)} has {classes}; choose those that it knows, in its order, with dataset.classes"
-            ]
-        )
     # as this run's own configuration has it, so that its checkpoints are of what it says, and its strategy is its own
-    if differing := _differing(build.without_files(source).model, build.without_files(cfg).model):
-        raise ConfigError(
-            [
-                f"init_from: {cfg.init_from} is of another network than this run's ({key}={old}, not {new}); give this run the "
-                "model settings of that one"
-                for key, old, new in differing
-            ]
-        )
     return build.from_checkpoint(cfg, initial | {"classes": None}, Path(cfg.init_from)), initial["edits"]
-
-
-def _differing(source: DictConfig, own: DictConfig) -> list[tuple[str, Any, Any]]:
-    return [
-        (f"model.{key}", source.get(key), own.get(key))
-        for key in map(str, {**source, **own})
-        if source.get(key) != own.get(key)
-    ]
 
 
 def _same_data(state: dict[str, Any], splits: data.Splits, path: Path) -> None:
@@ -490,10 +466,11 @@ def _skeleton(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _advice(cfg: DictConfig) -> str:
-    """What a run that ran out of memory is told, below its error."""
+def _advice(cfg: DictConfig, edits: Sequence[Edit] | None) -> str:
+    """What a run that ran out of memory is told, below its error. edits: of its network, None before there was one."""
     try:
-        return advice.after_out_of_memory(cfg, distribution.choose_device(cfg.device, World.from_environment()))
+        edits = build.start_edits(cfg) if edits is None else edits
+        return advice.after_out_of_memory(cfg, distribution.choose_device(cfg.device, World.from_environment()), edits)
     except Exception as error:  # what happened matters more than what to do about it
         return f"no estimate of what would fit: {error}"
 
