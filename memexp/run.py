@@ -217,10 +217,12 @@ def prepare(
     results: dict[str, Any] | None = None,
     start: str | None = None,
     to_train: bool = True,
+    as_trained: bool = False,
 ) -> Run:
     """Data and network of a run, ready for its first stage, or for the one that the checkpoint `start` stands in.
 
-    to_train: whether training is to go on from it.
+    to_train: whether training is to go on from it. as_trained: images are normalised as the network's training had them,
+    whatever dataset.mean says; else only where it says nothing.
     """
     try:
         device = distribution.choose_device(cfg.device, world)
@@ -233,9 +235,11 @@ def prepare(
             [f"memory.snapshot: true needs CUDA, but the device is {device}; memory.timeline=true works on any device."]
         )
     path, state = _standing(directory, start, to_train)
-    network, changes = _network(cfg, path, state, deployed=state is None or state["training"] is None or not to_train)
+    deployed = state is None or state["training"] is None or not to_train
+    network, behind = _network(cfg, path, state, deployed)
+    settings = _normalised(cfg, behind, as_trained)
     splits = data.load(
-        cfg.dataset, batch_size=cfg.batch_size, seed=cfg.seed, device=device, rank=world.rank, world_size=world.size
+        settings, batch_size=cfg.batch_size, seed=cfg.seed, device=device, rank=world.rank, world_size=world.size
     )
     for note in splits.notes:
         log.info("data: %s", note)
@@ -255,7 +259,7 @@ def prepare(
         stop,
         placed(network, cfg, device),
         _skeleton(cfg, ()) if results is None else results,
-        list(changes),
+        list(behind["edits"]) if behind is not None else [],
     )
     if state is not None:
         _go_on(current, state, to_train)
@@ -276,15 +280,15 @@ def _standing(directory: RunDirectory, start: str | None, to_train: bool) -> tup
 
 def _network(
     cfg: DictConfig, path: Path, state: dict[str, Any] | None, deployed: bool
-) -> tuple[torch.nn.Module, Sequence[Edit]]:
-    """The network of a run's beginning, of the run that it starts from, or of the checkpoint `state`; and its edits.
+) -> tuple[torch.nn.Module, dict[str, Any] | None]:
+    """The network of a run's beginning, of the run that it starts from, or of the checkpoint `state`; and what it was read of.
 
     It is built before the images are loaded, so that what does not fit their size is told at once.
     """
     if state is not None:
-        return build.from_checkpoint(cfg, state, path, deployed), state["edits"]
+        return build.from_checkpoint(cfg, state, path, deployed), state
     if cfg.init_from is None:
-        return build.network(cfg), []
+        return build.network(cfg), None
     initial = build.start_of(cfg)
     if initial["training"] is not None:
         log.warning(
@@ -293,7 +297,31 @@ def _network(
             *(cfg.init_from, initial["stage"]),
         )
     # as this run's own configuration has it, so that its checkpoints are of what it says, and its strategy is its own
-    return build.from_checkpoint(cfg, initial | {"classes": None}, Path(cfg.init_from)), initial["edits"]
+    return build.from_checkpoint(cfg, initial | {"classes": None}, Path(cfg.init_from)), initial
+
+
+def _normalised(cfg: DictConfig, behind: dict[str, Any] | None, as_trained: bool) -> DictConfig:
+    """The settings of the data set with the mean and std that a network was trained with, which the checkpoint `behind` has.
+
+    Measured ones are of the data at hand, and are others on each set of images.
+    """
+    own: DictConfig = cfg.dataset
+    if behind is None:
+        return own
+    then = ((behind["config"] or {}).get("dataset") or {}) if behind.get("mean") is None else behind
+    trained: dict[str, Any] = {key: then.get(key) for key in ("mean", "std")}
+    if not all(trained.values()):  # of a version that did not keep what it had measured
+        return own
+    if own.mean is None or as_trained:
+        merged = OmegaConf.merge(own, trained)
+        assert isinstance(merged, DictConfig)
+        return merged
+    if [list(own.mean), list(own.std)] != [list(values) for values in trained.values()]:
+        log.warning(
+            "warning: images are normalised by dataset.mean=%s, and init_from's network was trained with %s",
+            *(list(own.mean), [round(value, 4) for value in trained["mean"]]),
+        )
+    return own
 
 
 def _same_data(state: dict[str, Any], splits: data.Splits, path: Path) -> None:
@@ -362,6 +390,7 @@ def _stages(current: Run, keys: Sequence[str]) -> None:
     results, cfg = current.results, current.cfg
     results["stages"] = current.finished
     results["classes"], results["fingerprint"] = list(current.splits.classes), current.splits.fingerprint
+    results["mean"], results["std"] = current.splits.mean, current.splits.std
     results["numbers"] = Precision(cfg.precision.name, current.device).record()
     _describe(current)
     if current.world.is_main:
