@@ -92,12 +92,49 @@ def from_run(
     trusted: targets of a user's own (`_target_`) that may be imported; others are refused. Raises ConfigError for what is no
     run, CheckpointError for its checkpoint.
     """
+    cfg, path, state = _read(run, name, trusted)
+    return cfg, from_checkpoint(cfg, state, path), state
+
+
+def start_of(cfg: DictConfig) -> dict[str, Any]:
+    """The checkpoint of the run that `cfg` starts from (init_from), as one of a network of its own model settings.
+
+    Raises ConfigError where that run's network is another one or knows another number of classes.
+    """
+    source, _, state = _read(Path(cfg.init_from), "last", recorded.targets(cfg))
+    classes, _ = data.describe(cfg.dataset)
+    if state["classes"] is not None and len(state["classes"]) != classes:
+        raise ConfigError(
+            [
+                f"init_from: {cfg.init_from} was trained on {len(state['classes'])} classes, and dataset="
+                f"{name_of(cfg.dataset)} has {classes}; choose those that it knows, in its order, with dataset.classes"
+            ]
+        )
+    then, now = without_files(source).model, without_files(cfg).model
+    if differing := [key for key in map(str, {**then, **now}) if then.get(key) != now.get(key)]:
+        raise ConfigError(
+            [
+                f"init_from: {cfg.init_from} is of another network than this run's (model.{key}={then.get(key)}, not "
+                f"{now.get(key)}); give this run the model settings of that one"
+                for key in differing
+            ]
+        )
+    return state
+
+
+def start_edits(cfg: DictConfig) -> Sequence[edits.Edit]:
+    """What has changed the network that a run of `cfg` begins with: that of the run which it starts from, if any."""
+    found: Sequence[edits.Edit] = () if cfg.init_from is None else start_of(cfg)["edits"]
+    return found
+
+
+def _read(run: Path, name: str, trusted: Collection[str]) -> tuple[DictConfig, Path, dict[str, Any]]:
     cfg = recorded.of_run(run, trusted=trusted)
     path = run / "checkpoints" / f"{name}.pt"
     path, state = checkpoint.load_last(path, to_train=False) if name == "last" else (path, checkpoint.load(path))
     if state["config"] is not None:
         cfg = recorded.from_plain(state["config"], trusted, str(path))
-    return cfg, from_checkpoint(cfg, state, path), state
+    return cfg, path, state
 
 
 def in_order_of(model: nn.Module, known: Sequence[str] | None, classes: Sequence[str]) -> nn.Module:
@@ -123,8 +160,8 @@ class _Chosen(nn.Module):
         return scores[:, self.rows]
 
 
-def teacher(cfg: DictConfig, classes: Sequence[str], shape: Shape) -> nn.Module | None:
-    """The network of `cfg.distill.teacher` as it was left, in eval mode, with scores for `classes`; None if none is asked for.
+def teacher(cfg: DictConfig, splits: data.Splits) -> nn.Module | None:
+    """The network of `cfg.distill.teacher` as it was left, in eval mode, with scores for the classes of `splits`, if any is named.
 
     Raises ConfigError for what is no run and for one of other images, DataError for a class that it does not know.
     """
@@ -134,12 +171,18 @@ def teacher(cfg: DictConfig, classes: Sequence[str], shape: Shape) -> nn.Module 
         _, trained, state = from_run(Path(cfg.distill.teacher), trusted=recorded.targets(cfg))
     except ConfigError as error:
         raise ConfigError([f"distill.teacher: {problem}" for problem in error.problems]) from error
-    if state["shape"] is not None and tuple(state["shape"]) != shape:
-        given, seen = ("x".join(map(str, size)) for size in (shape, state["shape"]))
-        raise ConfigError(
-            [f"distill.teacher: {cfg.distill.teacher} was trained on images of {seen}, and these are {given}"]
-        )
-    return in_order_of(trained, state["classes"], classes).eval().requires_grad_(False)
+    named = f"distill.teacher: {cfg.distill.teacher} was trained on images"
+    if state["shape"] is not None and tuple(state["shape"]) != splits.shape:
+        given, seen = ("x".join(map(str, size)) for size in (splits.shape, state["shape"]))
+        raise ConfigError([f"{named} of {seen}, and these are {given}"])
+    for key, own in (("mean", splits.mean), ("std", splits.std)):
+        if (then := state.get(key)) is not None and not torch.allclose(
+            torch.tensor(then), torch.tensor(own), atol=1e-3
+        ):
+            raise ConfigError(
+                [f"{named} of dataset.{key}={list(then)}, and these have {list(own)}; give this run those"]
+            )
+    return in_order_of(trained, state["classes"], splits.classes).eval().requires_grad_(False)
 
 
 def _warm_start(cfg: DictConfig, built: nn.Module, run: Path) -> None:

@@ -52,6 +52,23 @@ def finish_sweep() -> int:
     return sweep_status(sweep)
 
 
+def make_folder() -> Path:
+    """The folder of the sweep's report, made once its jobs are known to be sound. Raises RunDirectoryError before the work
+    begins where it cannot be written.
+    """
+    assert Sweeps.folder is not None
+    try:
+        Sweeps.folder.mkdir(parents=True, exist_ok=True)
+        (Sweeps.folder / ".writable").touch()
+        (Sweeps.folder / ".writable").unlink()
+    except OSError as error:
+        raise RunDirectoryError(
+            f"the folder of the sweep, {Sweeps.folder}, cannot be written: {error.strerror}. Choose another with "
+            "hydra.sweep.dir=DIR, or run from a directory that you may write."
+        ) from error
+    return Sweeps.folder
+
+
 def sweep_status(sweep: Sweep) -> int:
     if sweep.stopped is not None:
         return 128 + sweep.stopped
@@ -79,19 +96,11 @@ class _Recorded(Launcher):
         sweep.total = int(OmegaConf.select(config, "hydra.sweeper.n_trials") or 0)  # Optuna's
         Sweeps.folder = folder_of(config)
         Sweeps.paper = config.case.id if config.case else None
-        try:
-            Sweeps.folder.mkdir(parents=True, exist_ok=True)
-            (Sweeps.folder / ".writable").touch()
-            (Sweeps.folder / ".writable").unlink()
-        except OSError as error:
-            raise RunDirectoryError(
-                f"the folder of the sweep, {Sweeps.folder}, cannot be written: {error.strerror}. Choose another with "
-                "hydra.sweep.dir=DIR, or run from a directory that you may write."
-            ) from error
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         sweep = Sweeps.current
         assert sweep is not None
+        make_folder()
         batch = [self._job(initial_job_idx + i, list(overrides)) for i, overrides in enumerate(job_overrides)]
         sweep.jobs += batch
         sweep.total = max(sweep.total, len(sweep.jobs))

@@ -29,7 +29,7 @@ from memexp.optim import schedules
 from memexp.options import name_of
 from memexp.pruning.checking import CheckFailed
 from memexp.record import SCHEMA, RunDirectory, RunDirectoryError, write_json
-from memexp.recorded import as_config, targets
+from memexp.recorded import as_config
 from memexp.stages import study, tune
 from memexp.stages.handed import Run, set_random_state
 from memexp.training import board, checkpoint, distribution, recipe
@@ -147,7 +147,7 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
             results["status"] = _status(error)
             results["error"] = str(error) or type(error).__name__
             if results["status"] == "oom" and world.is_main:
-                told = _advice(cfg)
+                told = _advice(cfg, None if current is None else current.edits)
                 results["error"] += f"\n{told}"
                 log.error("out of memory\n%s", told)
             if not isinstance(error, EXPLAINED):
@@ -216,10 +216,12 @@ def prepare(
     results: dict[str, Any] | None = None,
     start: str | None = None,
     to_train: bool = True,
+    as_trained: bool = False,
 ) -> Run:
     """Data and network of a run, ready for its first stage, or for the one that the checkpoint `start` stands in.
 
-    to_train: whether training is to go on from it.
+    to_train: whether training is to go on from it. as_trained: images are normalised as the network's training had them,
+    whatever dataset.mean says; else only where it says nothing.
     """
     try:
         device = distribution.choose_device(cfg.device, world)
@@ -232,9 +234,11 @@ def prepare(
             [f"memory.snapshot: true needs CUDA, but the device is {device}; memory.timeline=true works on any device."]
         )
     path, state = _standing(directory, start, to_train)
-    network, changes = _network(cfg, path, state, deployed=state is None or state["training"] is None or not to_train)
+    deployed = state is None or state["training"] is None or not to_train
+    network, behind = _network(cfg, path, state, deployed)
+    settings = _normalised(cfg, behind, as_trained)
     splits = data.load(
-        cfg.dataset, batch_size=cfg.batch_size, seed=cfg.seed, device=device, rank=world.rank, world_size=world.size
+        settings, batch_size=cfg.batch_size, seed=cfg.seed, device=device, rank=world.rank, world_size=world.size
     )
     for note in splits.notes:
         log.info("data: %s", note)
@@ -254,9 +258,9 @@ def prepare(
         stop,
         placed(network, cfg, device),
         _skeleton(cfg, ()) if results is None else results,
-        list(changes),
+        list(behind["edits"]) if behind is not None else [],
     )
-    if to_train and (teacher := build.teacher(cfg, splits.classes, splits.shape)) is not None:
+    if to_train and (teacher := build.teacher(cfg, splits)) is not None:
         current.teacher = placed(teacher, cfg, device)
     if state is not None:
         _go_on(current, state, to_train)
@@ -277,48 +281,48 @@ def _standing(directory: RunDirectory, start: str | None, to_train: bool) -> tup
 
 def _network(
     cfg: DictConfig, path: Path, state: dict[str, Any] | None, deployed: bool
-) -> tuple[torch.nn.Module, Sequence[Edit]]:
-    """The network of a run's beginning, of the run that it starts from, or of the checkpoint `state`; and its edits.
+) -> tuple[torch.nn.Module, dict[str, Any] | None]:
+    """The network of a run's beginning, of the run that it starts from, or of the checkpoint `state`; and what it was read of.
 
     It is built before the images are loaded, so that what does not fit their size is told at once.
     """
     if state is not None:
-        return build.from_checkpoint(cfg, state, path, deployed), state["edits"]
+        return build.from_checkpoint(cfg, state, path, deployed), state
     if cfg.init_from is None:
-        return build.network(cfg), []
-    source, _, initial = build.from_run(Path(cfg.init_from), trusted=targets(cfg))
+        return build.network(cfg), None
+    initial = build.start_of(cfg)
     if initial["training"] is not None:
         log.warning(
             "warning: init_from: %s stands in the middle of its stage %s; its weights are taken as training left them, not "
             "averaged",
             *(cfg.init_from, initial["stage"]),
         )
-    classes, _ = data.describe(cfg.dataset)
-    if initial["classes"] is not None and len(initial["classes"]) != classes:
-        raise ConfigError(
-            [
-                f"init_from: {cfg.init_from} was trained on {len(initial['classes'])} classes, and dataset="
-                f"{name_of(cfg.dataset)} has {classes}; choose those that it knows, in its order, with dataset.classes"
-            ]
-        )
     # as this run's own configuration has it, so that its checkpoints are of what it says, and its strategy is its own
-    if differing := _differing(build.without_files(source).model, build.without_files(cfg).model):
-        raise ConfigError(
-            [
-                f"init_from: {cfg.init_from} is of another network than this run's ({key}={old}, not {new}); give this run the "
-                "model settings of that one"
-                for key, old, new in differing
-            ]
+    return build.from_checkpoint(cfg, initial | {"classes": None}, Path(cfg.init_from)), initial
+
+
+def _normalised(cfg: DictConfig, behind: dict[str, Any] | None, as_trained: bool) -> DictConfig:
+    """The settings of the data set with the mean and std that a network was trained with, which the checkpoint `behind` has.
+
+    Measured ones are of the data at hand, and are others on each set of images.
+    """
+    own: DictConfig = cfg.dataset
+    if behind is None:
+        return own
+    then = ((behind["config"] or {}).get("dataset") or {}) if behind.get("mean") is None else behind
+    trained: dict[str, Any] = {key: then.get(key) for key in ("mean", "std")}
+    if not all(trained.values()):  # of a version that did not keep what it had measured
+        return own
+    if own.mean is None or as_trained:
+        merged = OmegaConf.merge(own, trained)
+        assert isinstance(merged, DictConfig)
+        return merged
+    if [list(own.mean), list(own.std)] != [list(values) for values in trained.values()]:
+        log.warning(
+            "warning: images are normalised by dataset.mean=%s, and init_from's network was trained with %s",
+            *(list(own.mean), [round(value, 4) for value in trained["mean"]]),
         )
-    return build.from_checkpoint(cfg, initial | {"classes": None}, Path(cfg.init_from)), initial["edits"]
-
-
-def _differing(source: DictConfig, own: DictConfig) -> list[tuple[str, Any, Any]]:
-    return [
-        (f"model.{key}", source.get(key), own.get(key))
-        for key in map(str, {**source, **own})
-        if source.get(key) != own.get(key)
-    ]
+    return own
 
 
 def _same_data(state: dict[str, Any], splits: data.Splits, path: Path) -> None:
@@ -387,6 +391,7 @@ def _stages(current: Run, keys: Sequence[str]) -> None:
     results, cfg = current.results, current.cfg
     results["stages"] = current.finished
     results["classes"], results["fingerprint"] = list(current.splits.classes), current.splits.fingerprint
+    results["mean"], results["std"] = current.splits.mean, current.splits.std
     results["numbers"] = Precision(cfg.precision.name, current.device).record()
     _describe(current)
     if current.world.is_main:
@@ -491,10 +496,11 @@ def _skeleton(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _advice(cfg: DictConfig) -> str:
-    """What a run that ran out of memory is told, below its error."""
+def _advice(cfg: DictConfig, edits: Sequence[Edit] | None) -> str:
+    """What a run that ran out of memory is told, below its error. edits: of its network, None before there was one."""
     try:
-        return advice.after_out_of_memory(cfg, distribution.choose_device(cfg.device, World.from_environment()))
+        edits = build.start_edits(cfg) if edits is None else edits
+        return advice.after_out_of_memory(cfg, distribution.choose_device(cfg.device, World.from_environment()), edits)
     except Exception as error:  # what happened matters more than what to do about it
         return f"no estimate of what would fit: {error}"
 

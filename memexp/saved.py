@@ -79,7 +79,8 @@ def evaluate(
         found = sorted(other.name for other in file.parent.glob("*.pt"))
         raise ConfigError([f"there is no checkpoint {file}; there are {', '.join(found) or 'none yet'}"])
     with StopRequest() as stop:
-        run = prepare(cfg, _ReadOnly(path), World(), stop, start=name, to_train=False)
+        own_moments = _names_moments(overrides)
+        run = prepare(cfg, _ReadOnly(path), World(), stop, start=name, to_train=False, as_trained=not own_moments)
         batches = run.splits.named(split)
         precision = Precision(cfg.precision.name, run.device)
         with _deployed(run, file) as whole, _resampled(run, whole, overrides) as model:
@@ -111,7 +112,8 @@ def export(
 
     cfg.device = "cpu"
     with StopRequest() as stop:
-        run = prepare(cfg, _ReadOnly(path), World(), stop, start=name, to_train=False)
+        own_moments = _names_moments(overrides)
+        run = prepare(cfg, _ReadOnly(path), World(), stop, start=name, to_train=False, as_trained=not own_moments)
         images, _ = next(iter(run.splits.test.epoch(0)))
         with _deployed(run, path / "checkpoints" / f"{name}.pt") as model:
             network = copy.deepcopy(model).eval()
@@ -128,6 +130,11 @@ def export(
     known = (read_json(path / "results.json") or {}).get("classes")  # its own, whatever data it is checked on
     classes = list(run.splits.classes if known is None else known)
     return fusing.export(network, images[:8], target, classes=classes, preprocessing=preprocessing, merge=merge)
+
+
+def _names_moments(overrides: Sequence[str]) -> bool:
+    """Whether the user says how images are normalised; else they are as in training, whatever data they are of."""
+    return any(text.startswith(("dataset.mean=", "dataset.std=")) for text in overrides)
 
 
 @contextmanager

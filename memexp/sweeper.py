@@ -13,7 +13,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from memexp.config import ConfigError, values_of
-from memexp.launcher import Sweeps, folder_of
+from memexp.launcher import Sweeps, make_folder
 
 
 class CasesSweeper(Sweeper):
@@ -66,7 +66,7 @@ class CasesSweeper(Sweeper):
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         own = [f"{key}={choices}" for key, choices in self.params.items()]
         jobs = self.jobs(parser.parse_overrides([*own, *arguments]))
-        OmegaConf.save(self.config, folder_of(self.config) / "multirun.yaml")
+        OmegaConf.save(self.config, make_folder() / "multirun.yaml")
         if Sweeps.current is not None:
             Sweeps.current.total = len(jobs)
         returned = []

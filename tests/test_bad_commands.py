@@ -165,6 +165,7 @@ def test_wrong_command_lines_are_refused(tmp_path, monkeypatch, capfd):
 
 
 def test_some_wrong_command_lines_are_refused(tmp_path, monkeypatch, capfd):
-    """One of ten, as each is composed."""
+    """One of ten, as each is composed, and one that is refused by the sweeper alone."""
     monkeypatch.chdir(tmp_path)
-    assert {line: wrong for line in LINES[::10] if (wrong := refused(line, capfd))} == {}
+    lines = [*LINES[::10], "train -m 'optimizer.lr=interval(0.1,0.2)'"]
+    assert {line: wrong for line in lines if (wrong := refused(line, capfd))} == {}

@@ -15,7 +15,9 @@ from memexp import build, config, saved
 from memexp.cli import main
 from memexp.config import ConfigError
 from memexp.record import RunDirectoryError
+from memexp.training import evaluation
 from memexp.training.checkpoint import CheckpointError
+from memexp.training.evaluation import Evaluation
 
 TINY = ["model=resnet", "model.units=[1,1]", "model.channels=[4,4,8]", "dataset=digits", "device=cpu", "log_every=1"]
 TINY += ["dataset.limit=96", "dataset.test_limit=40"]
@@ -139,6 +141,53 @@ def test_longer_in_two_parts_is_the_same_as_in_one(run, tmp_path):
         torch.load(tmp_path / name / "checkpoints/last.pt", weights_only=True)["model"] for name in ("whole", "parts")
     )
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+OTHER = [["dataset.limit=10"], ["dataset.classes=['3','5','1']"], ["dataset=synthetic", "dataset.image_size=32"]]
+
+
+def moments(run: Path, overrides: list[str]) -> list[list[float]]:
+    """By which images are normalised when the run is evaluated."""
+    seen = []
+
+    def remember(model, batches, *_):
+        seen.append([batches._normalise._scale[:3].tolist(), batches._normalise._shift[:3].tolist()])
+        return Evaluation(0.0, 0.0, 0.0, 1, torch.zeros(1))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "evaluate", remember)
+        saved.evaluate(run, overrides)
+    return seen[0]
+
+
+@pytest.mark.parametrize("other", OTHER)
+def test_other_data_are_normalised_as_the_training_had_them(run, other):
+    if other[0] == "dataset=synthetic":
+        other = [*other, "dataset.num_classes=10"]
+    assert moments(run, other) == moments(run, [])
+    assert moments(run, [*other, "dataset.mean=[.5,.5,.5]", "dataset.std=[1,1,1]"])[0] == pytest.approx([1 / 255] * 3)
+
+
+def test_the_record_the_checkpoint_and_a_start_from_it_have_the_mean_and_std_that_were_measured(run, tmp_path, caplog):
+    recorded = json.loads((run / "results.json").read_text())
+    state = torch.load(run / "checkpoints/best.pt", weights_only=True)
+    assert (state["mean"], state["std"]) == (recorded["mean"], recorded["std"])
+    assert 0.2 < recorded["mean"][0] < 0.4
+    given = [*TINY, f"init_from='{run}'", "dataset.limit=20", "max_steps=1"]
+    assert memexp.run(memexp.compose(given), tmp_path / "again")["mean"] == recorded["mean"]
+    caplog.set_level("WARNING", "memexp")
+    own = memexp.run(memexp.compose([*given, "dataset.mean=[.5,.5,.5]", "dataset.std=[1,1,1]"]), tmp_path / "own")
+    assert own["mean"] == [0.5, 0.5, 0.5]
+    assert "normalised by dataset.mean=[0.5, 0.5, 0.5], and init_from's network was trained with [0.29" in caplog.text
+
+
+def test_a_checkpoint_that_does_not_have_them_is_evaluated_and_gone_on_with(run):
+    before = saved.evaluate(run)
+    for path in (run / "checkpoints").glob("*.pt"):
+        state = torch.load(path, weights_only=True)
+        torch.save({key: value for key, value in state.items() if key not in ("mean", "std")}, path)
+    assert saved.evaluate(run) == before
+    assert saved.resume(run, ["epochs=3"])["status"] == "done"
 
 
 class Intruder:

@@ -32,7 +32,8 @@ def carry_out(cfg: DictConfig, steps: int) -> dict[str, Any]:
     torch.manual_seed(cfg.seed)
     device = distribution.choose_device(cfg.device, World.from_environment())
     classes, shape = data.describe(cfg.dataset)
-    network = build.network(cfg, (), classes, shape).to(device)
+    edits = build.start_edits(cfg)
+    network = build.network(cfg, edits, classes, shape).to(device)
     if cfg.channels_last:
         network = network.to(memory_format=torch.channels_last)
     model: nn.Module = torch.compile(network) if cfg.compile else network  # type: ignore[assignment]
@@ -48,7 +49,7 @@ def carry_out(cfg: DictConfig, steps: int) -> dict[str, Any]:
     strategy: dict[str, Any] = {}
     if cfg.backprop.name == "budget":
         with meter.aside():
-            strategy = planned.set_up(cfg, network, made.loss_fn, batches[0], made.precision, {})
+            strategy = planned.set_up(cfg, network, made.loss_fn, batches[0], made.precision, {}, edits)
     synchronise: Callable[[], object] = torch.accelerator.synchronize if device.type != "cpu" else lambda: None
     times = []
     latest: Tensor | None = None  # the training loop holds a loss until the next step is done, too

@@ -80,6 +80,10 @@ def _in_memory(arrays: Arrays, settings: Any, batch_size: int, seed: int, device
     else:
         mean, std = moments(train, notes)
     height, width, channels = train.shape[1:]
+    if len(mean) != channels:
+        raise DataError(
+            f"dataset.mean: {len(mean)} values, but the images of {name_of(settings)} have {channels} channels"
+        )
     normalise = Normalise(mean, std, height, width, device)
     padding = settings.get("padding", 0)
     augmentation = Augmentation(padding, settings.flip) if padding or settings.flip else None

@@ -2,21 +2,26 @@
 
 import os
 import resource
+from collections.abc import Sequence
 
 import torch
 from omegaconf import DictConfig
 
 from memexp.config import ConfigError
+from memexp.edits import Edit
 from memexp.memory.limit import answer
 from memexp.memory.trace import trace
 from memexp.units import parse_bytes, shown_bytes
 
 
-def after_out_of_memory(cfg: DictConfig, device: torch.device) -> str:
-    """The estimate beside what the device has (or memory.limit), and overrides that the estimate says would fit."""
+def after_out_of_memory(cfg: DictConfig, device: torch.device, edits: Sequence[Edit] = ()) -> str:
+    """The estimate beside what the device has (or memory.limit), and overrides that the estimate says would fit.
+
+    edits: what has changed the network that the configuration builds.
+    """
     given = cfg.memory.limit
     limit, source = (capacity(device), str(device)) if given is None else (parse_bytes(given), "memory.limit")
-    peak = trace(cfg).report.peak
+    peak = trace(cfg, edits=edits).report.peak
     head = f"estimate: {shown_bytes(peak)} at the peak, of {shown_bytes(limit)} ({source})"
     if peak <= limit:
         rest = "scratch space inside kernels or a fragmented allocator took the rest"
@@ -25,7 +30,7 @@ def after_out_of_memory(cfg: DictConfig, device: torch.device) -> str:
             rest = "the program and its libraries (about 1 GB of addresses) or scratch space took the rest"
         return f"{head}\nthat should fit: other processes, {rest}{more}"
     try:
-        found = answer(cfg, limit)
+        found = answer(cfg, limit, edits)
     except ConfigError as error:
         return f"{head}\n{error}"
     options = []

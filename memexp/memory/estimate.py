@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from memexp import build
 from memexp.edits import Edit
 from memexp.memory import planner
 from memexp.memory.trace import STEPS, trace
@@ -16,10 +17,10 @@ NOT_IN_IT = (
 )
 
 
-def estimate(cfg: DictConfig, edits: Sequence[Edit] = ()) -> dict[str, Any]:
+def estimate(cfg: DictConfig, edits: Sequence[Edit] | None = None) -> dict[str, Any]:
     """Memory and compute of one training step of `cfg`; nothing of it is allocated and no data set is read.
 
-    edits: what has changed the network that the configuration builds.
+    edits: what has changed the network that the configuration builds; None: as the run that it starts from has, if any.
 
     Bytes: peak, at_peak (by category), by_module (at the peak), kept_for_backward, boundaries. Adds-multiplies of a step:
     macs_forward, macs_backward. recompute_ratio: forward passes done again in backward. operation: the one at the peak.
@@ -28,6 +29,7 @@ def estimate(cfg: DictConfig, edits: Sequence[Edit] = ()) -> dict[str, Any]:
 
     Raises ConfigError where the model, the optimizer or the data set's description does not fit.
     """
+    edits = build.start_edits(cfg) if edits is None else edits
     found, plan = trace(cfg, edits=edits), None
     if cfg.backprop.name == "budget":
         plan = planner.plan(cfg, edits=edits)

@@ -1,7 +1,7 @@
 """What fits a given memory: largest batch and depth, fastest strategy, each found by tracing training steps."""
 
 import bisect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from memexp import data
 from memexp.config import ConfigError
+from memexp.edits import Edit
 from memexp.memory.planner import plan
 from memexp.memory.trace import trace
 from memexp.models import families
@@ -45,15 +46,20 @@ class Answer:
         return min(fitting, key=lambda pair: pair[0])[1] if fitting else None  # of equals the first, which is simplest
 
 
-def answer(cfg: DictConfig, limit: int) -> Answer:
-    """Raises ConfigError, saying what the least is, where no batch fits with any strategy."""
-    strategies = [(name, *_cost(_with_strategy(cfg, name, limit))) for name in _strategies(cfg)]
-    peak, _ = _cost(cfg)
-    batch, batch_peak = largest(lambda size: trace(_with(cfg, "batch_size", size)).report.peak, limit, cfg.batch_size)
+def answer(cfg: DictConfig, limit: int, edits: Sequence[Edit] = ()) -> Answer:
+    """edits: what has changed the network that the configuration builds; its depth is then settled, too.
+
+    Raises ConfigError, saying what the least is, where no batch fits with any strategy.
+    """
+
+    def peak_of(changed: DictConfig) -> int:
+        return trace(changed, edits=edits).report.peak
+
+    strategies = [(name, *_cost(_with_strategy(cfg, name, limit), edits)) for name in _strategies(cfg)]
+    peak, _ = _cost(cfg, edits)
+    batch, batch_peak = largest(lambda size: peak_of(_with(cfg, "batch_size", size)), limit, cfg.batch_size)
     if batch == 0:
-        least = min(
-            trace(_with(_with_strategy(cfg, name, limit), "batch_size", 1)).report.peak for name in _strategies(cfg)
-        )
+        least = min(peak_of(_with(_with_strategy(cfg, name, limit), "batch_size", 1)) for name in _strategies(cfg))
         if least > limit:
             raise ConfigError(
                 [
@@ -61,7 +67,7 @@ def answer(cfg: DictConfig, limit: int) -> Answer:
                     f"{shown_bytes(least)} at batch_size=1; use a smaller network or at least that limit"
                 ]
             )
-    depth, more = _depth(cfg, limit)
+    depth, more = (None, False) if edits else _depth(cfg, limit)
     return Answer(limit, peak, batch, batch_peak, depth, more, strategies)
 
 
@@ -111,9 +117,10 @@ def _strategies(cfg: DictConfig) -> tuple[str, ...]:
     return families.proposed(cfg.model, otherwise=(cfg.backprop.name,))
 
 
-def _cost(cfg: DictConfig) -> tuple[int, int]:
+def _cost(cfg: DictConfig, edits: Sequence[Edit]) -> tuple[int, int]:
     """Peak bytes and adds-multiplies of a training step, with its plan where backprop=budget."""
-    report = (trace(cfg, plan(cfg).apply) if cfg.backprop.name == "budget" else trace(cfg)).report
+    budget = cfg.backprop.name == "budget"
+    report = (trace(cfg, plan(cfg, edits=edits).apply, edits) if budget else trace(cfg, edits=edits)).report
     return report.peak, report.macs_forward + report.macs_backward
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from memexp import config, data
+from memexp import build, config, data
 from memexp.config import ConfigError
 from memexp.edits import Edit
 from memexp.memory.estimate import NOT_IN_IT, estimate
@@ -29,15 +29,16 @@ def one(overrides: Sequence[str], name: str, directories: Sequence[str], summary
     return shown(config.compose(overrides, name, directories), summary, as_json)
 
 
-def shown(cfg: DictConfig, summary: bool, as_json: bool, edits: Sequence[Edit] = ()) -> str:
-    """What is printed for `cfg`. edits: what has changed the network that it builds."""
+def shown(cfg: DictConfig, summary: bool, as_json: bool, edits: Sequence[Edit] | None = None) -> str:
+    """What is printed for `cfg`. edits: what has changed the network that it builds; None: that of the run it starts from."""
+    edits = build.start_edits(cfg) if edits is None else edits
     if summary:
         classes, shape = data.describe(cfg.dataset)
         with without_data():
             built = network(cfg, classes, shape, edits)
         return text(summarise(built, shape))
     found = estimate(cfg, edits)
-    limit = None if cfg.memory.limit is None else answer(cfg, parse_bytes(cfg.memory.limit))
+    limit = None if cfg.memory.limit is None else answer(cfg, parse_bytes(cfg.memory.limit), edits)
     if as_json:
         return json.dumps(
             found | ({"limit": vars(limit) | {"fits": limit.fits, "fastest": limit.fastest}} if limit else {})

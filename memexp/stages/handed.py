@@ -125,6 +125,8 @@ class Run:
             "classes": list(self.splits.classes),
             "shape": list(self.splits.shape),
             "fingerprint": self.splits.fingerprint,
+            "mean": list(self.splits.mean),
+            "std": list(self.splits.std),
             "edits": [dict(edit) for edit in self.edits],
             "stage": self.key,
             "stages": self.finished,

@@ -3,7 +3,7 @@
 Schema 2, a dict of tensors and plain data:
 
     config, classes, shape   of the run: they and the edits build the network that `model` is the state of
-    fingerprint              of the data that it was trained on
+    fingerprint, mean, std   of the data that it was trained on; images are normalised by its mean and std of each channel
     edits                    what has changed that network, in order (memexp.edits)
     stage, stages            key of the stage under way (None between two), and the figures of those that are done
     model, deployed          weights as training left them; as they are deployed, where they were averaged from those
