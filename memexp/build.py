@@ -161,7 +161,7 @@ class _Chosen(nn.Module):
 
 
 def teacher(cfg: DictConfig, splits: data.Splits) -> nn.Module | None:
-    """The network of `cfg.distill.teacher` as it was left, in eval mode, with scores for the classes of `splits`, if any is named.
+    """The network of `cfg.distill.teacher` as it was left, in eval mode, with scores for the classes of `splits`; or None.
 
     Raises ConfigError for what is no run and for one of other images, DataError for a class that it does not know.
     """
