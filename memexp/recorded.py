@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from memexp.config import CONFIG_NAME, ConfigError, compose_unchecked, keys_of, validate
-from memexp.options import GROUPS
+from memexp.options import GROUPS, INTEGRAL
 from memexp.schema import nearest
 
 # What a run did that was written before there was the key, where that is not the default.
@@ -124,8 +124,20 @@ def targets_in(config_dirs: Sequence[str | Path]) -> set[str]:
     return found
 
 
+def _renamed(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """`plain` with the keys of today for those that once had another name: prune=integral was discretise.keep."""
+    found = dict(plain)
+    discretise = found.get("discretise")
+    if isinstance(discretise, Mapping) and "keep" in discretise:
+        found["discretise"] = {key: value for key, value in discretise.items() if key != "keep"}
+        if discretise["keep"] is not None and found.get("prune") is None:
+            found["prune"] = {"name": INTEGRAL, "keep": discretise["keep"]}
+    return found
+
+
 def _completed(plain: Mapping[str, Any], source: str, before: Mapping[str, Any]) -> DictConfig:
     """`plain` with the defaults of the keys that it does not have, those of its own group options."""
+    plain = _renamed(plain)
     options = [
         f"{group}={node['name']}"
         for group, known in GROUPS.items()

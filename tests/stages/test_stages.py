@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import memexp
-from memexp import build, saved
+from memexp import build, recorded, saved
 from memexp.cli import main
 from memexp.config import ConfigError
 
@@ -140,6 +140,14 @@ def test_an_integral_run_is_evaluated_at_any_size(tmp_path):
     assert native["loss"] == stages["evaluate"]["accuracy"]["loss"] != found["loss"]
     with pytest.raises(ConfigError, match="no continuous group is named nope"):
         saved.evaluate(tmp_path, ["prune=integral", "prune.keep={nope:0.5}"])
+
+
+def test_a_run_of_the_time_when_the_size_was_a_key_of_its_own_is_read(tmp_path):
+    run(tmp_path, "model=inn", "model.base=resnet8", *DATA, "prune=integral", "prune.keep=0.6")
+    config = json.loads((tmp_path / "results.json").read_text())["config"]
+    for keep, prune in ((0.6, {"name": "integral", "keep": 0.6, "target": None, "tune": None}), (None, None)):
+        then = config | {"prune": None, "discretise": {"sizes": None, "keep": keep}}
+        assert recorded.from_plain(then, (), "results.json").prune == prune
 
 
 def test_where_a_smaller_size_is_sampled_can_be_trained(tmp_path):
