@@ -8,8 +8,9 @@
 
 import copy
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from memexp.integral.network import LEAST, Follower, IntegralNetwork, Variation
 from memexp.integral.quadrature import check
 from memexp.integral.weights import LAYERS, Integral, continue_
 
+NOT_ASKED = "it is not among the groups that are asked for"
 Place = tuple[str, int]  # a tensor's name in the state dict, and a dimension of it
 
 
@@ -80,6 +82,7 @@ def convert(network: nn.Module, *example_inputs: Any, **options: Any) -> Integra
         permute=True: whether channels are put in their smoothest order; what that did is the result's `variation`.
         fold=True: whether BatchNorm is folded where it follows a convolution or fully connected layer.
         quadrature="trapezoidal": or riemann, simpson, gauss_legendre (memexp.integral.quadrature).
+        groups=None: names of the groups to be made continuous, or patterns as "body.6.*"; None: all that can be.
         smallest=0.5, largest=1.0: sizes that a training step draws from, as shares of the native ones; seed=0: of these draws.
 
     Raises ValueError where nothing can be made continuous, naming the reasons; for an operation whose channels cannot be
@@ -94,6 +97,7 @@ def convert_(
     permute: bool = True,
     fold: bool = True,
     quadrature: str = "trapezoidal",
+    groups: Sequence[str] | None = None,
     smallest: float = 0.5,
     largest: float = 1.0,
     seed: int = 0,
@@ -109,6 +113,7 @@ def convert_(
     parts, where = stretches(graph)
     reasons = {i: why for i, part in enumerate(parts) if (why := _why_discrete(network, part))}
     names = _names(parts)
+    reasons |= {i: NOT_ASKED for i in _left_out(names, groups) if i not in reasons}
     if len(reasons) == len(parts):
         listed = (
             "; ".join(f"{names[i]}: {why}" for i, why in reasons.items()) or "it has no channels that could be removed"
@@ -127,13 +132,23 @@ def convert_(
     discrete = {names[i]: why for i, why in reasons.items()}
     # a kernel's positions are no channels
     discrete |= {f"{tensor}[{dim}]": why for (tensor, dim), why in graph.frozen.items() if dim < 2}
-    groups = {group.name: group for group in continua.values()}
-    found = IntegralNetwork(network, groups, discrete, smallest, largest, seed)
+    continuous = {group.name: group for group in continua.values()}
+    found = IntegralNetwork(network, continuous, discrete, smallest, largest, seed)
     found.variation = variation if variation.before else None
     found.train(training)
     if real:
         _compare(found, expected, example_inputs)
     return found
+
+
+def _left_out(names: Sequence[str], groups: Sequence[str] | None) -> list[int]:
+    """The groups that are not among those asked for. Raises ValueError for a pattern that fits none."""
+    if groups is None:
+        return []
+    for pattern in groups:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"groups: {pattern!r} fits no group; there are {', '.join(names)}")
+    return [i for i, name in enumerate(names) if not any(fnmatchcase(name, pattern) for pattern in groups)]
 
 
 def _why_discrete(network: nn.Module, part: Stretch) -> str | None:

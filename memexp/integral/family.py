@@ -5,6 +5,7 @@ classifier of torchvision that the graph of channels admits. Which strategies of
 activation memory is the base's at the size drawn.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ def inn(
     fold: bool = False,
     permute: bool = True,
     quadrature: str = "trapezoidal",
+    groups: Sequence[str] | None = None,
     smallest: float = 0.5,
     largest: float = 1.0,
     seed: int = 0,
@@ -35,13 +37,14 @@ def inn(
 
     weights: a file of weights of a torchvision base. fold: whether BatchNorm is folded, as for a network that was trained
     before; without, it stays as a function of the channel. permute: whether trained weights get their smoothest order first.
-    quadrature, smallest, largest, seed: as memexp.integral.convert's.
+    quadrature, groups, smallest, largest, seed: as memexp.integral.convert's.
     Raises ValueError for a base that there is not, and for one in which nothing can be made continuous.
     """
     network = base_network(base, weights, classes=classes, shape=shape, chain=chain)
     options: dict[str, Any] = {
         "fold": fold,
         "quadrature": quadrature,
+        "groups": groups,
         "smallest": smallest,
         "largest": largest,
         "seed": seed,

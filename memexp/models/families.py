@@ -115,6 +115,7 @@ class InnOptions:
     fold: bool
     permute: bool
     quadrature: Literal["trapezoidal", "riemann", "simpson", "gauss_legendre"]
+    groups: list[str] | None
     smallest: PositiveFloat
     largest: PositiveFloat
     seed: int

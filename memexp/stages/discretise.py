@@ -126,5 +126,6 @@ def statistics_of(run: Run, network: nn.Module) -> Any:
     if not statistics.momenta(network) or not run.cfg.precise_batchnorm:
         return nullcontext()
     precision = Precision(run.cfg.precision.name, run.device)
-    order = statistics.in_random_order(run.splits.plain_train)
-    return statistics.estimated_statistics(network, order, statistics.IMAGES, precision, run.world, run.stop.check)
+    return statistics.estimated_statistics(
+        network, run.splits.train, statistics.IMAGES, precision, run.world, run.stop.check
+    )

@@ -79,7 +79,7 @@ class Trainer:
             log.info(
                 "batch normalisation: %d steps are few for a momentum of %g, so that evaluations estimate its statistics anew, "
                 "over %d training images (precise_batchnorm=false: as they stand)",
-                *(self.total_steps, momenta[0], min(statistics.IMAGES, splits.plain_train.images)),
+                *(self.total_steps, momenta[0], min(statistics.IMAGES, splits.train.images)),
             )
         self.watched_name = splits.watched
         self.watched = splits.named(self.watched_name)
@@ -120,9 +120,9 @@ class Trainer:
             if not self.precise:
                 yield model
                 return
-            place, order = self.place, statistics.in_random_order(self.place.splits.plain_train)
+            place = self.place
             with statistics.estimated_statistics(
-                model, order, statistics.IMAGES, self.precision, place.world, place.stop.check
+                model, place.splits.train, statistics.IMAGES, self.precision, place.world, place.stop.check
             ):
                 yield model
 

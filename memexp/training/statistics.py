@@ -6,7 +6,10 @@ images at the weights that are evaluated,
 
     mean = E_B[mean_B]        var = E_B[var_B + mean_B^2] - mean^2
 
-over batches B as in training, each weighted with its number of values, and var without bias, as PyTorch keeps it.
+over batches B as in training, augmentation included, each weighted with its number of values, and var without bias, as PyTorch
+keeps it. Images as they are in evaluation would have other statistics than the weights have learnt to live with: crops with
+a border of zeros are darker and flatter. A ResNet-20 of 82.9 % with its running statistics after 5,000 steps had 83.1 % over
+1,000 training images with augmentation, and 79.3 % over 1,000 or 4,000 without.
 """
 
 import copy
@@ -51,7 +54,7 @@ def estimated_statistics(
 ) -> Iterator[int]:
     """Inside, BN's running mean and variance are those of the population; afterwards they are bitwise what they were.
 
-    batches: training images in random order, as from `in_random_order`. images: how many of them to use, in all processes
+    batches: training images as they are trained on. images: how many of them to use, in all processes
     together; fewer where there are no more. Yields how many were used. All but BN is in eval mode, so no dropout. Layers
     with momentum 0, whose averages are kept fixed, are left alone. `check` is called between batches and may raise.
     Random states and training are not touched. Raises ValueError where there are no batches.

@@ -207,3 +207,16 @@ def test_torchvision(arch: str) -> None:
     plain = integral.discretize(0.6)
     assert relative(plain(x), integral(x)) <= 1e-5
     assert sum(p.numel() for p in plain.parameters()) < 0.85 * sum(p.numel() for p in network.parameters())
+
+
+def test_only_the_groups_that_are_asked_for_are_continuous() -> None:
+    network, x = build("resnet20"), torch.randn(2, 3, 32, 32)
+    integral = convert(network, x, groups=["body.[78].f.2"])
+    assert list(integral.groups) == ["body.7.f.2", "body.8.f.2"]
+    assert integral.discrete["body.6.f.2"] == "it is not among the groups that are asked for"
+    assert relative(integral(x), network(x)) < 1e-5
+    half = integral.discretize(0.5)
+    assert half.get_submodule("body.7.f.2").out_channels == 32
+    assert half.get_submodule("body.6.f.2").out_channels == 64
+    with pytest.raises(ValueError, match=r"'body\.99' fits no group; there are stem\.0, body"):
+        convert(network, x, groups=["body.99"])

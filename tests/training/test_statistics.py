@@ -12,6 +12,7 @@ from torch import nn
 import memexp
 from memexp import data, models
 from memexp.backprop import Chain
+from memexp.training import statistics
 from memexp.training.precision import Precision
 from memexp.training.statistics import estimated_statistics, in_random_order, momenta, needed
 
@@ -150,6 +151,27 @@ def test_b14_it_is_the_same_under_every_strategy(name, backprop):
             found.append([buffer.clone() for buffer in network.buffers()])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     assert not all(torch.equal(a, torch.zeros_like(a)) for a in found[0])
+
+
+def test_b14_statistics_are_those_of_images_as_they_are_trained_on(tmp_path, monkeypatch):
+    """Over images without augmentation a ResNet-20 of 82.9 % on CIFAR-10 read 79.3 %."""
+    seen, estimated = [], statistics.estimated_statistics
+
+    def spied(network, batches, *arguments):
+        seen.append(next(iter(batches.epoch(0)))[0])
+        return estimated(network, batches, *arguments)
+
+    monkeypatch.setattr(statistics, "estimated_statistics", spied)
+    overrides = ["model=inn", "model.base=resnet8", "dataset=digits", "dataset.limit=64", "dataset.test_limit=16"]
+    cfg = memexp.compose([*overrides, "dataset.padding=4", "max_steps=1", "discretise.sizes=[0.7]", "monitor_every=0"])
+    memexp.run(cfg, tmp_path)
+    splits = data.load(cfg.dataset, batch_size=32, seed=0, device=torch.device("cpu"))
+    trained, plain = (
+        next(iter(batches.epoch(0)))[0] for batches in (splits.train, in_random_order(splits.plain_train))
+    )
+    assert not torch.equal(trained, plain)
+    assert len(seen) > 1
+    assert all(torch.equal(images, trained) for images in seen)
 
 
 def test_b14_training_images_in_random_order_are_transformed_as_for_evaluation():
