@@ -101,7 +101,9 @@ class _IntegralBatchNorm(Integral, nn.modules.batchnorm._BatchNorm):
         tensors = {name: getattr(self, name) for name in ("weight", "bias", "running_mean", "running_var")}
         given = [tensor for tensor in tensors.values() if tensor is not None]
         with _own_precision(given[0]):
-            columns = iter(axis.sample(torch.stack(given, 1), self.training).unbind(1))
+            # in rows: backward of BN on channels_last images reads a weight with strides as if it had none (torch 2.14)
+            rows = axis.sample(torch.stack(given, 1), self.training).t().contiguous()
+            columns = iter(rows.unbind(0))
         weight, bias, mean, var = (None if tensor is None else next(columns) for tensor in tensors.values())
         if mean is not None and var is not None:
             mean, var = mean.detach().clone(), self._positive(var.detach().clone())

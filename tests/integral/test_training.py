@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from integral_networks import build, relative
+from integral_networks import build, relative, shape
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -244,3 +244,22 @@ def test_without_data_a_step_has_the_largest_sizes() -> None:
         y.sum().backward()
     assert drawn(fake) == fake.groups
     network(torch.randn(2, 3, 10, 10)).sum().backward()  # and real ones work as before
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", ["resnet20", "flattened"])
+def test_gradients_at_other_sizes_are_those_of_the_plain_network_at_that_size(
+    name: str, layout: torch.memory_format
+) -> None:
+    """A kernel of BN once read a strided weight as a contiguous one: gradients were wrong by a factor of 200, in silence."""
+    network = convert(build(name), torch.randn(2, *shape(name)), fold=False, smallest=0.7, largest=0.7)
+    x = torch.randn(8, *shape(name))
+    found = []
+    for dtype, form in ((torch.float64, torch.contiguous_format), (torch.float32, layout)):
+        net = copy.deepcopy(network).to(dtype).to(memory_format=form).train()
+        net(x.to(dtype).contiguous(memory_format=form)).square().mean().backward()
+        found.append({key: p.grad.double() for key, p in net.named_parameters() if p.grad is not None})
+    assert len(found[0]) > 8
+    for key, right in found[0].items():
+        error = float((found[1][key] - right).norm() / right.norm().clamp_min(1e-6))
+        assert error < 1e-2, (key, error)
