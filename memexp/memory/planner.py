@@ -1,9 +1,9 @@
-"""Which steps to store so that a run fits a number of bytes and the added compute is least.
+"""Which steps to store, and which to keep what is dear of, so that a run fits a number of bytes and adds least compute.
 
 The bytes of every step in every neighbourhood (choice.py) are read off training steps on tensors without data: the network is
 built once and takes a step with nothing stored, one with everything, and one with each turn of the sequence 00010111, which
-holds every word of three, so that each step of the Chain is seen with every choice for itself and its neighbours. Times are
-measured, or counted in MACs where there is no device. What the model leaves out (small undone steps that share a node reach
+holds every word of three, so that each step of the Chain is seen with every choice for itself and its neighbours; once where 1
+is stored, once where it is light. Times are measured, or counted in MACs where there is no device. What the model leaves out (small undone steps that share a node reach
 further than their neighbours) shows when a choice takes a step itself: then it is made again with the bytes corrected.
 
 Layers that the strategy recomputes together are chosen together.
@@ -13,8 +13,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import chain
+from dataclasses import dataclass, field, replace
+from itertools import chain, product
 from typing import Any
 
 import torch
@@ -25,43 +25,47 @@ from torch.utils._pytree import tree_iter
 from memexp.backprop import Chain
 from memexp.backprop.budget import Budget, together
 from memexp.edits import Edit
-from memexp.memory.choice import Context, Costs, choose, least, search
+from memexp.memory.choice import LEAST, LIGHT, STORED, WORDS, Choice, Costs, choose, least, search
 from memexp.memory.fake import without_data
 from memexp.memory.trace import Training, trace
 from memexp.memory.tracker import Tracker
 from memexp.units import parse_bytes
 
+REMADE = 0.15  # what a light step does again in backward, of its forward pass: 0.02 to 0.15 was measured on ResNet-110
 TURNS = (False, False, False, True, False, True, True, True)  # each word of three once, read around
 
 
 @dataclass(frozen=True)
 class Plan:
-    """stored: indices of the stored steps of each Chain. Bytes: budget, predicted peak, least and stored peak. saved: time."""
+    """stored, light: indices of these steps of each Chain. Bytes: budget, predicted peak, least and stored peak. saved: time."""
 
     stored: list[frozenset[int]]
+    light: list[frozenset[int]]
     budget: int
     peak: int
     least: int
     most: int
     saved: float
 
-    def as_dict(self) -> dict[str, Any]:
+    def steps(self) -> dict[str, list[list[int]]]:
+        """As plain data."""
         return {
             "stored_steps": [sorted(steps) for steps in self.stored],
-            "budget": self.budget,
-            "least_peak": self.least,
-            "stored_peak": self.most,
+            "light_steps": [sorted(steps) for steps in self.light],
         }
 
+    def as_dict(self) -> dict[str, Any]:
+        return {**self.steps(), "budget": self.budget, "least_peak": self.least, "stored_peak": self.most}
+
     def apply(self, model: nn.Module) -> None:
-        store(model, self.stored)
+        store(model, self.stored, self.light)
 
 
-def store(model: nn.Module, stored: Sequence[frozenset[int]]) -> None:
-    """Sets the steps of each Chain of `model` that are stored."""
-    for module, indices in zip(_chains(model), stored, strict=True):
+def store(model: nn.Module, stored: Sequence[frozenset[int]], light: Sequence[frozenset[int]]) -> None:
+    """Sets the steps of each Chain of `model` that are stored, and those that are light."""
+    for module, indices, others in zip(_chains(model), stored, light, strict=True):
         assert isinstance(module.strategy, Budget)
-        module.strategy = Budget(module.strategy.exact, module.strategy.exact_bits, indices)
+        module.strategy = Budget(module.strategy.exact, module.strategy.exact_bits, indices, others)
 
 
 def plan(cfg: DictConfig, times: Sequence[float] | None = None, edits: Sequence[Edit] = (), beside: int = 0) -> Plan:
@@ -71,23 +75,29 @@ def plan(cfg: DictConfig, times: Sequence[float] | None = None, edits: Sequence[
     """
     with without_data():
         steps = Steps(Training(cfg, edits))
-        every = frozenset(range(len(steps.units)))
-        steps.peak(frozenset())  # a first step, as the optimizer makes its state in it
-        steps.seen.clear()
-        nothing, everything = steps.peak(frozenset()), steps.peak(every)
-        costs = steps.costs(times)
-        limit = cfg.backprop.limit
-        share = isinstance(limit, int | float) and 0 <= limit <= 1
-        budget = round(limit * everything) if share else parse_bytes(limit) - beside
-        lowest = min(steps.peak(least(costs, max(nothing, everything))), nothing, everything)
-        if budget < everything:  # what is looked at is then in `seen`
-            search(max(budget, lowest), lambda b: choose(costs, b), costs.peak, steps.peak, costs.saved)
-        # where storing everything takes no more than the least, it is stored
-        fitting = [chosen for chosen, peak in steps.seen.items() if peak <= max(budget, lowest)]
-        chosen = max(fitting, key=lambda c: (costs.saved(c), -steps.seen[c]))
-        stored = steps.by_chain(chosen)
-    peak = trace(cfg, lambda model: store(model, stored), edits).report.peak  # also of the step that makes the state
-    return Plan(stored, budget, peak, lowest, everything, costs.saved(chosen))
+        found = best(steps, times, cfg.backprop.limit, beside)
+    peak = trace(cfg, found.apply, edits).report.peak  # also of the step that makes the state
+    return replace(found, peak=peak)
+
+
+def best(steps: "Steps", times: Sequence[float] | None, limit: str | float, beside: int = 0) -> Plan:
+    """The best choice for these steps, followed without data. limit: bytes, or a share of what stored takes."""
+    count = len(steps.units)
+    steps.peak((LEAST,) * count)  # a first step, as the optimizer makes its state in it
+    steps.seen.clear()
+    nothing, _, everything = (steps.peak((word,) * count) for word in WORDS)
+    costs = steps.costs(times)
+    share = isinstance(limit, int | float) and 0 <= limit <= 1
+    budget = round(limit * everything) if share else parse_bytes(limit) - beside
+    steps.peak(least(costs, max(nothing, everything)))
+    lowest = min(steps.seen.values())
+    if budget < everything:  # what is looked at is then in `seen`
+        search(max(budget, lowest), lambda b: choose(costs, b), costs.peak, steps.peak, costs.saved)
+    # where storing everything takes no more than the least, it is stored
+    fitting = [chosen for chosen, peak in steps.seen.items() if peak <= max(budget, lowest)]
+    chosen = max(fitting, key=lambda c: (costs.saved(c), -steps.seen[c]))
+    peak = steps.seen[chosen]
+    return Plan(*steps.by_chain(chosen), budget, peak, lowest, everything, costs.saved(chosen))
 
 
 @dataclass
@@ -111,23 +121,23 @@ class Steps:
         self._training = training
         chains = _chains(training.model)
         self.units = [(c, run) for c, module in enumerate(chains) for run in together(list(module))]
-        self.seen: dict[frozenset[int], int] = {}
+        self.seen: dict[Choice, int] = {}
         self._begun = 0
         self._curve: list[int] = []
         self._marks = Marks(0)
 
-    def by_chain(self, chosen: frozenset[int]) -> list[frozenset[int]]:
-        """The steps of each Chain that the units `chosen` are."""
-        stored: list[set[int]] = [set() for _ in _chains(self._training.model)]
-        for index in chosen:
-            number, run = self.units[index]
-            stored[number].update(run)
-        return list(map(frozenset, stored))
+    def by_chain(self, chosen: Choice) -> tuple[list[frozenset[int]], list[frozenset[int]]]:
+        """The steps of each Chain that are stored, and those that are light."""
+        chains = range(len(_chains(self._training.model)))
+        found = {word: [set[int]() for _ in chains] for word in WORDS}
+        for word, (number, run) in zip(chosen, self.units, strict=True):
+            found[word][number].update(run)
+        return list(map(frozenset, found[STORED])), list(map(frozenset, found[LIGHT]))
 
-    def peak(self, chosen: frozenset[int]) -> int:
-        """Bytes at the peak of a training step in which the units `chosen` are stored."""
+    def peak(self, chosen: Choice) -> int:
+        """Bytes at the peak of a training step with this choice for the units."""
         if chosen not in self.seen:
-            store(self._training.model, self.by_chain(chosen))
+            store(self._training.model, *self.by_chain(chosen))
             tracker = self._training.tracker
             begun = tracker.position
             with self._marking(tracker):
@@ -140,21 +150,22 @@ class Steps:
         """Bytes of every unit in every neighbourhood. times: seconds of each step of the Chains, or none: by MACs."""
         count = len(self.units)
         found = Costs(0, [], [{} for _ in self.units], [{} for _ in self.units])
-        for turn in range(len(TURNS)):
-            turned = frozenset(i for i in range(count) if TURNS[(i + turn) % len(TURNS)])
+        for word, turn in product((STORED, LIGHT), range(len(TURNS))):
+            turned = tuple(word if TURNS[(i + turn) % len(TURNS)] else LEAST for i in range(count))
             self.seen.pop(turned, None)  # its marks are wanted, too
             self.peak(turned)
             found.base = self._at(self._marks.first)
+            around = (LEAST, *turned, LEAST)
             for index, (kept, beside) in enumerate(self._of_units()):
-                word = [TURNS[(index + turn + k) % len(TURNS)] for k in (-1, 0, 1)]
-                context: Context = (word[0] and index > 0, word[1], word[2] and index + 1 < count)
-                found.kept[index][context] = kept
+                context = around[index] != LEAST, turned[index], around[index + 2] != LEAST
+                found.kept[index].setdefault(context, kept)
                 found.beside[index][context] = max(beside, found.beside[index].get(context, beside))
         if times is None:
-            found.gains = [float(self._marks.flops[index]) for index in range(count)]
+            whole = [float(self._marks.flops[index]) for index in range(count)]
         else:
             seconds = iter(times)
-            found.gains = [sum(next(seconds) for _ in run) for _, run in self.units]
+            whole = [sum(next(seconds) for _ in run) for _, run in self.units]
+        found.gains = [(0.0, (1 - REMADE) * gain, gain) for gain in whole]
         return found
 
     def _at(self, position: int) -> int:
