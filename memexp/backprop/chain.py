@@ -125,6 +125,23 @@ class Chain(Step):
         self._take(steps)
         return self
 
+    def rename(self, names: Sequence[str]) -> None:
+        """Registers the steps under these names, as an nn.Sequential of named layers does."""
+        steps = list(self)
+        self._modules.clear()
+        for name, step in zip(names, steps, strict=True):
+            self.add_module(name, step)
+
+    def choose(self, backprop: str, **options: Any) -> None:
+        """Another strategy from now on.
+
+        Raises:
+            ValueError: as of a Chain.
+        """
+        strategy = make_strategy(backprop, options)
+        strategy.plan(list(self), ())
+        self.backprop, self.options, self.strategy = backprop, options, strategy
+
     @contextmanager
     def using(self, backprop: str, **options: Any) -> Iterator[None]:
         """Another strategy for the forwards inside; the Chain stays the same function (`exact` stays as it is)."""
@@ -190,7 +207,7 @@ class Chain(Step):
             if keep in ("stored", "light") or not call.needs(members, outputs):
                 # also what needs no gradient: should it read something that does, autograd sees it
                 below = None
-                with remaking() if keep == "light" else nullcontext() as light:
+                with remaking(outputs) if keep == "light" else nullcontext() as light:
                     for index, step in members.items():
                         outputs = run(index, step, outputs, frame, context)
                         if watch:

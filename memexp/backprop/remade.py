@@ -40,8 +40,8 @@ class Value:
     """
 
     __slots__ = (
-        "__weakref__", "depth", "dtype", "free", "geometry", "held", "index", "kept", "lost", "nbytes", "source", "uses",
-        "version", "waiting", "weak",
+        "__weakref__", "depth", "dtype", "entered", "free", "geometry", "held", "index", "kept", "lost", "nbytes", "source",
+        "uses", "version", "waiting", "weak",
     )  # fmt: skip
 
     def __init__(self, tensor: Tensor, source: "Operation | None" = None, index: int = 0) -> None:
@@ -53,6 +53,7 @@ class Value:
         self.weak = TensorWeakRef(tensor) if source is None else None
         self.kept: Tensor | None = None
         self.version = 0
+        self.entered = False  # often in memory for others, too
         self.lost = False  # written over
         self.uses = self.waiting = self.depth = 0
         self.held: Tensor | None = None  # remade, until all who saved it have had it
@@ -120,11 +121,13 @@ class Operation:
 
 
 class Remaking(TorchDispatchMode):
-    """Follows a part of a forward pass, and decides what autograd saves of it."""
+    """Follows a part of a forward pass, and decides what autograd saves of it. streams: what enters it."""
 
-    def __init__(self) -> None:
+    def __init__(self, streams: Sequence[Tensor]) -> None:
         super().__init__()
         self._values: dict[int, tuple[Any, Value]] = {}
+        for x in streams:
+            self._value(x).entered = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -210,9 +213,9 @@ class Remaking(TorchDispatchMode):
 
 
 @contextmanager
-def remaking() -> Iterator[Remaking]:
+def remaking(streams: Sequence[Tensor]) -> Iterator[Remaking]:
     """Inside, what autograd saves is kept only where it is dear to make; call `leave` with what the part gives."""
-    mode = Remaking()
+    mode = Remaking(streams)
     with ExitStack() as stack:
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(mode.pack, unpack))
         stack.enter_context(mode)
@@ -253,8 +256,10 @@ def _dropped(value: Value) -> bool:
         return True
     wanted: dict[Value, Tensor] = {}
     depth = _sources(value, wanted)
-    new = sum(0 if source.free else source.nbytes for source in wanted)
-    if depth is None or depth >= NESTED or new >= value.nbytes:
+    if depth is None or depth >= NESTED:
+        return False
+    new = sum(source.nbytes for source in wanted if not source.free)
+    if new > value.nbytes or (new == value.nbytes and not all(source.entered for source in wanted)):
         return False
     for source, tensor in wanted.items():
         source.keep(tensor.detach() if not source.free else tensor)

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 
 LEAST, LIGHT, STORED = WORDS = (0, 1, 2)
 Choice = tuple[int, ...]  # a word for each step
-Context = tuple[bool, int, bool]  # the step's own word, and whether the step before and the step after are kept more than least of
+Context = tuple[
+    bool, int, bool
+]  # the step's own word, and whether the step before and the step after are kept more than least of
 Cell = tuple[int, int, "Cell | None"]  # a step that is, its word, and those before it: states share them
 State = tuple[int, float, Cell | None]  # bytes kept, time saved, what is chosen
 PARTS = 1000  # states that are followed at a step: beyond them, the best of those that keep about the same

@@ -251,7 +251,9 @@ FAMILIES: dict[str, Family] = {
         check=_revnet,
         depths=_residual(REVNET, 2),  # with one unit a stage there is nothing to undo in a bottleneck network
     ),
-    "torchvision": Family("memexp.models.torchvision.torchvision_model", TorchvisionOptions, ("stored",)),
+    "torchvision": Family(
+        "memexp.models.torchvision.torchvision_model", TorchvisionOptions, ("stored", "light", "checkpointed", "budget")
+    ),
     "vgg16": Family(
         "memexp.models.vgg.vgg16",
         VggOptions,

@@ -94,7 +94,8 @@ def _breakdown(cfg: DictConfig, found: dict[str, Any]) -> str:
 
 def _plan(plan: dict[str, Any]) -> str:
     stored, light = (
-        "; ".join(", ".join(map(str, steps)) or "none" for steps in plan[key]) for key in ("stored_steps", "light_steps")
+        "; ".join(", ".join(map(str, steps)) or "none" for steps in plan[key])
+        for key in ("stored_steps", "light_steps")
     )
     return (
         f"plan for {shown_bytes(plan['budget'])} (least {shown_bytes(plan['least_peak'])}, all stored "

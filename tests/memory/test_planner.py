@@ -21,6 +21,11 @@ REVNET = ["model=revnet", "model.units=[4,4]", "model.channels=[8,8,16]"]
 CONTEXTS = list(product((False, True), WORDS, (False, True)))
 
 
+def more_than_least(plan):
+    """How many steps are stored or light."""
+    return len(plan["stored_steps"][0]) + len(plan["light_steps"][0])
+
+
 def choices(count):
     return list(product(WORDS, repeat=count))
 
@@ -122,7 +127,7 @@ def test_a_run_takes_what_was_predicted_and_a_resumed_one_keeps_its_plan(tmp_pat
     assert results["memory"]["estimate_ratio"] == 1
     assert strategy["least_peak"] < strategy["predicted_peak"] < strategy["stored_peak"]
     assert strategy["predicted_step_time"] > 0
-    assert 0 < len(strategy["stored_steps"][0]) < 9
+    assert more_than_least(strategy) > 0
     from memexp import saved
     from memexp.config import ConfigError
 
@@ -152,7 +157,7 @@ def test_the_estimate_of_a_budget_is_that_of_its_plan():
     assert least < between["peak"] <= between["plan"]["budget"] == round(0.6 * stored)
     assert between["plan"]["least_peak"] <= least
     assert between["plan"]["stored_peak"] == stored
-    assert 0 < len(between["plan"]["stored_steps"][0]) < 9
+    assert more_than_least(between["plan"]) > 0
     assert 0 < between["recompute_ratio"] < found("backprop=reversible")["recompute_ratio"]
 
 
@@ -168,7 +173,7 @@ def test_accumulated_batches_are_planned_for_the_last_when_gradients_stand_besid
     ]
     results = memexp.run(memexp.compose(overrides), tmp_path)
     assert results["memory"]["peak"] == results["strategy"]["predicted_peak"] <= results["strategy"]["budget"]
-    assert 0 < len(results["strategy"]["stored_steps"][0]) < 9
+    assert more_than_least(results["strategy"]) > 0
 
 
 def test_what_fits_a_limit_best_is_a_budget_of_that_limit(monkeypatch):
