@@ -125,6 +125,11 @@ class Stored:
 
 
 @dataclass
+class Light(Stored):
+    name: Literal["light"]  # type: ignore[assignment]
+
+
+@dataclass
 class Checkpointed(Stored):
     name: Literal["checkpointed"]  # type: ignore[assignment]
     every: Positive
@@ -373,6 +378,7 @@ GROUPS: dict[str, dict[str, type]] = {
     },
     "backprop": {
         "stored": Stored,
+        "light": Light,
         "checkpointed": Checkpointed,
         "reversible": Reversible,
         "adjoint": Adjoint,

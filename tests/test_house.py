@@ -26,7 +26,9 @@ LINES = [
     ["fusing"],
     ["integral", "pruning"],
     ["build"],
-    [f"memory.{name}" for name in ("trace", "estimate", "limit", "advice", "planner", "planned")],  # predicted, chosen
+    [
+        f"memory.{name}" for name in ("trace", "estimate", "limit", "advice", "planner", "planned", "fitting")
+    ],  # predicted, chosen
     ["report"],
     ["bench", "studies"],
     ["stages"],

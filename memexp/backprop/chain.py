@@ -6,7 +6,7 @@ Activation memory of N steps, with s the bytes of the streams and a those that a
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, overload
 
 import torch
@@ -20,6 +20,7 @@ from memexp.backprop.drift import Drift
 from memexp.backprop.errors import StepError, describe
 from memexp.backprop.node import Call, Node
 from memexp.backprop.plan import Keep, groups, has_inverse
+from memexp.backprop.remade import remaking
 from memexp.backprop.replay import Frame, Record, Surroundings, current, evaluate
 from memexp.backprop.rounding import RangeWatch, Rounding
 from memexp.backprop.run import run
@@ -44,10 +45,10 @@ class Chain(Step):
 
     Args:
         steps: the steps, in order.
-        backprop: `stored`, `checkpointed`, `reversible`, `adjoint` or `budget`.
+        backprop: `stored`, `light`, `checkpointed`, `reversible`, `adjoint` or `budget`.
         check: evaluate every step twice in each pass that needs gradients, and refuse one that does not repeat itself.
             For finding a fault: it costs two more forward passes.
-        **options: the strategy's options: `every`; `exact`, `exact_bits`; `refine`, `min_steps`; `stored`.
+        **options: the strategy's options: `every`; `exact`, `exact_bits`; `refine`, `min_steps`; `stored`, `light`.
 
     Call: `chain(*streams, **context)`. Streams are tensors of any shapes that the steps take; one that comes out is
         returned as a Tensor, more as a tuple. Keywords are handed to every step and branch whose forward takes them;
@@ -96,9 +97,9 @@ class Chain(Step):
         if not isinstance(index, slice):
             return list(self)[index]
         options = dict(self.options)
-        if "stored" in options:
-            chosen = list(range(len(self)))[index]
-            options["stored"] = frozenset(chosen.index(i) for i in options["stored"] if i in chosen)
+        chosen = list(range(len(self)))[index]
+        for word in {"stored", "light"} & options.keys():
+            options[word] = frozenset(chosen.index(i) for i in options[word] if i in chosen)
         return Chain(list(self)[index], self.backprop, check=self.check, **options)
 
     def __setitem__(self, index: int, step: nn.Module) -> None:
@@ -123,6 +124,23 @@ class Chain(Step):
         steps.insert(index, step)
         self._take(steps)
         return self
+
+    def rename(self, names: Sequence[str]) -> None:
+        """Registers the steps under these names, as an nn.Sequential of named layers does."""
+        steps = list(self)
+        self._modules.clear()
+        for name, step in zip(names, steps, strict=True):
+            self.add_module(name, step)
+
+    def choose(self, backprop: str, **options: Any) -> None:
+        """Another strategy from now on.
+
+        Raises:
+            ValueError: as of a Chain.
+        """
+        strategy = make_strategy(backprop, options)
+        strategy.plan(list(self), ())
+        self.backprop, self.options, self.strategy = backprop, options, strategy
 
     @contextmanager
     def using(self, backprop: str, **options: Any) -> Iterator[None]:
@@ -186,19 +204,22 @@ class Chain(Step):
             keep, group = plan[position]
             position += 1
             members = {index: steps[index] for index in group}
-            if keep == "stored" or not call.needs(members, outputs):
+            if keep in ("stored", "light") or not call.needs(members, outputs):
                 # also what needs no gradient: should it read something that does, autograd sees it
                 below = None
-                for index, step in members.items():
-                    outputs = run(index, step, outputs, frame, context)
-                    if watch:
-                        watch.see(describe(index, step), outputs)
+                with remaking(outputs) if keep == "light" else nullcontext() as light:
+                    for index, step in members.items():
+                        outputs = run(index, step, outputs, frame, context)
+                        if watch:
+                            watch.see(describe(index, step), outputs)
+                    if light is not None:
+                        light.leave(outputs)
                 continue
             if keep == "undone":
                 for index in self._together(plan, position, outputs):
                     members[index] = steps[index]
                     position += 1
-            top = position == len(plan) or plan[position][0] == "stored"
+            top = position == len(plan) or plan[position][0] in ("stored", "light")
             below = Node(keep, members, call, below, top)
             outputs = below(*outputs)
         if watch and (left := watch.check()) and self.training:

@@ -27,7 +27,7 @@ class StepReport:
         name: as errors name it.
         inverse_error: |x~ - x| / |x| of the inputs computed back from the outputs; None where the strategy keeps them.
         gradient_error: |g~ - g| / |g|, of inputs, keywords and parameters together, against stored; None where the strategy
-            stores the step or what it reads needs no gradient.
+            stores the step (or keeps what is dear of it) or what it reads needs no gradient.
         repeatable: a second evaluation gives the same bits.
         fault: the error of a step that could not be recomputed.
     """
@@ -85,7 +85,7 @@ def check(chain: Chain, inputs: Tensor | Sequence[Tensor], **context: Any) -> Re
             outputs, repeatable = twice(index, step, streams, surroundings, rounding)
         inverse_error = gradient_error = fault = None
         try:
-            if word != "stored":
+            if word not in ("stored", "light"):
                 errors: list[float] = []
                 call = Call(streams, context, rounding, None, chain.strategy.refine, errors, None)
                 with _restored(step, surroundings):

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from memexp.backprop.chain import Chain
 from memexp.backprop.measures import angle, relative_error
+from memexp.backprop.wrapped import chains
 
 
 @dataclass(frozen=True)
@@ -47,25 +47,21 @@ def compare(model: nn.Module, loss_fn: Callable[[], Tensor]) -> Comparison:
     """
     own, error = _observe(model, loss_fn)
     with ExitStack() as stack:
-        for chain in _chains(model):
+        for chain in chains(model):
             stack.enter_context(chain.using("stored"))
         stored = gradient(model, loss_fn)
     return Comparison(error, relative_error(own, stored), angle(own, stored))
-
-
-def _chains(model: nn.Module) -> list[Chain]:
-    return [module for module in model.modules() if isinstance(module, Chain)]
 
 
 def _observe(model: nn.Module, loss_fn: Callable[[], Tensor]) -> tuple[list[Tensor], float]:
     """The gradient with the model's own strategies, and the largest reconstruction error on the way."""
     errors: list[float] = []
     try:
-        for chain in _chains(model):
+        for chain in chains(model):
             chain.monitor = errors
         found = gradient(model, loss_fn)
     finally:
-        for chain in _chains(model):
+        for chain in chains(model):
             chain.monitor = None
     return found, max(errors, default=0.0)
 

@@ -3,13 +3,14 @@
 | word           | kept for the step                       | its backward                                         |
 |----------------|-----------------------------------------|------------------------------------------------------|
 | `stored`       | all that autograd keeps                 | autograd's own                                       |
+| `light`        | what is dear to make                    | autograd's own; the rest is remade, bit for bit      |
 | `checkpointed` | its input                               | forward again from the input, then back              |
 | `continued`    | nothing                                 | together with the step before, from what that keeps  |
 | `undone`       | nothing (the last of a run: its output) | the input is computed back from the output           |
 """
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ from memexp.backprop.errors import describe
 from memexp.backprop.rounding import Rounding
 from memexp.backprop.step import Step
 
-Keep = Literal["stored", "checkpointed", "continued", "undone"]
+Keep = Literal["stored", "light", "checkpointed", "continued", "undone"]
 
 
 class Strategy(Protocol):
@@ -48,8 +49,15 @@ def has_inverse(step: nn.Module, *, approximate: bool) -> bool:
     return can and (getattr(step, "approximate", False) is True) == approximate
 
 
+def is_single(step: nn.Module) -> bool:
+    """A layer, not a block of them."""
+    return next(step.children(), None) is None
+
+
 def groups(steps: Sequence[nn.Module], plan: Sequence[Keep]) -> list[tuple[Keep, range]]:
     """The plan as runs of steps that are recomputed together: `continued` steps join the step before.
+
+    So do `light` ones that are single layers: a ReLU's output follows from the layers before it.
 
     Raises:
         ValueError: the plan does not have one known word a step, undoes a step that has no inverse, or continues
@@ -59,11 +67,14 @@ def groups(steps: Sequence[nn.Module], plan: Sequence[Keep]) -> list[tuple[Keep,
         raise ValueError(f"a plan of {len(plan)} words for {len(steps)} steps: give one word for each step")
     found: list[tuple[Keep, range]] = []
     for index, keep in enumerate(plan):
-        if keep not in ("stored", "checkpointed", "continued", "undone"):
-            raise ValueError(f"plan for step {index} is {keep!r}: use stored, checkpointed, continued or undone")
+        if keep not in get_args(Keep):
+            raise ValueError(f"plan for step {index} is {keep!r}: use one of {', '.join(get_args(Keep))}")
         if keep == "undone" and not any(has_inverse(steps[index], approximate=how) for how in (False, True)):
             raise ValueError(f"{describe(index, steps[index])} cannot be undone, but the plan says so")
-        if keep != "continued":
+        single = index > 0 and is_single(steps[index - 1]) and is_single(steps[index])
+        if keep == "light" and single and found[-1][0] == "light":
+            found[-1] = ("light", range(found[-1][1].start, index + 1))
+        elif keep != "continued":
             found.append((keep, range(index, index + 1)))
         elif found and found[-1][0] == "checkpointed":
             found[-1] = ("checkpointed", range(found[-1][1].start, index + 1))

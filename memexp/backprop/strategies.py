@@ -6,12 +6,14 @@ from typing import Any
 from memexp.backprop.adjoint import Adjoint
 from memexp.backprop.budget import Budget
 from memexp.backprop.checkpointed import Checkpointed
+from memexp.backprop.light import Light
 from memexp.backprop.plan import Strategy
 from memexp.backprop.reversible import Reversible
 from memexp.backprop.stored import Stored
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "stored": Stored,
+    "light": Light,
     "checkpointed": Checkpointed,
     "reversible": Reversible,
     "adjoint": Adjoint,

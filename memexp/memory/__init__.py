@@ -1,6 +1,16 @@
 """Memory: measured, tracked, estimated and planned."""
 
+from typing import Any
+
 from memexp.memory.meter import Meter
 from memexp.memory.tracker import Report, Tracker, track
 
-__all__ = ["Meter", "Report", "Tracker", "track"]
+__all__ = ["Meter", "Report", "Tracker", "fit", "track"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "fit":  # what plans stands above what trains, and that above what measures
+        from memexp.memory.fitting import fit
+
+        return fit
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

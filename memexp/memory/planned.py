@@ -47,13 +47,14 @@ def set_up(
     once, times = measure(model, step)
     chosen = plan(cfg, times, edits, beside)
     chosen.apply(model)
-    count, steps = sum(map(len, chosen.stored)), len(times)
+    stored, light = sum(map(len, chosen.stored)), sum(map(len, chosen.light))
     seconds = cfg.accumulate * (once - chosen.saved)
     log.info(
-        "budget %s (stored takes %s, the least is %s): %d of %d steps stored, predicted peak %s, step %.3f s",
+        "budget %s (stored takes %s, the least is %s): of %d steps %d stored and %d light, predicted peak %s, step %.3f s",
         *map(shown_bytes, (chosen.budget, chosen.most, chosen.least)),
-        count,
-        steps,
+        len(times),
+        stored,
+        light,
         shown_bytes(chosen.peak),
         seconds,
     )
@@ -67,10 +68,12 @@ def set_up(
         "predicted_step_time": seconds,
         "least_peak": chosen.least,
         "stored_peak": chosen.most,
-        "stored_steps": [sorted(steps) for steps in chosen.stored],
+        **chosen.steps(),
     }
 
 
 def follow(model: nn.Module, figures: Mapping[str, Any]) -> None:
     """Sets the Chains of `model` to the plan that `figures`, what `set_up` returned, hold."""
-    store(model, [frozenset(steps) for steps in figures["stored_steps"]])
+    stored = figures["stored_steps"]
+    light = figures.get("light_steps") or [[] for _ in stored]  # a run of an earlier version had none
+    store(model, list(map(frozenset, stored)), list(map(frozenset, light)))

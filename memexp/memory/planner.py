@@ -1,10 +1,11 @@
-"""Which steps to store so that a run fits a number of bytes and the added compute is least.
+"""Which steps to store, and which to keep what is dear of, so that a run fits a number of bytes and adds least compute.
 
 The bytes of every step in every neighbourhood (choice.py) are read off training steps on tensors without data: the network is
 built once and takes a step with nothing stored, one with everything, and one with each turn of the sequence 00010111, which
-holds every word of three, so that each step of the Chain is seen with every choice for itself and its neighbours. Times are
-measured, or counted in MACs where there is no device. What the model leaves out (small undone steps that share a node reach
-further than their neighbours) shows when a choice takes a step itself: then it is made again with the bytes corrected.
+holds every word of three, so that each step of the Chain is seen with every choice for itself and its neighbours; once where 1
+is stored, once where it is light. Times are measured, or counted in MACs where there is no device. What the model leaves out
+(small undone steps that share a node reach further than their neighbours, a light step beside a stored one) shows when a choice
+takes a step itself: then it is made again with the bytes corrected.
 
 Layers that the strategy recomputes together are chosen together.
 """
@@ -13,55 +14,67 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import chain
-from typing import Any
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, chain, product
+from typing import Any, Protocol
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
-from memexp.backprop import Chain
+from memexp.backprop import chains
 from memexp.backprop.budget import Budget, together
+from memexp.config import ConfigError
 from memexp.edits import Edit
-from memexp.memory.choice import Context, Costs, choose, least, search
+from memexp.memory.choice import LEAST, LIGHT, STORED, WORDS, Choice, Costs, choose, least, search
 from memexp.memory.fake import without_data
 from memexp.memory.trace import Training, trace
 from memexp.memory.tracker import Tracker
-from memexp.units import parse_bytes
+from memexp.units import parse_bytes, shown_bytes
 
+REMADE = 0.15  # what a light step does again in backward, of its forward pass: 0.02 to 0.15 was measured on ResNet-110
 TURNS = (False, False, False, True, False, True, True, True)  # each word of three once, read around
 
 
 @dataclass(frozen=True)
 class Plan:
-    """stored: indices of the stored steps of each Chain. Bytes: budget, predicted peak, least and stored peak. saved: time."""
+    """stored, light: indices of such steps of each Chain. Bytes: budget, predicted peak, least, stored peak. saved: time."""
 
     stored: list[frozenset[int]]
+    light: list[frozenset[int]]
     budget: int
     peak: int
     least: int
     most: int
     saved: float
 
-    def as_dict(self) -> dict[str, Any]:
+    def steps(self) -> dict[str, list[list[int]]]:
+        """As plain data."""
         return {
             "stored_steps": [sorted(steps) for steps in self.stored],
-            "budget": self.budget,
-            "least_peak": self.least,
-            "stored_peak": self.most,
+            "light_steps": [sorted(steps) for steps in self.light],
         }
 
+    def as_dict(self) -> dict[str, Any]:
+        return {**self.steps(), "budget": self.budget, "least_peak": self.least, "stored_peak": self.most}
+
+    def __str__(self) -> str:
+        stored, light = (sum(map(len, steps)) for steps in (self.stored, self.light))
+        return (
+            f"budget {shown_bytes(self.budget)}: {shown_bytes(self.peak)} at the peak (all stored {shown_bytes(self.most)}, "
+            f"least {shown_bytes(self.least)}); {stored} steps stored, {light} light, the others recomputed"
+        )
+
     def apply(self, model: nn.Module) -> None:
-        store(model, self.stored)
+        store(model, self.stored, self.light)
 
 
-def store(model: nn.Module, stored: Sequence[frozenset[int]]) -> None:
-    """Sets the steps of each Chain of `model` that are stored."""
-    for module, indices in zip(_chains(model), stored, strict=True):
+def store(model: nn.Module, stored: Sequence[frozenset[int]], light: Sequence[frozenset[int]]) -> None:
+    """Sets the steps of each Chain of `model` that are stored, and those that are light."""
+    for module, indices, others in zip(chains(model), stored, light, strict=True):
         assert isinstance(module.strategy, Budget)
-        module.strategy = Budget(module.strategy.exact, module.strategy.exact_bits, indices)
+        module.strategy = Budget(module.strategy.exact, module.strategy.exact_bits, indices, others)
 
 
 def plan(cfg: DictConfig, times: Sequence[float] | None = None, edits: Sequence[Edit] = (), beside: int = 0) -> Plan:
@@ -71,23 +84,43 @@ def plan(cfg: DictConfig, times: Sequence[float] | None = None, edits: Sequence[
     """
     with without_data():
         steps = Steps(Training(cfg, edits))
-        every = frozenset(range(len(steps.units)))
-        steps.peak(frozenset())  # a first step, as the optimizer makes its state in it
-        steps.seen.clear()
-        nothing, everything = steps.peak(frozenset()), steps.peak(every)
-        costs = steps.costs(times)
-        limit = cfg.backprop.limit
-        share = isinstance(limit, int | float) and 0 <= limit <= 1
-        budget = round(limit * everything) if share else parse_bytes(limit) - beside
-        lowest = min(steps.peak(least(costs, max(nothing, everything))), nothing, everything)
-        if budget < everything:  # what is looked at is then in `seen`
-            search(max(budget, lowest), lambda b: choose(costs, b), costs.peak, steps.peak, costs.saved)
-        # where storing everything takes no more than the least, it is stored
-        fitting = [chosen for chosen, peak in steps.seen.items() if peak <= max(budget, lowest)]
-        chosen = max(fitting, key=lambda c: (costs.saved(c), -steps.seen[c]))
-        stored = steps.by_chain(chosen)
-    peak = trace(cfg, lambda model: store(model, stored), edits).report.peak  # also of the step that makes the state
-    return Plan(stored, budget, peak, lowest, everything, costs.saved(chosen))
+        try:
+            found = best(steps, times, cfg.backprop.limit, beside)
+        except ValueError as error:
+            raise ConfigError([f"backprop: {error}"]) from error
+    peak = trace(cfg, found.apply, edits).report.peak  # also of the step that makes the state
+    return replace(found, peak=peak)
+
+
+def best(steps: "Steps", times: Sequence[float] | None, limit: str | float, beside: int = 0) -> Plan:
+    """The best choice for these steps, followed without data. limit: bytes, or a share of what stored takes."""
+    count = len(steps.units)
+    steps.peak((LEAST,) * count)  # a first step, as the optimizer makes its state in it
+    steps.sort()
+    nothing, _, everything = (steps.peak((word,) * count) for word in WORDS)
+    costs = steps.costs(times)
+    share = isinstance(limit, int | float) and 0 <= limit <= 1
+    budget = round(float(limit) * everything) if share else parse_bytes(limit) - beside
+    steps.peak(least(costs, max(nothing, everything)))
+    lowest = min(steps.seen.values())
+    if budget < everything:  # what is looked at is then in `seen`
+        search(max(budget, lowest), lambda b: choose(costs, b), costs.peak, steps.peak, costs.saved)
+    # where storing everything takes no more than the least, it is stored
+    fitting = [chosen for chosen, peak in steps.seen.items() if peak <= max(budget, lowest)]
+    chosen = max(fitting, key=lambda c: (costs.saved(c), -steps.seen[c]))
+    peak = steps.seen[chosen]
+    return Plan(*steps.by_chain(chosen), budget, peak, lowest, everything, costs.saved(chosen))
+
+
+class Followed(Protocol):
+    """A training step that a tracker follows."""
+
+    @property
+    def model(self) -> nn.Module: ...
+    @property
+    def tracker(self) -> Tracker: ...
+    def step(self) -> None:
+        """Takes one."""
 
 
 @dataclass
@@ -107,27 +140,42 @@ class Steps:
     seen: the peak of each choice so far.
     """
 
-    def __init__(self, training: Training) -> None:
+    def __init__(self, training: Followed) -> None:
         self._training = training
-        chains = _chains(training.model)
-        self.units = [(c, run) for c, module in enumerate(chains) for run in together(list(module))]
-        self.seen: dict[frozenset[int], int] = {}
+        self.units = [(c, run) for c, module in enumerate(chains(training.model)) for run in together(list(module))]
+        self.seen: dict[Choice, int] = {}
         self._begun = 0
         self._curve: list[int] = []
         self._marks = Marks(0)
 
-    def by_chain(self, chosen: frozenset[int]) -> list[frozenset[int]]:
-        """The steps of each Chain that the units `chosen` are."""
-        stored: list[set[int]] = [set() for _ in _chains(self._training.model)]
-        for index in chosen:
-            number, run = self.units[index]
-            stored[number].update(run)
-        return list(map(frozenset, stored))
+    def sort(self) -> None:
+        """Puts the units into the order in which they ran in the last step, and forgets what was seen.
 
-    def peak(self, chosen: frozenset[int]) -> int:
-        """Bytes at the peak of a training step in which the units `chosen` are stored."""
+        Raises:
+            ValueError: a unit did not run.
+        """
+        for index, (number, run) in enumerate(self.units):
+            if index not in self._marks.after:
+                kind = type(list(chains(self._training.model)[number])[run.start]).__name__
+                raise ValueError(
+                    f"unit {index} ({kind}) of the network's blocks is not called by its forward: name the blocks that are, "
+                    "memexp.backprop.apply(network, 'budget', blocks=[...])"
+                )
+        self.units = [unit for _, unit in sorted(enumerate(self.units), key=lambda unit: self._marks.after[unit[0]])]
+        self.seen.clear()
+
+    def by_chain(self, chosen: Choice) -> tuple[list[frozenset[int]], list[frozenset[int]]]:
+        """The steps of each Chain that are stored, and those that are light."""
+        count = len(chains(self._training.model))
+        found = {word: [set[int]() for _ in range(count)] for word in WORDS}
+        for word, (number, run) in zip(chosen, self.units, strict=True):
+            found[word][number].update(run)
+        return list(map(frozenset, found[STORED])), list(map(frozenset, found[LIGHT]))
+
+    def peak(self, chosen: Choice) -> int:
+        """Bytes at the peak of a training step with this choice for the units."""
         if chosen not in self.seen:
-            store(self._training.model, self.by_chain(chosen))
+            store(self._training.model, *self.by_chain(chosen))
             tracker = self._training.tracker
             begun = tracker.position
             with self._marking(tracker):
@@ -140,21 +188,22 @@ class Steps:
         """Bytes of every unit in every neighbourhood. times: seconds of each step of the Chains, or none: by MACs."""
         count = len(self.units)
         found = Costs(0, [], [{} for _ in self.units], [{} for _ in self.units])
-        for turn in range(len(TURNS)):
-            turned = frozenset(i for i in range(count) if TURNS[(i + turn) % len(TURNS)])
+        for word, turn in product((STORED, LIGHT), range(len(TURNS))):
+            turned = tuple(word if TURNS[(i + turn) % len(TURNS)] else LEAST for i in range(count))
             self.seen.pop(turned, None)  # its marks are wanted, too
             self.peak(turned)
             found.base = self._at(self._marks.first)
+            around = (LEAST, *turned, LEAST)
             for index, (kept, beside) in enumerate(self._of_units()):
-                word = [TURNS[(index + turn + k) % len(TURNS)] for k in (-1, 0, 1)]
-                context: Context = (word[0] and index > 0, word[1], word[2] and index + 1 < count)
-                found.kept[index][context] = kept
+                context = around[index] != LEAST, turned[index], around[index + 2] != LEAST
+                found.kept[index].setdefault(context, kept)
                 found.beside[index][context] = max(beside, found.beside[index].get(context, beside))
         if times is None:
-            found.gains = [float(self._marks.flops[index]) for index in range(count)]
+            whole = [float(self._marks.flops[index]) for index in range(count)]
         else:
-            seconds = iter(times)
-            found.gains = [sum(next(seconds) for _ in run) for _, run in self.units]
+            starts = [0, *accumulate(map(len, chains(self._training.model)))]
+            whole = [sum(times[starts[number] + index] for index in run) for number, run in self.units]
+        found.gains = [(0.0, (1 - REMADE) * gain, gain) for gain in whole]
         return found
 
     def _at(self, position: int) -> int:
@@ -181,8 +230,8 @@ class Steps:
     @contextmanager
     def _marking(self, tracker: Tracker) -> Iterator[None]:
         model = self._training.model
-        chains = _chains(model)
-        modules = [[list(chains[number])[index] for index in run] for number, run in self.units]
+        steps = [list(module) for module in chains(model)]
+        modules = [[steps[number][index] for index in run] for number, run in self.units]
         uses = Counter(module for unit in modules for step in unit for module in step.modules())
 
         def begins(*_: Any) -> None:  # the last of accumulated batches counts: the gradients stand beside it
@@ -225,11 +274,7 @@ class Steps:
                 hook.remove()
 
 
-def _chains(model: nn.Module) -> list[Chain]:
-    return [module for module in model.modules() if isinstance(module, Chain)]
-
-
-def measure(model: nn.Module, step: Callable[[], None], repeats: int = 3) -> tuple[float, list[float]]:
+def measure(model: nn.Module, step: Callable[[], object], repeats: int = 3) -> tuple[float, list[float]]:
     """Median seconds of `step()`, a forward and backward pass of `model`, and of each Chain step's forward in it.
 
     The first call is warm-up and left out.
@@ -237,24 +282,26 @@ def measure(model: nn.Module, step: Callable[[], None], repeats: int = 3) -> tup
     device = next(model.parameters()).device
     synchronise = torch.accelerator.synchronize if device.type != "cpu" else lambda: None
     rounds: list[tuple[float, list[float]]] = []
-    spans: list[float] = []
+    steps = list(chain.from_iterable(chains(model)))
+    spans = [0.0] * len(steps)
 
-    def begin(*_: Any) -> None:
+    def begin(index: int) -> None:
         if torch._C._current_graph_task_id() == -1:
             synchronise()
-            spans.append(-time.perf_counter())
+            spans[index] -= time.perf_counter()
 
-    def end(*_: Any) -> None:
+    def end(index: int) -> None:
         if torch._C._current_graph_task_id() == -1:
             synchronise()
-            spans[-1] += time.perf_counter()
+            spans[index] += time.perf_counter()
 
     hooks = []
-    for module in chain.from_iterable(_chains(model)):
-        hooks += [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
+    for index, module in enumerate(steps):
+        hooks.append(module.register_forward_pre_hook(lambda *_, i=index: begin(i)))
+        hooks.append(module.register_forward_hook(lambda *_, i=index: end(i)))
     try:
         for _ in range(repeats + 1):
-            spans.clear()
+            spans[:] = [0.0] * len(steps)
             synchronise()
             started = time.perf_counter()
             step()

@@ -37,10 +37,15 @@ def create(
     `shape` and `chain` where its signature has them. settings: the family's own, such as depth.
     shape: (channels, height, width) of the images. chain: makes the body from its steps.
 
-    Raises ValueError for a name, a target, a setting or a size of images that does not fit.
+    A network without Chains of its own, torchvision's or a user's, has its blocks taken as such (memexp.backprop.apply).
+
+    Raises ValueError for a name, a target, a setting or a size of images that does not fit, and for a strategy that needs
+    blocks where there are none.
     """
     from torch import nn
 
+    from memexp.backprop import chains
+    from memexp.backprop.apply import take
     from memexp.models import sizes
 
     path = _target_ or (FAMILIES[name].factory if name is not None and name in names() else None)
@@ -49,4 +54,7 @@ def create(
     network: nn.Module = own.made(path, {"classes": classes, "shape": shape, "chain": chain}, settings, nn.Module)
     if _target_ is not None:
         sizes.check(network, shape)
+    asked: dict[str, Any] = getattr(chain, "keywords", {})
+    if (asked.get("backprop", "stored") != "stored" or asked.get("exact")) and not chains(network):
+        network = take(network, chain)  # type: ignore[arg-type]
     return network

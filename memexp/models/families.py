@@ -210,7 +210,7 @@ FAMILIES: dict[str, Family] = {
     "heunnet": Family(
         "memexp.models.ode.heunnet",
         HeunNetOptions,
-        ("stored", "checkpointed", "adjoint", "budget"),
+        ("stored", "light", "checkpointed", "adjoint", "budget"),
         check=lambda model, shape: layout.simple(shape, model["depth"], heun=True),
         depths=lambda model, shape: Depths(range(2, DEEPEST + 1)),
         warm_start="memexp.models.warm_start.warm_start",
@@ -218,19 +218,19 @@ FAMILIES: dict[str, Family] = {
     "inn": Family(
         "memexp.integral.family.inn",
         InnOptions,
-        ("stored", "checkpointed", "reversible", "budget"),
-        cautions={name: _base_has_not(name) for name in ("checkpointed", "reversible", "budget")},
+        ("stored", "light", "checkpointed", "reversible", "budget"),
+        cautions={name: _base_has_not(name) for name in ("light", "checkpointed", "reversible", "budget")},
         check=_inn,
         warm_start="memexp.integral.family.warm_start",
         integral=True,
     ),
     "linear": Family(
-        "memexp.models.linear.LinearResNet", LinearOptions, ("stored", "checkpointed", "adjoint"), images=False
+        "memexp.models.linear.LinearResNet", LinearOptions, ("stored", "light", "checkpointed", "adjoint"), images=False
     ),
     "reducenet": Family(
         "memexp.models.reducenet.reducenet",
         ReduceNetOptions,
-        ("stored", "checkpointed", "budget"),
+        ("stored", "light", "checkpointed", "budget"),
         check=_reducenet,
         depths=lambda model, shape: Depths(
             range(*((5, DEEPEST + 1, 3) if model.get("plain") else (8, DEEPEST + 1, 6)))
@@ -240,7 +240,7 @@ FAMILIES: dict[str, Family] = {
     "resnet": Family(
         "memexp.models.resnet.resnet",
         ResNetOptions,
-        ("stored", "checkpointed", "adjoint", "budget"),
+        ("stored", "light", "checkpointed", "adjoint", "budget"),
         cautions={"adjoint": _scale_1},
         check=_resnet,
         depths=_residual(RESNET, 1),
@@ -249,15 +249,17 @@ FAMILIES: dict[str, Family] = {
     "revnet": Family(
         "memexp.models.revnet.revnet",
         RevNetOptions,
-        ("stored", "checkpointed", "reversible", "budget"),
+        ("stored", "light", "checkpointed", "reversible", "budget"),
         check=_revnet,
         depths=_residual(REVNET, 2),  # with one unit a stage there is nothing to undo in a bottleneck network
     ),
-    "torchvision": Family("memexp.models.torchvision.torchvision_model", TorchvisionOptions, ("stored",)),
+    "torchvision": Family(
+        "memexp.models.torchvision.torchvision_model", TorchvisionOptions, ("stored", "light", "checkpointed", "budget")
+    ),
     "vgg16": Family(
         "memexp.models.vgg.vgg16",
         VggOptions,
-        ("stored", "checkpointed", "budget"),
+        ("stored", "light", "checkpointed", "budget"),
         check=lambda model, shape: layout.vgg(shape, model.get("layout")),
     ),
 }

@@ -1,4 +1,4 @@
-"""Any classifier of torchvision, with its weights from a local file. Activation memory: that of ordinary backprop."""
+"""Any classifier of torchvision, with its weights from a local file. Its blocks are found by memexp.backprop.apply."""
 
 import difflib
 import inspect
@@ -16,7 +16,7 @@ from memexp.models.weights import load_file
 def torchvision_model(
     *, classes: int, shape: Shape, chain: ChainFactory, arch: str, weights: str | None = None
 ) -> nn.Module:
-    """torchvision's `arch` with `classes` outputs; `chain` has no place in it, so only backprop=stored is allowed.
+    """torchvision's `arch` with `classes` outputs; `chain` is for `memexp.models.create`, which takes its blocks.
 
     Raises ValueError for an unknown arch, for images of a size or a number of channels that it does not take, and for
     weights that do not fit.

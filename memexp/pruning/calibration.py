@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from memexp.backprop import Chain
+from memexp.backprop import chains
 from memexp.pruning.filters import tensor_of
 
 Batch = tuple[Tensor, Tensor]
@@ -69,9 +69,8 @@ def calibrating(network: nn.Module) -> Iterator[None]:
     frozen = [p for p in network.parameters() if not p.requires_grad]
     with ExitStack() as stack:
         stack.enter_context(evaluating(network))
-        for module in network.modules():
-            if isinstance(module, Chain):
-                stack.enter_context(module.using("stored"))
+        for chain in chains(network):
+            stack.enter_context(chain.using("stored"))
         stack.enter_context(parametrize.cached())
         try:
             for p in frozen:

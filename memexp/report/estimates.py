@@ -94,10 +94,13 @@ def _breakdown(cfg: DictConfig, found: dict[str, Any]) -> str:
 
 
 def _plan(plan: dict[str, Any]) -> str:
-    steps = "; ".join(", ".join(map(str, stored)) or "none" for stored in plan["stored_steps"])
+    stored, light = (
+        "; ".join(", ".join(map(str, steps)) or "none" for steps in plan[key])
+        for key in ("stored_steps", "light_steps")
+    )
     return (
         f"plan for {shown_bytes(plan['budget'])} (least {shown_bytes(plan['least_peak'])}, all stored "
-        f"{shown_bytes(plan['stored_peak'])}): steps that are stored: {steps}"
+        f"{shown_bytes(plan['stored_peak'])}): steps that are stored: {stored}; light: {light}"
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from memexp.backprop import Chain
+from memexp.backprop import chains
 from memexp.backprop.monitor import compare, reconstruction_error
 from memexp.training.precision import Precision
 from memexp.training.step import Loss
@@ -18,7 +18,7 @@ def strategy_monitor(network: nn.Module, loss_fn: Loss, precision: Precision, gr
 
     The latter needs the memory of stored activations. None where no strategy of the network undoes steps.
     """
-    if not any(isinstance(module, Chain) and module.backprop in UNDOING for module in network.modules()):
+    if not any(chain.backprop in UNDOING for chain in chains(network)):
         return None
 
     def read(images: Tensor, labels: Tensor) -> dict[str, float]:

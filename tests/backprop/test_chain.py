@@ -343,7 +343,7 @@ def test_steps_nest_without_a_chain(backprop, options):
 @pytest.mark.parametrize(
     ("backprop", "options", "message"),
     [
-        ("reversed", {}, "backprop='reversed': use one of stored, checkpointed, reversible, adjoint"),
+        ("reversed", {}, "backprop='reversed': use one of stored, light, checkpointed, reversible, adjoint"),
         ("reversible", {"every": 2}, "has no option every; it has exact, exact_bits"),
         ("checkpointed", {"every": 0}, "every=0"),
         ("reversible", {"exact": True, "exact_bits": 24}, "exact_bits=24: use an integer from 1 to 23"),

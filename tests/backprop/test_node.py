@@ -27,7 +27,7 @@ def inputs(backprop):
     return x[:1] if backprop == "adjoint" else x
 
 
-STRATEGIES = [("reversible", {}), ("checkpointed", {"every": 2}), ("adjoint", {"refine": 30})]
+STRATEGIES = [("reversible", {}), ("checkpointed", {"every": 2}), ("adjoint", {"refine": 30}), ("light", {})]
 
 
 def train(rank, store, results):

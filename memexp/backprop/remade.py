@@ -1,0 +1,287 @@
+"""Tensors that autograd would keep, remade in backward from those that are dear to make.
+
+While a part of a network runs forward, a dispatch mode notes by which cheap operations (cheap.py) each tensor was made. When
+autograd saves one, it is dropped if what it can be remade from is kept already, or is smaller; so the output of a
+normalisation, of an activation, of a concatenation goes, and their inputs stay. In backward the operations are done once
+more, on the same bits, and what is remade is held until all who saved it have had it. (In-Place ABN, arXiv 1712.02616, and
+the memory-efficient DenseNet, arXiv 1707.06990, do so for one kind of layer each.)
+
+A tensor that is written to is another value from then on: values are what is followed, not memory.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.weak import TensorWeakRef
+
+from memexp.backprop.cheap import again, is_cheap, written
+
+SMALL = 1024  # bytes: what is not worth the work
+REDUCED = 4  # a result so many times smaller than what it is made of is kept
+NESTED = 2  # saved values that are dropped may be made of one another so deep: each is in memory for the next
+
+Geometry = tuple[torch.Size, tuple[int, ...], Any]
+
+
+class Value:
+    """What a storage holds between two writes to it.
+
+    Attributes:
+        kept: the tensor, if it stays in memory until backward; `version` as autograd counts writes to it.
+        source: the operation that makes it again, None where it is dear; `index` among its results.
+        uses: how often autograd has saved it though it is dropped.
+        depth: of dropped values that it is made of, with itself.
+    """
+
+    __slots__ = (
+        "__weakref__", "depth", "dtype", "entered", "free", "geometry", "held", "index", "kept", "lost", "nbytes", "source",
+        "uses", "version", "waiting", "weak",
+    )  # fmt: skip
+
+    def __init__(self, tensor: Tensor, source: "Operation | None" = None, index: int = 0) -> None:
+        self.geometry = geometry(tensor)
+        self.dtype = tensor.dtype
+        self.nbytes = tensor.nbytes
+        self.source, self.index = source, index
+        self.free = isinstance(tensor, nn.Parameter)  # stays in memory anyway
+        self.weak = TensorWeakRef(tensor) if source is None else None
+        self.kept: Tensor | None = None
+        self.version = 0
+        self.entered = False  # often in memory for others, too
+        self.lost = False  # written over
+        self.uses = self.waiting = self.depth = 0
+        self.held: Tensor | None = None  # remade, until all who saved it have had it
+
+    def written(self, tensor: Tensor, source: "Operation | None") -> "Value":
+        """The next value of the same storage, after a write through `tensor`."""
+        found = Value(tensor, source)
+        if source is not None:
+            found.geometry, found.dtype, found.nbytes = self.geometry, self.dtype, self.nbytes
+        return found
+
+    def keep(self, tensor: Tensor) -> None:
+        self.kept, self.version = tensor, tensor._version
+        self.source = None
+
+    def tensor(self) -> Tensor:
+        """The value, remade if it is not kept.
+
+        Raises:
+            RuntimeError: the kept tensor was written to since, by something outside of what was followed.
+        """
+        if self.kept is not None:
+            return unchanged(self.kept, self.version)
+        if self.held is not None:
+            return self.held
+        assert self.source is not None
+        made = self.source.again(self.index)
+        if (made.stride(), made.storage_offset()) != self.geometry[1:]:
+            made = torch.empty_strided(*self.geometry[:2], dtype=made.dtype, device=made.device).copy_(made)
+        if self.uses:
+            self.held, self.waiting = made, self.uses
+        return made
+
+
+class Operation:
+    """One that was done, with values in place of tensors. target: the argument that it writes to and that is its result."""
+
+    __slots__ = ("arguments", "function", "kwargs", "structure", "target")
+
+    def __init__(self, function: Any, arguments: list[Any], structure: Any, kwargs: Any, target: int | None) -> None:
+        self.function, self.arguments, self.structure, self.kwargs = function, arguments, structure, kwargs
+        self.target = target
+
+    @property
+    def values(self) -> Iterator[Value]:
+        return (argument[0] for argument in self.arguments if isinstance(argument, tuple))
+
+    def again(self, index: int) -> Tensor:
+        flat: list[Any] = []
+        root: Tensor | None = None
+        for position, argument in enumerate(self.arguments):
+            if not isinstance(argument, tuple):
+                flat.append(argument)
+                continue
+            value, shape = argument
+            tensor = value.tensor()
+            if position == self.target:
+                root = tensor = tensor.clone() if tensor is value.kept or tensor is value.held else tensor
+            flat.append(tensor if shape == value.geometry else tensor.as_strided(*shape))
+        out = self.function(*tree_unflatten(flat, self.structure), **self.kwargs)
+        if root is not None:
+            return root
+        made: Tensor = out if isinstance(out, Tensor) else out[index]
+        return made
+
+
+class Remaking(TorchDispatchMode):
+    """Follows a part of a forward pass, and decides what autograd saves of it. streams: what enters it."""
+
+    def __init__(self, streams: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._values: dict[int, tuple[Any, Value]] = {}
+        for x in streams:
+            self._value(x).entered = True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if changed := written(func):
+            return self._write(func, args, kwargs, changed)
+        out = func(*args, **kwargs)
+        if is_cheap(func):
+            self._note(func, args, kwargs, out)
+        return out
+
+    def pack(self, tensor: Tensor) -> Any:
+        """What autograd is to hold for a tensor that it saves."""
+        if tensor.layout is not torch.strided or tensor.nbytes < SMALL:
+            return tensor, tensor._version
+        value = self._value(tensor)
+        if value.kept is None and value.source is not None and value.dtype is tensor.dtype and _dropped(value):
+            value.uses += 1
+            return value, geometry(tensor)
+        if value.kept is None and value.dtype is tensor.dtype:
+            value.keep(tensor if geometry(tensor) == value.geometry else tensor.as_strided(*value.geometry))
+        return tensor, tensor._version
+
+    def leave(self, outputs: Sequence[Tensor]) -> None:
+        """What leaves is in memory for others, and need not be remade."""
+        for y in outputs:
+            _, value = self._values.get(y.untyped_storage()._cdata, (None, None))
+            if value is not None and value.uses and value.kept is None:
+                root = y.detach()
+                value.keep(root if geometry(root) == value.geometry else root.as_strided(*value.geometry))
+        self._values.clear()
+
+    def _value(self, tensor: Tensor) -> Value:
+        """What the tensor's storage holds now."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        found = self._values.get(key)  # as long as there is a weak reference, no other storage gets the key
+        if found is None:
+            found = self._values[key] = (StorageWeakRef(storage), Value(tensor))
+        return found[1]
+
+    def _note(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """A cheap operation was done."""
+        results = [out] if isinstance(out, Tensor) else [y for y in out if isinstance(y, Tensor)]
+        if not results or results[0].nbytes < SMALL or any(isinstance(value, Tensor) for value in kwargs.values()):
+            return
+        function, arguments = again(func, args, out)
+        operation, size = self._operation(function, arguments, kwargs)
+        for index, y in enumerate(results if function is func else results[:1]):
+            storage = y.untyped_storage()
+            if REDUCED * y.nbytes >= size and storage._cdata not in self._values:  # else it is a view
+                self._values[storage._cdata] = StorageWeakRef(storage), Value(y, operation, index)
+
+    def _write(self, func: Any, args: Any, kwargs: Any, changed: tuple[int, ...]) -> Any:
+        """An operation writes to some of its arguments, which are other values from then on."""
+        given = [args[position] if 0 <= position < len(args) else kwargs for position in changed]
+        targets = [tensor for tensor in tree_flatten(given)[0] if isinstance(tensor, Tensor)]
+        if all(t.nbytes < SMALL and t.untyped_storage()._cdata not in self._values for t in targets):
+            return func(*args, **kwargs)  # a count of batches
+        operation = None
+        if len(targets) == 1 and not kwargs and is_cheap(func):
+            position = next(i for i, argument in enumerate(tree_flatten(args)[0]) if argument is targets[0])
+            operation, _ = self._operation(func, args, kwargs, position)
+        before = [self._value(tensor) for tensor in targets]
+        for value in before:
+            if value.kept is not None:  # what is made of it needs it as it was
+                value.keep(value.kept.clone())
+            value.lost = True
+        out = func(*args, **kwargs)
+        for tensor, value in zip(targets, before, strict=True):
+            storage = tensor.untyped_storage()
+            self._values[storage._cdata] = StorageWeakRef(storage), value.written(tensor, operation)
+        return out
+
+    def _operation(self, function: Any, args: Any, kwargs: Any, target: int | None = None) -> tuple[Operation, int]:
+        """The operation, and the bytes of what it reads."""
+        flat, structure = tree_flatten(args)
+        size = 0
+        for position, argument in enumerate(flat):
+            if isinstance(argument, Tensor):
+                size += argument.nbytes
+                flat[position] = (self._value(argument), geometry(argument))
+        return Operation(function, flat, structure, kwargs, target), size
+
+
+@contextmanager
+def remaking(streams: Sequence[Tensor]) -> Iterator[Remaking]:
+    """Inside, what autograd saves is kept only where it is dear to make; call `leave` with what the part gives."""
+    mode = Remaking(streams)
+    with ExitStack() as stack:
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(mode.pack, unpack))
+        stack.enter_context(mode)
+        yield mode
+
+
+def unpack(packed: Any) -> Tensor:
+    """The tensor that autograd had saved."""
+    first, second = packed
+    if isinstance(first, Tensor):
+        return unchanged(first, second)
+    value: Value = first
+    with torch.no_grad(), torch._C._DisableAutocast():
+        root = value.tensor()
+        if value.held is not None:
+            value.waiting -= 1
+            if value.waiting == 0:
+                value.held = None
+        return root if second == value.geometry else root.as_strided(*second)
+
+
+def unchanged(tensor: Tensor, version: int) -> Tensor:
+    if tensor._version != version:
+        raise RuntimeError(
+            f"a tensor of shape {tuple(tensor.shape)} that backward needs was changed in place since the forward pass (it is "
+            f"at version {tensor._version}, expected {version}): run backward first, or use an operation that is not in place"
+        )
+    return tensor
+
+
+def geometry(tensor: Tensor) -> Geometry:
+    return tensor.shape, tensor.stride(), tensor.storage_offset()
+
+
+def _dropped(value: Value) -> bool:
+    """Drops a value that autograd saves, if what it is remade from is kept or smaller; else it will be kept."""
+    if value.uses:
+        return True
+    wanted: dict[Value, Tensor] = {}
+    depth = _sources(value, wanted)
+    if depth is None or depth >= NESTED:
+        return False
+    new = sum(source.nbytes for source in wanted if not source.free)
+    if new > value.nbytes or (new == value.nbytes and not all(source.entered for source in wanted)):
+        return False
+    for source, tensor in wanted.items():
+        source.keep(tensor.detach() if not source.free else tensor)
+    value.depth = depth + 1
+    return True
+
+
+def _sources(value: Value, wanted: dict[Value, Tensor]) -> int | None:
+    """Collects what has to be kept to remake the value; gives how deep what it is made of is nested, None: impossible."""
+    assert value.source is not None
+    depth = 0
+    for argument in value.source.values:
+        if argument.kept is not None or argument in wanted:
+            continue
+        if argument.source is not None:
+            below = argument.depth if argument.uses else _sources(argument, wanted)
+            if below is None:
+                return None
+            depth = max(depth, below)
+            continue
+        tensor = argument.weak() if argument.weak is not None and not argument.lost else None
+        if tensor is None:
+            return None
+        wanted[argument] = tensor
+    return depth

@@ -1,0 +1,105 @@
+"""Any block of any network as a Chain of one step, where it stands: its calls go through the Chain, its names stay.
+
+The block stays registered where it is, so keys of the state dict, names of parameters, and code that loops over a list of
+blocks are as before. Every tensor that it is called with, however deep in lists and keywords, is a stream of the Chain.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from memexp.backprop.chain import Chain
+from memexp.backprop.errors import StepError
+
+Maker = Callable[[Sequence[nn.Module]], Chain]
+
+
+@dataclass
+class Passed:
+    """What a block is called with or gives, without its tensors: structure, and a leaf or None where a tensor stands."""
+
+    structure: Any = None
+    leaves: Sequence[Any] = ()
+
+    @staticmethod
+    def of(tree: Any) -> tuple["Passed", tuple[Tensor, ...]]:
+        leaves, structure = tree_flatten(tree)
+        tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+        return Passed(structure, [_Here if isinstance(leaf, Tensor) else leaf for leaf in leaves]), tensors
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Any:
+        following = iter(tensors)
+        return tree_unflatten([next(following) if leaf is _Here else leaf for leaf in self.leaves], self.structure)
+
+
+class _Here:
+    """Stands for a tensor."""
+
+
+@dataclass
+class Passes:
+    """One call of a block. given: its arguments; result: set by every evaluation, and always the same."""
+
+    given: Passed
+    result: Passed | None = None
+
+
+class Body(nn.Module):
+    """A block's own forward, as a step on the tensors that it is called with."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, *streams: Tensor, passes: Passes) -> tuple[Tensor, ...]:
+        args, kwargs = passes.given.with_tensors(streams)
+        passes.result, tensors = Passed.of(type(self.block).forward(self.block, *args, **kwargs))
+        return tensors
+
+
+class Wrapped:
+    """Stands before a block's forward. chain: the Chain of one step, which the network does not register.
+
+    Raises:
+        StepError: the block has a forward of its own instance already.
+    """
+
+    def __init__(self, block: nn.Module, make: Maker) -> None:
+        if "forward" in vars(block):
+            raise StepError(
+                f"a {type(block).__name__} has its forward replaced already: give the network as it was built"
+            )
+        self.block = block
+        self.chain = make([Body(block)])
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return type(self.block).forward(self.block, *args, **kwargs)
+        given, streams = Passed.of((args, kwargs))
+        passes = Passes(given)
+        self.chain.training = self.block.training
+        outputs = self.chain(*streams, passes=passes)
+        assert passes.result is not None
+        return passes.result.with_tensors((outputs,) if isinstance(outputs, Tensor) else outputs)
+
+
+def wrapped(module: nn.Module) -> Wrapped | None:
+    """What stands before the module's forward, if anything."""
+    owner = getattr(vars(module).get("forward"), "__self__", None)
+    return owner if isinstance(owner, Wrapped) else None
+
+
+def chains(network: nn.Module) -> list[Chain]:
+    """All Chains of a network, also those before the forward of a block, in the order of registration."""
+    found = []
+    for module in network.modules():
+        before = wrapped(module)
+        if before is not None:
+            found.append(before.chain)
+        elif isinstance(module, Chain):
+            found.append(module)
+    return found
