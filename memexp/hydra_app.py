@@ -37,6 +37,10 @@ def train(arguments: list[str], hydra_only: bool) -> int:
             )
             return 0
         config.check_command_line(options.overrides, name, directories, multirun)
+        if (
+            not multirun and "hydra.mode=RUN" not in options.overrides
+        ):  # a job of a sweep keeps a record of what is refused
+            _foresee(config.compose(options.overrides, name, directories))
     outcome = _Outcome()
     if multirun:
         job_name = "sweep"
@@ -75,6 +79,16 @@ def train(arguments: list[str], hydra_only: bool) -> int:
     if outcome.error is not None:
         raise outcome.error
     return status
+
+
+def _foresee(cfg: DictConfig) -> None:
+    """Raises ConfigError for what can be told of the network before anything is made."""
+    if cfg.prune is None:
+        return
+    from memexp import build
+    from memexp.stages import prune
+
+    prune.foresee(cfg, build.start_edits(cfg))
 
 
 def _of_a_swept_group(text: str, swept: Sequence[str]) -> str:

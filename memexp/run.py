@@ -27,10 +27,9 @@ from memexp.memory.estimate import estimate
 from memexp.memory.meter import macs_per_image
 from memexp.optim import schedules
 from memexp.options import name_of
-from memexp.pruning.checking import CheckFailed
 from memexp.record import SCHEMA, RunDirectory, RunDirectoryError, write_json
 from memexp.recorded import as_config
-from memexp.stages import study, tune
+from memexp.stages import prune, study, tune
 from memexp.stages.handed import Run, set_random_state
 from memexp.training import board, checkpoint, distribution, recipe
 from memexp.training.checkpoint import CheckpointError
@@ -52,7 +51,7 @@ EXPLAINED: tuple[type[Exception], ...] = (
     Interrupted,
     ProcessLost,
 )
-EXPLAINED += (ChannelError, CheckFailed, FusingError, ExportError)
+EXPLAINED += (ChannelError, prune.PruneError, FusingError, ExportError)
 TRAINING = ("train", "tune")  # stages
 STATUS = {Interrupted: "interrupted", NotFinite: "nan", torch.OutOfMemoryError: "oom", MemoryError: "oom"}
 
@@ -131,6 +130,8 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
             if keys == ["study"]:
                 study.carry_out(cfg, directory, results)
             else:
+                if order["start"] is None and cfg.prune is not None:
+                    prune.foresee(cfg, build.start_edits(cfg))
                 prepared = prepare(cfg, directory, world, stop, results, order["start"])
                 _check_schedules(prepared, keys)
                 current = prepared
