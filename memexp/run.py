@@ -357,8 +357,8 @@ def _go_on(current: Run, state: dict[str, Any], to_train: bool) -> None:
         current.trained = state["model"] if "deployed" in state else None
     else:
         current.unfinished = state["training"]
-        if done:
-            current.finished.pop()  # a stage that is made longer
+        if done:  # a stage that is made longer, by the plan that it had
+            current.results["strategy"] = current.finished.pop().get("strategy", current.results["strategy"])
     for figures in current.finished:
         current.steps_before += int(figures.get("steps") or 0)
         current.epochs_before += float(figures.get("epochs") or 0.0)

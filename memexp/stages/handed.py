@@ -108,7 +108,18 @@ class Run:
         """Writes checkpoints/best.pt: weights as they were evaluated, averaged or slow ones included."""
         if self.world.is_main:
             state = self._described() | {"model": weights, "training": None, "random": None, "top1": top1}
-            checkpoint.save(self.directory.checkpoints / "best.pt", state)
+            checkpoint.save(self._best, state)
+
+    def has_best(self) -> bool:
+        """Whether best.pt holds weights of the stage under way."""
+        try:
+            return bool(checkpoint.load(self._best)["stage"] == self.key)
+        except checkpoint.CheckpointError:
+            return False
+
+    @property
+    def _best(self) -> Path:
+        return self.directory.checkpoints / "best.pt"
 
     def _state(self, training: dict[str, Any] | None) -> dict[str, Any]:
         weights: dict[str, Any] = {"model": self.network.state_dict()}

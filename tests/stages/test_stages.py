@@ -13,6 +13,8 @@ import memexp
 from memexp import build, saved
 from memexp.cli import main
 from memexp.config import ConfigError
+from memexp.memory import planned as planned_run
+from memexp.stages import Run
 from memexp.stages.prune import PruneError
 
 DATA = ["dataset=digits", "dataset.limit=96", "dataset.test_limit=40", "device=cpu", "monitor_every=0", "epochs=1"]
@@ -80,6 +82,39 @@ def test_single_weights_that_are_zero_stay_zero_while_tuning(tmp_path):
     _, network, _ = build.from_run(tmp_path / "more")
     weights = [m.weight for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
     assert sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights) >= zeros
+
+
+@pytest.mark.long
+def test_a_stage_made_longer_keeps_its_own_plan_and_writes_best_weights_of_its_own(tmp_path, monkeypatch):
+    """After tune, whose best.pt and whose plan of memory are of another network than train's."""
+    small = ["model=revnet", "model.units=[1,1]", "model.channels=[8,8,16]", *DATA, "evaluate_every=1"]
+    budget = ["backprop=budget", "backprop.limit=0.9", "prune=l1_norm", "prune.ratio=0.5", "schedule=constant"]
+    before = run(tmp_path, *small, *budget)
+    best = tmp_path / "checkpoints/best.pt"
+    assert torch.load(best, weights_only=True)["stage"] == "tune"
+    planned = next(stage["strategy"] for stage in before["stages"] if stage["key"] == "train")
+    assert planned["stage"] == "train"
+    seen = []
+
+    def keep(self, weights, top1):
+        save_best(self, weights, top1)
+        state = torch.load(best, weights_only=True)
+        seen.append((state["stage"], len(state["edits"])))
+
+    save_best = Run.save_best
+    monkeypatch.setattr(Run, "save_best", keep)
+    edited = []
+
+    def plan(cfg, times, edits, beside):
+        edited.append(len(edits))
+        return make_plan(cfg, times, edits, beside)
+
+    make_plan = planned_run.plan
+    monkeypatch.setattr(planned_run, "plan", plan)
+    after = saved.resume(tmp_path, ["epochs=2"])
+    assert seen[0] == ("train", 0)
+    assert edited == [1]  # tune's alone
+    assert next(stage["strategy"] for stage in after["stages"] if stage["key"] == "train") == planned
 
 
 def test_what_is_not_as_asked_for_is_said(tmp_path, monkeypatch, caplog):
