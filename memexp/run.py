@@ -202,7 +202,7 @@ def _make_room(directory: RunDirectory, before: dict[str, Any] | None, overwrite
         raise RunDirectoryError(
             f"{directory.path} already holds a finished run; choose another directory, or throw it away with overwrite=true."
         )
-    if (directory.checkpoints / "last.pt").exists() and not overwrite:
+    if any(directory.checkpoints.glob("*.pt")) and not overwrite:
         raise RunDirectoryError(
             f"{directory.path} holds a run that is not finished ({status}) and its checkpoints; go on with "
             f"`memexp resume {directory.path}`, or throw it away with overwrite=true."
@@ -263,6 +263,7 @@ def prepare(
         list(behind["edits"]) if behind is not None else [],
     )
     if state is not None:
+        current.source = path
         _go_on(current, state, to_train)
     elif start is not None and world.is_main:
         directory.clear()  # what was written down before the first checkpoint is written again
@@ -272,9 +273,10 @@ def prepare(
 def _standing(directory: RunDirectory, start: str | None, to_train: bool) -> tuple[Path, dict[str, Any] | None]:
     """The checkpoint to start from, and what it holds; None where there is none to start from."""
     path = directory.checkpoints / f"{start}.pt"
-    if start is None or not path.exists():
-        if start is not None:
-            log.info("no checkpoint yet: starting from the beginning")
+    if start is None:
+        return path, None
+    if start == "last" and not any(other.name != "best.pt" for other in directory.checkpoints.glob("*.pt")):
+        log.info("no checkpoint yet: starting from the beginning")
         return path, None
     return checkpoint.load_last(path, to_train) if start == "last" else (path, checkpoint.load(path))
 

@@ -43,7 +43,7 @@ def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:
     if any(edit["kind"] == "mask" for edit in run.edits):
         Masks.of(run.network).hold(trainer.recipe.optimizer)  # what has been set to zero stays there
     if run.unfinished is not None:
-        trainer.load(run.unfinished, run.last)
+        trainer.load(run.unfinished, run.source or run.last)
         if not run.has_best():  # a later stage, or a damaged disk, has taken its place since
             trainer.progress.best = -math.inf
         log.info("going on from step %d of %d", trainer.progress.step, trainer.total_steps)
