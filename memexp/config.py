@@ -92,19 +92,17 @@ def check_command_line(
     config_name: str = CONFIG_NAME,
     config_dirs: Sequence[str | Path] = (),
     multirun: bool = False,
-) -> None:
-    """Raises ConfigError with every problem of a command line before any run starts.
+) -> DictConfig:
+    """Raises ConfigError with every problem of a command line before any run starts; the configuration of the first run.
 
     A sweep passes when any of its jobs is valid: the invalid ones are recorded as failed, the others go on.
     """
     if not multirun:
-        compose(overrides, config_name, config_dirs)
-        return
+        return compose(overrides, config_name, config_dirs)
     problems: list[str] = []
     for job in jobs(overrides, config_dirs):
         try:
-            compose(job, config_name, config_dirs)
-            return
+            return compose(job, config_name, config_dirs)
         except ConfigError as error:
             problems += error.problems
     raise ConfigError(problems)
