@@ -80,9 +80,15 @@ def evaluate(
         batches = run.splits.named(split)
         precision = Precision(cfg.precision.name, run.device)
         with _deployed(run) as model:
-            known = _in_order_of(model, read_json(path / "results.json") or {}, run.splits.classes)
+            known, matched = _in_order_of(model, read_json(path / "results.json") or {}, run.splits.classes)
             result = evaluation.evaluate(known, batches, precision, run.world, stop.check)
-    return {**result.as_dict(), "split": split, "images": result.images, "checkpoint": str(run.source)}
+    return {
+        **result.as_dict(),
+        "split": split,
+        "images": result.images,
+        "checkpoint": str(run.source),
+        "classes_matched_by_name": matched,
+    }
 
 
 def export(
@@ -160,20 +166,19 @@ def _deployed(run: Run) -> Iterator[nn.Module]:
         yield model
 
 
-def _in_order_of(model: nn.Module, results: dict[str, Any], classes: Sequence[str]) -> nn.Module:
-    """The model with its scores in the order of `classes`, matched by name where the run was trained on others.
+def _in_order_of(model: nn.Module, results: dict[str, Any], classes: Sequence[str]) -> tuple[nn.Module, bool]:
+    """The model with its scores in the order of `classes`, and whether they are matched by name, as it was trained on others.
 
     Raises DataError for a class that it does not know.
     """
     then = results.get("classes")
     if then is None or list(then) == list(classes):
-        return model
+        return model, False
     from torch import nn
 
     from memexp import data
 
     rows = data.match(then, classes)
-    log.info("the classes are matched by name with the %d of the run", len(then))
 
     class Chosen(nn.Module):
         def __init__(self) -> None:
@@ -184,7 +189,7 @@ def _in_order_of(model: nn.Module, results: dict[str, Any], classes: Sequence[st
             scores: Tensor = self.model(images)
             return scores[:, rows]
 
-    return Chosen()
+    return Chosen(), True
 
 
 def changed(path: Path, overrides: Sequence[str] = (), own: Own = Own()) -> tuple[DictConfig, list[Any]]:

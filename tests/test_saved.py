@@ -436,6 +436,12 @@ def test_a_cut_off_last_checkpoint_falls_back_and_a_damaged_one_names_the_others
         saved.evaluate(run)
 
 
+@pytest.mark.parametrize(("classes", "said"), [("['3','5','1']", True), ("null", False)])
+def test_classes_that_are_matched_by_name_are_said_to_be(run, capsys, classes, said):
+    assert main(["evaluate", str(run), f"dataset.classes={classes}"]) == 0
+    assert ("; classes matched by name with those of its training)" in capsys.readouterr().out) is said
+
+
 def cut_off(last: Path) -> None:
     last.write_bytes(last.read_bytes()[:500])
 
