@@ -130,11 +130,9 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
             if keys == ["study"]:
                 study.carry_out(cfg, directory, results)
             else:
-                if order["start"] is None and cfg.prune is not None:
-                    prune.foresee(cfg, build.start_edits(cfg))
-                prepared = prepare(cfg, directory, world, stop, results, order["start"])
-                _check_schedules(prepared, keys)
-                current = prepared
+                current = distribution.together(
+                    lambda: _prepared(cfg, directory, world, stop, results, order, keys), world
+                )
                 if order["start"] is not None:  # what is refused before this leaves the record as it was
                     _open_record(directory, world, cfg, results, order)
                 _stages(current, keys)
@@ -166,6 +164,23 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
                 if not results["study"]:
                     _close_board(directory, results, current)
     return results
+
+
+def _prepared(
+    cfg: DictConfig,
+    directory: RunDirectory,
+    world: World,
+    stop: StopRequest,
+    results: dict[str, Any],
+    order: dict[str, Any],
+    keys: Sequence[str],
+) -> Run:
+    """Whatever can be refused before the first stage is refused here."""
+    if order["start"] is None and cfg.prune is not None:
+        prune.foresee(cfg, build.start_edits(cfg))
+    prepared = prepare(cfg, directory, world, stop, results, order["start"])
+    _check_schedules(prepared, keys)
+    return prepared
 
 
 def _open_record(
