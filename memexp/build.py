@@ -6,7 +6,6 @@ back from a file in which nothing is executed.
 
 import functools
 import importlib
-import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from memexp.options import name_of
 from memexp.training import checkpoint
 from memexp.training.checkpoint import CheckpointError
 
-log = logging.getLogger("memexp")
 Shape = tuple[int, int, int]
 FILES = ("weights", "init_from")  # keys of a model that name where its first weights come from
 
@@ -144,7 +142,6 @@ def in_order_of(model: nn.Module, known: Sequence[str] | None, classes: Sequence
     """
     if known is None or list(known) == list(classes):
         return model
-    log.info("the classes are matched by name with the %d of the run", len(known))
     return _Chosen(model, data.match(known, classes))
 
 

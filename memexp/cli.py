@@ -232,7 +232,8 @@ def _evaluate(arguments: list[str]) -> int:
     )
     print(
         f"{options.split}: top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} %, loss {result['loss']:.4f} "
-        f"on {result['images']} images ({result['checkpoint']})"
+        f"on {result['images']} images ({result['checkpoint']}"
+        + ("; classes matched by name with those of its training)" if result["classes_matched_by_name"] else ")")
     )
     return 0
 

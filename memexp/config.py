@@ -29,13 +29,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from memexp import contradictions
+from memexp import contradictions, userfiles
 from memexp.paths import CONF, PACKAGE
 from memexp.schema import nearest
 
 CONFIG_NAME = "config"
 # What Hydra and OmegaConf raise for a configuration that cannot be composed, and what they let through.
-REFUSED = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError, RecursionError)
+REFUSED = (HydraException, OmegaConfBaseException, ValueError, OSError, yaml.YAMLError, RecursionError)
 # Hydra finds plugins by walking the namespace package hydra_plugins over sys.path.
 sys.path.append(str(PACKAGE / "plugins"))
 
@@ -59,8 +59,16 @@ def compose(
     if cfg is not None:
         problems += [*_problems(cfg), *_missing_start(cfg)]
     if problems or cfg is None:
-        raise ConfigError(problems)
+        raise ConfigError(_of_files(overrides, config_name, config_dirs) or problems)
     return cfg
+
+
+def _of_files(overrides: Sequence[str], config_name: str, config_dirs: Sequence[str | Path]) -> list[str]:
+    """What is wrong with the user's own files, which all else follows from."""
+    chosen = (text.lstrip("+").split("=", 1) for text in overrides if "=" in text)
+    return userfiles.faults(
+        [config_name, *("/".join((key.partition("@")[0], option)) for key, option in chosen)], config_dirs
+    )
 
 
 def _missing_start(cfg: DictConfig) -> list[str]:
@@ -76,6 +84,7 @@ def compose_unchecked(
 ) -> DictConfig:
     """The configuration for these overrides, whatever its values. Raises ConfigError where it cannot be composed."""
     problems, cfg = _try_compose(list(overrides), config_name, config_dirs)
+    problems = _of_files(overrides, config_name, config_dirs) or problems
     if problems or cfg is None:
         raise ConfigError(problems)
     return cfg
@@ -92,19 +101,17 @@ def check_command_line(
     config_name: str = CONFIG_NAME,
     config_dirs: Sequence[str | Path] = (),
     multirun: bool = False,
-) -> None:
-    """Raises ConfigError with every problem of a command line before any run starts.
+) -> DictConfig:
+    """Raises ConfigError with every problem of a command line before any run starts; the configuration of the first run.
 
     A sweep passes when any of its jobs is valid: the invalid ones are recorded as failed, the others go on.
     """
     if not multirun:
-        compose(overrides, config_name, config_dirs)
-        return
+        return compose(overrides, config_name, config_dirs)
     problems: list[str] = []
     for job in jobs(overrides, config_dirs):
         try:
-            compose(job, config_name, config_dirs)
-            return
+            return compose(job, config_name, config_dirs)
         except ConfigError as error:
             problems += error.problems
     raise ConfigError(problems)
@@ -321,6 +328,7 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return f"{mark.name}, line {mark.line + 1}: no YAML: {error.problem}"
-    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip() and "full_key" not in line)
+    lines = [line.strip() for line in str(error).splitlines()]
+    text = " ".join(line for line in lines if line and "full_key" not in line and not line.startswith("object_type="))
     key = getattr(error, "full_key", None)
     return f"{key}: {text}" if key and key not in text else text or type(error).__name__

@@ -1,5 +1,6 @@
 """`memexp train` as a Hydra application: its flags, the names of run directories, the outcome."""
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -27,8 +28,8 @@ def train(arguments: list[str], hydra_only: bool) -> int:
     """
     job_name, multirun = "train", False
     if not hydra_only:
-        options = get_args_parser().parse_args(arguments)
-        directories = [options.config_dir] if options.config_dir else []
+        directories, arguments = _directories(arguments)
+        options = get_args_parser().parse_intermixed_args(arguments)
         multirun = options.multirun or "hydra.mode=MULTIRUN" in options.overrides
         name = options.config_name or CONFIG_NAME
         if options.cfg == "job" and not options.package:  # composed once: this is what people wait for
@@ -36,20 +37,22 @@ def train(arguments: list[str], hydra_only: bool) -> int:
                 OmegaConf.to_yaml(config.compose(options.overrides, name, directories), resolve=options.resolve), end=""
             )
             return 0
-        config.check_command_line(options.overrides, name, directories, multirun)
+        cfg = config.check_command_line(options.overrides, name, directories, multirun)
+        if not multirun and "hydra.mode=RUN" not in options.overrides:  # a sweep's job has a record of what is refused
+            _foresee(cfg)
     outcome = _Outcome()
     if multirun:
         job_name = "sweep"
         outcome.sweep = launcher.start_sweep(name, directories)
         constant = ",".join(f"'{key}'" for key in config.constant_keys(options.overrides))
         own = f"hydra.job.config.override_dirname.exclude_keys=[{constant}]"
-        at = (
-            arguments.index(options.overrides[0]) if options.overrides else len(arguments)
-        )  # Hydra wants them in one row
         # what is set of a group that is itself swept may not be there before an option is chosen, as with prune=l1_norm,random
         swept = config.swept_keys(options.overrides)
-        arguments = [_of_a_swept_group(text, swept) if text in options.overrides else text for text in arguments]
-        arguments = [*arguments[:at], own, *arguments[at:]]
+        overrides = [own, *(_of_a_swept_group(text, swept) for text in options.overrides)]
+    elif not hydra_only:
+        overrides = options.overrides
+    if not hydra_only:
+        arguments = [*_flags(arguments, options.overrides), *_searched(directories), *overrides]
     application = hydra.main(config_path=str(CONF), config_name=CONFIG_NAME, version_base="1.3")(outcome.carry_out)
     argv, sys.argv = sys.argv, ["memexp" if hydra_only else f"memexp {job_name}", *arguments]
     full_error = os.environ.get("HYDRA_FULL_ERROR")
@@ -75,6 +78,42 @@ def train(arguments: list[str], hydra_only: bool) -> int:
     if outcome.error is not None:
         raise outcome.error
     return status
+
+
+def _directories(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The directories of a user's own configs, of which Hydra would take the last, and the other arguments."""
+    parser = argparse.ArgumentParser(prog="memexp train", add_help=False, allow_abbrev=False)
+    parser.add_argument("-cd", "--config-dir", action="append", default=[])
+    found, rest = parser.parse_known_args(arguments)
+    return found.config_dir, rest
+
+
+def _searched(directories: Sequence[str]) -> list[str]:
+    """The same for Hydra: a flag for the first, then an override for the others."""
+    first, others = directories[:1], [str(Path(path).absolute()) for path in directories[1:]]
+    quoted = ",".join("'file://" + path.replace("\\", "\\\\").replace("'", "\\'") + "'" for path in others)
+    return [*(f"--config-dir={path}" for path in first), *([f"hydra.searchpath=[{quoted}]"] if others else [])]
+
+
+def _flags(arguments: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """The arguments without the overrides among them, as Hydra wants those in one row."""
+    left, flags = list(overrides), []
+    for text in arguments:
+        if left and text == left[0]:
+            left.pop(0)
+        else:
+            flags.append(text)
+    return flags
+
+
+def _foresee(cfg: DictConfig) -> None:
+    """Raises ConfigError for what can be told of the network before anything is made."""
+    if cfg.prune is None:
+        return
+    from memexp import build
+    from memexp.stages import prune
+
+    prune.foresee(cfg, build.start_edits(cfg))
 
 
 def _of_a_swept_group(text: str, swept: Sequence[str]) -> str:

@@ -125,7 +125,7 @@ def _status(job: Job, sweep: Sweep, own_session: bool) -> str:
         before is not None
         and same
         and before.get("status") not in DISCARDED
-        and (job.directory / "checkpoints" / "last.pt").exists()
+        and any((job.directory / "checkpoints").glob("*.pt"))
     )
     _say(f"{title}{' (resumed)' if go_on else ''}")
     started = time.monotonic()

@@ -27,10 +27,9 @@ from memexp.memory.estimate import estimate
 from memexp.memory.meter import macs_per_image
 from memexp.optim import schedules
 from memexp.options import name_of
-from memexp.pruning.checking import CheckFailed
 from memexp.record import SCHEMA, RunDirectory, RunDirectoryError, write_json
 from memexp.recorded import as_config
-from memexp.stages import study, tune
+from memexp.stages import discretise, prune, study, tune
 from memexp.stages.handed import Run, set_random_state
 from memexp.training import board, checkpoint, distribution, recipe
 from memexp.training.checkpoint import CheckpointError
@@ -52,7 +51,7 @@ EXPLAINED: tuple[type[Exception], ...] = (
     Interrupted,
     ProcessLost,
 )
-EXPLAINED += (ChannelError, CheckFailed, FusingError, ExportError)
+EXPLAINED += (ChannelError, prune.PruneError, FusingError, ExportError)
 STATUS = {Interrupted: "interrupted", NotFinite: "nan", torch.OutOfMemoryError: "oom", MemoryError: "oom"}
 
 
@@ -130,9 +129,9 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
             if keys == ["study"]:
                 study.carry_out(cfg, directory, results)
             else:
-                prepared = prepare(cfg, directory, world, stop, results, order["start"])
-                _check_schedules(prepared, keys)
-                current = prepared
+                current = distribution.together(
+                    lambda: _prepared(cfg, directory, world, stop, results, order, keys), world
+                )
                 if order["start"] is not None:  # what is refused before this leaves the record as it was
                     _open_record(directory, world, cfg, results, order)
                 _stages(current, keys)
@@ -164,6 +163,24 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
                 if not results["study"]:
                     _close_board(directory, results, current)
     return results
+
+
+def _prepared(
+    cfg: DictConfig,
+    directory: RunDirectory,
+    world: World,
+    stop: StopRequest,
+    results: dict[str, Any],
+    order: dict[str, Any],
+    keys: Sequence[str],
+) -> Run:
+    """Whatever can be refused before the first stage is refused here."""
+    if order["start"] is None and cfg.prune is not None:
+        prune.foresee(cfg, build.start_edits(cfg))
+        discretise.foresee(cfg, build.start_edits(cfg))
+    prepared = prepare(cfg, directory, world, stop, results, order["start"])
+    _check_schedules(prepared, keys)
+    return prepared
 
 
 def _open_record(
@@ -200,7 +217,7 @@ def _make_room(directory: RunDirectory, before: dict[str, Any] | None, overwrite
         raise RunDirectoryError(
             f"{directory.path} already holds a finished run; choose another directory, or throw it away with overwrite=true."
         )
-    if (directory.checkpoints / "last.pt").exists() and not overwrite:
+    if any(directory.checkpoints.glob("*.pt")) and not overwrite:
         raise RunDirectoryError(
             f"{directory.path} holds a run that is not finished ({status}) and its checkpoints; go on with "
             f"`memexp resume {directory.path}`, or throw it away with overwrite=true."
@@ -263,6 +280,7 @@ def prepare(
     if to_train and (teacher := build.teacher(cfg, splits)) is not None:
         current.teacher = placed(teacher, cfg, device)
     if state is not None:
+        current.source = path
         _go_on(current, state, to_train)
     elif start is not None and world.is_main:
         directory.clear()  # what was written down before the first checkpoint is written again
@@ -272,9 +290,10 @@ def prepare(
 def _standing(directory: RunDirectory, start: str | None, to_train: bool) -> tuple[Path, dict[str, Any] | None]:
     """The checkpoint to start from, and what it holds; None where there is none to start from."""
     path = directory.checkpoints / f"{start}.pt"
-    if start is None or not path.exists():
-        if start is not None:
-            log.info("no checkpoint yet: starting from the beginning")
+    if start is None:
+        return path, None
+    if start == "last" and not any(other.name != "best.pt" for other in directory.checkpoints.glob("*.pt")):
+        log.info("no checkpoint yet: starting from the beginning")
         return path, None
     return checkpoint.load_last(path, to_train) if start == "last" else (path, checkpoint.load(path))
 
@@ -357,8 +376,8 @@ def _go_on(current: Run, state: dict[str, Any], to_train: bool) -> None:
         current.trained = state["model"] if "deployed" in state else None
     else:
         current.unfinished = state["training"]
-        if done:
-            current.finished.pop()  # a stage that is made longer
+        if done:  # a stage that is made longer, by the plan that it had
+            current.results["strategy"] = current.finished.pop().get("strategy", current.results["strategy"])
     for figures in current.finished:
         current.steps_before += int(figures.get("steps") or 0)
         current.epochs_before += float(figures.get("epochs") or 0.0)

@@ -74,20 +74,23 @@ def evaluate(
     from memexp.training.precision import Precision
     from memexp.training.signals import StopRequest
 
-    file = path / "checkpoints" / f"{name}.pt"
-    if not file.exists():
-        found = sorted(other.name for other in file.parent.glob("*.pt"))
-        raise ConfigError([f"there is no checkpoint {file}; there are {', '.join(found) or 'none yet'}"])
+    _check_there(path, name)
     with StopRequest() as stop:
         own_moments = _names_moments(overrides)
         run = prepare(cfg, _ReadOnly(path), World(), stop, start=name, to_train=False, as_trained=not own_moments)
         batches = run.splits.named(split)
         precision = Precision(cfg.precision.name, run.device)
-        with _deployed(run, file) as whole, _resampled(run, whole, overrides) as model:
+        with _deployed(run) as whole, _resampled(run, whole, overrides) as model:
             then = (read_json(path / "results.json") or {}).get("classes")
             known = build.in_order_of(model, then, run.splits.classes)
             result = evaluation.evaluate(known, batches, precision, run.world, stop.check)
-    return {**result.as_dict(), "split": split, "images": result.images, "checkpoint": str(file)}
+    return {
+        **result.as_dict(),
+        "split": split,
+        "images": result.images,
+        "checkpoint": str(run.source),
+        "classes_matched_by_name": known is not model,
+    }
 
 
 def export(
@@ -110,12 +113,13 @@ def export(
     from memexp.training.distribution import World
     from memexp.training.signals import StopRequest
 
+    _check_there(path, name)
     cfg.device = "cpu"
     with StopRequest() as stop:
         own_moments = _names_moments(overrides)
         run = prepare(cfg, _ReadOnly(path), World(), stop, start=name, to_train=False, as_trained=not own_moments)
         images, _ = next(iter(run.splits.test.epoch(0)))
-        with _deployed(run, path / "checkpoints" / f"{name}.pt") as model:
+        with _deployed(run) as model:
             network = copy.deepcopy(model).eval()
     if isinstance(network, IntegralNetwork):  # as the plain network of its size of evaluation
         network = network.discretize().eval()
@@ -130,6 +134,14 @@ def export(
     known = (read_json(path / "results.json") or {}).get("classes")  # its own, whatever data it is checked on
     classes = list(run.splits.classes if known is None else known)
     return fusing.export(network, images[:8], target, classes=classes, preprocessing=preprocessing, merge=merge)
+
+
+def _check_there(run: Path, name: str) -> None:
+    """Raises ConfigError where the run has no such checkpoint, nor another in place of its last."""
+    file = run / "checkpoints" / f"{name}.pt"
+    found = sorted(other.name for other in file.parent.glob("*.pt"))
+    if not file.exists() and (name != "last" or not found):
+        raise ConfigError([f"there is no checkpoint {file}; there are {', '.join(found) or 'none yet'}"])
 
 
 def _names_moments(overrides: Sequence[str]) -> bool:
@@ -153,14 +165,15 @@ def _resampled(run: Run, model: nn.Module, overrides: Sequence[str]) -> Iterator
                 "(prune=integral prune.keep=0.6); to prune this one, start a run with init_from"
             ]
         )
-    plain = discretise.plain_of(run, model)
+    network = discretise.integral(model)
+    plain = network.discretize(discretise.sizes_of(run.cfg, network, run.splits.shape))
     with discretise.statistics_of(run, plain):
         yield plain
 
 
 @contextmanager
-def _deployed(run: Run, file: Path) -> Iterator[nn.Module]:
-    """The network that `file` holds as it would be deployed: what a stage has left as it is, and what is still being trained
+def _deployed(run: Run) -> Iterator[nn.Module]:
+    """The network that was read as it would be deployed: what a stage has left as it is, and what is still being trained
     as the evaluations of its own stage take it.
     """
     if run.unfinished is None:
@@ -171,7 +184,8 @@ def _deployed(run: Run, file: Path) -> Iterator[nn.Module]:
     from memexp.stages.train import trainer_for
 
     trainer = trainer_for(run, tune.recipe(run.cfg) if recipe_of(run.key) == "tune" else run.cfg)
-    trainer.load(run.unfinished, file)
+    assert run.source is not None
+    trainer.load(run.unfinished, run.source)
     with trainer.deployed() as model:
         yield model
 
@@ -182,7 +196,7 @@ def changed(path: Path, overrides: Sequence[str] = (), own: Own = Own()) -> tupl
     from memexp.training import checkpoint
 
     last = path / "checkpoints" / "last.pt"
-    return cfg, list(checkpoint.load(last)["edits"]) if last.exists() else []
+    return cfg, list(checkpoint.load_last(last, to_train=False)[1]["edits"]) if any(last.parent.glob("*.pt")) else []
 
 
 class _ReadOnly(RunDirectory):
@@ -231,12 +245,15 @@ def _start(path: Path, cfg: DictConfig) -> str:
     from memexp.training import checkpoint
 
     last = path / "checkpoints" / "last.pt"
-    if not last.exists():
+    if not any(other.name != "best.pt" for other in last.parent.glob("*.pt")):
         return "last"
-    _, state = checkpoint.load_last(last, to_train=True)
+    there, state = checkpoint.load_last(last, to_train=True)
     if state["config"] is None:  # of schema 1, which had no stages
-        return "last"
+        return there.stem
     then = dict(_leaves(state["config"], ""))
     longer = {stage for key, stage in LONGER.items() if key in then and then[key] != OmegaConf.select(cfg, key)}
     done = [str(figures["key"]) for figures in state["stages"]]
-    return next((key for key in done if recipe_of(key) in longer), "last")
+    start = next((key for key in done if recipe_of(key) in longer), there.stem)
+    if not (end := last.with_name(f"{start}.pt")).exists():
+        raise ConfigError([f"{start} cannot be made longer: {end}, where it ended, is not there any more"])
+    return start

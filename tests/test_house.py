@@ -16,7 +16,7 @@ LINES = [
     ["units", "paths", "schema", "own", "visible", "calling"],
     ["models.families", "models.layout"],  # the table that validation reads
     ["pruning.settings"],  # which validation asks
-    ["config", "contradictions", "sequence", "options", "record", "recorded"],
+    ["config", "contradictions", "userfiles", "sequence", "options", "record", "recorded"],
     ["optim", "data", "backprop"],
     ["models"],
     ["memory"],  # what is measured

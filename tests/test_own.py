@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import memexp
-from memexp import config
+from memexp import config, jobs
 from memexp.cli import main
 from memexp.data import DataError
 
@@ -225,3 +225,34 @@ def test_b10_a_mandatory_key_is_asked_for(folder, tmp_path):
     with pytest.raises(config.ConfigError) as caught:
         config.compose(["optimizer=bare"], config_dirs=[tmp_path / "conf"])
     assert caught.value.problems == ["optimizer.lr: has no value; set optimizer.lr=..."]
+
+
+@pytest.fixture
+def two(tmp_path, monkeypatch) -> list[str]:
+    """Two directories of configs, the flags that name them, and overrides that need both."""
+    for place, text in {
+        "my a/model/mini.yaml": "defaults: [resnet]\nunits: [1,1]\nchannels: [4,4,8]\n",
+        "b/dataset/few.yaml": "defaults: [digits]\nlimit: 40\ntest_limit: 20\n",
+    }.items():
+        path = tmp_path / place
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    monkeypatch.chdir(tmp_path)
+    return ["device=cpu", "max_steps=1", "--config-dir", "b", "dataset=few", "hydra.run.dir=run", "-cd", "my a"]
+
+
+def test_several_directories_of_configs_and_flags_anywhere_on_the_line(two, capsys):
+    assert main(["train", "model=mini", *two]) == 0
+    assert json.loads(Path("run/results.json").read_text())["config"]["dataset"]["limit"] == 40
+    assert main(["train", "model=mini", *two, "--cfg", "job"]) == 0
+    assert "limit: 40" in capsys.readouterr().out
+    assert main(["train", "model=mini", *two[:-2]]) == 2
+    assert "'mini' is not one of" in capsys.readouterr().err
+
+
+def test_a_sweep_whose_flag_stands_in_the_middle_reads_all_directories(two, monkeypatch):
+    ran = []
+    monkeypatch.setattr(jobs, "run_process", lambda job, sweep, *_: ran.append((job.overrides, sweep.config_dirs)) or 0)
+    main(["train", "model=mini", "-m", "seed=0,1", *two])
+    assert [overrides[1] for overrides, _ in ran] == ["seed=0", "seed=1"]
+    assert [Path(path).name for path in ran[0][1]] == ["b", "my a"]

@@ -297,7 +297,7 @@ def test_b1_b6_a_strangers_run_executes_nothing_and_gets_one_message(run, tmp_pa
     ):
         status, told = main(command), capsys.readouterr()
         refused.append(status != 0)
-        assert STRANGERS[spoil] in told.err or not refused[-1]
+        assert STRANGERS[spoil] in told.err or "where it ended, is not there any more" in told.err or not refused[-1]
         assert "Traceback" not in told.err + told.out
         assert "weights_only" not in told.err  # torch's advice is to load it unsafely
     assert refused[-1]
@@ -434,6 +434,55 @@ def test_a_cut_off_last_checkpoint_falls_back_and_a_damaged_one_names_the_others
     flipped_bit(run)
     with pytest.raises(CheckpointError, match=r"is damaged: model\.stem\.0\.weight.*evaluate\.pt, train\.pt, best\.pt"):
         saved.evaluate(run)
+
+
+@pytest.mark.parametrize(("classes", "said"), [("['3','5','1']", True), ("null", False)])
+def test_classes_that_are_matched_by_name_are_said_to_be(run, capsys, classes, said):
+    assert main(["evaluate", str(run), f"dataset.classes={classes}"]) == 0
+    assert ("; classes matched by name with those of its training)" in capsys.readouterr().out) is said
+
+
+def cut_off(last: Path) -> None:
+    last.write_bytes(last.read_bytes()[:500])
+
+
+def emptied(last: Path) -> None:
+    last.write_bytes(b"")
+
+
+SPOILT = {cut_off: "it was cut short", emptied: "it was cut short", Path.unlink: "there is no checkpoint"}
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
+def test_a_run_is_made_longer_reported_and_estimated_though_its_last_checkpoint_is_lost(
+    run, spoil, caplog, capsys, tmp_path
+):
+    steps = json.loads((run / "results.json").read_text())["steps"]
+    spoil(run / "checkpoints/last.pt")
+    caplog.set_level("WARNING", "memexp")
+    assert main(["estimate", str(run)]) == 0
+    assert saved.evaluate(run)["checkpoint"].endswith("evaluate.pt")
+    caplog.clear()
+    assert saved.resume(run, ["epochs=3"])["steps"] == steps + 3
+    (told,) = [record.getMessage() for record in caplog.records if "instead" in record.getMessage()]
+    assert SPOILT[spoil] in told
+    assert told.endswith("taking evaluate.pt instead")
+
+
+def test_what_is_left_of_a_run_is_not_thrown_away_though_its_last_checkpoint_is_lost(run):
+    (run / "checkpoints/last.pt").unlink()
+    edit(run / "results.json", status="interrupted")
+    with pytest.raises(RunDirectoryError, match="go on with `memexp resume"):
+        memexp.run(memexp.compose([*TINY, "epochs=2"]), run)
+    assert saved.resume(run)["status"] == "done"
+
+
+def test_nothing_is_evaluated_or_exported_of_a_run_without_a_checkpoint(run, capsys):
+    for path in (run / "checkpoints").iterdir():
+        path.unlink()
+    for command in ("evaluate", "export"):
+        assert main([command, str(run)]) == 2
+        assert "there is no checkpoint" in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_is_not_there_is_told_with_those_that_are(run):

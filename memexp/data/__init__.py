@@ -32,11 +32,11 @@ def load(
     """
     share = Share(rank, world_size)
     if "_target_" in settings:
-        return _in_memory(own.load(settings), settings, batch_size, seed, device, share)
+        return _for_each(_in_memory(own.load(settings), settings, batch_size, seed, device, share), share)
     if settings.name in SOURCES:
         arrays = SOURCES[settings.name](settings).checked(settings.name, settings.image_size)
-        return _in_memory(arrays, settings, batch_size, seed, device, share)
-    return _streamed(settings, batch_size, seed, device, share)
+        return _for_each(_in_memory(arrays, settings, batch_size, seed, device, share), share)
+    return _for_each(_streamed(settings, batch_size, seed, device, share), share)
 
 
 def describe(settings: Any, notes: list[str] | None = None) -> tuple[int, tuple[int, int, int]]:
@@ -190,8 +190,18 @@ def _held_out(
     return kept, held
 
 
+def _for_each(splits: Splits, share: Share) -> Splits:
+    """Raises DataError for a split that leaves one of several processes without an image."""
+    for name in ("train", "val", "test"):
+        found = splits.val if name == "val" else splits.named(name)
+        if found is not None and found.images < share.size:
+            raise DataError(
+                f"the {name} split has {found.images} images for {share.size} processes, and each needs one: use fewer "
+                "processes, or more images (dataset.limit, dataset.test_limit, dataset.val_fraction)"
+            )
+    return splits
+
+
 def _enough(images: int, batch_size: int, share: Share, notes: list[str]) -> None:
-    if images < share.size:
-        raise DataError(f"{images} training images cannot be divided over {share.size} processes; use fewer processes")
     if images < (batch := batch_size * share.size):
         notes.append(f"there are {images} training images, fewer than the batch of {batch}: each step sees all of them")

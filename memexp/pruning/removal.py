@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -112,6 +113,43 @@ def remove(
         for n, group in groups.items()
     ]
     return Removal(pruned, edit, record, ranked)
+
+
+def foresee(
+    network: nn.Module,
+    example_input: Tensor,
+    criterion: str,
+    settings: Settings,
+    *,
+    options: Mapping[str, Any] | None = None,
+    rounds: int = 1,
+) -> None:
+    """Raises what `remove` would raise whatever weights training gives the network, by rounds: ValueError for a layer that is
+    not there, a target that cannot be met and a criterion that cannot score it, ChannelError for an operation without a rule.
+
+    example_input: (2 samples, ...). Not known before is what latency and the order of scores over all layers decide.
+    """
+    made, whole, first = create(criterion, options), settings.check(), settings.of_round(rounds)
+    target = first.check()
+    graph = trace(network, example_input)
+    groups = prunable(network, graph)
+    if isinstance(settings.scope, Mapping):
+        chosen = listed(network, graph, settings.scope)
+        groups = {number: group for number, group in groups.items() if number in chosen}
+    batch = example_input, torch.zeros(len(example_input), dtype=torch.long)
+    made.check(network, list(groups.values()), given(criterion, made.needs_data, [batch], functional.cross_entropy, 0))
+    if target is not None and target.measure == "latency":
+        return
+    scores = {n: [0.0] * group.size for n, group in groups.items()}
+    sizes = {n: group.size for n, group in groups.items()}
+    if whole is not None and settings.order == "sequential":  # the whole of it, which rounds reach together
+        narrowest = settings.floor**rounds if settings.scope == "global" else 0.0
+        removals = selection.over_all(scores, narrowest, comparable=True)
+        with skeleton(network, graph, (example_input,)) as bones:
+            cost = bones.macs if whole.measure == "macs" else bones.parameters
+            selection.reach(str(whole), whole.share, removals, sizes, cost)
+    if target is None or settings.scope != "global":
+        _choose(network, graph, (example_input,), scores, made, first, target, None)
 
 
 def prune(

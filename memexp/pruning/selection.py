@@ -100,11 +100,7 @@ def meet(target: str, share: float, removals: Sequence[Channel], sizes: Mapping[
             tried[count] = cost(kept(removals[:count], sizes))
         return tried[count]
 
-    if after(len(removals)) > wanted * (1 + TOLERANCE):
-        raise ValueError(
-            f"target={target} cannot be met: with every layer at its least width {after(len(removals)) / full:.3f} of "
-            "the whole network is left; choose a larger share, or let more layers or more of each layer go"
-        )
+    _check_reach(target, share, after(len(removals)) / full)
     low, high, count = 0, len(removals), len(removals)
     tried[0] = full
     while high - low > 1 and abs(after(count) - wanted) > CLOSE * wanted:
@@ -128,6 +124,19 @@ def meet(target: str, share: float, removals: Sequence[Channel], sizes: Mapping[
         f"target={target} cannot be met within {TOLERANCE:.0%}: single channels of this network are worth more; next to "
         f"it are {' and '.join(f'{value:.3f}' for value in near)}"
     )
+
+
+def reach(target: str, share: float, removals: Sequence[Channel], sizes: Mapping[int, int], cost: Cost) -> None:
+    """Raises ValueError, as `meet`, where all removals together do not reach the target."""
+    _check_reach(target, share, cost(kept(removals, sizes)) / cost({}))
+
+
+def _check_reach(target: str, share: float, least: float) -> None:
+    if least > share * (1 + TOLERANCE):
+        raise ValueError(
+            f"target={target} cannot be met: with every layer at its least width {least:.3f} of the whole network is left; "
+            "choose a larger share, or let more layers or more of each layer go"
+        )
 
 
 def _least_first(score: Sequence[float]) -> list[int]:

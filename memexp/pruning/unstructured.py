@@ -8,7 +8,7 @@ A network that comes back from its checkpoint has its zeros, and `Masks.of(netwo
 
 import copy
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,6 +121,26 @@ def mask_weights(
     return pruned, masks, record
 
 
+def foresee_mask(
+    network: nn.Module, *, ratio: float | None, scope: str | Mapping[str, float], floor: float, **_: Any
+) -> None:
+    """Raises what `mask_weights` would raise whatever the weights are: for a layer that is not there, a ratio beyond floors."""
+    weights = maskable(network)
+    _shares(weights, scope, ratio)
+    if scope == "global" and ratio is not None:
+        _check_floors([weight.numel() for weight in weights.values()], ratio, floor)
+
+
+def _check_floors(sizes: Sequence[int], ratio: float, floor: float) -> None:
+    total = sum(sizes)
+    count, free = total - selection.left(total, ratio), total - sum(selection.at_least(size, floor) for size in sizes)
+    if count > free:
+        raise ValueError(
+            f"ratio={ratio:g} is {count} of {total} weights, and with every layer at its floor {free} go: choose a smaller "
+            "ratio or a smaller floor"
+        )
+
+
 def _shares(
     weights: Mapping[str, nn.Parameter], scope: str | Mapping[str, float], ratio: float | None
 ) -> dict[str, float]:
@@ -152,13 +172,9 @@ def _over_all(scores: Mapping[str, Tensor], ratio: float, floor: float, comparab
     for score in flat.values():
         safe = score.argsort(stable=True)[len(score) - selection.at_least(len(score), floor) :]
         guarded.append(score.index_fill(0, safe, float("inf")))
+    _check_floors([len(score) for score in flat.values()], ratio, floor)
     everything = torch.cat(guarded)
     count = len(everything) - selection.left(len(everything), ratio)
-    if count > (free := int(everything.isfinite().sum())):
-        raise ValueError(
-            f"ratio={ratio:g} is {count} of {len(everything)} weights, and with every layer at its floor {free} go: choose a "
-            "smaller ratio or a smaller floor"
-        )
     mask = torch.ones(len(everything), dtype=torch.bool, device=everything.device)
     mask[everything.argsort(stable=True)[:count]] = False
     parts = mask.split([len(score) for score in flat.values()])

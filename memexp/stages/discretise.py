@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from memexp import build, data, sequence
 from memexp.config import ConfigError
+from memexp.edits import Edit
 from memexp.fusing.measure import costs
 from memexp.integral import IntegralNetwork
 from memexp.integral.sizing import sizes_for
@@ -17,6 +20,7 @@ from memexp.memory.meter import macs_per_image
 from memexp.options import INTEGRAL
 from memexp.pruning.counting import parameters_of
 from memexp.pruning.settings import Target
+from memexp.sequence import stage_of
 from memexp.stages.handed import Run
 from memexp.stages.prune import LARGE
 from memexp.training import statistics
@@ -28,7 +32,7 @@ log = logging.getLogger("memexp")
 def carry_out(run: Run) -> dict[str, Any]:
     """The run goes on with the integral network itself, unless prune=integral says at what size it is left as a plain one."""
     started, asked = time.perf_counter(), run.cfg.discretise
-    network = integral(run)
+    network = integral(run.network)
     network.eval()
     images = next(iter(run.splits.test.epoch(0)))[0]
     sizes = []
@@ -63,32 +67,39 @@ def resampled(cfg: DictConfig) -> bool:
     return cfg.prune is not None and cfg.prune.name == INTEGRAL
 
 
-def integral(run: Run) -> IntegralNetwork:
+def foresee(cfg: DictConfig, edits: Sequence[Edit] = ()) -> None:
+    """Raises ConfigError for a size that the network cannot have, before it is trained.
+
+    edits: of the network that the run begins with.
+    """
+    if resampled(cfg) and "discretise" in map(stage_of, sequence.keys(cfg)):
+        classes, shape = data.describe(cfg.dataset)
+        with torch.random.fork_rng(devices=[]):
+            network = build.network(build.without_files(cfg), edits, classes, shape).eval()
+        sizes_of(cfg, integral(network), shape)
+
+
+def integral(network: nn.Module) -> IntegralNetwork:
     """The network. Raises ConfigError for one that is not integral any more."""
-    if not isinstance(run.network, IntegralNetwork):
+    if not isinstance(network, IntegralNetwork):
         raise ConfigError(
             [
                 "prune: the network is a plain one already, with nothing left to sample; take a run that is still integral"
             ]
         )
-    return run.network
+    return network
 
 
-def plain_of(run: Run, model: nn.Module) -> nn.Module:
-    """`model`, the run's network as it is deployed, as the plain one of the size that prune=integral asks for."""
-    network = model if isinstance(model, IntegralNetwork) else integral(run)
-    return network.discretize(sizes_of(run))
+def sizes_of(cfg: DictConfig, network: IntegralNetwork, shape: tuple[int, int, int]) -> Any:
+    """The size that prune=integral asks for, as IntegralNetwork.discretize takes it.
 
-
-def sizes_of(run: Run) -> Any:
-    """The size that prune=integral asks for, as IntegralNetwork.discretize takes it. Raises ConfigError for one that is
-    impossible.
+    Raises ConfigError for one that is impossible.
     """
-    network, keep, target = integral(run), run.cfg.prune.keep, run.cfg.prune.target
+    keep, target = cfg.prune.keep, cfg.prune.target
     try:
         if target is not None:
             wanted = Target.parse(target)
-            counts = {"params": parameters_of, "macs": lambda plain: macs_per_image(plain, run.splits.shape)}
+            counts = {"params": parameters_of, "macs": lambda plain: macs_per_image(plain, shape)}
             return sizes_for(network, wanted.share, counts[wanted.measure])
         sizes = dict(keep) if OmegaConf.is_dict(keep) else float(keep)
         network.partitions(sizes)
@@ -101,7 +112,7 @@ def _left(run: Run, network: IntegralNetwork, inputs: Sequence[Tensor]) -> dict[
     """Leaves the network at the size that is asked for, or at the nodes that were trained for it; the figures."""
     trained = any(edit["kind"] == "partition" for edit in run.edits)
     native = network.discretize(1.0)
-    change = network.edit(None if trained else sizes_of(run))
+    change = network.edit(None if trained else sizes_of(run.cfg, network, run.splits.shape))
     with statistics_of(run, native):
         before = run.watched(native)
     run.edit(change)

@@ -26,7 +26,8 @@ class Run:
     """A run between its stages; each process has its own, and the first one keeps the record.
 
     network: after `edits`, on the device; a stage changes its shapes by `edit` alone. key: of the stage under way. finished:
-    figures of the stages that are done. unfinished: of a resumed run, what `save` was given in the stage that goes on.
+    figures of the stages that are done. source: the checkpoint that the network was read from, where it was. unfinished: of a
+    resumed run, what `save` was given in the stage that goes on.
     trained: the weights as training left them, where others were averaged from them and stand in the network now.
     teacher: a network whose scores are learnt, too. evaluation: of the network as it stands, with the name of the split. meter:
     of the last stage that trains. steps_before, epochs_before: of the stages that are done.
@@ -46,6 +47,7 @@ class Run:
     meter: Meter = field(default_factory=Meter)
     key: str = ""
     finished: list[dict[str, Any]] = field(default_factory=list)
+    source: Path | None = None
     unfinished: dict[str, Any] | None = None
     trained: dict[str, Tensor] | None = None
     evaluation: tuple[str, Evaluation] | None = None
@@ -109,7 +111,18 @@ class Run:
         """Writes checkpoints/best.pt: weights as they were evaluated, averaged or slow ones included."""
         if self.world.is_main:
             state = self._described() | {"model": weights, "training": None, "random": None, "top1": top1}
-            checkpoint.save(self.directory.checkpoints / "best.pt", state)
+            checkpoint.save(self._best, state)
+
+    def has_best(self) -> bool:
+        """Whether best.pt holds weights of the stage under way."""
+        try:
+            return bool(checkpoint.load(self._best)["stage"] == self.key)
+        except checkpoint.CheckpointError:
+            return False
+
+    @property
+    def _best(self) -> Path:
+        return self.directory.checkpoints / "best.pt"
 
     def _state(self, training: dict[str, Any] | None) -> dict[str, Any]:
         weights: dict[str, Any] = {"model": self.network.state_dict()}

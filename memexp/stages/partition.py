@@ -9,7 +9,8 @@ from memexp.stages.handed import Run
 
 def carry_out(run: Run) -> dict[str, Any]:
     if run.unfinished is None:  # a stage that goes on is of the edited network already
-        wanted = integral(run).partitions(sizes_of(run))
+        network = integral(run.network)
+        wanted = network.partitions(sizes_of(run.cfg, network, run.splits.shape))
         run.edit({"kind": "partition", "partitions": {name: _number(nodes) for name, nodes in wanted.items()}})
     return tune.carry_out(run)
 

@@ -2,14 +2,21 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
+import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from memexp import build, data, sequence
+from memexp.channels import ChannelError
+from memexp.config import ConfigError
+from memexp.edits import Edit
 from memexp.fusing.measure import costs
-from memexp.pruning import Removal, Settings, mask_weights, remove
+from memexp.pruning import Removal, Settings, mask_weights, removal, remove, unstructured
 from memexp.pruning.settings import Target
 from memexp.sequence import stage_of
 from memexp.stages import tune
@@ -23,24 +30,75 @@ TIMES = ("before", "after")
 TUNED = 10  # steps of training between two removals of order=latency
 
 
+class PruneError(Exception):
+    """A removal that the trained network does not allow. The message names the file that keeps the network as it was."""
+
+
+def foresee(cfg: DictConfig, edits: Sequence[Edit] = ()) -> None:
+    """Raises ConfigError for what the first stage `prune` of `cfg` would refuse whatever weights it is given, before training.
+
+    edits: of the network that the run begins with. A network that a stage before it makes another one is not looked at.
+    """
+    names = [stage_of(key) for key in sequence.keys(cfg)]
+    if "prune" not in names or {"discretise", "deploy"} & set(names[: names.index("prune")]):
+        return
+    classes, shape = data.describe(cfg.dataset)
+    settings, options = _settings(cfg), _options(cfg)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            network = build.network(build.without_files(cfg), edits, classes, shape).eval()
+            example = torch.randn(2, *shape)
+        if cfg.prune.unstructured:
+            unstructured.foresee_mask(network, ratio=settings.ratio, scope=settings.scope, floor=settings.floor)
+        else:
+            removal.foresee(network, example, cfg.prune.name, settings, options=options, rounds=int(cfg.prune.rounds))
+    except (ValueError, ChannelError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError([_named(error)]) from error
+
+
+def _named(error: Exception) -> str:
+    """What is wrong, with the key that says so in front."""
+    return f"prune.{error}" if str(error).split("=")[0].split(":")[0] in KEYS else f"prune: {error}"
+
+
+@contextmanager
+def _kept(run: Run) -> Iterator[None]:
+    """Inside, what only the trained network shows is told with the file that keeps it."""
+    try:
+        yield
+    except (ValueError, ChannelError) as error:
+        kept = f"; the network as it was before is kept in {run.last}: init_from={run.directory.path} starts from it"
+        raise PruneError(_named(error) + (kept if run.last.exists() else "")) from error
+
+
 def carry_out(run: Run) -> dict[str, Any]:
+    """Raises PruneError for what only the trained network shows."""
     cfg, prune, started = run.cfg, run.cfg.prune, time.perf_counter()
     before = run.watched()
-    data = list(islice(statistics.in_random_order(run.splits.plain_train).epoch(0), prune.batches))
+    read = list(islice(statistics.in_random_order(run.splits.plain_train).epoch(0), prune.batches))
     loss_fn = recipe.make(tune.recipe(cfg), run.network, run.device, len(run.splits.classes)).loss_fn
-    arguments: dict[str, Any] = {"data": data, "loss_fn": loss_fn, "options": _options(run)}
+    arguments: dict[str, Any] = {"data": read, "loss_fn": loss_fn, "options": _options(cfg)}
     run.network.eval()
     if prune.unstructured:
         ratio, scope = _masked_share(run)
-        masked, _, record = mask_weights(
-            run.network, criterion=prune.name, ratio=ratio, scope=scope, floor=prune.floor, seed=cfg.seed, **arguments
-        )
+        with _kept(run):
+            masked, _, record = mask_weights(
+                run.network,
+                criterion=prune.name,
+                ratio=ratio,
+                scope=scope,
+                floor=prune.floor,
+                seed=cfg.seed,
+                **arguments,
+            )
         run.edit({"kind": "mask"})
         run.network.load_state_dict(masked.state_dict())
         distribution.same_weights(run.network, run.world)
         figures: dict[str, Any] = record
     else:
-        figures = _removed(run, arguments, data)
+        figures = _removed(run, arguments, read)
     after = run.watched()
     run.results["time"]["stages"][run.key] = seconds = time.perf_counter() - started
     log.info(
@@ -59,20 +117,21 @@ def carry_out(run: Run) -> dict[str, Any]:
     return figures
 
 
-def _removed(run: Run, arguments: dict[str, Any], data: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+def _removed(run: Run, arguments: dict[str, Any], read: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Any]:
     """Removes channels, by the first of the draws where there are several; the figures."""
     cfg, prune = run.cfg, run.cfg.prune
-    images = data[0][0]
+    images = read[0][0]
     settings = _of_round(run)
     whole = run.network
 
     def tuned(network: nn.Module) -> None:
-        _briefly(run, network, data)
+        _briefly(run, network, read)
 
-    def removal(seed: int) -> Removal:
-        return remove(whole, images, prune.name, settings, seed=seed, check_on=images, tune=tuned, **arguments)
+    def removed(seed: int) -> Removal:
+        with _kept(run):
+            return remove(whole, images, prune.name, settings, seed=seed, check_on=images, tune=tuned, **arguments)
 
-    first, *others = (removal(cfg.seed + number) for number in range(prune.draws if prune.name == "random" else 1))
+    first, *others = (removed(cfg.seed + number) for number in range(prune.draws if prune.name == "random" else 1))
     figures = first.record
     figures["costs"] = costs({"before": whole, "after": first.network}, [images[:1], images[:LARGE]])
     before = {key: value.clone() for key, value in whole.state_dict().items()}  # the edit changes the network itself
@@ -99,7 +158,7 @@ def _pictures(run: Run, before: Mapping[str, Tensor], removal: Removal) -> None:
 
 def _of_round(run: Run) -> Settings:
     """What this removal is asked for: of several rounds each its part."""
-    settings = Settings(**{key: run.cfg.prune[key] for key in KEYS})
+    settings = _settings(run.cfg)
     done = [stage for stage in run.finished if stage_of(str(stage["key"])) == "prune"]
     rounds = int(run.cfg.prune.rounds)
     if rounds == 1 or len(done) >= rounds:
@@ -111,6 +170,10 @@ def _of_round(run: Run) -> Settings:
         for stage in done:
             left *= stage["prune"][name]["after"] / stage["prune"][name]["before"]
     return settings.of_round(rounds, left, len(done) + 1)
+
+
+def _settings(cfg: DictConfig) -> Settings:
+    return Settings(**{key: cfg.prune[key] for key in KEYS})
 
 
 def _masked_share(run: Run) -> tuple[float | None, Any]:
@@ -127,16 +190,16 @@ def _masked_share(run: Run) -> tuple[float | None, Any]:
     return ratio, {k: so_far(v) for k, v in scope.items()} if isinstance(scope, Mapping) else scope
 
 
-def _options(run: Run) -> dict[str, Any]:
+def _options(cfg: DictConfig) -> dict[str, Any]:
     """The criterion's own settings: what is not common to all."""
     common = (*KEYS, "name", "rounds", "draws", "batches", "unstructured")
-    return {str(key): value for key, value in run.cfg.prune.items() if key not in common}
+    return {str(key): value for key, value in cfg.prune.items() if key not in common}
 
 
-def _briefly(run: Run, network: nn.Module, data: Sequence[tuple[Tensor, Tensor]]) -> None:
+def _briefly(run: Run, network: nn.Module, read: Sequence[tuple[Tensor, Tensor]]) -> None:
     """A few steps of training by the recipe of `tune`, on the batches that the criterion reads."""
     made = recipe.make(tune.recipe(run.cfg), network, run.device, len(run.splits.classes))
     network.train()
     for number in range(TUNED):
-        made.step(network, [data[number % len(data)]])
+        made.step(network, [read[number % len(read)]])
     network.eval()

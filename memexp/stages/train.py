@@ -1,6 +1,7 @@
 """Training: the loop over the network as it stands, with its figures, its plan of memory and its pictures."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,7 +43,9 @@ def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:
     if any(edit["kind"] == "mask" for edit in run.edits):
         Masks.of(run.network).hold(trainer.recipe.optimizer)  # what has been set to zero stays there
     if run.unfinished is not None:
-        trainer.load(run.unfinished, run.last)
+        trainer.load(run.unfinished, run.source or run.last)
+        if not run.has_best():  # a later stage, or a damaged disk, has taken its place since
+            trainer.progress.best = -math.inf
         log.info("going on from step %d of %d", trainer.progress.step, trainer.total_steps)
     if run.board is not None and run.steps_before + trainer.progress.step == 0:
         images, labels = next(iter(run.splits.train.epoch(0)))
@@ -76,6 +79,7 @@ def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:
         "parameters": run.parameters,
         "memory": dict(run.results["memory"]),
         "time": trainer.timing(),
+        "strategy": dict(run.results["strategy"]),
     }
     run.finish(figures, training)
     return figures
@@ -146,7 +150,7 @@ def _measure(run: Run, trainer: Trainer) -> None:
 def _plan(run: Run, cfg: DictConfig, trainer: Trainer) -> dict[str, Any]:
     """Sets the run up for its memory budget; all processes follow the choice of the first.
 
-    A run that is resumed in this stage keeps the plan of its record.
+    A run that is resumed in this stage, or makes it longer, keeps its plan.
     """
     batch = next(iter(run.splits.train.epoch(0)))
     strategy = run.results["strategy"] if run.results["strategy"].get("stage") == run.key else {}

@@ -35,7 +35,7 @@ class CheckpointError(Exception):
 
 
 class Unreadable(CheckpointError):
-    """A file that was cut short or is no checkpoint at all."""
+    """A file that is not there, was cut short or is no checkpoint at all."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -72,7 +72,7 @@ def load(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise CheckpointError(f"there is no checkpoint {path}") from error
+        raise Unreadable(f"there is no checkpoint {path}") from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if isinstance(error, pickle.UnpicklingError):  # whose words are how to execute what is in it
@@ -105,7 +105,7 @@ def before(path: Path) -> list[Path]:
 
 
 def load_last(path: Path, to_train: bool) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint `path`, or where it was cut short the latest other one of the run, which is said.
+    """The checkpoint `path`, or where it is gone or was cut short the latest other one of the run, which is said.
 
     to_train: only those that training can go on from. Raises CheckpointError where none can be read.
     """

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -81,6 +82,29 @@ def lost(error: BaseException, world: World) -> bool:
     return isinstance(error, dist.DistBackendError | dist.DistNetworkError) or any(word in str(error) for word in words)
 
 
+def together(make: Callable[[], T], world: World) -> T:
+    """What `make` gives, in every process. Where it fails in one of them it fails in all, and one says why: the first process
+    its own error or, as ProcessLost, another's; what it has said the others end with, in silence.
+    """
+    made: list[T] = []
+    error: Exception | None = None
+    try:
+        made.append(make())
+    except Exception as raised:
+        if world.size == 1:
+            raise
+        error = raised
+    told = gather(None if error is None else str(error), world)
+    if world.is_main and error is not None:
+        raise error
+    if world.is_main and any(told):
+        number = next(rank for rank, text in enumerate(told) if text is not None)
+        raise ProcessLost(f"process {number} of {world.size}: {told[number]}") from error
+    if any(text is not None for text in told):
+        raise SystemExit(1)
+    return made[0]
+
+
 def stop() -> None:
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
@@ -103,7 +127,10 @@ def same_weights(network: nn.Module, world: World) -> None:
     """Gives every process the weights and buffers of the first one."""
     if world.size > 1:
         for tensor in network.state_dict().values():
-            dist.broadcast(tensor, src=0)
+            sent = tensor.contiguous()  # channels_last weights are not, and only rows in a row can be sent
+            dist.broadcast(sent, src=0)
+            if sent is not tensor:
+                tensor.copy_(sent)
 
 
 def total(values: Tensor, world: World) -> Tensor:

@@ -216,7 +216,7 @@ def test_processes_share_the_images(root, group, options):
 
     together = [a + b for a, b in zip(labels(0, 2, 4), labels(1, 2, 4), strict=True)]
     assert list(map(sorted, together)) == list(map(sorted, labels(0, 1, 8)))
-    with pytest.raises(DataError, match="40 training images cannot be divided over 41 processes"):
+    with pytest.raises(DataError, match="the train split has 40 images for 41 processes, and each needs one"):
         labels(0, 41, 1)
 
 
@@ -230,3 +230,13 @@ def test_each_streamed_image_and_epoch_has_an_augmentation_of_its_own(tmp_path):
     train = load(tmp_path, *STREAMED, group="imagefolder", batch_size=8).train
     crops = [image.numpy().tobytes() for epoch in (0, 1) for images, _ in train.epoch(epoch) for image in images]
     assert len(set(crops)) == 16
+
+
+@pytest.mark.parametrize("group", ["imagefolder", "cifar10"])
+def test_a_split_that_leaves_a_process_without_an_image_is_refused_in_one_sentence(tree, load, group):
+    cifar = tuple(["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"])
+    root = tree(cifar if group == "cifar10" else ("ant", "bee"), train=8, test=1)
+    few = 10 if group == "cifar10" else 2
+    load(root, group=group, world_size=few, rank=few - 1)
+    with pytest.raises(DataError, match=f"the test split has {few} images for {few + 1} processes, and each needs one"):
+        load(root, group=group, world_size=few + 1)

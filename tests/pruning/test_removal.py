@@ -1,6 +1,7 @@
 """Pruning whole networks: scopes, targets, orders, published shapes, and what public tools get wrong."""
 
 import copy
+import functools
 import io
 import json
 
@@ -14,6 +15,7 @@ from memexp import edits, models
 from memexp.backprop import Chain
 from memexp.pruning import Settings, narrowing, prune, remove
 from memexp.pruning.checking import CheckFailed
+from memexp.pruning.removal import foresee
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 3])
@@ -335,3 +337,32 @@ def test_the_record_is_plain_data():
         result = remove(small(), IMAGES, "l1_norm", settings)
         assert json.loads(json.dumps(result.record)) == result.record
         assert json.loads(json.dumps(result.groups)) == result.groups
+
+
+@pytest.mark.parametrize(
+    ("criterion", "asked", "options"),
+    [
+        ("bn_scale", {"ratio": 0.5}, None),
+        ("taylor_weight", {"ratio": 0.5}, {"gates": True}),
+        ("apoz", {"ratio": 0.5}, None),
+        ("obs", {"ratio": 0.5}, {"largest": 3}),
+        ("l1_norm", {"target": "macs:0.7"}, None),
+        ("l1_norm", {"target": "macs:0.1"}, None),
+        ("l1_norm", {"scope": {"3": 0.5}}, None),
+        ("l1_nrom", {"ratio": 0.5}, None),
+    ],
+)
+def test_what_is_foreseen_is_what_the_removal_says(criterion, asked, options):
+    network = nn.Sequential(nn.Linear(4, 2), nn.Sigmoid(), nn.Linear(2, 3))
+    told = []
+    for attempt in (foresee, functools.partial(remove, data=[(torch.randn(2, 4), torch.tensor([0, 1]))])):
+        with pytest.raises(ValueError, match=r".+") as caught:
+            attempt(network, torch.randn(2, 4), criterion, Settings(**asked), options=options)
+        told.append(str(caught.value))
+    assert told[0] == told[1]
+
+
+def test_what_can_be_done_is_not_refused_before():
+    for criterion in ("l1_norm", "bn_scale", "apoz", "taylor_weight"):
+        for asked in ({"ratio": 0.5}, {"target": "macs:0.5"}, {"target": "params:0.3", "scope": "global"}):
+            foresee(small((32, 48, 40)), IMAGES[:2], criterion, Settings(**asked), rounds=2)

@@ -13,6 +13,9 @@ import memexp
 from memexp import build, recorded, saved
 from memexp.cli import main
 from memexp.config import ConfigError
+from memexp.memory import planned as planned_run
+from memexp.stages import Run
+from memexp.stages.prune import PruneError
 
 DATA = ["dataset=digits", "dataset.limit=96", "dataset.test_limit=40", "device=cpu", "monitor_every=0", "epochs=1"]
 DATA += ["tune.epochs=1", "tune.max_steps=2"]
@@ -82,6 +85,39 @@ def test_single_weights_that_are_zero_stay_zero_while_tuning(tmp_path):
     _, network, _ = build.from_run(tmp_path / "more")
     weights = [m.weight for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
     assert sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights) >= zeros
+
+
+@pytest.mark.long
+def test_a_stage_made_longer_keeps_its_own_plan_and_writes_best_weights_of_its_own(tmp_path, monkeypatch):
+    """After tune, whose best.pt and whose plan of memory are of another network than train's."""
+    small = ["model=revnet", "model.units=[1,1]", "model.channels=[8,8,16]", *DATA, "evaluate_every=1"]
+    budget = ["backprop=budget", "backprop.limit=0.9", "prune=l1_norm", "prune.ratio=0.5", "schedule=constant"]
+    before = run(tmp_path, *small, *budget)
+    best = tmp_path / "checkpoints/best.pt"
+    assert torch.load(best, weights_only=True)["stage"] == "tune"
+    planned = next(stage["strategy"] for stage in before["stages"] if stage["key"] == "train")
+    assert planned["stage"] == "train"
+    seen = []
+
+    def keep(self, weights, top1):
+        save_best(self, weights, top1)
+        state = torch.load(best, weights_only=True)
+        seen.append((state["stage"], len(state["edits"])))
+
+    save_best = Run.save_best
+    monkeypatch.setattr(Run, "save_best", keep)
+    edited = []
+
+    def plan(cfg, times, edits, beside):
+        edited.append(len(edits))
+        return make_plan(cfg, times, edits, beside)
+
+    make_plan = planned_run.plan
+    monkeypatch.setattr(planned_run, "plan", plan)
+    after = saved.resume(tmp_path, ["epochs=2"])
+    assert seen[0] == ("train", 0)
+    assert edited == [1]  # tune's alone
+    assert next(stage["strategy"] for stage in after["stages"] if stage["key"] == "train") == planned
 
 
 def test_what_is_not_as_asked_for_is_said(tmp_path, monkeypatch, caplog):
@@ -265,12 +301,43 @@ def test_what_cannot_be_is_refused_before_anything_is_made(overrides, message):
     assert message in str(caught.value)
 
 
-def test_a_layer_that_is_not_there_and_a_target_that_cannot_be_met_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"stem\.9"):
-        run(tmp_path / "a", *RESNET, *DATA, "prune=l1_norm", "prune.scope={stem.9:0.5}")
-    with pytest.raises(ValueError, match="cannot be met"):
-        run(tmp_path / "b", *RESNET, *DATA, "prune=l1_norm", "prune.target=macs:0.0001")
-    assert (tmp_path / "b/checkpoints/train.pt").is_file()  # what was trained is there
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["prune.scope={stem.9:0.5}"], "prune.scope: there is no layer 'stem.9'; nearest: stem.0"),
+        (["prune.scope={head:0.5}"], "prune.scope: "),
+        (["prune.scope={stem.9:0.5}", "prune.unstructured=true"], "there is no convolution or linear layer 'stem.9'"),
+        (["prune.target=macs:0.0001"], "prune.target=macs:0.0001 cannot be met: with every layer at its least width"),
+        (["prune.target=params:0.001", "prune.rounds=3"], "prune.target=params:0.001 cannot be met"),
+        (["prune.target=macs:0.05", "prune.scope=global", "prune.floor=0.5"], "prune.target=macs:0.05 cannot be met"),
+        (["prune.target=macs:0.05", "prune.order=energy", "prune.floor=0.5"], "prune.target=macs:0.05 cannot be met"),
+        (["prune.ratio=0.6", "prune.scope=global", "prune.floor=0.39"], "with every layer at its floor"),
+        (["prune=obs", "prune.ratio=0.5", "prune.largest=10"], "computed up to 10^2: name smaller layers"),
+        (["prune.ratio=1"], "prune.ratio=1 is not allowed"),
+    ],
+)
+def test_what_no_training_could_change_of_a_pruning_is_refused_before_it(
+    tmp_path, monkeypatch, capsys, overrides, message
+):
+    monkeypatch.chdir(tmp_path)
+    prune = [] if overrides[0].startswith("prune=") else ["prune=l1_norm"]
+    assert main(["train", *RESNET, *DATA, *prune, *overrides]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_job_of_a_sweep_that_is_refused_so_keeps_a_record_of_it(tmp_path):
+    with pytest.raises(ConfigError, match="no layer 'stem"):
+        run(tmp_path, *RESNET, *DATA, "prune=l1_norm", "prune.scope={stem.9:0.5}")
+    assert json.loads((tmp_path / "results.json").read_text())["status"] == "failed"
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_what_only_the_trained_network_shows_is_told_with_the_file_that_keeps_it(tmp_path):
+    with pytest.raises(PruneError, match=r"target=latency:0.001 cannot be met.* is kept in .*last\.pt: init_from="):
+        run(tmp_path / "a", *RESNET, *DATA, "max_steps=1", "prune=l1_norm", "prune.target=latency:0.001")
+    more = ["prune=l1_norm", "prune.ratio=0.5", "stages=[prune,tune,evaluate]", f"init_from='{tmp_path}/a'"]
+    assert run(tmp_path / "b", *RESNET, *DATA, *more)["status"] == "done"
 
 
 @pytest.mark.long

@@ -25,6 +25,11 @@ class Criterion(ABC):
     def scores(self, network: nn.Module, groups: Sequence[Group], calibration: Calibration) -> list[Tensor]:
         """For each group a float64 tensor (channels,)."""
 
+    def check(self, network: nn.Module, groups: Sequence[Group], calibration: Calibration) -> None:
+        """Raises ValueError where these groups cannot be scored, whatever the weights and the data are."""
+        if self.needs_data:
+            self.scores(network, groups, calibration)
+
 
 class OfWeights(Criterion):
     """A function of each filter of a layer."""

@@ -89,6 +89,9 @@ class BnScale(Criterion):
             for group in groups
         ]
 
+    def check(self, network: nn.Module, groups: Sequence[Group], calibration: Calibration) -> None:
+        self.scores(network, groups, calibration)
+
 
 class Random(OfElements):
     """Uniform in [0, 1), from the calibration's seed alone."""

@@ -31,6 +31,15 @@ class Obs(Criterion):
 
     def scores(self, network: nn.Module, groups: Sequence[Group], calibration: Calibration) -> list[Tensor]:
         self._inverses: dict[str, Tensor] = {}
+        self.check(network, groups, calibration)
+        return [
+            combined(
+                self._of_member(network, name, member, calibration) for name, member in weights(network, group).items()
+            )
+            for group in groups
+        ]
+
+    def check(self, network: nn.Module, groups: Sequence[Group], calibration: Calibration) -> None:
         for group in groups:
             for name in weights(network, group):
                 size = tensor_of(network, name).numel()
@@ -40,12 +49,6 @@ class Obs(Criterion):
                         f"computed up to {self.largest}^2: name smaller layers in scope={{LAYER: ratio}}, raise largest, "
                         "or use obd"
                     )
-        return [
-            combined(
-                self._of_member(network, name, member, calibration) for name, member in weights(network, group).items()
-            )
-            for group in groups
-        ]
 
     def compensate(self, network: nn.Module, group: Group, removed: Sequence[int]) -> None:
         """Moves the other weights of the group's layers, in place, as `removed` channels leave; call after `scores`."""
