@@ -393,10 +393,15 @@ def _experiments(arguments: list[str]) -> int:
     _parser("experiments", "Lists the published results that are one command each.", "memexp experiments").parse_args(
         arguments
     )
-    from memexp.report.experiments import listing
+    from memexp.report.experiments import SCALES, expected, listing
+    from memexp.report.tables import Table, terminal
 
+    rows = []
     for name, text in listing(_conf()):
-        print(f"  {name:<20} {text}")
+        told = expected(_conf(), name)
+        runs, times = zip(*(told[scale] for scale in SCALES), strict=True)
+        rows.append([name, text, " / ".join(map(str, runs)), *times])
+    print(terminal(Table(["id", "shows", "runs (paper / laptop)", *(f"time, {scale}" for scale in SCALES)], rows)))
     print("\nmemexp train -m experiment=ID [scale=laptop]; the file conf/experiment/ID.yaml says what to expect")
     return 0
 

@@ -1,5 +1,7 @@
 """Every experiment, at both scales: each of its jobs is a valid configuration, and its file says what to expect."""
 
+import re
+
 import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -27,10 +29,10 @@ def test_every_job_of_the_sweep_is_valid(identifier, scale, tmp_path, monkeypatc
     jobs = CasesSweeper(**options).jobs(OverridesParser.create().parse_overrides(params))
     assert len({tuple(job) for job in jobs}) == len(jobs) >= 1
     plain = {tuple(text for text in job if not text.startswith(("hydra.", "seed="))) for job in jobs}
-    made = {f"outputs/{identifier}/{text.partition('=')[2]}" for job in jobs for text in job if "subdir=" in text}
+    plain, made = {tuple(_filled(job)) for job in plain}, {f"outputs/{identifier}/{name}" for name in _names(jobs)}
     for job in plain:
         for text in job:
-            if text.startswith("init_from="):  # what an earlier job of the sweep leaves
+            if text.startswith(("init_from=", "model.init_from=", "distill.teacher=")):  # what an earlier job leaves
                 start = text.partition("=")[2]
                 assert start in made
                 (tmp_path / start).mkdir(parents=True, exist_ok=True)
@@ -45,3 +47,15 @@ def test_its_file_opens_with_what_it_shows_the_commands_and_the_hardware(identif
     assert len(line) > 20
     assert f"memexp train -m experiment={identifier}" in text
     assert any(word in text.split("defaults:")[0] for word in ("GPU", "CPU", "core"))
+
+
+def _filled(job):
+    """The overrides, with what they take from one another."""
+    told = dict(text.split("=", 1) for text in job)
+    return [re.sub(r"\$\{((?:model|case)\.(?:base|width))\}", lambda found: told[found[1]], text) for text in job]
+
+
+def _names(jobs):
+    return [
+        text.partition("=")[2] for job in map(_filled, jobs) for text in job if text.startswith("hydra.sweep.subdir=")
+    ]

@@ -108,6 +108,13 @@ class TorchvisionOptions:
 
 
 @dataclass
+class DiscreteOptions:
+    name: str
+    base: str
+    weights: str | None
+
+
+@dataclass
 class InnOptions:
     name: str
     base: str
@@ -185,6 +192,10 @@ def _revnet(model: Settings, shape: Shape) -> object:
 def _inn(model: Settings, shape: Shape) -> object:
     if model["smallest"] > model["largest"]:
         raise ValueError(f"smallest={model['smallest']} is more than largest={model['largest']}")
+    return _based(model, shape)
+
+
+def _based(model: Settings, shape: Shape) -> object:
     base = str(model["base"])
     if base.startswith("torchvision/") or base == "nin":
         return None
@@ -207,6 +218,13 @@ def _base_has_not(strategy: str) -> Callable[[Settings], str | None]:
 
 OWN = Family()
 FAMILIES: dict[str, Family] = {
+    "discrete": Family(
+        "memexp.models.base.base_network",
+        DiscreteOptions,
+        ("stored", "checkpointed", "reversible", "budget"),
+        cautions={name: _base_has_not(name) for name in ("checkpointed", "reversible", "budget")},
+        check=_based,
+    ),
     "heunnet": Family(
         "memexp.models.ode.heunnet",
         HeunNetOptions,

@@ -8,7 +8,7 @@ from typing import Any
 
 from memexp.calling import CallableModule
 from memexp.record import RunDirectoryError, write_text
-from memexp.report import exports, published, tables
+from memexp.report import claims, exports, published, tables
 from memexp.report.collect import Group, find, group
 from memexp.report.document import document
 from memexp.visible import visible
@@ -59,6 +59,7 @@ def write_report(
     stages = tables.of_stages(groups)
     shown = [tables.of_groups(groups), *([stages] if stages else [])]
     shown[0].notes += notes
+    shown[0].above[:0] = claims.verdict(groups)
     if paper is not None:
         shown.append(published.compare(paper, groups))
     records = _records(groups, paper) if form in exports.FORMS else {}

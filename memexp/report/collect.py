@@ -22,10 +22,13 @@ class Run:
     results: dict[str, Any]
 
     def get(self, key: str) -> Any:
-        """A value by its dotted path, such as memory.peak; None where it is not there."""
+        """A value by its dotted path, such as memory.peak or stages.prune.seconds; None where it is not there."""
         node: Any = self.results
         for part in key.split("."):
-            node = node.get(part) if isinstance(node, dict) else None
+            if isinstance(node, list):  # the stages, by their keys
+                node = next((item for item in node if isinstance(item, dict) and item.get("key") == part), None)
+            else:
+                node = node.get(part) if isinstance(node, dict) else None
         return node
 
     @property

@@ -8,11 +8,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+import yaml
+
 from memexp.report.collect import Run
 from memexp.report.tables import Table, in_markdown, markdown
 from memexp.visible import visible
 
-MOST_COMMANDS = 50
+MOST_RUNS = 200
 
 
 def document(
@@ -24,19 +26,50 @@ def document(
         f"![{in_markdown(visible(path.stem))}]({quote(Path(os.path.relpath(path, at)).as_posix())})"
         for path in [*plots, *own]
     ]
-    title = ", ".join(dict.fromkeys(str(run.get("name")) for run in runs)) if len(runs) < 4 else ""
-    title = title or ", ".join(path.resolve().name for path in paths)
+    names = list(dict.fromkeys(str(run.get("name")) for run in runs))
+    title = "Runs of " + (", ".join(names) if len(names) < 4 else ", ".join(path.resolve().name for path in paths))
     return (
         "\n\n".join(
-            [f"# Runs of {in_markdown(visible(title))}", *_about(paths, runs), *map(markdown, tables), *pictures]
+            [
+                f"# {in_markdown(visible(title))}",
+                *_about(paths, runs, at),
+                *map(markdown, tables),
+                *pictures,
+                *_runs(runs, at),
+            ]
         )
         + "\n"
     )
 
 
-def _about(paths: Sequence[Path], runs: Sequence[Run]) -> list[str]:
+def _runs(runs: Sequence[Run], at: Path) -> list[str]:
+    """Where each run is, and the commands that they were."""
+    links = []
+    for run in runs[:MOST_RUNS]:
+        place = quote(Path(os.path.relpath(run.path, at)).as_posix())
+        arm = run.setting("arm")
+        told = ", ".join([*([str(arm)] if arm else []), run.status])
+        links.append(f"- [{in_markdown(run.name)}]({place}/results.json): {in_markdown(told)}")
+    commands = list(dict.fromkeys(_command(run) for run in runs))
+    shown = [f"    {text}" for text in commands[:MOST_RUNS]]
+    for lines, every, mark in ((links, runs, "- "), (shown, commands, "    # ")):
+        if len(every) > MOST_RUNS:
+            lines.append(f"{mark}and {len(every) - MOST_RUNS} more")
+    return ["## Runs", "\n".join(links), "Commands (each run's whole configuration stands there):", "\n".join(shown)]
+
+
+def _swept(at: Path) -> str | None:
+    """The command of the sweep whose folder the report is for."""
+    try:
+        told = yaml.safe_load((at / "multirun.yaml").read_text(encoding="utf-8"))["hydra"]["overrides"]["task"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return None
+    return shlex.join(["memexp", "train", "-m", *map(str, told)]) if isinstance(told, list) else None
+
+
+def _about(paths: Sequence[Path], runs: Sequence[Run], at: Path) -> list[str]:
     """Lines about where the runs took place; figures that differ between them stand side by side."""
-    command = shlex.join(["memexp", "report", *map(str, paths)])
+    command = _swept(at) or shlex.join(["memexp", "report", *map(str, paths)])
     found = [run.environment for run in runs]
     code, machines, versions, started = set(), set(), set(), set()
     for run, environment in zip(runs, found, strict=True):
@@ -63,11 +96,7 @@ def _about(paths: Sequence[Path], runs: Sequence[Run]) -> list[str]:
         f"Device: {_listed(machines)}.",
         f"Code: commit {_listed(code)}. {_listed(versions)}." if code else f"Code: {_listed(versions)}.",
     ]
-    commands = list(dict.fromkeys(_command(run) for run in runs))
-    shown = [f"    {text}" for text in commands[:MOST_COMMANDS]]
-    if len(commands) > MOST_COMMANDS:
-        shown.append(f"    # and {len(commands) - MOST_COMMANDS} more")
-    return [*lines, "Commands (each run's whole configuration stands in its results.json):", "\n".join(shown)]
+    return lines
 
 
 def _command(run: Run) -> str:

@@ -1,14 +1,71 @@
-"""What conf/experiment holds: each published result as one command."""
+"""What conf/experiment holds: each published result as one command; and what a report of it is to show.
 
+shown/ID.yaml, all of it optional:
+    claim: what was claimed, in a sentence. checks: what must hold for a run to show it (memexp.report.claims).
+    settings: keys of the configuration that tell its runs apart, beside their arms; what follows from them is no column.
+    columns: its table's figures: headings of memexp.report.tables, or {heading, key, divisor, decimals}.
+    pictures: names of memexp.report.plots.PLOTS, or {name, title, kind, ...} of a picture of its own.
+"""
+
+import functools
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+if TYPE_CHECKING:
+    from memexp.report.collect import Run
+
+DATA = Path(__file__).resolve().parent / "shown"
+SCALES = ("paper", "laptop")
+
+
+def about(runs: Iterable["Run"]) -> dict[str, Any]:
+    """What shown/ says of the experiment that all of these runs belong to; nothing where they are of none, or of several."""
+    names = {str(run.get("experiment")) for run in runs}
+    return shown(names.pop()) if len(names) == 1 else {}
+
+
+@functools.cache
+def shown(identifier: str) -> dict[str, Any]:
+    """shown/ID.yaml; nothing where there is none."""
+    known = {str(path.relative_to(DATA).with_suffix("")): path for path in DATA.rglob("*.yaml")}
+    found = yaml.safe_load(known[identifier].read_text(encoding="utf-8")) if identifier in known else {}
+    assert isinstance(found, dict)
+    return found
 
 
 def listing(conf: Path) -> list[tuple[str, str]]:
     """(id, first line of the opening comment) of every experiment, in order."""
     root = conf / "experiment"
-    found = []
-    for path in sorted(root.rglob("*.yaml")):
-        lines = [line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-        described = next((line for line in lines if line and not line.startswith("@package")), "")
-        found.append((str(path.relative_to(root).with_suffix("")), described))
+    return [(str(path.relative_to(root).with_suffix("")), _comment(path)[0]) for path in sorted(root.rglob("*.yaml"))]
+
+
+def expected(conf: Path, identifier: str) -> dict[str, tuple[int, str]]:
+    """scale -> (number of runs, time), as the file says and its sweep comes to."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    from memexp.sweeper import CasesSweeper
+
+    path = conf / "experiment" / f"{identifier}.yaml"
+    line = next((text for text in _comment(path) if text.startswith("time:")), "time:")
+    times = dict(part.strip().split(" ", 1) for part in line.removeprefix("time:").split("|") if " " in part.strip())
+    found = {}
+    for scale in SCALES:
+        made = OmegaConf.merge(OmegaConf.load(path), {"scale": scale})
+        told = OmegaConf.to_container(OmegaConf.select(made, "hydra.sweeper") or OmegaConf.create({}), resolve=True)
+        assert isinstance(told, dict)
+        params = [f"{key}={choices}" for key, choices in (told.get("params") or {}).items()]
+        jobs = CasesSweeper(cases=told.get("cases")).jobs(OverridesParser.create().parse_overrides(params))
+        found[scale] = len(jobs), times.get(scale, "-")
     return found
+
+
+def _comment(path: Path) -> list[str]:
+    """The lines of the comment that a file opens with."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [
+        line.lstrip("# ") for line in lines if line.startswith("#") and line.lstrip("# ") and "@package" not in line
+    ]

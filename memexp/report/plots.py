@@ -1,6 +1,6 @@
 """Plots of runs, as PNG and SVG."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,48 +8,49 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from memexp.report.collect import Group, Run, over
+from memexp.report.collect import Group, number, over
+from memexp.report.experiments import about
 from memexp.report.files import as_it_is, save
 from memexp.report.settings import GROUPS, shared, varying
-from memexp.report.tables import changes
+from memexp.report.tables import figure_of
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = "osD^vPX*"
 
 
-TITLES = {
-    "accuracy-memory": "Accuracy against peak memory",
-    "accuracy-depth": "Accuracy against depth",
-    "accuracy-compression": "Accuracy against compression",
-    "memory-depth": "Peak memory against depth",
-    "memory-batch": "Peak memory against batch size",
-    "time-depth": "Step time against depth",
-    "curves": "Training",
-    "gradient-angle": "Error of the gradient over training",
-}
+Spec = Mapping[str, Any]
+ACCURACY: Spec = {"y": "accuracy.top1", "y_label": "top-1 accuracy (%)"}
 
 
 def draw(groups: Sequence[Group], directory: Path) -> list[Path]:
-    """Every plot that the runs have figures for, written below `directory`; returns the PNG files."""
+    """Every plot that the runs have figures for, written below `directory`; returns the PNG files.
+
+    Of an experiment those that it names, its own first.
+    """
     done = [group for group in groups if group.done]
-    plots: dict[str, Callable[[Sequence[Group]], Figure | None]] = {
-        "accuracy-memory": accuracy_against_memory,
-        "accuracy-depth": accuracy_against_depth,
-        "accuracy-compression": accuracy_against_compression,
-        "memory-depth": memory_against_depth,
-        "memory-batch": memory_against_batch,
-        "time-depth": time_against_depth,
-        "curves": curves,
-        "gradient-angle": gradient_angle,
-    }
+    chosen = about(run for group in groups for run in group.runs).get("pictures", list(PLOTS))
     written = []
-    for name, plot in plots.items():
-        figure = plot(done)
+    for spec in chosen:
+        if isinstance(spec, str):
+            (title, plot), name = PLOTS[spec], spec
+            figure = plot(done)
+        else:
+            title, name = spec["title"], spec["name"]
+            figure = KINDS[spec["kind"]](_chosen(done, spec.get("where", {})), spec)
         if figure is not None:
-            _title(figure, TITLES[name], done)
+            _title(figure, title, done)
             written.append(save(figure, directory, name))
     return written
+
+
+def _chosen(groups: Sequence[Group], where: Spec) -> list[Group]:
+    """The groups that have one of the values that are asked for."""
+    return [
+        group
+        for group in groups
+        if all(str(group.first.setting(key)) in map(str, values) for key, values in where.items())
+    ]
 
 
 def _title(figure: Figure, what: str, groups: Sequence[Group]) -> None:
@@ -60,18 +61,27 @@ def _title(figure: Figure, what: str, groups: Sequence[Group]) -> None:
     figure.suptitle(as_it_is("\n".join([what, ", ".join([*named, *more])])), fontsize=10)
 
 
-def accuracy_against_memory(groups: Sequence[Group]) -> Figure | None:
-    points = [(g, x, y) for g in groups if (x := g.figure("memory.peak")) and (y := g.figure("accuracy.top1"))]
-    if len(points) < 2:
+def points(groups: Sequence[Group], spec: Spec) -> Figure | None:
+    """A figure against another, a point for each group, where there are two at least. spec: as `lines` has it, and x_log."""
+    found = [(g, x, y) for g in groups if (x := figure_of(g, spec["x"])) and (y := figure_of(g, spec["y"]))]
+    if len(found) < 2:
         return None
-    figure, axes = _axes(_peak([group for group, *_ in points]), "top-1 accuracy (%)")
-    names = _names([group for group, *_ in points])
-    for i, (group, x, y) in enumerate(points):
+    figure, axes = _axes(spec["x_label"], spec["y_label"])
+    names = _names([group for group, *_ in found])
+    for i, (group, x, y) in enumerate(found):
         style = _style(i) | {"linestyle": "none", "label": names[id(group)]}
-        axes.errorbar(x.mean / 2**20, y.mean, yerr=y.deviation, capsize=3, **style)
-    axes.set_xlim(left=0)
-    _legend(axes, [y.n for *_, y in points])
+        place, value = x.mean / float(spec.get("x_divisor", 1)), y.mean / float(spec.get("divisor", 1))
+        axes.errorbar(place, value, yerr=y.deviation, capsize=3, **style)
+    if spec.get("x_log"):
+        axes.set_xscale("log")
+    else:
+        axes.set_xlim(left=0)
+    _legend(axes, [y.n for *_, y in found])
     return figure
+
+
+def accuracy_against_memory(groups: Sequence[Group]) -> Figure | None:
+    return points(groups, {**ACCURACY, "x": "memory.peak", "x_divisor": 2**20, "x_label": _peak(groups)})
 
 
 def accuracy_against_depth(groups: Sequence[Group]) -> Figure | None:
@@ -80,32 +90,10 @@ def accuracy_against_depth(groups: Sequence[Group]) -> Figure | None:
 
 def accuracy_against_compression(groups: Sequence[Group]) -> Figure | None:
     """Parameters that are left, as a share of those of the first stage, where some runs have fewer at their end."""
-    points = []
-    for group in groups:
-        kept = over([[share] for run in group.done if (share := _kept(run)) is not None])
-        if kept is not None and (y := group.figure("accuracy.top1")):
-            points.append((group, kept, y))
-    if len(points) < 2 or all(kept.mean == 1 for _, kept, _ in points):
+    shares = [share.mean for group in groups if (share := figure_of(group, "kept")) is not None]
+    if all(share == 1 for share in shares):
         return None
-    figure, axes = _axes("parameters that are left (%)", "top-1 accuracy (%)")
-    names = _names([group for group, *_ in points])
-    for i, (group, x, y) in enumerate(points):
-        axes.errorbar(
-            100 * x.mean,
-            y.mean,
-            yerr=y.deviation,
-            capsize=3,
-            **_style(i) | {"linestyle": "none", "label": names[id(group)]},
-        )
-    axes.set_xlim(left=0)
-    _legend(axes, [y.n for *_, y in points])
-    return figure
-
-
-def _kept(run: Run) -> float | None:
-    pairs = [pair["parameters"] for pair in changes(run).values()]
-    sizes = [size for pair in pairs for size in pair if size]
-    return sizes[-1] / sizes[0] if sizes else None
+    return points(groups, {**ACCURACY, "x": "kept", "x_divisor": 0.01, "x_label": "parameters that are left (%)"})
 
 
 def memory_against_depth(groups: Sequence[Group]) -> Figure | None:
@@ -124,74 +112,130 @@ def _against(
     groups: Sequence[Group], setting: str, x: str, key: str, unit: float, y: str, from_zero: bool = True
 ) -> Figure | None:
     """One line for each combination of the other settings."""
-    others = [k for k in varying([run for g in groups for run in g.runs]) if k != setting]
-    lines: dict[str, list[tuple[float, float, float]]] = {}
+    return lines(groups, {"x": setting, "x_label": x, "y": key, "divisor": unit, "y_label": y, "from_zero": from_zero})
+
+
+def lines(groups: Sequence[Group], spec: Spec) -> Figure | None:
+    """A figure against a setting or another figure, a line for each combination of the other settings.
+
+    spec: x, y (keys; of x a setting or a figure), x_label, y_label (with units), x_divisor, divisor, from_zero, log; panels: a
+    setting, with a panel for each of its values; by_x: settings that differ along a line as x does.
+    """
+    runs = [run for group in groups for run in group.runs]
+    split = spec.get("panels")
+    panels = list(dict.fromkeys(str(group.first.setting(split)) for group in groups)) if split else [""]
+    by_line = [k for k in varying(runs) if k not in (spec["x"], split, *spec.get("by_x", ()))]
+    found: dict[str, dict[str, list[tuple[float, float, float]]]] = {panel: {} for panel in panels}
     counts = []
     for group in groups:
-        place, value = group.first.setting(setting), group.figure(key)
-        if isinstance(place, int) and value is not None:
-            name = _label(group, others) or as_it_is(str(group.first.setting("model")))
-            lines.setdefault(name, []).append((place, value.mean / unit, (value.deviation or 0.0) / unit))
+        place, value = _place(group, spec), figure_of(group, spec["y"])
+        if place is not None and value is not None:
+            panel = str(group.first.setting(split)) if split else ""
+            name = _label(group, by_line) or as_it_is(str(group.first.setting("model")))
+            unit = float(spec.get("divisor", 1))
+            found[panel].setdefault(name, []).append((place, value.mean / unit, (value.deviation or 0.0) / unit))
             counts.append(value.n)
-    if not any(len({place for place, *_ in line}) > 1 for line in lines.values()):
+    if not any(len({place for place, *_ in line}) > 1 for panel in found.values() for line in panel.values()):
         return None
-    figure, axes = _axes(x, y)
-    for i, (name, line) in enumerate(lines.items()):
-        xs, ys, deviations = zip(*sorted(line), strict=True)
-        bars = deviations if any(deviations) else None
-        axes.errorbar(xs, ys, yerr=bars, capsize=3, **_style(i), label=name)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    if from_zero:
-        axes.set_ylim(bottom=0)
-    _legend(axes, counts)
+    names = list(dict.fromkeys(name for panel in found.values() for name in panel))
+    figure = Figure(figsize=(7 if len(panels) == 1 else 5.2 * len(panels) + 1.5, 4.5), layout="constrained")
+    every = figure.subplots(1, len(panels), squeeze=False, sharey=len(panels) > 1)[0]
+    for axes, (panel, drawn) in zip(every, found.items(), strict=True):
+        _prepare(axes, spec["x_label"], spec["y_label"])
+        if panel:
+            axes.set_title(as_it_is(panel), fontsize=9)
+        for name, line in drawn.items():
+            xs, ys, deviations = zip(*sorted(line), strict=True)
+            bars = deviations if any(deviations) else None
+            axes.errorbar(xs, ys, yerr=bars, capsize=3, **_style(names.index(name)), markersize=4, label=name)
+        if all(place == int(place) for line in drawn.values() for place, *_ in line):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        if spec.get("log"):
+            axes.set_yscale("log")
+        elif spec.get("from_zero", False):
+            axes.set_ylim(bottom=0)
+    _legend(figure.axes[0], counts)
     return figure
 
 
+def _place(group: Group, spec: Spec) -> float | None:
+    """Where a group stands on the x axis."""
+    told = number(_as_number(group.first.setting(spec["x"])))
+    if told is None and (figure := figure_of(group, spec["x"])) is not None:
+        told = figure.mean
+    return told if told is None else told / float(spec.get("x_divisor", 1))
+
+
+def _as_number(value: Any) -> Any:
+    """A setting that a command line told as text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return None
+
+
 def curves(groups: Sequence[Group]) -> Figure | None:
-    """Training loss and accuracy of each group's first run over the epochs. A panel without curves is left out."""
-    found = [(group, _training_curves(group)) for group in groups]
-    found = [(group, lines) for group, lines in found if any(len(xs) > 1 for xs, _ in lines)]
-    labels = ("training loss", "top-1 accuracy (%)")
-    panels = {label: [lines[i] for _, lines in found] for i, label in enumerate(labels)}
-    panels = {label: lines for label, lines in panels.items() if any(len(xs) > 1 for xs, _ in lines)}
+    """Training loss and accuracy over the epochs, mean and band over the seeds. A panel without curves is left out."""
+    panels: list[Spec] = [
+        {"split": "train", "y": "loss", "y_label": "training loss", "log": True},
+        {"split": "", "y": "top1", "y_label": "top-1 accuracy (%)"},
+    ]
+    return _curves(groups, panels)
+
+
+def curve(groups: Sequence[Group], spec: Spec) -> Figure | None:
+    """A figure over training. spec: split and y of metrics.jsonl, y_label; log: below 1e-3 linear, as 0 may be among them."""
+    return _curves(groups, [spec])
+
+
+def _curves(groups: Sequence[Group], specs: Sequence[Spec]) -> Figure | None:
+    panels = []
+    for spec in specs:
+        drawn = [(group, _mean_curve(group, spec["split"], spec["y"])) for group in groups]
+        drawn = [(group, line) for group, line in drawn if len(line[0]) > 1]
+        if drawn:
+            panels.append((spec, drawn))
     if not panels:
         return None
-    groups = [group for group, _ in found]
-    names = _names(groups)
-    figure = Figure(figsize=(5.5 * len(panels), 4.2), layout="constrained")
-    for axes, (label, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        _prepare(axes, "epoch", label)
-        for i, (group, (xs, ys)) in enumerate(zip(groups, lines, strict=True)):
-            if len(xs) > 1:
-                axes.plot(xs, ys, **_style(i) | {"marker": ""}, label=names[id(group)])
-        if label == "training loss":
+    shown = [group for group in groups if any(group is other for _, drawn in panels for other, _ in drawn)]
+    names = _names(shown)
+    width = 7.0 if len(panels) == 1 else 5.5 * len(panels)
+    figure = Figure(figsize=(width, 4.2), layout="constrained")
+    counts = []
+    for axes, (spec, drawn) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        _prepare(axes, "epoch", spec["y_label"])
+        for group, (xs, ys, band, n) in drawn:
+            style = _style(next(i for i, other in enumerate(shown) if other is group)) | {"marker": ""}
+            axes.plot(xs, ys, **style, label=names[id(group)])
+            counts.append(n)
+            if n > 1:
+                low, high = ([y + sign * d for y, d in zip(ys, band, strict=True)] for sign in (-1, 1))
+                axes.fill_between(xs, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        if spec.get("log") and all(y > 0 for _, (_, ys, *_) in drawn for y in ys):
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_minor_formatter(NullFormatter())
             axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-    _legend(figure.axes[0], [1 for _ in groups])
+        elif spec.get("log"):
+            axes.set_yscale("symlog", linthresh=float(spec.get("linear_below", 1e-3)))
+            axes.set_ylim(bottom=0)
+    _legend(figure.axes[0], counts)
     return figure
 
 
-def _training_curves(group: Group) -> tuple[tuple[list[float], list[float]], ...]:
-    run = group.done[0]
-    return run.curve("train", "loss"), run.curve(run.watched, "top1")
+def _mean_curve(group: Group, split: str, key: str) -> tuple[list[float], list[float], list[float], int]:
+    """(epochs, means, deviations, seeds) of a figure over training, where each seed has it; split "": the one watched."""
+    lines = [dict(zip(*runs[0].curve(split or runs[0].watched, key), strict=True)) for runs in group.seeds.values()]
+    lines = [line for line in lines if line]
+    xs = sorted(set.intersection(*(set(line) for line in lines))) if lines else []
+    found = [over([[line[x]] for line in lines]) for x in xs]
+    return xs, [f.mean for f in found if f], [f.deviation or 0.0 for f in found if f], len(lines)
 
 
 def gradient_angle(groups: Sequence[Group]) -> Figure | None:
-    """Angle between the strategy's gradient and that of stored activations over training, of each group's first run."""
-    lines = [(group, *group.done[0].curve("strategy", "gradient_angle")) for group in groups]
-    lines = [line for line in lines if len(line[1]) > 1]
-    if not lines:
-        return None
-    names = _names([group for group, *_ in lines])
-    figure, axes = _axes("epoch", "angle to the stored gradient (degrees)")
-    for i, (group, xs, ys) in enumerate(lines):
-        axes.plot(xs, ys, **_style(i), markersize=4, label=names[id(group)])
-    axes.set_yscale("symlog", linthresh=1e-3)  # exact reversal is 0
-    axes.set_ylim(bottom=0)
-    _legend(axes, [1 for _ in lines])
-    return figure
+    """Angle between the strategy's gradient and that of stored activations over training."""
+    label = "angle to the stored gradient (degrees)"
+    return curve(groups, {"split": "strategy", "y": "gradient_angle", "y_label": label, "log": True})
 
 
 def _peak(groups: Sequence[Group]) -> str:
@@ -216,11 +260,24 @@ def _label(group: Group, keys: Sequence[str]) -> str:
     settings = [(key, group.first.setting(key)) for key in keys]
     return as_it_is(
         ", ".join(
-            str(value) if key in GROUPS else f"{key.rpartition('.')[2]} {value}"
+            str(value) if key in (*GROUPS, "arm") else f"{key.rpartition('.')[2]} {value}"
             for key, value in settings
             if value is not None
         )
     )
+
+
+PLOTS: dict[str, tuple[str, Callable[[Sequence[Group]], Figure | None]]] = {
+    "accuracy-memory": ("Accuracy against peak memory", accuracy_against_memory),
+    "accuracy-depth": ("Accuracy against depth", accuracy_against_depth),
+    "accuracy-compression": ("Accuracy against compression", accuracy_against_compression),
+    "memory-depth": ("Peak memory against depth", memory_against_depth),
+    "memory-batch": ("Peak memory against batch size", memory_against_batch),
+    "time-depth": ("Step time against depth", time_against_depth),
+    "curves": ("Training", curves),
+    "gradient-angle": ("Error of the gradient over training", gradient_angle),
+}
+KINDS: dict[str, Callable[[Sequence[Group], Spec], Figure | None]] = {"lines": lines, "points": points, "curve": curve}
 
 
 def _axes(x: str, y: str) -> tuple[Figure, Axes]:
@@ -247,7 +304,7 @@ def _legend(axes: Axes, counts: Sequence[int]) -> None:
     assert figure is not None
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 5 or len(figure.axes) > 1:
-        legend = figure.legend(handles, labels, fontsize=8, frameon=False, loc="outside right upper", title=title)
+        legend = figure.legend(handles, labels, fontsize=8, frameon=False, loc="outside right center", title=title)
     else:
         legend = axes.legend(handles, labels, fontsize=8, frameon=False, loc="best", title=title)
     legend.get_title().set_fontsize(8)

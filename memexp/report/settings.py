@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from memexp.report.experiments import about
+
 if TYPE_CHECKING:
     from memexp.report.collect import Run
 
@@ -30,16 +32,20 @@ def varying(runs: Sequence[Run]) -> list[str]:
     """The settings, groups first, in which the runs differ and which matter; not the seed.
 
     Left out is what follows from those before it, unless it was asked for: the number of epochs that a data set brings along.
+    Arms of an experiment stand before all others, and what follows from them is left out, too.
     """
+    lead = ["arm", *about(runs).get("settings", ())]
+    led = len({str(run.setting("arm")) for run in runs}) > 1 or len(lead) > 1
     asked = [key for key in dict.fromkeys(key for run in runs for key in run.overrides) if _matters(key)]
     leaves = [
         key for key in dict.fromkeys(key for run in runs for key, _ in _leaves(run.get("config"))) if _matters(key)
     ]
     found: list[str] = []
-    for key in dict.fromkeys([*GROUPS, *asked, *leaves]):
+    for key in dict.fromkeys([*lead, *GROUPS, *asked, *leaves]):
         values = [run.setting(key) for run in runs]
-        if key in asked:
+        if key in lead or key in asked:
             differ = len(set(map(str, values))) > 1
+            differ = differ and not (led and key not in lead and _follows(key, found, runs))
         else:  # a run that was refused has no configuration
             differ = len({str(value) for value in values if value is not None}) > 1 and not _follows(key, found, runs)
         if differ:
@@ -48,12 +54,21 @@ def varying(runs: Sequence[Run]) -> list[str]:
 
 
 def shared(runs: Sequence[Run]) -> dict[str, str]:
-    """Settings that are the same in all runs: groups, what every reader asks, and what was given on a command line."""
+    """Settings that are the same in all runs: groups, what every reader asks, and what was given on a command line.
+
+    A run that was refused has no configuration, and is not asked.
+    """
+    composed = [run for run in runs if isinstance(run.get("config"), Mapping)] or runs
     asked = dict.fromkeys(key for run in runs for key in run.overrides)
     found = {}
     for key in dict.fromkeys([*GROUPS, *asked, *ALWAYS]):
-        values = {str(value) for run in runs if (value := run.setting(key)) is not None}
-        if len(values) == 1 and (_matters(key) or key in ("seed", "scale")):
+        values = {str(run.setting(key)) for run in composed}
+        if (
+            len(values) == 1
+            and values != {"None"}
+            and (_matters(key) or key in ("seed", "scale"))
+            and not key.startswith("case.")
+        ):
             found[key] = values.pop()
     return found
 

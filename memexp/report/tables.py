@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from memexp.report.collect import Figure, Group, Run, number, over, repeats
+from memexp.report.experiments import about
 from memexp.report.settings import GROUPS, shared, varying
 from memexp.units import shown_figure
 from memexp.visible import visible
@@ -55,15 +56,10 @@ def of_groups(groups: Sequence[Group]) -> Table:
     """One row a group: what it was told, how it ended, what was measured (mean and deviation over n seeds)."""
     runs = [run for group in groups for run in group.runs]
     keys = varying(runs) or ["model"]
-    studied = dict.fromkeys(name for run in runs for name in run.studied if name != "parameters")
-    columns: list[tuple[str, str, float, int | None]] = [
-        *COLUMNS,
-        *((name, f"study.{name}", 1.0, None) for name in studied),
-    ]
-    measured = [column for column in columns if any(group.figure(column[1]) for group in groups)]
+    measured = [column for column in columns(runs) if any(figure_of(group, column[1]) for group in groups)]
     rows = []
     for group in groups:
-        figures = [shown(group.figure(key), divisor, decimals) for _, key, divisor, decimals in measured]
+        figures = [shown(figure_of(group, key), divisor, decimals) for _, key, divisor, decimals in measured]
         rows.append([*(_cell(group.first.setting(key)) for key in keys), group.status, str(len(group.seeds)), *figures])
     table = Table([*keys, "status", "n", *(heading for heading, *_ in measured)], rows)
     if same := {key: value for key, value in shared(runs).items() if key not in keys}:
@@ -85,8 +81,41 @@ def of_groups(groups: Sequence[Group]) -> Table:
     return table
 
 
+def columns(runs: Sequence[Run]) -> list[tuple[str, str, float, int | None]]:
+    """The figures of a table: those of the experiment that all runs belong to, or all that there are."""
+    known = {column[0]: column for column in COLUMNS}
+    own = about(runs).get("columns")
+    if own is not None:
+        return [
+            known[column]
+            if isinstance(column, str)
+            else (column["heading"], column["key"], float(column.get("divisor", 1)), column.get("decimals", 2))
+            for column in own
+        ]
+    studied = dict.fromkeys(name for run in runs for name in run.studied if name != "parameters")
+    return [*COLUMNS, *((name, f"study.{name}", 1.0, None) for name in studied)]
+
+
+def figure_of(group: Group, key: str) -> Figure | None:
+    """A group's figure by its key in results.json; `kept`: the share of the parameters that is left of those at the start."""
+    if key != "kept":
+        return group.figure(key)
+    return over([[share for run in runs if (share := kept(run)) is not None] for runs in group.seeds.values()])
+
+
+def kept(run: Run) -> float | None:
+    """The parameters at the run's end over those at its beginning."""
+    pairs = [pair["parameters"] for pair in changes(run).values()]
+    sizes = [size for pair in pairs for size in pair if size]
+    return sizes[-1] / sizes[0] if sizes else None
+
+
 def of_stages(groups: Sequence[Group]) -> Table | None:
-    """A row for each stage of a group: what it found and what it left. None where no run has more than train and evaluate."""
+    """A row for each stage of a group: what it found and what it left. None where no run has more than train and evaluate, and
+    where an experiment's own table says what its stages found.
+    """
+    if "columns" in about(run for group in groups for run in group.runs):
+        return None
     longer = [group for group in groups if any(_is_longer(run) for run in group.done)]
     if not longer:
         return None
@@ -121,7 +150,7 @@ def changes(run: Run) -> dict[str, dict[str, tuple[float | None, float | None]]]
         pairs = {}
         for _, key, _ in CHANGED:
             kind = str(stage.get("key")).partition("-")[0]
-            earlier = number(of_stage.get(f"{kind}.{key}.before"))
+            earlier = next((n for part in (kind, "prune") if (n := number(of_stage.get(f"{part}.{key}.before")))), None)
             if earlier is None and key == "accuracy.top1":
                 earlier = number(of_stage.get("before.top1"))
             before = known.get(key) if earlier is None else earlier

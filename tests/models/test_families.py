@@ -138,3 +138,14 @@ def test_a_users_own_network_gets_what_it_asks_for():
         models.create(classes=5, shape=CIFAR, chain=Chain, _target_=target, widht=6)
     with pytest.raises(ValueError, match="cannot be imported"):
         models.create(classes=5, shape=CIFAR, chain=Chain, _target_="nowhere.network")
+
+
+@pytest.mark.parametrize(("base", "count"), [("nin", 966_986), ("vgg11", 9_494_858), ("resnet20", 269_722)])
+def test_the_discrete_network_of_an_integral_one_is_a_family(base, count):
+    assert parameters("discrete", 10, CIFAR, base=base) == count
+    with pytest.raises(ConfigError, match="base='resnet21x'"):
+        memexp.compose(["model=discrete", "model.base=resnet21x"])
+
+
+def test_vgg16_of_a_quarter_of_the_width():
+    assert parameters("vgg16", 10, CIFAR, width=0.25) == 939_770
