@@ -17,7 +17,7 @@ from memexp.models import families
 from memexp.models.vanishing import VanishingReLU, returning, vanishing
 from memexp.pruning import Masks
 from memexp.stages.handed import Run
-from memexp.training import distribution, recipe, utilisation
+from memexp.training import distribution, recipe, synced, utilisation
 from memexp.training.loop import Trainer
 from memexp.training.monitor import strategy_monitor
 from memexp.training.profile import Trace
@@ -69,6 +69,7 @@ def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:
         with trainer.deployed() as model:
             weights = {key: value.clone() for key, value in model.state_dict().items()}
         run.network.load_state_dict(weights)
+    synced.restore(run.network)
     run.evaluation = trainer.watched_name, watched
     figures = {
         "accuracy": {**watched.as_dict(), "split": trainer.watched_name, "images": watched.images},

@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from memexp.training import synced
+
 T = TypeVar("T")
 
 
@@ -165,11 +167,13 @@ def agree(flag: bool, world: World, device: torch.device) -> bool:
 
 
 def distribute(model: nn.Module, world: World, device: torch.device, sync_batchnorm: bool) -> nn.Module:
-    """The model, with gradients averaged over processes where there are several."""
+    """The model, with gradients averaged over processes where there are several.
+
+    sync_batchnorm: with batch statistics of all of them. Raises ValueError where a normalisation cannot be so.
+    """
     if world.size == 1:
         return model
     if sync_batchnorm:
-        if device.type == "cpu":
-            raise ValueError("sync_batchnorm: true needs an accelerator; torch has no SyncBatchNorm on the CPU")
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return DistributedDataParallel(model, device_ids=None if device.type == "cpu" else [device.index])
+        synced.synchronise(model, device)
+    devices = None if device.type == "cpu" else [device.index]
+    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)

@@ -26,6 +26,7 @@ from memexp.data import Batches
 from memexp.training import distribution
 from memexp.training.distribution import World
 from memexp.training.precision import Precision
+from memexp.training.synced import SyncedBatchNorm
 
 IMAGES = 1000  # enough: the paper takes 1,000 to 10,000, and a loss on CIFAR-10 is the same from 500 on to three digits
 SETTLED = 20  # times 1 / momentum steps: the start's share of a running average is then below 1e-8
@@ -141,7 +142,7 @@ def _collect(
 def _reader(moments: _Moments, world: World) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     def read(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         count = inputs[0].numel() // inputs[0].shape[1]
-        if isinstance(layer, nn.SyncBatchNorm):
+        if isinstance(layer, SyncedBatchNorm | nn.SyncBatchNorm):
             count *= world.size
         moments.add(_mean(layer), _variance(layer) * (count - 1), count)
 

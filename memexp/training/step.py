@@ -1,16 +1,23 @@
 """One optimizer step. The estimate of a run's memory traces this very function, so it holds all that a step does."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from memexp.optim import kernels
 from memexp.training.precision import Precision
 
 Loss = Callable[[Tensor, Any], Tensor]  # of scores and what they are compared with
 Batch = tuple[Tensor, Any]
+
+
+def _in_one(model: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """Several processes exchange the gradients of all batches once, with the last of them."""
+    return nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
 
 
 def train_step(
@@ -26,12 +33,13 @@ def train_step(
     Returns the mean loss over the batches, detached, still on the device: reading it is what would wait for it.
     """
     total: Tensor | None = None
-    for images, labels in batches:
-        with precision.autocast():
-            loss = loss_fn(model(images), labels)
-        if len(batches) > 1:
-            loss = loss / len(batches)
-        precision.scaler.scale(loss).backward()
+    for number, (images, labels) in enumerate(batches, 1):
+        with _in_one(model, last=number == len(batches)):
+            with precision.autocast():
+                loss = loss_fn(model(images), labels)
+            if len(batches) > 1:
+                loss = loss / len(batches)
+            precision.scaler.scale(loss).backward()
         total = loss.detach() if total is None else total + loss.detach()
     if total is None:
         raise ValueError("train_step was given no batches: one step takes at least one")
