@@ -19,8 +19,13 @@ from memexp.pruning.selection import Kept
 def prunable(network: nn.Module, graph: Graph) -> dict[int, Group]:
     """The groups whose channels some layer of the network makes.
 
-    Raises ValueError where there is none.
+    Raises ValueError where there is none, and for an integral network, whose layers have no channels of their own.
     """
+    if any(hasattr(module, "become_discrete") for module in network.modules()):
+        raise ValueError(
+            "the network is integral: its channels are samples, and none can be removed; choose its size by .discretize(0.6) or "
+            "prune=integral prune.keep=0.6, and prune what that leaves"
+        )
     found = {number: group for number, group in enumerate(graph.groups) if weights(network, group)}
     if not found:
         raise ValueError("no layer of this network has channels that can be removed: its inputs and outputs are fixed")

@@ -11,7 +11,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
-from memexp import edits, models
+from memexp import edits, integral, models
 from memexp.backprop import Chain
 from memexp.pruning import Settings, narrowing, prune, remove
 from memexp.pruning.checking import CheckFailed
@@ -366,3 +366,13 @@ def test_what_can_be_done_is_not_refused_before():
     for criterion in ("l1_norm", "bn_scale", "apoz", "taylor_weight"):
         for asked in ({"ratio": 0.5}, {"target": "macs:0.5"}, {"target": "params:0.3", "scope": "global"}):
             foresee(small((32, 48, 40)), IMAGES[:2], criterion, Settings(**asked), rounds=2)
+
+
+def test_an_integral_network_is_refused_until_it_has_a_size():
+    layers = (nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    x = torch.randn(2, 3, 16, 16)
+    network = integral.convert(nn.Sequential(*layers), x)
+    with pytest.raises(ValueError, match=r"the network is integral: its channels are samples.*discretize"):
+        prune(network, x, criterion="l1_norm", ratio=0.3)
+    pruned, _ = prune(network.discretize(0.8), x, criterion="l1_norm", ratio=0.3)
+    assert pruned(x).shape == (2, 4)
