@@ -23,7 +23,7 @@ def prunable(network: nn.Module, graph: Graph) -> dict[int, Group]:
     """
     if any(hasattr(module, "become_discrete") for module in network.modules()):
         raise ValueError(
-            "the network is integral: its channels are samples, and none can be removed; choose its size by .discretize(0.6) or "
+            "the network is integral: its channels are samples, and none can go; choose its size by .discretize(0.6) or "
             "prune=integral prune.keep=0.6, and prune what that leaves"
         )
     found = {number: group for number, group in enumerate(graph.groups) if weights(network, group)}
