@@ -21,7 +21,8 @@ class CasesSweeper(Sweeper):
 
     A case is a list of overrides, each of which may give several values; what is typed on the command line comes after it and
     wins. Cases that have names (`{ResNet: [...], RevNet: [...]}`) give them to their jobs as `arm`. params: an experiment's
-    own sweep, key -> choices. max_batch_size: jobs given to the launcher at once; None: all.
+    own sweep, key -> choices. %{key} in a case is what its job has of a key, where ${key} is what the sweep has.
+    max_batch_size: jobs given to the launcher at once; None: all.
 
     Written anew rather than derived from Hydra's BasicSweeper, whose module Hydra executes again when it looks for plugins.
     """
@@ -44,7 +45,7 @@ class CasesSweeper(Sweeper):
             raise ConfigError(
                 [f"hydra.sweeper.max_batch_size: {max_batch_size!r} is not allowed; it takes at least 1."]
             )
-        self.cases = [[str(text) for text in case] for case in listed]
+        self.cases = [[str(text).replace("%{", "${") for text in case] for case in listed]
         if isinstance(cases, Mapping):
             self.cases = [[_named(str(arm)), *case] for arm, case in zip(cases, self.cases, strict=True)]
         self.params = params or {}

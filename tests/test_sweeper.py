@@ -38,12 +38,15 @@ def test_cases_that_are_no_lists_of_overrides_are_refused(cases):
 
 def test_a_case_may_sweep_and_have_a_name():
     sweeper = CasesSweeper(
-        cases={"it's whole": ["stages=[train]"], "pruned": ["prune=l1_norm,std", "prune.ratio=0.2,0.4"]}
+        cases={
+            "it's whole": ["stages=[train]"],
+            "pruned": ["prune=l1_norm,std", "prune.ratio=0.2,0.4", "tune.lr=%{prune.ratio}"],
+        }
     )
     assert jobs(sweeper, "seed=7") == [
         [r"arm='it\'s whole'", "stages=[train]", "seed=7"],
         *(
-            ["arm='pruned'", f"prune={criterion}", f"prune.ratio={ratio}", "seed=7"]
+            ["arm='pruned'", f"prune={criterion}", f"prune.ratio={ratio}", "tune.lr=${prune.ratio}", "seed=7"]
             for criterion in ("l1_norm", "std")
             for ratio in ("0.2", "0.4")
         ),

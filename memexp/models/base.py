@@ -7,8 +7,15 @@ from torch import nn
 
 from memexp import models
 from memexp.models import nin, vgg
+from memexp.models.chain import ChainFactory
+from memexp.models.layout import Shape
 
 VGG11 = ((64,), (128,), (256, 256), (512, 512), (512, 512))
+
+
+def discrete(*, classes: int, shape: Shape, chain: ChainFactory, base: str, weights: str | None = None) -> nn.Module:
+    """`base_network` as a family of its own: what an integral network is compared with."""
+    return base_network(base, weights, classes=classes, shape=shape, chain=chain)
 
 
 def base_network(base: str, weights: str | None = None, **common: Any) -> nn.Module:

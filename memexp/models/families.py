@@ -219,7 +219,7 @@ def _base_has_not(strategy: str) -> Callable[[Settings], str | None]:
 OWN = Family()
 FAMILIES: dict[str, Family] = {
     "discrete": Family(
-        "memexp.models.base.base_network",
+        "memexp.models.base.discrete",
         DiscreteOptions,
         ("stored", "checkpointed", "reversible", "budget"),
         cautions={name: _base_has_not(name) for name in ("checkpointed", "reversible", "budget")},

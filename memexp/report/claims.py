@@ -22,7 +22,7 @@ from memexp.report.experiments import about
 from memexp.report.tables import figure_of
 from memexp.units import shown_figure
 
-MOST_TOLD = 4  # comparisons that a verdict spells out
+MOST_TOLD, MOST_FAILED = 4, 12  # comparisons that a verdict spells out, where all hold and where some do not
 Check = Mapping[str, Any]
 
 
@@ -49,7 +49,8 @@ def verdict(groups: Sequence[Group]) -> list[str]:
     measured = [comparison for comparison in found if comparison.holds is not None]
     failed = [comparison for comparison in measured if not comparison.holds]
     small = ", at the small scale," if any(g.first.get("scale") == "laptop" for g in groups) else ""
-    shown, more = (failed or measured)[:MOST_TOLD], max(0, len(failed or measured) - MOST_TOLD)
+    most = MOST_FAILED if failed else MOST_TOLD
+    shown, more = (failed or measured)[:most], max(0, len(failed or measured) - most)
     spelled = "; ".join(map(str, shown)) + (f"; and {more} more" if more else "")
     if not measured:
         says = "These runs cannot say: what is compared has not been measured."

@@ -150,16 +150,22 @@ def changes(run: Run) -> dict[str, dict[str, tuple[float | None, float | None]]]
         pairs = {}
         for _, key, _ in CHANGED:
             kind = str(stage.get("key")).partition("-")[0]
-            earlier = next((n for part in (kind, "prune") if (n := number(of_stage.get(f"{part}.{key}.before")))), None)
+            earlier = _told(of_stage, kind, f"{key}.before")
             if earlier is None and key == "accuracy.top1":
                 earlier = number(of_stage.get("before.top1"))
             before = known.get(key) if earlier is None else earlier
             later = number(of_stage.get(key))
-            later = number(of_stage.get(f"{kind}.{key}.after")) if later is None else later
+            later = _told(of_stage, kind, f"{key}.after") if later is None else later
             known[key] = before if later is None else later
             pairs[key] = (before, known[key])
         found[str(stage.get("key"))] = pairs
     return found
+
+
+def _told(of_stage: Run, kind: str, key: str) -> float | None:
+    """What a stage says below its own name; a discretised network's figures stand where a pruned one's do."""
+    found = (number(of_stage.get(f"{part}.{key}")) for part in (kind, "prune"))
+    return next((value for value in found if value is not None), None)
 
 
 def of_runs(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -140,7 +140,7 @@ def test_a_users_own_network_gets_what_it_asks_for():
         models.create(classes=5, shape=CIFAR, chain=Chain, _target_="nowhere.network")
 
 
-@pytest.mark.parametrize(("base", "count"), [("nin", 966_986), ("vgg11", 9_494_858), ("resnet20", 269_722)])
+@pytest.mark.parametrize(("base", "count"), [("nin", 966_986), ("vgg11", 9_491_530), ("resnet20", 269_722)])
 def test_the_discrete_network_of_an_integral_one_is_a_family(base, count):
     assert parameters("discrete", 10, CIFAR, base=base) == count
     with pytest.raises(ConfigError, match="base='resnet21x'"):
