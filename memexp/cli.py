@@ -90,7 +90,9 @@ def _explain(error: Exception) -> int:
     from memexp.config import ConfigError
     from memexp.record import RunDirectoryError
 
-    if isinstance(error.__cause__, ConfigError):  # raised while Hydra made its sweeper or launcher
+    if isinstance(error.__cause__, ConfigError) and type(error).__module__.startswith(
+        "hydra."
+    ):  # of a sweeper, a launcher
         error = error.__cause__
     if isinstance(error, ConfigError):
         count = len(error.problems)

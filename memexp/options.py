@@ -83,7 +83,7 @@ class Config:
     epochs: Positive
     max_steps: Positive | None
     batch_size: Positive
-    accumulate: Positive
+    accumulate: Annotated[int, between(1, 65536)]  # all of a step's batches are held together
     precise_batchnorm: bool
     evaluate_every: Positive
     checkpoint_every: Positive | None

@@ -77,7 +77,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """What `path` holds, or None where there is no readable JSON object."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return data if isinstance(data, dict) else None
 

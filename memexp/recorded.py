@@ -36,7 +36,7 @@ def of_run(
         raise ConfigError([f"{run}: no run was started here (it has no results.json).{there}"])
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError([f"{path} cannot be read: {str(error).splitlines()[0]}"]) from error
     plain = results.get("config") if isinstance(results, dict) else None
     if not isinstance(plain, dict):

@@ -479,7 +479,8 @@ def _estimate(current: Run) -> int | None:
     if current.cfg.backprop.name == "budget":
         return None  # its plan is an estimate already, made with times that are measured
     try:
-        return int(estimate(current.cfg, current.edits)["peak"])
+        accumulate = min(current.cfg.accumulate, len(current.splits.train))  # as each step takes
+        return int(estimate(OmegaConf.merge(current.cfg, {"accumulate": accumulate}), current.edits)["peak"])  # type: ignore[arg-type]
     except Exception as error:  # a user's own network may do anything; the run does not depend on its estimate
         log.warning("memory: no estimate, as the network cannot be traced without data: %s", error)
         return None

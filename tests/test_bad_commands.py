@@ -12,7 +12,7 @@ KEYS = {
     "epochs": ["0", "-3", "1.5", "ten", "null", "nan", "''"],
     "max_steps": ["0", "-1", "2.5", "many", "inf"],
     "batch_size": ["0", "-8", "1e2", "null", "8GB"],
-    "accumulate": ["0", "none"],
+    "accumulate": ["0", "none", "1000000000000000"],
     "deterministic": ["3", "maybe", "null"],
     "device": ["3", "null", "[cpu]"],
     "clip_grad": ["0", "-1", "nan", "big"],

@@ -15,7 +15,7 @@ from memexp import build, config, saved
 from memexp.cli import main
 from memexp.config import ConfigError
 from memexp.record import RunDirectoryError
-from memexp.training import evaluation
+from memexp.training import checkpoint, evaluation, form
 from memexp.training.checkpoint import CheckpointError
 from memexp.training.evaluation import Evaluation
 
@@ -440,6 +440,79 @@ def test_a_cut_off_last_checkpoint_falls_back_and_a_damaged_one_names_the_others
 def test_classes_that_are_matched_by_name_are_said_to_be(run, capsys, classes, said):
     assert main(["evaluate", str(run), f"dataset.classes={classes}"]) == 0
     assert ("; classes matched by name with those of its training)" in capsys.readouterr().out) is said
+
+
+FOREIGN = {
+    "model": [None, 5, {"stem.0.weight": 3}],
+    "deployed": [5, {"stem.0.weight": "x"}],
+    "config": [5, "x"],
+    "classes": [5, "abc", [1, 2], [None]],
+    "shape": ["x", [3], [3, -1, 32], [3.5, 32, 32]],
+    "mean": ["x", [math.nan], [[0.1]]],
+    "std": [[0.0], [-1.0], 5],
+    "edits": [5, "x", [5]],
+    "stage": [5, None],
+    "stages": [5, [{}], [{"key": 3}], [{"key": "train", "steps": "x"}], [{"key": "train", "strategy": 5}]],
+    "training": [5, {}, {"progress": 5}, {"progress": {"step": "x", "epoch": 0, "position": 0}}],
+    "random": [5, [], [{}], [{"cpu": torch.zeros(3)}], [5]],
+    "appended": [5, {"metrics.jsonl": -5}, {"metrics.jsonl": "x"}],
+    "checksums": [5, {"model": "x"}],
+}
+
+
+@pytest.mark.parametrize("field", FOREIGN)
+def test_a_field_that_memexp_does_not_write_is_told_by_name_as_is_one_that_is_missing(finished, tmp_path, field):
+    path = tmp_path / "last.pt"
+    state = torch.load(finished / "checkpoints/last.pt", weights_only=True)
+    del state["checksums"]
+    for value in FOREIGN[field]:
+        torch.save(state | {field: value}, path)
+        with pytest.raises(CheckpointError, match=f"field '{field}' is not one that memexp writes") as caught:
+            checkpoint.load(path)
+        assert str(path) in str(caught.value)
+    if field in form.REQUIRED and field != "model":
+        torch.save({key: value for key, value in state.items() if key != field}, path)
+        with pytest.raises(CheckpointError, match=f"field '{field}' is not one that memexp writes"):
+            checkpoint.load(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("edits", [{"kind": "narrow", "kept": 5}], "edit narrow: what it holds is no such edit"),
+        ("edits", [{"kind": "fold", "pairs": [5]}], r"edit fold: pairs=\[5\] is not a list"),
+        ("edits", [{"kind": "discretise"}], "edit discretise: "),
+        ("dtype", torch.complex64, r"is torch\.complex64, not torch\.float32"),
+        ("dtype", torch.float16, r"is torch\.float16, not torch\.float32"),
+    ],
+)
+def test_a_checkpoint_whose_network_cannot_be_is_told_with_its_name(run, field, value, message):
+    path = run / "checkpoints/best.pt"
+    state = torch.load(path, weights_only=True)
+    del state["checksums"]
+    if field == "dtype":
+        field, value = "model", {k: w.to(value) if w.is_floating_point() else w for k, w in state["model"].items()}
+    torch.save(state | {field: value}, path)
+    with pytest.raises(CheckpointError, match=rf"checkpoint \S*best\.pt.*{message}"):
+        build.from_run(run, "best")
+
+
+def test_progress_of_another_program_is_told_with_the_checkpoints_name(run):
+    path = run / "checkpoints/train.pt"
+    state = torch.load(path, weights_only=True)
+    del state["checksums"]
+    state["training"]["progress"]["steps_done"] = 3
+    torch.save(state, path)
+    with pytest.raises(CheckpointError, match=r"train\.pt is of another optimizer: .*steps_done"):
+        saved.resume(run, ["epochs=3"])
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000 + "1" + "}" * 100_000])
+def test_a_record_nested_without_end_is_one_that_cannot_be_read(run, capsys, text):
+    (run / "results.json").write_text(text)
+    for command in ("evaluate", "report"):
+        assert main([command, str(run)]) == 2
+        assert "recursion" in capsys.readouterr().err or command == "report"
 
 
 def cut_off(last: Path) -> None:

@@ -30,7 +30,10 @@ def apply(network: nn.Module, edit: Edit) -> nn.Module:
         raise ValueError(f"edit: kind {kind!r} is not one of {', '.join(KINDS)}")
     if (found := _not_plain(edit)) is not None:
         raise ValueError(f"edit {kind}: {found} is no plain data")
-    changed = importlib.import_module(f"memexp.edits.{kind}").apply(network, edit)
+    try:
+        changed = importlib.import_module(f"memexp.edits.{kind}").apply(network, edit)
+    except (TypeError, AttributeError, KeyError, IndexError) as error:
+        raise ValueError(f"edit {kind}: what it holds is no such edit, or is of another network ({error})") from error
     assert isinstance(changed, nn.Module)
     return changed
 

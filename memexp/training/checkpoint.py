@@ -26,6 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from memexp.training import form
+
 SCHEMA = 2
 log = logging.getLogger("memexp")
 
@@ -87,6 +89,8 @@ def load(path: Path) -> dict[str, Any]:
             f"checkpoint {path} has schema {state['schema']!r}; this version reads 1 and {SCHEMA}: it is of a newer memexp"
         )
     expected = state.pop("checksums", None)
+    if expected is not None and not form.checksums(expected):
+        raise CheckpointError(_foreign(path, "checksums"))
     if expected is not None:
         found = checksums(state)
         if damaged := [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]:
@@ -95,7 +99,14 @@ def load(path: Path) -> dict[str, Any]:
                 f"checkpoint {path} is damaged: {sorted(damaged)[0]} is not what was saved. Other checkpoints of the run, the "
                 f"latest first: {others}; evaluate one with --checkpoint NAME, or go on from its copy as last.pt"
             )
-    return upgraded(state)
+    state = upgraded(state)
+    if (field := form.misfit(state)) is not None:
+        raise CheckpointError(_foreign(path, field))
+    return state
+
+
+def _foreign(path: Path, field: str) -> str:
+    return f"checkpoint {path}: its field {field!r} is not one that memexp writes; it was changed, or is of another program"
 
 
 def before(path: Path) -> list[Path]:
@@ -175,6 +186,11 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: Path,
         f"{key} is {tuple(weights[key].shape)}, not {tuple(own[key].shape)}"
         for key in own
         if key in weights and weights[key].shape != own[key].shape
+    ]
+    problems += [  # an assigned tensor would change what the network computes in
+        f"{key} is {weights[key].dtype}, not {own[key].dtype}"
+        for key in own
+        if key in weights and weights[key].dtype != own[key].dtype
     ]
     if problems:
         listed = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")

@@ -278,9 +278,9 @@ class Trainer:
         """Goes on from what `save` gave to the checkpoint `path`; the network's weights are its builder's business."""
         try:
             self.recipe.load(state)
-        except (ValueError, KeyError) as error:
+            self.progress = Progress(**state["progress"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"checkpoint {path} is of another optimizer: {error}") from error
-        self.progress = Progress(**state["progress"])
 
 
 def _median(values: list[float]) -> float:

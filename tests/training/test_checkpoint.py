@@ -8,9 +8,13 @@ from memexp.training import checkpoint
 from memexp.training.checkpoint import CheckpointError
 
 
+SOUND = {"schema": 2, "model": {}, "config": None, "classes": None, "edits": [], "stage": "train", "stages": []}
+SOUND |= {"training": None, "random": None, "appended": None}
+
+
 def test_what_is_saved_is_what_is_loaded(tmp_path):
     path = tmp_path / "checkpoints" / "last.pt"
-    checkpoint.save(path, {"schema": 2, "model": {"w": torch.arange(3)}, "step": 7})
+    checkpoint.save(path, SOUND | {"model": {"w": torch.arange(3)}, "step": 7})
     state = checkpoint.load(path)
     assert state["step"] == 7
     assert torch.equal(state["model"]["w"], torch.arange(3))
@@ -18,7 +22,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "last.pt"
-    checkpoint.save(path, {"schema": 2, "model": {}, "step": 1})
+    checkpoint.save(path, SOUND | {"step": 1})
 
     def full(state, file):
         file.write(b"half")
@@ -26,7 +30,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(CheckpointError, match=r"last\.pt.*No space left"):
-        checkpoint.save(path, {"schema": 2, "model": {}, "step": 2})
+        checkpoint.save(path, SOUND | {"step": 2})
     assert checkpoint.load(path)["step"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
 
