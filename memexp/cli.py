@@ -397,10 +397,11 @@ def _experiments(arguments: list[str]) -> int:
     )
     from memexp.report.experiments import SCALES, expected, listing
     from memexp.report.tables import Table, terminal
+    from memexp.sweeper import count
 
     rows = []
     for name, text in listing(_conf()):
-        told = expected(_conf(), name)
+        told = expected(_conf(), name, count)
         runs, times = zip(*(told[scale] for scale in SCALES), strict=True)
         rows.append([name, text, " / ".join(map(str, runs)), *times])
     print(terminal(Table(["id", "shows", "runs (paper / laptop)", *(f"time, {scale}" for scale in SCALES)], rows)))

@@ -104,3 +104,9 @@ class CasesSweeper(Sweeper):
 def _named(arm: str) -> str:
     escaped = arm.replace("\\", "\\\\").replace("'", "\\'")
     return f"arm='{escaped}'"
+
+
+def count(settings: Mapping[str, Any]) -> int:
+    """The number of jobs of a sweep with these `cases` and `params`, nothing else being swept."""
+    params = [f"{key}={choices}" for key, choices in (settings.get("params") or {}).items()]
+    return len(CasesSweeper(cases=settings.get("cases")).jobs(OverridesParser.create().parse_overrides(params)))

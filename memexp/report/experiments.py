@@ -8,7 +8,7 @@ shown/ID.yaml, all of it optional:
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,12 +42,12 @@ def listing(conf: Path) -> list[tuple[str, str]]:
     return [(str(path.relative_to(root).with_suffix("")), _comment(path)[0]) for path in sorted(root.rglob("*.yaml"))]
 
 
-def expected(conf: Path, identifier: str) -> dict[str, tuple[int, str]]:
-    """scale -> (number of runs, time), as the file says and its sweep comes to."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from omegaconf import OmegaConf
+def expected(conf: Path, identifier: str, count: Callable[[Mapping[str, Any]], int]) -> dict[str, tuple[int, str]]:
+    """scale -> (number of runs, time), as the file says and its sweep comes to.
 
-    from memexp.sweeper import CasesSweeper
+    count: the number of jobs of a sweep with these settings (memexp.sweeper.count).
+    """
+    from omegaconf import OmegaConf
 
     path = conf / "experiment" / f"{identifier}.yaml"
     line = next((text for text in _comment(path) if text.startswith("time:")), "time:")
@@ -57,9 +57,7 @@ def expected(conf: Path, identifier: str) -> dict[str, tuple[int, str]]:
         made = OmegaConf.merge(OmegaConf.load(path), {"scale": scale})
         told = OmegaConf.to_container(OmegaConf.select(made, "hydra.sweeper") or OmegaConf.create({}), resolve=True)
         assert isinstance(told, dict)
-        params = [f"{key}={choices}" for key, choices in (told.get("params") or {}).items()]
-        jobs = CasesSweeper(cases=told.get("cases")).jobs(OverridesParser.create().parse_overrides(params))
-        found[scale] = len(jobs), times.get(scale, "-")
+        found[scale] = count({str(key): value for key, value in told.items()}), times.get(scale, "-")
     return found
 
 

@@ -56,7 +56,7 @@ def carry_out(run: Run) -> dict[str, Any]:
         "seconds": seconds,
         "parameters": run.parameters,
         "continuous": {name: int(n) for name, n in network.groups.items()},
-        "discrete": dict(network.discrete),
+        "not_continuous": dict(network.discrete),
     }
     run.finish(figures)
     return figures

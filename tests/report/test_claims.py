@@ -8,6 +8,7 @@ from memexp.paths import CONF
 from memexp.report import claims, experiments, plots, published, write_report
 from memexp.report.collect import find, group
 from memexp.report.tables import COLUMNS
+from memexp.sweeper import count
 
 HEADINGS = [column[0] for column in COLUMNS]
 IDS = [name for name, _ in experiments.listing(CONF)]
@@ -167,11 +168,11 @@ def _arms(identifier):
 def test_the_table_of_experiments_has_runs_and_time_at_both_scales(capsys):
     from memexp.cli import main
 
-    assert experiments.expected(CONF, "revnet/table3") == {
+    assert experiments.expected(CONF, "revnet/table3", count) == {
         "paper": (12, "50 GPU-hours"),
         "laptop": (8, "30 core-minutes"),
     }
-    assert all(time != "-" for name in IDS for _, time in experiments.expected(CONF, name).values())
+    assert all(time != "-" for name in IDS for _, time in experiments.expected(CONF, name, count).values())
     assert main(["experiments"]) == 0
     row = next(line for line in capsys.readouterr().out.splitlines() if "prune/criteria" in line)
     assert "110 / 110" in row

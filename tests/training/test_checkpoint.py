@@ -7,7 +7,6 @@ from torch import nn
 from memexp.training import checkpoint
 from memexp.training.checkpoint import CheckpointError
 
-
 SOUND = {"schema": 2, "model": {}, "config": None, "classes": None, "edits": [], "stage": "train", "stages": []}
 SOUND |= {"training": None, "random": None, "appended": None}
 
