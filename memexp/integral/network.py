@@ -48,6 +48,7 @@ class IntegralNetwork(nn.Module):
     """
 
     steps: Tensor
+    sizes_vary = True  # from step to step, so that running statistics are of none of them
     variation: Variation | None = None
     conversion: Mapping[str, Any] | None = None
 

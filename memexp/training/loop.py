@@ -73,13 +73,13 @@ class Trainer:
         splits = place.splits
         self.steps_per_epoch = self.settings.steps_per_epoch(len(splits.train))
         self.total_steps = self.settings.total_steps(len(splits.train))
-        momenta = statistics.momenta(recipe.network)
-        self.precise = self.settings.precise_batchnorm and statistics.needed(self.total_steps, momenta)
+        why = statistics.distrusted(recipe.network, self.total_steps)
+        self.precise = self.settings.precise_batchnorm and why is not None
         if self.precise:
             log.info(
-                "batch normalisation: %d steps are few for a momentum of %g, so that evaluations estimate its statistics anew, "
-                "over %d training images (precise_batchnorm=false: as they stand)",
-                *(self.total_steps, momenta[0], min(statistics.IMAGES, splits.train.images)),
+                "batch normalisation: %s, so that evaluations estimate its statistics anew, over %d training images "
+                "(precise_batchnorm=false: as they stand)",
+                *(why, min(statistics.IMAGES, splits.train.images)),
             )
         self.watched_name = splits.watched
         self.watched = splits.named(self.watched_name)

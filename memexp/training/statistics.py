@@ -43,6 +43,17 @@ def momenta(network: nn.Module) -> list[float]:
     return sorted({layer.momentum for layer in _layers(network) if layer.momentum is not None})
 
 
+def distrusted(network: nn.Module, steps: int) -> str | None:
+    """Why the running averages of `network` are not those of what is evaluated after `steps`; None where they are.
+
+    A network that has had another size in each step says so by an attribute `sizes_vary`.
+    """
+    own = momenta(network)
+    if own and any(getattr(module, "sizes_vary", False) for module in network.modules()):
+        return "the network has another size in each step"
+    return f"{steps} steps are few for a momentum of {own[0]:g}" if needed(steps, own) else None
+
+
 @contextmanager
 @torch.no_grad()
 def estimated_statistics(
