@@ -1,4 +1,4 @@
-"""Plots of runs, as PNG and SVG."""
+"""Plots of runs, as PNG, SVG and PDF."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -65,7 +65,7 @@ def of_groups(groups: Sequence[Group]) -> Table:
     if same := {key: value for key, value in shared(runs).items() if key not in keys}:
         table.above.append("In all runs: " + ", ".join(f"{key}={value}" for key, value in same.items()))
     how = sorted({str(run.get("memory.how")) for run in runs if run.get("memory.how")})
-    if how:
+    if how and any(key.startswith(("memory.", "time.")) for _, key, *_ in measured):
         table.notes.append(
             f"peak and activations: {', '.join(how)}; MiB is 2^20 bytes. step: median, warm-up excluded."
         )
@@ -171,11 +171,12 @@ def _told(of_stage: Run, kind: str, key: str) -> float | None:
 def of_runs(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """A record a run, with plain numbers under the keys of results.json: bytes, seconds, per cent."""
     settings = dict.fromkeys([*GROUPS, "seed", *varying(runs), *shared(runs)])
-    studied = dict.fromkeys(f"study.{name}" for run in runs for name in run.studied)
+    own = [key for _, key, *_ in columns(runs)]
+    studied = dict.fromkeys([*(f"study.{name}" for run in runs for name in run.studied), *own])
     return [
         {"run": visible(str(run.path)), "status": run.status, "error": run.get("error")}
         | {key: run.setting(key) for key in settings}
-        | {key: run.get(key) for key in [*MEASURED, "memory.how", *studied]}
+        | {key: kept(run) if key == "kept" else run.get(key) for key in [*MEASURED, "memory.how", *studied]}
         for run in runs
     ]
 
