@@ -72,6 +72,7 @@ def of_groups(groups: Sequence[Group]) -> Table:
     if any(len(group.seeds) > 1 for group in groups):
         table.notes.append("± is the sample standard deviation over n seeds.")
     table.notes += repeats(groups)
+    table.notes += filter(None, dict.fromkeys(map(_continuous, runs)))
     small = sorted({str(run.get("name")) for run in runs if run.get("scale") == "laptop"})
     if small:
         table.notes.append(f"{', '.join(small)}: the small version (scale=laptop), not the published recipe.")
@@ -79,6 +80,19 @@ def of_groups(groups: Sequence[Group]) -> Table:
         if run.status not in ("done", "running") and run.get("error"):
             table.notes.append(f"{run.name}: {run.status}: {str(run.get('error')).splitlines()[0]}")
     return table
+
+
+def _continuous(run: Run) -> str:
+    """Which groups of channels of an integral network are functions of the channel, once it has been sampled."""
+    stage = run.get("stages.discretise")
+    found = stage.get("continuous") if isinstance(stage, dict) else None
+    if not isinstance(found, dict) or not found:
+        return ""
+    rest = stage.get("discrete")
+    left = (
+        f"; discrete: {', '.join(map(str, rest))}" if isinstance(rest, dict) and rest else "; all others are discrete"
+    )
+    return f"continuous groups of channels of {run.setting('model.base')}: {', '.join(map(str, found))}{left}."
 
 
 def columns(runs: Sequence[Run]) -> list[tuple[str, str, float, int | None]]:
