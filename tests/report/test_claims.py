@@ -104,6 +104,8 @@ def test_seeds_are_a_band_around_their_mean(experiment, tmp_path):
     axes = plots.curves(groups).axes[0]
     assert [line.get_ydata().tolist() for line in axes.lines] == [[2.5, 1.5], [1.0, 0.5]]
     (band,) = axes.collections
+    (alone,) = plots.curves(groups[:1]).axes[0].get_legend().get_texts()
+    assert alone.get_text() == "A"
     heights = band.get_paths()[0].vertices[:, 1]
     assert (heights.min(), heights.max()) == (pytest.approx(1.5 - 0.5**0.5), pytest.approx(2.5 + 0.5**0.5))
 
