@@ -52,6 +52,18 @@ def run(job, monkeypatch):
     return carry_out
 
 
+def test_a_job_may_start_from_what_an_earlier_one_has_left(job, run, tmp_path):
+    first, sweep = tmp_path / "first", Sweep("config", [])
+    job.overrides = [f"init_from='{first}'", "model=resnet", "model.depth=8"]
+    jobs.identify(job, sweep)  # as all jobs are before the first one begins
+    assert "there is no run in" in str(job.problem)
+    assert run(Processes(), sweep) == "refused"
+    first.mkdir()
+    write_json(first / "results.json", {"schema": SCHEMA, "status": "done"})
+    assert run(Processes(), sweep) == "done"
+    assert job.problem is None
+
+
 @pytest.mark.parametrize(
     ("code", "before", "error"),
     [

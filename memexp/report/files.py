@@ -11,9 +11,9 @@ from memexp.record import folder, write_bytes
 
 
 def save(figure: Figure, directory: Path, name: str) -> Path:
-    """Writes `directory`/`name`.png and .svg; returns the PNG file. Raises RunDirectoryError."""
+    """Writes `directory`/`name`.png, .svg and .pdf; returns the PNG file. Raises RunDirectoryError."""
     folder(directory)
-    for suffix in ("svg", "png"):
+    for suffix in ("svg", "pdf", "png"):
         buffer = io.BytesIO()
         figure.savefig(buffer, format=suffix, dpi=150)
         path = directory / f"{name}.{suffix}"

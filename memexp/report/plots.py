@@ -1,4 +1,4 @@
-"""Plots of runs, as PNG and SVG."""
+"""Plots of runs, as PNG, SVG and PDF."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -251,7 +251,8 @@ def _style(i: int) -> dict[str, Any]:
 
 
 def _names(groups: Sequence[Group]) -> dict[int, str]:
-    keys = varying([run for group in groups for run in group.runs]) or ["model"]
+    alone = "arm" if all(group.first.setting("arm") for group in groups) else "model"
+    keys = varying([run for group in groups for run in group.runs]) or [alone]
     return {id(group): _label(group, keys) for group in groups}
 
 

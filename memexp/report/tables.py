@@ -65,13 +65,14 @@ def of_groups(groups: Sequence[Group]) -> Table:
     if same := {key: value for key, value in shared(runs).items() if key not in keys}:
         table.above.append("In all runs: " + ", ".join(f"{key}={value}" for key, value in same.items()))
     how = sorted({str(run.get("memory.how")) for run in runs if run.get("memory.how")})
-    if how:
+    if how and any(key.startswith(("memory.", "time.")) for _, key, *_ in measured):
         table.notes.append(
             f"peak and activations: {', '.join(how)}; MiB is 2^20 bytes. step: median, warm-up excluded."
         )
     if any(len(group.seeds) > 1 for group in groups):
         table.notes.append("± is the sample standard deviation over n seeds.")
     table.notes += repeats(groups)
+    table.notes += filter(None, dict.fromkeys(map(_continuous, runs)))
     small = sorted({str(run.get("name")) for run in runs if run.get("scale") == "laptop"})
     if small:
         table.notes.append(f"{', '.join(small)}: the small version (scale=laptop), not the published recipe.")
@@ -79,6 +80,19 @@ def of_groups(groups: Sequence[Group]) -> Table:
         if run.status not in ("done", "running") and run.get("error"):
             table.notes.append(f"{run.name}: {run.status}: {str(run.get('error')).splitlines()[0]}")
     return table
+
+
+def _continuous(run: Run) -> str:
+    """Which groups of channels of an integral network are functions of the channel, once it has been sampled."""
+    stage = run.get("stages.discretise")
+    found = stage.get("continuous") if isinstance(stage, dict) else None
+    if not isinstance(found, dict) or not found:
+        return ""
+    rest = stage.get("discrete")
+    left = (
+        f"; discrete: {', '.join(map(str, rest))}" if isinstance(rest, dict) and rest else "; all others are discrete"
+    )
+    return f"continuous groups of channels of {run.setting('model.base')}: {', '.join(map(str, found))}{left}."
 
 
 def columns(runs: Sequence[Run]) -> list[tuple[str, str, float, int | None]]:
@@ -171,11 +185,12 @@ def _told(of_stage: Run, kind: str, key: str) -> float | None:
 def of_runs(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """A record a run, with plain numbers under the keys of results.json: bytes, seconds, per cent."""
     settings = dict.fromkeys([*GROUPS, "seed", *varying(runs), *shared(runs)])
-    studied = dict.fromkeys(f"study.{name}" for run in runs for name in run.studied)
+    own = [key for _, key, *_ in columns(runs)]
+    studied = dict.fromkeys([*(f"study.{name}" for run in runs for name in run.studied), *own])
     return [
         {"run": visible(str(run.path)), "status": run.status, "error": run.get("error")}
         | {key: run.setting(key) for key in settings}
-        | {key: run.get(key) for key in [*MEASURED, "memory.how", *studied]}
+        | {key: kept(run) if key == "kept" else run.get(key) for key in [*MEASURED, "memory.how", *studied]}
         for run in runs
     ]
 

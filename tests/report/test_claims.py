@@ -5,7 +5,7 @@ import yaml
 from report_runs import add, log
 
 from memexp.paths import CONF
-from memexp.report import claims, experiments, plots, published, write_report
+from memexp.report import claims, experiments, plots, published, report, write_report
 from memexp.report.collect import find, group
 from memexp.report.tables import COLUMNS
 from memexp.sweeper import count
@@ -93,6 +93,9 @@ def test_an_experiments_own_figures_are_its_columns_and_its_first_picture(experi
     document = (tmp_path / "out" / "report.md").read_text()
     assert document.index("plots/own.png") < document.index("plots/accuracy-depth.png")
     assert "memory-depth" not in document
+    record = report(tmp_path / "runs")["runs"][0]
+    assert (record["arm"], record[own["key"]], record["kept"]) == ("A", 33.0, 0.6)
+    assert (tmp_path / "out" / "plots" / "own.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_seeds_are_a_band_around_their_mean(experiment, tmp_path):
@@ -102,6 +105,8 @@ def test_seeds_are_a_band_around_their_mean(experiment, tmp_path):
     axes = plots.curves(groups).axes[0]
     assert [line.get_ydata().tolist() for line in axes.lines] == [[2.5, 1.5], [1.0, 0.5]]
     (band,) = axes.collections
+    (alone,) = plots.curves(groups[:1]).axes[0].get_legend().get_texts()
+    assert alone.get_text() == "A"
     heights = band.get_paths()[0].vertices[:, 1]
     assert (heights.min(), heights.max()) == (pytest.approx(1.5 - 0.5**0.5), pytest.approx(2.5 + 0.5**0.5))
 
@@ -123,6 +128,17 @@ def test_what_only_some_runs_have_is_not_said_of_all(tmp_path):
     add(tmp_path, "b", depth=14)
     text = write_report([tmp_path], tmp_path, form="markdown", plots=False)
     assert "deploy=" not in text.splitlines()[0]
+
+
+def test_a_table_says_which_groups_of_channels_are_continuous(tmp_path):
+    stage = {
+        "key": "discretise",
+        "continuous": {"stem.0": 16},
+        "discrete": {"head.4.weight[0]": "the network's output"},
+    }
+    add(tmp_path, "a", config={"model": {"name": "inn", "base": "resnet20"}}, stages=[stage])
+    text = write_report([tmp_path], tmp_path, form="terminal", plots=False)
+    assert "continuous groups of channels of resnet20: stem.0; discrete: head.4.weight[0]." in text
 
 
 @pytest.mark.parametrize("identifier", IDS)
