@@ -1,6 +1,8 @@
 """Cases that have no better place: what is refused before anything is made, messages of last resort, places that cannot be
 written, a clock that goes back, advice that is never wrong."""
 
+import errno
+import os
 import time
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from memexp.cli import main
 from memexp.config import ConfigError
 from memexp.memory.limit import answer
 from memexp.models import families
+from memexp.record import RunDirectory
 from memexp.training.board import Board
 
 TINY = ["model=resnet", "model.units=[1,1]", "model.channels=[4,4,8]", "dataset=digits", "device=cpu", "max_steps=1"]
@@ -77,6 +80,29 @@ def test_b22_a_sweep_that_cannot_be_written_is_refused_before_its_jobs(tmp_path,
     monkeypatch.chdir(tmp_path)
     assert main(["train", "-m", *TINY, "seed=0,1", f"hydra.sweep.dir={NOWHERE}"]) == 1
     assert f"{NOWHERE}/sweep-seed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EFBIG])
+@pytest.mark.parametrize("write", [(RunDirectory, "append_metrics"), (Board, "scalars")])
+def test_a_disk_that_is_full_ends_the_run_in_one_sentence_and_what_was_saved_goes_on(
+    tmp_path, monkeypatch, capsys, write, code
+):
+    def full(*given, **values):
+        if values.get("step", given[1] if len(given) > 1 else 0) > 5:
+            raise OSError(code, os.strerror(code))
+        return whole(*given, **values)
+
+    whole = getattr(*write)
+    monkeypatch.chdir(tmp_path)
+    overrides = [*TINY, "max_steps=8", "log_every=1", "epochs=2", "hydra.run.dir=run"]
+    with monkeypatch.context() as patch:
+        patch.setattr(*write, full)
+        assert main(["train", *overrides]) == 1
+    told = capsys.readouterr().err
+    assert f"/run cannot be written any more: {os.strerror(code)}" in told
+    assert "Error:" not in told
+    assert main(["resume", "run"]) == 0
+    assert "going on from step 5 of 8" in capsys.readouterr().out
 
 
 def test_b24_curves_are_in_order_though_the_clock_goes_back(tmp_path, monkeypatch):

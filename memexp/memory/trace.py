@@ -93,7 +93,7 @@ def trace(
             raise
         raise ConfigError(
             [
-                f"batch_size: {cfg.batch_size} images of this size take more bytes than can be counted; set fewer or smaller ones"
+                f"batch_size: {cfg.batch_size} images of this size take more bytes than can be counted; set fewer or smaller"
             ]
         ) from error
     notes = [f"no formula for the adds-multiplies of {name}, which are left out" for name in report.uncounted]
