@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if stream is None:  # closed by who started this process
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  for as long as the process lives
         elif stream is getattr(sys, f"__{name}__"):
+            stream.reconfigure(errors="replace")  # a terminal of few characters ends no run
             _outlive_the_reader(stream)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())

@@ -1,5 +1,6 @@
 """One run, from configuration to record: its directory locked, its stages in order, how it ended written down."""
 
+import errno
 import json
 import logging
 import os
@@ -52,6 +53,7 @@ EXPLAINED: tuple[type[Exception], ...] = (
     ProcessLost,
 )
 EXPLAINED += (ChannelError, prune.PruneError, FusingError, ExportError)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of a disk, whatever was being written
 STATUS = {Interrupted: "interrupted", NotFinite: "nan", torch.OutOfMemoryError: "oom", MemoryError: "oom"}
 
 
@@ -142,6 +144,11 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
                 error = ProcessLost(
                     f"another of the {world.size} processes of this run has ended or cannot be reached; its own messages say "
                     f"why. Start all of them again with `torchrun ... -m memexp resume {directory.path}`"
+                )
+            elif isinstance(raised, OSError) and raised.errno in FULL:
+                error = RunDirectoryError(
+                    f"{directory.path} cannot be written any more: {raised.strerror}. What its last checkpoint holds is kept: "
+                    f"free space, then go on with `memexp resume {directory.path}`"
                 )
             results["status"] = _status(error)
             results["error"] = str(error) or type(error).__name__

@@ -119,6 +119,8 @@ OTHERS = [
     "estimate =",
     "estimate --config-dir nowhere",
     "estimate -cn nowhere",
+    "estimate batch_size=1000000000000000000",
+    "estimate dataset.image_size=1000000000",
     "bench model=nowhere",
     "bench --steps 0",
     "bench --steps x",

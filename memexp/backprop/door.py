@@ -1,5 +1,6 @@
 """What a Chain refuses before it computes: each in one sentence that names the step and the way out."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,6 +51,7 @@ def check_transforms(steps: Sequence[nn.Module], plan: Sequence[tuple[Keep, rang
     index = next((group.start for keep, group in plan if keep != "stored"), None)
     if index is None:
         return
+    _check_sharded(steps, plan)
     if torch.jit.is_tracing() or torch.compiler.is_exporting():
         what, way = "tracing and export", "under torch.no_grad() or "
     elif torch._C._are_functorch_transforms_active():
@@ -62,6 +64,19 @@ def check_transforms(steps: Sequence[nn.Module], plan: Sequence[tuple[Keep, rang
         f"{describe(index, steps[index])} is recomputed in backward, which {what} cannot go through: call the Chain {way}with "
         "backprop=stored (`with chain.using('stored'):`)"
     )
+
+
+def _check_sharded(steps: Sequence[nn.Module], plan: Sequence[tuple[Keep, range]]) -> None:
+    """No step that is recomputed is sharded by itself, as fully_shard (FSDP2) then swaps its parameters in between."""
+    sharded = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+    if sharded is None or not torch.distributed.is_initialized():
+        return
+    for index in (index for keep, group in plan if keep != "stored" for index in group):
+        if any(isinstance(module, sharded) for module in steps[index].modules()):
+            raise StepError(
+                f"{describe(index, steps[index])} is recomputed in backward, and fully_shard on it or its branches swaps its "
+                "parameters before that: shard at the root only, fully_shard(network), or use backprop=stored"
+            )
 
 
 def check_repeatable(

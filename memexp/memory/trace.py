@@ -79,14 +79,23 @@ def trace(
 
     Raises ConfigError for what does not fit, and for a network whose shapes depend on values.
     """
-    with without_data() as read:
-        training = Training(cfg, edits)
-        configure(training.model)
-        with _boundaries(training.model) as boundaries:
-            for _ in range(STEPS):
-                training.step()
-        report = training.tracker.report()
-        count = sum(p.numel() for p in training.model.parameters())
+    try:
+        with without_data() as read:
+            training = Training(cfg, edits)
+            configure(training.model)
+            with _boundaries(training.model) as boundaries:
+                for _ in range(STEPS):
+                    training.step()
+            report = training.tracker.report()
+            count = sum(p.numel() for p in training.model.parameters())
+    except (RuntimeError, OverflowError) as error:
+        if "overflow" not in str(error):
+            raise
+        raise ConfigError(
+            [
+                f"batch_size: {cfg.batch_size} images of this size take more bytes than can be counted; set fewer or smaller"
+            ]
+        ) from error
     notes = [f"no formula for the adds-multiplies of {name}, which are left out" for name in report.uncounted]
     notes += [f"a value read at {place} was taken to be 0: there are none without data" for place in read]
     return Trace(report, count, sum(boundaries.values()), notes)

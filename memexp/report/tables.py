@@ -266,11 +266,15 @@ def terminal(table: Table) -> str:
     import io
     import sys
 
+    from rich import box
     from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    grid = RichTable(title=Text(table.title) if table.title else None, title_justify="left")
+    frame = (
+        box.HEAVY_HEAD if (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf") else box.ASCII
+    )
+    grid = RichTable(title=Text(table.title) if table.title else None, title_justify="left", box=frame)
     for heading in table.headings:
         grid.add_column(Text(heading), overflow="fold")
     for row in table.rows:

@@ -422,3 +422,28 @@ def test_a13_evaluation_with_gradients_may_leave_the_range_unless_it_is_undone(b
             value.backward()
     else:
         value.backward()
+
+
+@pytest.fixture
+def one_process():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("strategy", ["checkpointed", "reversible"])
+@pytest.mark.parametrize("where", ["step", "branch", "root"])
+def test_a2_a_step_that_is_sharded_by_itself_is_refused_by_name(one_process, strategy, where):
+    from torch.distributed.fsdp import fully_shard
+
+    chain = Chain([AdditiveCoupling(nn.Linear(4, 4), nn.Linear(4, 4)) for _ in range(2)], backprop=strategy)
+    fully_shard({"step": chain[0], "branch": chain[0].G, "root": chain}[where])
+    x = torch.randn(2, 4), torch.randn(2, 4)
+    if where == "root":
+        sum(y.sum() for y in chain(*x)).backward()
+        assert all(p.grad is not None for p in chain.parameters())
+        return
+    with pytest.raises(StepError, match=r"step 0 \(.*AdditiveCoupling\) .* shard at the root only"):
+        chain(*x)
+    with chain.using("stored"):
+        sum(y.sum() for y in chain(*x)).backward()

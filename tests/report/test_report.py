@@ -1,13 +1,15 @@
 """Tables and plots of runs, from results.json on."""
 
 import csv
+import io
 import json
+import sys
 
 import pytest
 from report_runs import add, log
 
 import memexp
-from memexp.report import plots, published, report, write_report
+from memexp.report import plots, published, report, tables, write_report
 from memexp.report.collect import find, group
 from memexp.units import shown_bytes, shown_figure
 
@@ -319,3 +321,11 @@ def test_e6_reports_are_records_for_programs_and_write_only_where_they_are_told(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
     memexp.report([str(tmp_path)], output=str(tmp_path / "out"))
     assert (tmp_path / "out" / "report.md").exists()
+
+
+def test_a_table_on_a_terminal_of_few_characters_is_drawn_with_those(monkeypatch):
+    table = tables.Table(["model", "top-1"], [["resnet", "92.1"]])
+    for encoding, drawn in (("utf-8", "┏"), ("ascii", "+"), ("latin-1", "+")):
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+        assert tables.terminal(table).startswith(drawn)
+        tables.terminal(table).encode(encoding)

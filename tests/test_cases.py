@@ -1,0 +1,132 @@
+"""Cases that have no better place: what is refused before anything is made, messages of last resort, places that cannot be
+written, a clock that goes back, advice that is never wrong."""
+
+import errno
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+import memexp
+from memexp.cli import main
+from memexp.config import ConfigError
+from memexp.memory.limit import answer
+from memexp.models import families
+from memexp.record import RunDirectory
+from memexp.training.board import Board
+
+TINY = ["model=resnet", "model.units=[1,1]", "model.channels=[4,4,8]", "dataset=digits", "device=cpu", "max_steps=1"]
+TINY += ["dataset.limit=40", "dataset.test_limit=20", "batch_size=8"]
+NOWHERE = "/proc/memexp"  # where nobody can make a folder
+
+
+@pytest.mark.parametrize("more", [[], ["--cfg", "job"]])
+def test_b8_rules_of_a_family_are_told_with_all_other_mistakes_before_anything_is_made(
+    tmp_path, monkeypatch, capsys, more
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "model.depth=33", "epochs=0", *more]) == 2
+    told = capsys.readouterr().err
+    assert "depth=33" in told
+    assert "epochs: 0" in told
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ConfigError, match="depth=33"):
+        memexp.compose("model.depth=33")
+
+
+def test_b11_a_place_that_cannot_be_written_is_named_and_no_log_is_promised(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *TINY, f"hydra.run.dir={NOWHERE}/run"]) in (1, 2)
+    told = capsys.readouterr().err
+    assert NOWHERE in told
+    assert "cannot be written" in told
+    assert "train.log" not in told
+    assert len(told.splitlines()) == 1
+
+
+def test_b15_a_strategy_that_training_calls_wrong_is_never_proposed():
+    for name in families.FAMILIES:
+        if not families.of({"name": name}).images:
+            continue
+        image = ["dataset=cifar10"] if name in ("vgg16", "torchvision") else []
+        model = memexp.compose([f"model={name}", *image]).model
+        proposed = families.proposed(model, otherwise=("stored",))
+        assert proposed
+        assert [strategy for strategy in proposed if families.caution(model, strategy) is not None] == [], name
+    deep = memexp.compose(["model=resnet", "model.depth=110"]).model  # scale 1: its steps have no inverse
+    assert families.caution(deep, "adjoint") is not None
+    assert "adjoint" not in families.proposed(deep, otherwise=())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("cases") / "run"
+    memexp.run(memexp.compose(TINY), path)
+    return path
+
+
+def test_b22_the_table_is_printed_though_its_files_cannot_be_written(finished, capsys, caplog):
+    main(["report", str(finished), "--output", NOWHERE])
+    assert "top-1" in capsys.readouterr().out
+    (told,) = caplog.messages
+    assert NOWHERE in told
+
+
+def test_b22_a_sweep_that_cannot_be_written_is_refused_before_its_jobs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "-m", *TINY, "seed=0,1", f"hydra.sweep.dir={NOWHERE}"]) == 1
+    assert f"{NOWHERE}/sweep-seed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EFBIG])
+@pytest.mark.parametrize("write", [(RunDirectory, "append_metrics"), (Board, "scalars")])
+def test_a_disk_that_is_full_ends_the_run_in_one_sentence_and_what_was_saved_goes_on(
+    tmp_path, monkeypatch, capsys, write, code
+):
+    def full(*given, **values):
+        if values.get("step", given[1] if len(given) > 1 else 0) > 5:
+            raise OSError(code, os.strerror(code))
+        return whole(*given, **values)
+
+    whole = getattr(*write)
+    monkeypatch.chdir(tmp_path)
+    overrides = [*TINY, "max_steps=8", "log_every=1", "epochs=2", "hydra.run.dir=run"]
+    with monkeypatch.context() as patch:
+        patch.setattr(*write, full)
+        assert main(["train", *overrides]) == 1
+    told = capsys.readouterr().err
+    assert f"/run cannot be written any more: {os.strerror(code)}" in told
+    assert "Error:" not in told
+    assert main(["resume", "run"]) == 0
+    assert "going on from step 5 of 8" in capsys.readouterr().out
+
+
+def test_b24_curves_are_in_order_though_the_clock_goes_back(tmp_path, monkeypatch):
+    for now, first in ((2e9, 1), (1e9, 3)):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        shown = Board(tmp_path, first - 1)
+        for step in (first, first + 1):
+            shown.scalars(step, {"loss/train": 1.0})
+        shown.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in events.Scalars("loss/train")] == [1, 2, 3, 4]
+
+
+def network(classes: int, shape: tuple[int, int, int], chain, depth: int = 2) -> nn.Module:
+    steps = [nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(depth)]
+    return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 4), chain(steps), nn.Linear(4, classes))
+
+
+@pytest.mark.parametrize("depth", ["", "depth: 3\n"])
+def test_e7_an_own_depth_in_an_own_model_has_an_answer_without_depth(tmp_path, depth):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/mine.yaml").write_text(f"_target_: {__name__}.network\n{depth}")
+    cfg = memexp.compose(["model=mine", *TINY[3:], "memory.limit=1GB"], config_dir=tmp_path)
+    found = answer(cfg, 10**9)
+    assert (found.depth, found.fits) == (None, True)
+    assert found.batch > 8
+    assert torch.is_tensor(memexp.build_model(cfg)(torch.zeros(2, 3, 32, 32)))
