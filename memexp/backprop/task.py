@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import _engine_run_backward
+from torch.nn.modules import module as hooks
 
 from memexp.backprop.context import Context, taken
 from memexp.backprop.errors import StepError, describe
@@ -123,8 +124,8 @@ def pull_back(outputs: Sequence[Tensor], grads: Grads, inputs: Streams, known: K
     if not targets:
         return {}
     # a tensor hook of the user's on a parameter is to see the gradient once: when it leaves the engine
-    hooks = [(p, dict(p._backward_hooks)) for p in targets if p._backward_hooks]
-    for p, _ in hooks:
+    attached = [(p, dict(p._backward_hooks)) for p in targets if p._backward_hooks]
+    for p, _ in attached:
         p._backward_hooks.clear()  # type: ignore[union-attr]
     try:
         # torch.autograd.grad without its checks of shapes, which take as long as a small layer
@@ -132,7 +133,7 @@ def pull_back(outputs: Sequence[Tensor], grads: Grads, inputs: Streams, known: K
             tuple(values), tuple(given), False, False, tuple(targets), allow_unreachable=True, accumulate_grad=False
         )
     finally:
-        for p, kept in hooks:
+        for p, kept in attached:
             p._backward_hooks.update(kept)  # type: ignore[union-attr]
     return {id(t): g for t, g in zip(targets, found, strict=True) if g is not None}
 
@@ -176,7 +177,14 @@ def undo_all(
 def undo(step: nn.Module, task: Task) -> Undone:
     """The step's own `undo`; without one, inputs by `inverse` and gradients by one more evaluation there."""
     if isinstance(step, Step):
-        return _with_hooks(step, task)
+        if (
+            step._backward_hooks
+            or step._backward_pre_hooks
+            or hooks._global_backward_hooks
+            or hooks._global_backward_pre_hooks
+        ):
+            return _with_hooks(step, task)
+        return step.undo(task)
     with torch.no_grad():
         inputs = invert(step, task.outputs, task.refine, task.given(step))
     with torch.enable_grad():

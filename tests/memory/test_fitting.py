@@ -103,7 +103,18 @@ def big():
 @pytest.mark.long
 @pytest.mark.parametrize(
     "name",
-    "resnet50 vgg16_bn convnext_tiny swin_t vit_b_16 densenet121 efficientnet_b0 resnet10t vit_tiny edgenext_xx_small".split(),
+    [
+        "resnet50",
+        "vgg16_bn",
+        "convnext_tiny",
+        "swin_t",
+        "vit_b_16",
+        "densenet121",
+        "efficientnet_b0",
+        "resnet10t",
+        "vit_tiny",
+        "edgenext_xx_small",
+    ],
 )
 def test_networks_of_torchvision_and_timm(name):
     torch.manual_seed(0)
