@@ -180,16 +180,12 @@ class Record:
 
     def __init__(self, steps: Iterable[nn.Module], surroundings: Surroundings) -> None:
         self.surroundings = surroundings
-        steps = set(steps)
+        steps = tuple(steps)
         modules = survey(steps)
         self.modules = modules
         self.modes = [module.training for module in modules]
-        self.quiet = is_quiet(modules, steps)
-        self._normalise = [
-            module
-            for module in modules
-            if module._buffers and module.training and isinstance(module, _NormBase) and module.track_running_stats
-        ]
+        self.quiet = is_quiet(modules, set(steps))
+        self._normalise = [m for m in modules if m._buffers and m.training and isinstance(m, _NormBase)]
         self._held = [(module, dict(module._parameters)) for module in modules if module._parameters]
         self.parameters = [p for _, held in self._held for p in held.values() if p is not None]
         self.lazy = any(map(is_lazy, self.parameters))
@@ -206,6 +202,8 @@ class Record:
     def settle(self) -> None:
         """After the first pass: which branches have drawn random numbers?"""
         states, self._states = self._states, []
+        if not states:
+            return
         seen = [state for _, state in states] + [self.surroundings.random_state()]
         for (key, state), following in zip(states, seen[1:], strict=True):
             if not all(map(torch.equal, state, following)):
@@ -230,6 +228,8 @@ class Record:
             pairs = zip(self.modules, self.modes, strict=True)
             seen += [(module, "training", mode) for module, mode in pairs if module.training != mode]
         for norm in self._normalise:
+            if not norm.track_running_stats:  # or in a recomputation of a Chain around
+                continue
             if type(norm).forward is _BatchNorm.forward:
                 # it then leaves running statistics alone, and normalises as before; faster than moving copies
                 seen.append((norm, "track_running_stats", False))
