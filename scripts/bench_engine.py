@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from memexp.backprop import AdditiveCoupling, Chain, join, split
 
@@ -87,6 +88,19 @@ class Whole(nn.Module):
         return join(*self.step(*split(x)))
 
 
+class Checkpoints(nn.Module):
+    """Each step in torch.utils.checkpoint."""
+
+    def __init__(self, steps: list[AdditiveCoupling]) -> None:
+        super().__init__()
+        self.steps = nn.ModuleList(steps)
+
+    def forward(self, *streams: Tensor) -> tuple[Tensor, ...]:
+        for step in self.steps:
+            streams = checkpoint(step, *streams, use_reentrant=False)
+        return streams
+
+
 def memcnn_network(steps: list[AdditiveCoupling]) -> nn.Module:
     import memcnn
 
@@ -117,10 +131,12 @@ def revtorch_network(steps: list[AdditiveCoupling]) -> nn.Module:
 
 VARIANTS: dict[str, Callable[[list[AdditiveCoupling]], nn.Module]] = {
     "stored": lambda steps: Chain(steps, "stored"),
+    "light": lambda steps: Chain(steps, "light"),
     "checkpointed every 1": lambda steps: Chain(steps, "checkpointed"),
     "checkpointed every sqrt": lambda steps: Chain(steps, "checkpointed", every=round(math.sqrt(len(steps)))),
     "reversible": lambda steps: Chain(steps, "reversible"),
     "reversible exact": lambda steps: Chain(steps, "reversible", exact=True),
+    "torch.utils.checkpoint": lambda steps: Checkpoints(steps),
     "memcnn 1.5.2": memcnn_network,
     "RevTorch 0.2.4": revtorch_network,
 }
@@ -132,7 +148,7 @@ def step_of(network: nn.Module, x: Tensor) -> Callable[[], None]:
     def step() -> None:
         entry = x.clone(memory_format=torch.preserve_format).requires_grad_()  # memcnn frees what it is given
         entry = entry * 1.0
-        if isinstance(network, Chain):
+        if isinstance(network, Chain | Checkpoints):
             y1, y2 = network(*split(entry))
             loss = (y1.square().sum() + y2.square().sum()) / x.numel()
         else:

@@ -51,9 +51,7 @@ def leaves(outputs: Sequence[Tensor], inputs: Sequence[Tensor], known: Known) ->
             continue
         below = node.next_functions
         if below:
-            for function, _ in below:
-                if function is not None:
-                    waiting.append(function)
+            waiting += [function for function, _ in below if function is not None]
         elif (leaf := getattr(node, "variable", None)) is not None:
             found[id(leaf)] = leaf
     if not known.ids.issuperset(found):

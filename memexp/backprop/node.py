@@ -9,6 +9,7 @@ reconstructed, hands them to the node below.
 
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -22,9 +23,10 @@ from memexp.backprop.errors import StepError, describe
 from memexp.backprop.graph import Known
 from memexp.backprop.measures import relative_error
 from memexp.backprop.plan import Keep
-from memexp.backprop.replay import Frame, Record, Surroundings
+from memexp.backprop.replay import NOTHING, Frame, Record, Surroundings
 from memexp.backprop.rounding import RangeWatch, Rounding
 from memexp.backprop.run import run
+from memexp.backprop.tail import LARGE_STREAMS, forgetful, without_tail
 from memexp.backprop.task import Grads, Streams, Task, as_tuple, pull_back, undo_all
 
 Handed = tuple[Streams, tuple[nn.Module, Tensor] | None]
@@ -170,7 +172,7 @@ class Node:
             self.below._handed = (inputs, None)
         leaves = tuple(x.detach().requires_grad_(need) for x, need in zip(inputs, needs, strict=True))
         outputs = leaves
-        with torch.enable_grad(), self.record.again():
+        with torch.enable_grad(), self.record.again(), self._without_tail(inputs, needs):
             for index, step in self.steps.items():
                 outputs = run(index, step, outputs, self.frame.of(index), contexts[index])
         read = tuple(contexts[index][name] for index, name in self.reads)
@@ -179,6 +181,15 @@ class Node:
         except StepError as error:
             raise StepError(f"{self.name}: {error}") from None
         return tuple(found.get(id(x)) for x in leaves), tuple(found.get(id(x)) for x in read), found
+
+    def _without_tail(self, inputs: Streams, needs: tuple[bool, ...]) -> AbstractContextManager[None]:
+        record = self.record
+        if sum([x.nbytes for x in inputs]) < LARGE_STREAMS or self.reads or not forgetful(record.modules):
+            return NOTHING
+        wanted = tuple([p.requires_grad for p in record.parameters]), frozenset(self.known.unwanted), needs
+        surroundings = tuple(record.modes), tuple(self.call.surroundings.autocast), self.call.rounding
+        steps = tuple(map(id, self.steps.values()))
+        return without_tail(next(iter(self.steps.values())), (steps, wanted, surroundings), inputs)
 
     def _undo(
         self, kept: Streams, grads: Grads, needs: tuple[bool, ...], contexts: dict[int, Context]

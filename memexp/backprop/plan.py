@@ -19,6 +19,7 @@ from memexp.backprop.rounding import Rounding
 from memexp.backprop.step import Step
 
 Keep = Literal["stored", "light", "checkpointed", "continued", "undone"]
+WORDS = get_args(Keep)
 
 
 class Strategy(Protocol):
@@ -67,12 +68,17 @@ def groups(steps: Sequence[nn.Module], plan: Sequence[Keep]) -> list[tuple[Keep,
         raise ValueError(f"a plan of {len(plan)} words for {len(steps)} steps: give one word for each step")
     found: list[tuple[Keep, range]] = []
     for index, keep in enumerate(plan):
-        if keep not in get_args(Keep):
-            raise ValueError(f"plan for step {index} is {keep!r}: use one of {', '.join(get_args(Keep))}")
+        if keep not in WORDS:
+            raise ValueError(f"plan for step {index} is {keep!r}: use one of {', '.join(WORDS)}")
         if keep == "undone" and not any(has_inverse(steps[index], approximate=how) for how in (False, True)):
             raise ValueError(f"{describe(index, steps[index])} cannot be undone, but the plan says so")
-        single = index > 0 and is_single(steps[index - 1]) and is_single(steps[index])
-        if keep == "light" and single and found[-1][0] == "light":
+        if (
+            keep == "light"
+            and found
+            and found[-1][0] == keep
+            and is_single(steps[index - 1])
+            and is_single(steps[index])
+        ):
             found[-1] = ("light", range(found[-1][1].start, index + 1))
         elif keep != "continued":
             found.append((keep, range(index, index + 1)))

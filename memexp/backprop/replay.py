@@ -11,17 +11,19 @@ What the first pass depended on beside its inputs is recorded, and put in place 
   statistics move once per training step; buffers of other modules that the first pass changed (power iterations of a
   spectral norm, say) are seen as they were before it.
 
-Nothing is kept for a step that draws no random numbers and changes no buffers but running statistics. Random state means
-torch's global generators: numbers from a `torch.Generator` of one's own or Python's `random`, or a count of calls in an
-attribute, are not replayed (`Chain(..., check=True)` finds the step that uses such).
+Layers of torch's that neither draw nor count are known, and not watched (`is_quiet`). Nothing is kept for a step that draws
+no random numbers and changes no buffers but running statistics. Random state means torch's global generators: numbers from a
+`torch.Generator` of one's own or Python's `random`, or a count of calls in an attribute, are not replayed
+(`Chain(..., check=True)` finds the step that uses such).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from operator import is_
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +35,13 @@ from memexp.backprop.rounding import RangeWatch, Rounding
 
 T = TypeVar("T")
 NOTHING: AbstractContextManager[None] = nullcontext()
+# the files of torch.nn.modules whose layers are functions of their input, parameters and running statistics
+QUIET = {
+    "activation", "batchnorm", "container", "conv", "flatten", "fold", "instancenorm", "linear", "normalization", "padding",
+    "pixelshuffle", "pooling", "upsampling",
+}  # fmt: skip
+STEPS = {f"memexp.backprop.{name}" for name in ("coupling", "euler", "heun")}
+DRAWING = {nn.RReLU, nn.MultiheadAttention, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d}
 LARGE = 2**16  # bytes of a buffer from which on it is copied only if it is written to
 
 
@@ -76,6 +85,8 @@ def evaluate(key: str, branch: Callable[..., T], *inputs: Tensor, **context: Any
     frame = current.get()
     if frame is None:
         return branch(*inputs, **context)
+    if frame.record is not None and frame.record.quiet:
+        return branch(*inputs, **context)
     # what is nested in the branch belongs to the branch, and must not write under this step's keys
     token = current.set(None)
     try:
@@ -84,6 +95,24 @@ def evaluate(key: str, branch: Callable[..., T], *inputs: Tensor, **context: Any
         return frame.record.evaluate(frame.prefix + key, branch, inputs, context)
     finally:
         current.reset(token)
+
+
+@cache
+def _is_layer(kind: Any) -> bool:
+    home, _, name = kind.__module__.rpartition(".")
+    return home == "torch.nn.modules" and name in QUIET and kind not in DRAWING
+
+
+def is_quiet(modules: Sequence[nn.Module], steps: set[nn.Module]) -> bool:
+    """Whether the modules draw no random numbers and write to no buffers but running statistics, so far as is known.
+
+    The engine's own steps do not, either; a branch that has some is another matter, as they would take it for theirs.
+    """
+    return all(
+        (_is_layer(cast(Hashable, type(module))) or (module in steps and type(module).__module__ in STEPS))
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        for module in modules
+    )
 
 
 def survey(steps: Iterable[nn.Module]) -> list[nn.Module]:
@@ -151,9 +180,12 @@ class Record:
 
     def __init__(self, steps: Iterable[nn.Module], surroundings: Surroundings) -> None:
         self.surroundings = surroundings
+        steps = tuple(steps)
         modules = survey(steps)
-        self._modules = modules
-        self._modes = [module.training for module in modules]
+        self.modules = modules
+        self.modes = [module.training for module in modules]
+        self.quiet = is_quiet(modules, set(steps))
+        self._normalise = [m for m in modules if m._buffers and m.training and isinstance(m, _NormBase)]
         self._held = [(module, dict(module._parameters)) for module in modules if module._parameters]
         self.parameters = [p for _, held in self._held for p in held.values() if p is not None]
         self.lazy = any(map(is_lazy, self.parameters))
@@ -170,6 +202,8 @@ class Record:
     def settle(self) -> None:
         """After the first pass: which branches have drawn random numbers?"""
         states, self._states = self._states, []
+        if not states:
+            return
         seen = [state for _, state in states] + [self.surroundings.random_state()]
         for (key, state), following in zip(states, seen[1:], strict=True):
             if not all(map(torch.equal, state, following)):
@@ -190,16 +224,17 @@ class Record:
         """Around each later evaluation of the step or of one of its branches."""
         seen: list[tuple[nn.Module, str, Any]] = []
         scratch: list[tuple[nn.Module, str, Tensor]] = []
-        for module, mode in zip(self._modules, self._modes, strict=True):
-            if module.training != mode:
-                seen.append((module, "training", mode))
-            if not module._buffers or not mode or not isinstance(module, _NormBase) or not module.track_running_stats:
+        if self.modes != [module.training for module in self.modules]:
+            pairs = zip(self.modules, self.modes, strict=True)
+            seen += [(module, "training", mode) for module, mode in pairs if module.training != mode]
+        for norm in self._normalise:
+            if not norm.track_running_stats:  # or in a recomputation of a Chain around
                 continue
-            if type(module).forward is _BatchNorm.forward:
+            if type(norm).forward is _BatchNorm.forward:
                 # it then leaves running statistics alone, and normalises as before; faster than moving copies
-                seen.append((module, "track_running_stats", False))
+                seen.append((norm, "track_running_stats", False))
             else:
-                scratch += [(module, name, b.clone()) for name, b in module._buffers.items() if b is not None]
+                scratch += [(norm, name, b.clone()) for name, b in norm._buffers.items() if b is not None]
         for module, held in self._held:
             own = module._parameters
             if len(held) != len(own) or not all(map(is_, held.values(), own.values())):

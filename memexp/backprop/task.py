@@ -8,11 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import _engine_run_backward
+from torch.nn.modules import module as hooks
 
 from memexp.backprop.context import Context, taken
 from memexp.backprop.errors import StepError, describe
 from memexp.backprop.graph import Known, leaves
-from memexp.backprop.replay import Frame, current, evaluate
+from memexp.backprop.replay import Frame, current, evaluate, survey
 from memexp.backprop.step import Step
 
 Streams = tuple[Tensor, ...]
@@ -72,21 +73,31 @@ class Task:
         with torch.enable_grad():
             leaf = x.detach().requires_grad_() if need else x.detach()
             z = evaluate(key, module, leaf, **self.given(module))
-        (dx,) = self.pull((z,), (grad,), (leaf,))
+        (dx,) = self.pull((z,), (grad,), (leaf,), module)
         if dx is None or direct is None:
             return z.detach(), direct if dx is None else dx
         return z.detach(), dx + direct
 
-    def pull(self, outputs: Sequence[Tensor], grads: Grads, inputs: Streams) -> Grads:
-        """Vector-Jacobian product: gradients of `inputs` that need one; of all else into `..._grads`."""
+    def pull(self, outputs: Sequence[Tensor], grads: Grads, inputs: Streams, module: nn.Module | None = None) -> Grads:
+        """Vector-Jacobian product: gradients of `inputs` that need one; of all else into `..._grads`.
+
+        module: what gave the outputs, if one module has.
+        """
         read = {name: value for name, value in self.context.items() if _is_leaf(value)} if self.context else {}
-        found = pull_back(outputs, grads, (*inputs, *read.values()), self.known)
-        of_inputs = tuple(found.pop(id(x), None) for x in inputs)
+        frame = current.get()
+        targets: list[Tensor] | None = None
+        if module is not None and not self.context and frame is not None and frame.record and frame.record.quiet:
+            # layers of torch's read nothing but their parameters, which need not be looked for in the graph
+            targets = [p for part in survey((module,)) for p in part._parameters.values() if p is not None]
+            targets = [t for t in (*targets, *inputs) if t.requires_grad]
+        found = pull_back(outputs, grads, (*inputs, *read.values()), self.known, targets)
+        of_inputs = tuple([found.pop(id(x), None) for x in inputs])
         if read:
             self.add({name: found.pop(id(x)) for name, x in read.items() if id(x) in found})
+        sums = self.parameter_grads
         for key, grad in found.items():
-            before = self.parameter_grads.get(key)
-            self.parameter_grads[key] = grad if before is None else before + grad
+            before = sums.get(key)
+            sums[key] = grad if before is None else before + grad
         return of_inputs
 
     def add(self, context_grads: dict[str, Tensor]) -> None:
@@ -104,8 +115,10 @@ class Undone:
     value: tuple[nn.Module, Tensor] | None = None
 
 
-def pull_back(outputs: Sequence[Tensor], grads: Grads, inputs: Streams, known: Known) -> dict[int, Tensor]:
-    """Gradients by id of inputs and known parameters, in one call of autograd.
+def pull_back(
+    outputs: Sequence[Tensor], grads: Grads, inputs: Streams, known: Known, targets: list[Tensor] | None = None
+) -> dict[int, Tensor]:
+    """Gradients by id of inputs and known parameters, in one call of autograd. targets: all of these, if they are known.
 
     Raises:
         StepError: the outputs depend on another tensor that needs a gradient.
@@ -117,14 +130,15 @@ def pull_back(outputs: Sequence[Tensor], grads: Grads, inputs: Streams, known: K
             given.append(grad if grad.dtype is y.dtype else grad.to(y.dtype))
     if not values:
         return {}
-    targets = leaves(values, inputs, known)
+    if targets is None:
+        targets = leaves(values, inputs, known)
     if known.unwanted:
         targets = [t for t in targets if id(t) not in known.unwanted]
     if not targets:
         return {}
     # a tensor hook of the user's on a parameter is to see the gradient once: when it leaves the engine
-    hooks = [(p, dict(p._backward_hooks)) for p in targets if p._backward_hooks]
-    for p, _ in hooks:
+    attached = [(p, dict(p._backward_hooks)) for p in targets if p._backward_hooks]
+    for p, _ in attached:
         p._backward_hooks.clear()  # type: ignore[union-attr]
     try:
         # torch.autograd.grad without its checks of shapes, which take as long as a small layer
@@ -132,7 +146,7 @@ def pull_back(outputs: Sequence[Tensor], grads: Grads, inputs: Streams, known: K
             tuple(values), tuple(given), False, False, tuple(targets), allow_unreachable=True, accumulate_grad=False
         )
     finally:
-        for p, kept in hooks:
+        for p, kept in attached:
             p._backward_hooks.update(kept)  # type: ignore[union-attr]
     return {id(t): g for t, g in zip(targets, found, strict=True) if g is not None}
 
@@ -176,7 +190,14 @@ def undo_all(
 def undo(step: nn.Module, task: Task) -> Undone:
     """The step's own `undo`; without one, inputs by `inverse` and gradients by one more evaluation there."""
     if isinstance(step, Step):
-        return _with_hooks(step, task)
+        if (
+            step._backward_hooks
+            or step._backward_pre_hooks
+            or hooks._global_backward_hooks
+            or hooks._global_backward_pre_hooks
+        ):
+            return _with_hooks(step, task)
+        return step.undo(task)
     with torch.no_grad():
         inputs = invert(step, task.outputs, task.refine, task.given(step))
     with torch.enable_grad():

@@ -1,0 +1,141 @@
+"""A strategy for any network: the same gradients and names, less memory, wherever its blocks are held."""
+
+import copy
+import functools
+
+import pytest
+import torch
+from chain_networks import allocated, same_bits
+from foreign_networks import NETWORKS, Looped, images, made
+from torch import nn
+
+import memexp
+import memexp.models
+from memexp.backprop import Chain, apply, chains
+
+
+def gradients(network, x):
+    torch.manual_seed(3)
+    network.zero_grad()
+    network(x).square().sum().backward()
+    return [p.grad.clone() for p in network.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("backprop", ["light", "checkpointed", "budget"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gradients_names_and_statistics_are_as_before(name, backprop):
+    network = made(name)
+    before = copy.deepcopy(network)
+    assert apply(network, backprop) is network
+    assert list(network.state_dict()) == list(before.state_dict())
+    assert [n for n, _ in network.named_parameters()] == [n for n, _ in before.named_parameters()]
+    assert same_bits(gradients(network, images()), gradients(before, images()))
+    assert same_bits(list(network.buffers()), list(before.buffers()))
+    with torch.no_grad():
+        assert torch.equal(network.eval()(images()), before.eval()(images()))
+    before.load_state_dict(network.state_dict())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_light_keeps_less(name):
+    network = made(name)
+    stored = allocated(lambda: network(images(8)).sum())[1]
+    assert allocated(lambda: apply(network, "light")(images(8)).sum())[1] < (0.95 if name == "resnet" else 0.9) * stored
+
+
+def test_a_sequential_becomes_a_chain_where_it_stands_and_blocks_in_a_list_stay():
+    network = apply(made("resnet"), "checkpointed")
+    assert isinstance(network.layer1, Chain)
+    assert [len(chain) for chain in chains(network)] == [2, 1, 1, 1]
+    looped = apply(made("looped"), "checkpointed")
+    assert isinstance(looped.blocks[0], Looped.Block)
+    assert [chain.backprop for chain in chains(looped)] == ["checkpointed"] * 4
+
+
+def test_a_copy_is_a_network_of_its_own():
+    network = apply(made("looped"), "light")
+    other = copy.deepcopy(network)
+    expected = gradients(network, images())
+    with torch.no_grad():
+        for p in network.parameters():
+            p.zero_()
+    assert same_bits(gradients(other, images()), expected)
+
+
+def test_applied_again_it_is_another_strategy():
+    network = apply(made("looped"), "light")
+    apply(network, "stored")
+    assert {chain.backprop for chain in chains(network)} == {"stored"}
+    with pytest.raises(ValueError, match="no step has an exact inverse"):
+        apply(network, "reversible")
+
+
+def test_a_network_that_is_a_sequential_is_given_back_as_a_chain():
+    network = nn.Sequential(*[m for _ in range(3) for m in (nn.Linear(8, 8), nn.ReLU(inplace=True))])
+    x = torch.randn(4, 8)
+    expected = gradients(network, x)
+    chain = apply(network, "light")
+    assert isinstance(chain, Chain)
+    assert same_bits(gradients(chain, x), expected)
+
+
+class Bare(nn.Module):
+    """Blocks that are attributes."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = Looped.Block(), Looped.Block()
+
+    def forward(self, x):
+        rotary = torch.ones(16), torch.zeros(16)
+        return self.second(self.first(x, rotary=rotary)[0], rotary=rotary)[0]
+
+
+@pytest.mark.parametrize("blocks", [["first", "second"], [Looped.Block]])
+def test_without_such_a_body_it_says_what_to_wrap_and_takes_what_is_named(blocks):
+    torch.manual_seed(0)
+    network, x = Bare(), torch.randn(2, 6, 16)
+    with pytest.raises(
+        ValueError, match=r"Bare has no nn\.Sequential .* blocks=\[.*parts with layers inside: first, second"
+    ):
+        apply(network, "light")
+    with pytest.raises(ValueError, match=r"blocks=\['third'\]: the network has no module of that name"):
+        apply(network, "light", blocks=["third"])
+    expected = gradients(network, x)
+    apply(network, "checkpointed", blocks=blocks)
+    assert len(chains(network)) == 2
+    assert same_bits(gradients(network, x), expected)
+
+
+@pytest.mark.parametrize("backprop", ["light", "budget"])
+def test_a_run_trains_torchvisions_networks_under_it(tmp_path, backprop):
+    overrides = ["model=torchvision", "model.arch=squeezenet1_1", "dataset=digits", "dataset.image_size=64"]
+    overrides += [
+        "dataset.limit=64",
+        "dataset.test_limit=10",
+        "batch_size=32",
+        "device=cpu",
+        "max_steps=2",
+        "monitor_every=0",
+    ]
+    more = ["backprop.limit=0.8"] if backprop == "budget" else []
+    found = [
+        memexp.run(memexp.compose([*overrides, f"backprop={name}", *options]), tmp_path / name)
+        for name, options in (("stored", []), (backprop, more))
+    ]
+    weights = [
+        torch.load(tmp_path / name / "checkpoints" / "last.pt", weights_only=True)["model"]
+        for name in ("stored", backprop)
+    ]
+    assert list(weights[0]) == list(weights[1])
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+    memory = found[1]["memory"]
+    assert memory["peak"] < 0.9 * found[0]["memory"]["peak"]
+    assert memory["estimate"] == memory["peak"]
+
+
+def test_a_network_of_a_users_own_is_taken_too():
+    chain = functools.partial(Chain, backprop="light")
+    target = "torchvision.models.squeezenet1_1"
+    network = memexp.models.create(classes=5, shape=(3, 64, 64), chain=chain, _target_=target)
+    assert isinstance(network.features, Chain)

@@ -1,0 +1,152 @@
+"""memexp.memory.fit: any network into a number of bytes, with the gradients and names that it had."""
+
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from memexp.backprop import chains
+from memexp.memory import fit, track
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "backprop"))
+
+from foreign_networks import images, made
+
+MiB = 2**20
+
+
+def step(network, example, loss_fn=functional.cross_entropy):
+    torch.manual_seed(3)
+    inputs, *others = example
+    loss_fn(network(inputs), *others).backward()
+
+
+def agrees(network, example, share):
+    """Fitted into a share of stored's peak it takes no more, as planned, and its gradients are stored's."""
+    before, state = copy.deepcopy(network), copy.deepcopy(network.state_dict())
+    plan, fitted = fit(network, functional.cross_entropy, example, share)
+    assert list(fitted.state_dict()) == list(state)
+    assert all(torch.equal(value, state[key]) for key, value in fitted.state_dict().items())
+    assert all(p.grad is None for p in fitted.parameters())
+    reports = [track(lambda n=n: step(n, example), n, inputs=example) for n in (before, fitted)]
+    assert abs(plan.most - reports[0].peak) <= 512  # the loss of the step before is held while a step is planned
+    assert abs(plan.peak - reports[1].peak) <= 512
+    assert reports[1].peak <= share * reports[0].peak
+    scale = max(p.grad.norm() for p in before.parameters())
+    for p, expected in zip(fitted.parameters(), before.parameters(), strict=True):
+        assert (p.grad - expected.grad).norm() <= 1e-6 * max(expected.grad.norm(), 1e-3 * scale)
+    return plan
+
+
+@pytest.mark.parametrize(("name", "share"), [("looped", 0.6), ("vit", 0.6), ("named", 0.8)])
+def test_within_the_limit_the_gradients_are_those_of_stored(name, share):
+    plan = agrees(made(name), (images(32), torch.randint(5, (32,))), share)
+    assert plan.least <= plan.peak <= plan.budget < plan.most
+    assert f"{plan.most / MiB:.1f} MiB" in str(plan)
+
+
+def test_what_does_not_fit_is_told_what_the_least_is_and_is_stored():
+    network = made("vit")
+    with pytest.raises(
+        ValueError, match=r"limit=1MB: the least that a training step .* takes is .* MiB \(stored: .* MiB\)"
+    ):
+        fit(network, functional.cross_entropy, (images(32), torch.randint(5, (32,))), "1MB")
+    assert {chain.backprop for chain in chains(network)} == {"stored"}
+
+
+def test_state_of_an_optimizer_counts_and_an_example_may_be_keywords():
+    network = made("looped")
+    plans = [
+        fit(copy.deepcopy(network), lambda y: y.square().mean(), {"images": images(4)}, 1.0, optimizer=optimizer)[0]
+        for optimizer in (None, torch.optim.Adam)
+    ]
+    state = 2 * sum(-(-p.nbytes // 512) * 512 for p in network.parameters())
+    assert plans[1].most >= plans[0].most + state
+
+
+def test_blocks_that_the_forward_does_not_call_are_named():
+    class Idle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
+            self.idle = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
+
+        def forward(self, x):
+            return self.used(x)
+
+    with pytest.raises(ValueError, match=r"unit 2 \(Linear\) of the network's blocks is not called"):
+        fit(Idle(), lambda y: y.sum(), torch.randn(4, 8), 0.6)
+
+
+def big():
+    import timm
+    from torchvision import models
+
+    return {
+        "resnet50": (models.resnet50, 64),
+        "vgg16_bn": (models.vgg16_bn, 512),
+        "convnext_tiny": (models.convnext_tiny, 64),
+        "swin_t": (models.swin_t, 32),
+        "vit_b_16": (lambda: models.vit_b_16(image_size=64), 128),
+        "densenet121": (models.densenet121, 32),
+        "efficientnet_b0": (models.efficientnet_b0, 32),
+        "resnet10t": (lambda: timm.create_model("resnet10t"), 96),
+        "vit_tiny": (lambda: timm.create_model("vit_tiny_patch16_224", img_size=64), 64),
+        "edgenext_xx_small": (lambda: timm.create_model("edgenext_xx_small"), 32),
+    }
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet50",
+        "vgg16_bn",
+        "convnext_tiny",
+        "swin_t",
+        "vit_b_16",
+        "densenet121",
+        "efficientnet_b0",
+        "resnet10t",
+        "vit_tiny",
+        "edgenext_xx_small",
+    ],
+)
+def test_networks_of_torchvision_and_timm(name):
+    torch.manual_seed(0)
+    build, count = big()[name]
+    agrees(build(), (torch.randn(count, 3, 64, 64), torch.randint(1000, (count,))), 0.6)
+
+
+@pytest.mark.long
+def test_an_encoder_of_transformers():
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    sizes = {
+        "hidden_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 256,
+        "vocab_size": 100,
+    }
+    network = BertForSequenceClassification(BertConfig(**sizes))
+    ids = torch.randint(100, (16, 32))
+    example = {"input_ids": ids, "attention_mask": (ids > 10).long(), "labels": torch.randint(2, (16,))}
+    before = copy.deepcopy(network)
+    plan, network = fit(network, lambda output: output.loss, example, 0.6)
+    assert list(network.state_dict()) == list(before.state_dict())
+
+    def run(model):
+        torch.manual_seed(3)
+        model(**example).loss.backward()
+
+    peaks = [track(lambda n=n: run(n), n, inputs=example.values()).peak for n in (before, network)]
+    assert peaks[1] <= 0.6 * peaks[0]
+    assert plan.peak <= plan.budget
+    pairs = zip(network.parameters(), before.parameters(), strict=True)
+    assert all(torch.equal(p.grad, q.grad) for p, q in pairs)
