@@ -50,7 +50,7 @@ def distrusted(network: nn.Module, steps: int) -> str | None:
     """
     own = momenta(network)
     if own and any(getattr(module, "sizes_vary", False) for module in network.modules()):
-        return "the network has another size in each step"
+        return "its running statistics are of no one size"
     return f"{steps} steps are few for a momentum of {own[0]:g}" if needed(steps, own) else None
 
 
