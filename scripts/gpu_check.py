@@ -345,14 +345,6 @@ def peers(small: bool) -> Iterator[Row]:
         yield Row("peers", "bench_engine, on the CPU", line.strip()[:100], "", "measured")
 
 
-def gpu_tests(small: bool) -> Iterator[Row]:
-    """pytest -m gpu."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).resolve().parent.parent)
-    last = (done.stdout.strip().splitlines() or ["no output"])[-1]
-    yield Row("tests", "pytest -m gpu", last[:100], "all pass", verdict(done.returncode == 0))
-
-
 @dataclass
 class Part:
     carry_out: Callable[[bool], Iterator[Row]]
@@ -371,7 +363,6 @@ PARTS = {
     "limits": Part(limits, 40, needs_gpu=True),
     "times": Part(times, 90, needs_gpu=True),
     "peers": Part(peers, 90, needs_gpu=True),
-    "tests": Part(gpu_tests, 60, needs_gpu=True),
 }
 
 
