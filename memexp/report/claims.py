@@ -36,8 +36,7 @@ class Comparison:
     holds: bool | None
 
     def __str__(self) -> str:
-        told = [shown_figure(value, 2) if value is not None else "not measured" for value in (self.left, self.right)]
-        return f"{self.text}: {told[0]} against {told[1]}"
+        return f"{self.text}: {_figure(self.left)} against {_figure(self.right)}"
 
 
 def verdict(groups: Sequence[Group]) -> list[str]:
@@ -98,6 +97,12 @@ def _compared(subject: Sequence[Group], others: Sequence[Group], check: Check, a
     difference = left / right if check.get("ratio") else left - right
     holds = check.get("least", difference) <= difference <= check.get("most", difference)
     return Comparison(text, left, right, holds)
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return "not measured"
+    return f"{value:,.0f}" if abs(value) >= 1000 else shown_figure(value, 2)
 
 
 def _matching(groups: Sequence[Group], wanted: Mapping[str, Any]) -> list[Group]:
