@@ -17,13 +17,13 @@ no random numbers and changes no buffers but running statistics. Random state me
 (`Chain(..., check=True)` finds the step that uses such).
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from operator import is_
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -98,21 +98,24 @@ def evaluate(key: str, branch: Callable[..., T], *inputs: Tensor, **context: Any
 
 
 @cache
-def _is_layer(kind: Any) -> bool:
+def _home(kind: Any) -> str:
+    """Of a class: "layer" of torch's that is known, "step" of the engine, or ""."""
     home, _, name = kind.__module__.rpartition(".")
-    return home == "torch.nn.modules" and name in QUIET and kind not in DRAWING
+    if home == "torch.nn.modules":
+        return "layer" if name in QUIET and kind not in DRAWING else ""
+    return "step" if kind.__module__ in STEPS else ""
 
 
-def is_quiet(modules: Sequence[nn.Module], steps: set[nn.Module]) -> bool:
+def is_quiet(modules: Sequence[nn.Module], steps: Sequence[nn.Module]) -> bool:
     """Whether the modules draw no random numbers and write to no buffers but running statistics, so far as is known.
 
     The engine's own steps do not, either; a branch that has some is another matter, as they would take it for theirs.
     """
-    return all(
-        (_is_layer(cast(Hashable, type(module))) or (module in steps and type(module).__module__ in STEPS))
-        and not (module._forward_hooks or module._forward_pre_hooks)
-        for module in modules
-    )
+    homes = {kind: _home(kind) for kind in set(map(type, modules))}
+    if not all(homes.values()) or any([m._forward_hooks or m._forward_pre_hooks for m in modules]):
+        return False
+    own = [module for module in modules if homes[type(module)] == "step"]
+    return len(own) <= len(steps) and set(own) <= set(steps)
 
 
 def survey(steps: Iterable[nn.Module]) -> list[nn.Module]:
@@ -184,9 +187,10 @@ class Record:
         modules = survey(steps)
         self.modules = modules
         self.modes = [module.training for module in modules]
-        self.quiet = is_quiet(modules, set(steps))
+        self.quiet = is_quiet(modules, steps)
         self._normalise = [m for m in modules if m._buffers and m.training and isinstance(m, _NormBase)]
         self._held = [(module, dict(module._parameters)) for module in modules if module._parameters]
+        self._ids = [id(p) for _, held in self._held for p in held.values()]
         self.parameters = [p for _, held in self._held for p in held.values() if p is not None]
         self.lazy = any(map(is_lazy, self.parameters))
         if self.lazy:  # nothing more can be asked of a parameter without a shape
@@ -235,10 +239,11 @@ class Record:
                 seen.append((norm, "track_running_stats", False))
             else:
                 scratch += [(norm, name, b.clone()) for name, b in norm._buffers.items() if b is not None]
-        for module, held in self._held:
-            own = module._parameters
-            if len(held) != len(own) or not all(map(is_, held.values(), own.values())):
-                seen.append((module, "_parameters", held))
+        if self._ids != [id(p) for module, _ in self._held for p in module._parameters.values()]:
+            for module, held in self._held:
+                own = module._parameters
+                if len(held) != len(own) or not all(map(is_, held.values(), own.values())):
+                    seen.append((module, "_parameters", held))
         self._replaying = True
         try:
             with self.surroundings(), substituted(scratch), _attributes(seen) if seen else NOTHING:

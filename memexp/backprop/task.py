@@ -70,34 +70,54 @@ class Task:
         if grad is None:
             with torch.no_grad():
                 return evaluate(key, module, x, **self.given(module)), direct
+        frame = current.get()
+        if frame is not None and frame.record is not None and frame.record.quiet and not self.context:
+            return self._layers(module, x, grad, direct, need)
         with torch.enable_grad():
             leaf = x.detach().requires_grad_() if need else x.detach()
             z = evaluate(key, module, leaf, **self.given(module))
-        (dx,) = self.pull((z,), (grad,), (leaf,), module)
+        (dx,) = self.pull((z,), (grad,), (leaf,))
         if dx is None or direct is None:
             return z.detach(), direct if dx is None else dx
         return z.detach(), dx + direct
 
-    def pull(self, outputs: Sequence[Tensor], grads: Grads, inputs: Streams, module: nn.Module | None = None) -> Grads:
-        """Vector-Jacobian product: gradients of `inputs` that need one; of all else into `..._grads`.
+    def _layers(
+        self, module: nn.Module, x: Tensor, grad: Tensor, direct: Tensor | None, need: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """`branch` of layers of torch's: they read nothing but their parameters, which need not be looked for in the graph."""
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_() if need else x.detach()
+            z = module(leaf)
+        value = z.detach()
+        unwanted = self.known.unwanted
+        wanted = {
+            id(p): p
+            for part in survey((module,))
+            for p in part._parameters.values()
+            if p is not None and p.requires_grad and id(p) not in unwanted
+        }
+        if not (z.requires_grad and (need or wanted)):
+            return value, direct
+        targets = (leaf, *wanted.values()) if need else tuple(wanted.values())
+        found = differentiate((z,), (grad if grad.dtype is z.dtype else grad.to(z.dtype),), targets)
+        dx = found[0] if need else None
+        sums = self.parameter_grads
+        for key, own in zip(wanted, found[1:] if need else found, strict=True):
+            if own is not None:
+                before = sums.get(key)
+                sums[key] = own if before is None else before + own
+        return value, direct if dx is None else dx if direct is None else dx + direct
 
-        module: what gave the outputs, if one module has.
-        """
+    def pull(self, outputs: Sequence[Tensor], grads: Grads, inputs: Streams) -> Grads:
+        """Vector-Jacobian product: gradients of `inputs` that need one; of all else into `..._grads`."""
         read = {name: value for name, value in self.context.items() if _is_leaf(value)} if self.context else {}
-        frame = current.get()
-        targets: list[Tensor] | None = None
-        if module is not None and not self.context and frame is not None and frame.record and frame.record.quiet:
-            # layers of torch's read nothing but their parameters, which need not be looked for in the graph
-            targets = [p for part in survey((module,)) for p in part._parameters.values() if p is not None]
-            targets = [t for t in (*targets, *inputs) if t.requires_grad]
-        found = pull_back(outputs, grads, (*inputs, *read.values()), self.known, targets)
-        of_inputs = tuple([found.pop(id(x), None) for x in inputs])
+        found = pull_back(outputs, grads, (*inputs, *read.values()), self.known)
+        of_inputs = tuple(found.pop(id(x), None) for x in inputs)
         if read:
             self.add({name: found.pop(id(x)) for name, x in read.items() if id(x) in found})
-        sums = self.parameter_grads
         for key, grad in found.items():
-            before = sums.get(key)
-            sums[key] = grad if before is None else before + grad
+            before = self.parameter_grads.get(key)
+            self.parameter_grads[key] = grad if before is None else before + grad
         return of_inputs
 
     def add(self, context_grads: dict[str, Tensor]) -> None:
@@ -115,10 +135,8 @@ class Undone:
     value: tuple[nn.Module, Tensor] | None = None
 
 
-def pull_back(
-    outputs: Sequence[Tensor], grads: Grads, inputs: Streams, known: Known, targets: list[Tensor] | None = None
-) -> dict[int, Tensor]:
-    """Gradients by id of inputs and known parameters, in one call of autograd. targets: all of these, if they are known.
+def pull_back(outputs: Sequence[Tensor], grads: Grads, inputs: Streams, known: Known) -> dict[int, Tensor]:
+    """Gradients by id of inputs and known parameters, in one call of autograd.
 
     Raises:
         StepError: the outputs depend on another tensor that needs a gradient.
@@ -130,25 +148,29 @@ def pull_back(
             given.append(grad if grad.dtype is y.dtype else grad.to(y.dtype))
     if not values:
         return {}
-    if targets is None:
-        targets = leaves(values, inputs, known)
+    targets = leaves(values, inputs, known)
     if known.unwanted:
         targets = [t for t in targets if id(t) not in known.unwanted]
     if not targets:
         return {}
+    found = differentiate(tuple(values), tuple(given), tuple(targets))
+    return {id(t): g for t, g in zip(targets, found, strict=True) if g is not None}
+
+
+def differentiate(values: Streams, grads: Streams, targets: Streams) -> Grads:
+    """torch.autograd.grad without its checks of shapes, which take as long as a small layer."""
     # a tensor hook of the user's on a parameter is to see the gradient once: when it leaves the engine
     attached = [(p, dict(p._backward_hooks)) for p in targets if p._backward_hooks]
     for p, _ in attached:
         p._backward_hooks.clear()  # type: ignore[union-attr]
     try:
-        # torch.autograd.grad without its checks of shapes, which take as long as a small layer
-        found = _engine_run_backward(
-            tuple(values), tuple(given), False, False, tuple(targets), allow_unreachable=True, accumulate_grad=False
+        found: Grads = _engine_run_backward(
+            values, grads, False, False, targets, allow_unreachable=True, accumulate_grad=False
         )
     finally:
         for p, kept in attached:
             p._backward_hooks.update(kept)  # type: ignore[union-attr]
-    return {id(t): g for t, g in zip(targets, found, strict=True) if g is not None}
+    return found
 
 
 def undo_all(
