@@ -149,6 +149,8 @@ def _train(arguments: list[str]) -> int:
     if "-h" in arguments or "--help" in arguments:
         print(TRAIN_HELP.format(groups=_groups()))
         return 0
+    if "experiment=list" in arguments:
+        return _experiments([])
     from memexp import hydra_app
 
     return hydra_app.train(arguments, hydra_only=any(a.split("=")[0] in HYDRA_ONLY for a in arguments))

@@ -9,6 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import memexp
+from memexp.cli import main
 from memexp.paths import CONF
 from memexp.report.experiments import listing
 from memexp.sweeper import CasesSweeper
@@ -71,3 +72,8 @@ def _names(jobs):
     return [
         text.partition("=")[2] for job in map(_filled, jobs) for text in job if text.startswith("hydra.sweep.subdir=")
     ]
+
+
+def test_train_lists_them_too(capsys):
+    assert main(["train", "experiment=list"]) == 0
+    assert "reducenet/audit" in capsys.readouterr().out
