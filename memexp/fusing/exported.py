@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,9 @@ def _captured(network: nn.Module, images: Tensor) -> Any:
 
 
 def _pt2(program: Any, file: Path, notes: Mapping[str, str]) -> Any:
-    torch.export.save(program, file, extra_files={f"{name}.json": text for name, text in notes.items()})
+    with warnings.catch_warnings():  # weights that share memory are saved whole; it warns as if something were missing
+        warnings.filterwarnings("ignore", message="No complete tensor found")
+        torch.export.save(program, file, extra_files={f"{name}.json": text for name, text in notes.items()})
     return torch.export.load(file).module()
 
 
