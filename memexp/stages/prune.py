@@ -22,6 +22,7 @@ from memexp.sequence import stage_of
 from memexp.stages import tune
 from memexp.stages.handed import Run
 from memexp.training import distribution, recipe, statistics
+from memexp.training.precision import Precision
 
 log = logging.getLogger("memexp")
 KEYS = ("ratio", "target", "scope", "floor", "order", "step")  # of memexp.pruning.Settings
@@ -100,6 +101,12 @@ def carry_out(run: Run) -> dict[str, Any]:
     else:
         figures = _removed(run, arguments, read)
     after = run.watched()
+    if statistics.momenta(run.network):  # running statistics are those of the whole network
+        precision = Precision(cfg.precision.name, run.device)
+        with statistics.estimated_statistics(
+            run.network, run.splits.train, statistics.IMAGES, precision, run.world, run.stop.check
+        ):
+            figures["recalibrated"] = run.watched(run.network)
     run.results["time"]["stages"][run.key] = seconds = time.perf_counter() - started
     log.info(
         "pruned by %s: top-1 %.2f %% -> %.2f %%, %s -> %s parameters",

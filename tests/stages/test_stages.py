@@ -46,6 +46,8 @@ def test_pruned_in_rounds_to_a_target_tuned_and_fused(tmp_path):
     assert stages["prune-2"]["prune"]["check"]["error"] < 1e-5
     assert stages["deploy"]["deploy"]["error"] < 1e-5
     assert stages["prune-1"]["before"]["top1"] == stages["train"]["accuracy"]["top1"]
+    figures = stages["prune-1"]  # beside the accuracy with the whole network's statistics, that with its own
+    assert figures["prune"]["recalibrated"]["loss"] != figures["accuracy"]["loss"]
     assert results["before"]["key"] == "train"
     assert (tmp_path / "plots/prune-1-scores.png").is_file()
     assert (tmp_path / "plots/prune-2-weights.png").is_file()
