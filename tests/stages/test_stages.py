@@ -219,6 +219,34 @@ def test_where_a_smaller_size_is_sampled_can_be_trained(tmp_path):
     assert longer["stages"][1]["steps"] == 3
 
 
+def test_nodes_that_were_trained_are_those_of_one_size(tmp_path):
+    inn = ["model=inn", "model.base=resnet8", *DATA, "max_steps=1", "tune.max_steps=1", "prune=integral"]
+    run(tmp_path / "run", *inn, "prune.keep=0.6", "stages=[train,partition]")
+    start = [*inn, f"init_from='{tmp_path}/run'", "prune.keep=0.3"]
+    left = {}
+    for nodes, stages in (("uniform", "[discretise]"), ("trained", "[partition,discretise]")):
+        results = run(tmp_path / nodes, *start, f"stages={stages}")
+        left[nodes] = results["stages"][-1]["prune"]
+        assert left[nodes]["nodes"] == nodes
+        same_size = [round(0.3 * before) == after for before, after in left[nodes]["widths"].values()]
+        assert all(same_size)
+    assert left["uniform"]["parameters"] == left["trained"]["parameters"]
+
+
+@pytest.mark.parametrize("stages", ["null", "[train,partition]"])
+def test_nodes_that_cannot_be_trained_are_refused_before_training(tmp_path, stages):
+    inn = ["model=inn", "model.base=resnet8", "model.quadrature=simpson", *DATA, "prune=integral", "prune.keep=0.6"]
+    with pytest.raises(ConfigError, match="quadrature simpson: its nodes cannot be trained"):
+        run(tmp_path, *inn, "prune.tune=partition", f"stages={stages}")
+    assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_a_network_whose_nodes_alone_are_trained_says_so(tmp_path, caplog):
+    inn = ["model=inn", "model.base=resnet8", *DATA, "max_steps=1", "tune.max_steps=1", "prune=integral"]
+    run(tmp_path, *inn, "prune.keep=0.6", "stages=[train,partition,train]")
+    assert [record.message for record in caplog.records if "the nodes alone are trained" in record.message]
+
+
 def test_a_deployed_network_grows_back_and_is_deployed_again(tmp_path):
     stages = "stages=[train,deploy,grow,train,deploy,evaluate]"
     results = run(tmp_path, "model=reducenet", "model.depth=8", *DATA, "deploy=fuse", stages, "log_every=1")
