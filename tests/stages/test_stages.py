@@ -14,6 +14,8 @@ from memexp import build, recorded, saved
 from memexp.cli import main
 from memexp.config import ConfigError
 from memexp.memory import planned as planned_run
+from memexp.report import collect
+from memexp.report.tables import changes
 from memexp.stages import Run
 from memexp.stages.prune import PruneError
 
@@ -255,10 +257,19 @@ def test_a_deployed_network_grows_back_and_is_deployed_again(tmp_path):
     assert found["grow"]["grow"]["error"] < 1e-5
     assert found["grow"]["accuracy"]["loss"] == pytest.approx(found["deploy-1"]["accuracy"]["loss"], rel=1e-4)
     assert found["deploy-1"]["parameters"] == found["deploy-2"]["parameters"] < found["grow"]["parameters"]
+    macs = {key: pairs["macs"] for key, pairs in changes(collect.Run(tmp_path, results)).items()}
+    assert macs["grow"][0] == macs["deploy-1"][1] < macs["deploy-1"][0]
+    assert macs["train-2"] == (macs["grow"][1], macs["grow"][1])
+    assert macs["deploy-2"] == (macs["grow"][1], macs["deploy-1"][1])
     entries = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     course = [entry["lambda"] for entry in entries if entry["stage"] == "train-2" and "lambda" in entry]
     assert (course[0], max(course), course[-1]) == (0.0, 1.0, 0.0)
     same_network(tmp_path)
+
+
+def test_a_network_that_cannot_be_fused_yet_is_told_so_in_a_sentence(tmp_path):
+    with pytest.raises(ConfigError, match="deploy: .* is at lambda=1"):
+        run(tmp_path, "model=reducenet", "model.depth=8", *DATA, "deploy=fuse", "stages=[deploy]")
 
 
 def test_a_student_learns_from_the_run_of_its_teacher(tmp_path):
