@@ -141,6 +141,12 @@ def _stages(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
         yield from sequence.problems(cfg)
 
 
+def _partition(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
+    scratch = (cfg.get("tune") or {}).get("scratch") is True
+    if scratch and isinstance(cfg.get("stages"), list | None) and "partition" in sequence.keys(cfg):
+        yield "tune.scratch: true draws new weights, and partition trains the nodes of those that there are; set false."
+
+
 def _prune(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
     prune = cfg.get("prune")
     if "prune" not in sound or prune is None:
@@ -166,8 +172,8 @@ def _prune(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
             yield f"prune.unstructured: {prune['name']} scores filters; single weights take {' | '.join(ELEMENTWISE)}."
         if target is not None or settings.order != "sequential":
             yield "prune.unstructured: true makes no tensor smaller, so it takes prune.ratio and no target or order."
-    if prune["name"] == "random" and prune["draws"] > 1 and prune["rounds"] > 1:
-        yield "prune.draws: several draws are compared after one removal; set prune.rounds=1."
+    if prune["name"] == "random" and prune["draws"] > 1 and (prune["rounds"] > 1 or prune["unstructured"]):
+        yield "prune.draws: several draws are compared after one removal of channels; set prune.rounds=1 and no unstructured."
 
 
 def _resampled(prune: Mapping[str, Any], integral: bool, model: str) -> Iterator[str]:
@@ -193,4 +199,22 @@ def _discretise(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
         yield f"discretise.sizes: model={name_of(cfg['model'])} is not integral; use model=inn."
 
 
-RULES = (_discretise, _prune, _study, _stages, _strategy, _family, _dataset, _optimizer, _warm_up, _name)
+def _deploy(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
+    if cfg.get("deploy") is not None and "model" in sound and cfg["model"].get("inplace_relu") is True:
+        yield "deploy: model.inplace_relu=true never loses its activations, so nothing can be fused; set one of the two only."
+
+
+RULES = (
+    _discretise,
+    _prune,
+    _partition,
+    _deploy,
+    _study,
+    _stages,
+    _strategy,
+    _family,
+    _dataset,
+    _optimizer,
+    _warm_up,
+    _name,
+)

@@ -67,6 +67,10 @@ def problems(cfg: Mapping[str, Any]) -> Iterator[str]:
         yield "stages: discretise needs to know the sizes; set discretise.sizes, such as [1,0.6], or prune=integral."
     if "prune" in names and resampled:
         yield "stages: prune=integral is carried out by the stage discretise; name that in place of prune."
+    if resampled and "discretise" in names:
+        for late in dict.fromkeys(names[names.index("discretise") + 1 :]):
+            if late in ("partition", "discretise"):
+                yield f"stages: {late} comes after discretise, which leaves a plain network; put it before, or leave it out."
     rounds = (cfg.get("prune") or {}).get("rounds")
     if isinstance(rounds, int) and rounds > 1 and list(names).count("prune") not in (0, rounds):
         yield f"prune.rounds: {rounds}, but stages has {list(names).count('prune')} prune; name it once for each round."

@@ -141,6 +141,10 @@ def test_the_hash_follows_values_not_spelling():
     assert config_hash(compose(["seed=1"])) != config_hash(compose())
 
 
+INTEGRAL = ["model=inn", "prune=integral", "prune.keep=0.6"]
+RANDOM = ["model=resnet", "prune=random", "prune.ratio=0.3"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -153,6 +157,11 @@ def test_the_hash_follows_values_not_spelling():
         ([f"name={'n' * 300}"], "is longer than the 255 bytes"),
         ([f"name='a/{'é' * 200}'"], "is longer than the 255 bytes"),
         (["name='a\tb'"], r"name: 'a\tb' is not allowed"),
+        (["model=reducenet", "model.inplace_relu=true", "deploy=fuse"], "deploy: model.inplace_relu=true never loses"),
+        ([*INTEGRAL, "stages=[train,discretise,partition]"], "stages: partition comes after discretise"),
+        ([*INTEGRAL, "stages=[train,discretise,discretise]"], "stages: discretise comes after discretise"),
+        ([*INTEGRAL, "prune.tune=partition", "tune.scratch=true"], "tune.scratch: true draws new weights"),
+        ([*RANDOM, "prune.draws=2", "prune.unstructured=true"], "prune.draws: several draws are compared after one"),
     ],
 )
 def test_one_true_message(overrides, message):

@@ -139,7 +139,8 @@ class IntegralNetwork(nn.Module):
         """Gives each group a trainable partition of its size and freezes all else; returns the partitions' parameters.
 
         Layers register the partitions that they read, so that recomputation in backward finds them. `discretize()` afterwards
-        samples at the nodes that training has found. Raises ValueError for a quadrature whose nodes or weights forbid it.
+        samples at the nodes that training has found. Nodes that were trained before are given up: it begins with uniform ones.
+        Raises ValueError for a quadrature whose nodes or weights forbid it.
         """
         wanted = self.partitions(sizes)
         for name, group in self._continua.items():
@@ -150,6 +151,8 @@ class IntegralNetwork(nn.Module):
             nodes = wanted[name]
             partition = Partition(nodes if isinstance(nodes, int) else len(nodes))
             group.nodes = partition.to(self.steps.device)
+        for layer in self.integral_layers():  # those of before, where nodes have been trained at another size
+            layer._modules.pop("partitions", None)
         self._frozen += [name for name, p in self.network.named_parameters() if p.requires_grad]
         for p in self.network.parameters():
             p.requires_grad_(False)

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from memexp.fusing.fused import check, compare, fuse
+from memexp.config import ConfigError
+from memexp.fusing.fused import FusingError, check, compare, fuse
 from memexp.fusing.measure import costs
 from memexp.stages.handed import Run
 from memexp.stages.prune import LARGE
@@ -24,15 +25,21 @@ def carry_out(run: Run) -> dict[str, Any]:
     run.network.eval()
     example = batches[0][: deploy.batch]
     figures: dict[str, Any] = {}
-    if deploy.merge == "auto":
-        found = compare(run.network, example, inputs=[batches[0][:1], batches[0][:LARGE]], batches=batches)
-        fused, figures = found.fused["auto"], {"refused": found.refused}
-        measured = found.costs
-    else:
-        fused = fuse(run.network, example, deploy.merge, batches)
-        networks = {"trained": run.network, deploy.merge: fused.network}
-        measured = costs(networks, [batches[0][:1], batches[0][:LARGE]])
+    try:
+        if deploy.merge == "auto":
+            found = compare(run.network, example, inputs=[batches[0][:1], batches[0][:LARGE]], batches=batches)
+            fused, figures = found.fused["auto"], {"refused": found.refused}
+            measured = found.costs
+        else:
+            fused = fuse(run.network, example, deploy.merge, batches)
+            networks = {"trained": run.network, deploy.merge: fused.network}
+            measured = costs(networks, [batches[0][:1], batches[0][:LARGE]])
+    except FusingError:
+        raise
+    except ValueError as error:
+        raise ConfigError([f"deploy: {error}"]) from error
     figures |= {"costs": measured, "merge": deploy.merge}
+    figures |= {key: {"before": measured["trained"][key], "after": measured[deploy.merge][key]} for key in KEYS}
     # which merges are taken may be measured, and is then the first process's choice
     for edit in distribution.agreed(fused.edits, run.world):
         run.edit(edit)

@@ -68,15 +68,21 @@ def resampled(cfg: DictConfig) -> bool:
 
 
 def foresee(cfg: DictConfig, edits: Sequence[Edit] = ()) -> None:
-    """Raises ConfigError for a size that the network cannot have, before it is trained.
+    """Raises ConfigError for a size that the network cannot have, and nodes that cannot be trained, before it is trained.
 
     edits: of the network that the run begins with.
     """
-    if resampled(cfg) and "discretise" in map(stage_of, sequence.keys(cfg)):
+    names = [name for name in map(stage_of, sequence.keys(cfg)) if name in ("partition", "discretise")]
+    if resampled(cfg) and names:
         classes, shape = data.describe(cfg.dataset)
         with torch.random.fork_rng(devices=[]):
-            network = build.network(build.without_files(cfg), edits, classes, shape).eval()
-        sizes_of(cfg, integral(network), shape)
+            network = integral(build.network(build.without_files(cfg), edits, classes, shape).eval())
+        sizes = sizes_of(cfg, network, shape)
+        if "partition" in names:
+            try:
+                network.train_partitions(sizes)
+            except ValueError as error:
+                raise ConfigError([f"model.{error}"]) from error
 
 
 def integral(network: nn.Module) -> IntegralNetwork:
@@ -109,10 +115,11 @@ def sizes_of(cfg: DictConfig, network: IntegralNetwork, shape: tuple[int, int, i
 
 
 def _left(run: Run, network: IntegralNetwork, inputs: Sequence[Tensor]) -> dict[str, Any]:
-    """Leaves the network at the size that is asked for, or at the nodes that were trained for it; the figures."""
-    trained = any(edit["kind"] == "partition" for edit in run.edits)
+    """Leaves the network at the size that is asked for, at nodes that were trained if they are of it; the figures."""
     native = network.discretize(1.0)
-    change = network.edit(None if trained else sizes_of(run.cfg, network, run.splits.shape))
+    change = network.edit(sizes_of(run.cfg, network, run.splits.shape))
+    if trained := any(edit["kind"] == "partition" for edit in run.edits) and network.sizes == _numbers(change):
+        change = network.edit(None)
     with statistics_of(run, native):
         before = run.watched(native)
     run.edit(change)
@@ -120,7 +127,7 @@ def _left(run: Run, network: IntegralNetwork, inputs: Sequence[Tensor]) -> dict[
         weights = {key: value.clone() for key, value in run.network.state_dict().items()}
     run.network.load_state_dict(weights)
     measured = costs({"before": native, "after": run.network}, inputs)
-    nodes = {name: n if isinstance(n, int) else len(n) for name, n in change["partitions"].items()}
+    nodes = _numbers(change)
     log.info(
         "left at %s of %s parameters, its nodes %s",
         *(f"{measured[when]['parameters']:,}" for when in ("after", "before")),
@@ -130,6 +137,11 @@ def _left(run: Run, network: IntegralNetwork, inputs: Sequence[Tensor]) -> dict[
     record |= {"widths": {name: [network.groups[name], n] for name, n in nodes.items()}}
     record |= {name: {when: measured[when][name] for when in ("before", "after")} for name in ("parameters", "macs")}
     return {"before": before, "prune": record}
+
+
+def _numbers(change: Edit) -> dict[str, int]:
+    """The number of channels that an edit leaves of each group."""
+    return {name: n if isinstance(n, int) else len(n) for name, n in change["partitions"].items()}
 
 
 def statistics_of(run: Run, network: nn.Module) -> Any:

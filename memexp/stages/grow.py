@@ -10,6 +10,7 @@ from typing import Any
 
 from memexp import fusing
 from memexp.config import ConfigError
+from memexp.memory.meter import macs_per_image
 from memexp.stages.handed import Run
 from memexp.training import distribution, statistics
 
@@ -19,6 +20,7 @@ BATCHES = 8  # whose statistics stand in the new normalisations
 
 def carry_out(run: Run) -> dict[str, Any]:
     started, before, parameters = time.perf_counter(), run.watched(), run.parameters
+    macs = macs_per_image(run.network, run.splits.shape)
     run.network.eval()
     images = [batch for batch, _ in islice(statistics.in_random_order(run.splits.plain_train).epoch(0), BATCHES)]
     try:
@@ -41,7 +43,12 @@ def carry_out(run: Run) -> dict[str, Any]:
         "before": before,
         "seconds": seconds,
         "parameters": run.parameters,
-        "grow": {"layers": layers, "error": grown.error, "parameters": {"before": parameters, "after": run.parameters}},
+        "grow": {
+            "layers": layers,
+            "error": grown.error,
+            "parameters": {"before": parameters, "after": run.parameters},
+            "macs": {"before": macs, "after": macs_per_image(run.network, run.splits.shape)},
+        },
     }
     run.finish(figures)
     return figures

@@ -40,6 +40,10 @@ def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:
             run.directory.write_results(run.results)
     if cfg is run.cfg:  # tuning leaves them as they are
         trainer.recipe.course = _course(run)
+        if run.edits and run.edits[-1]["kind"] == "partition":
+            log.warning(
+                "warning: the nodes alone are trained: since the stage partition this network's weights are fixed"
+            )
     if any(edit["kind"] == "mask" for edit in run.edits):
         Masks.of(run.network).hold(trainer.recipe.optimizer)  # what has been set to zero stays there
     if run.unfinished is not None:

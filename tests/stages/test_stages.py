@@ -14,6 +14,8 @@ from memexp import build, recorded, saved
 from memexp.cli import main
 from memexp.config import ConfigError
 from memexp.memory import planned as planned_run
+from memexp.report import collect
+from memexp.report.tables import changes
 from memexp.stages import Run
 from memexp.stages.prune import PruneError
 
@@ -221,6 +223,34 @@ def test_where_a_smaller_size_is_sampled_can_be_trained(tmp_path):
     assert longer["stages"][1]["steps"] == 3
 
 
+def test_nodes_that_were_trained_are_those_of_one_size(tmp_path):
+    inn = ["model=inn", "model.base=resnet8", *DATA, "max_steps=1", "tune.max_steps=1", "prune=integral"]
+    run(tmp_path / "run", *inn, "prune.keep=0.6", "stages=[train,partition]")
+    start = [*inn, f"init_from='{tmp_path}/run'", "prune.keep=0.3"]
+    left = {}
+    for nodes, stages in (("uniform", "[discretise]"), ("trained", "[partition,discretise]")):
+        results = run(tmp_path / nodes, *start, f"stages={stages}")
+        left[nodes] = results["stages"][-1]["prune"]
+        assert left[nodes]["nodes"] == nodes
+        same_size = [round(0.3 * before) == after for before, after in left[nodes]["widths"].values()]
+        assert all(same_size)
+    assert left["uniform"]["parameters"] == left["trained"]["parameters"]
+
+
+@pytest.mark.parametrize("stages", ["null", "[train,partition]"])
+def test_nodes_that_cannot_be_trained_are_refused_before_training(tmp_path, stages):
+    inn = ["model=inn", "model.base=resnet8", "model.quadrature=simpson", *DATA, "prune=integral", "prune.keep=0.6"]
+    with pytest.raises(ConfigError, match="quadrature simpson: its nodes cannot be trained"):
+        run(tmp_path, *inn, "prune.tune=partition", f"stages={stages}")
+    assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_a_network_whose_nodes_alone_are_trained_says_so(tmp_path, caplog):
+    inn = ["model=inn", "model.base=resnet8", *DATA, "max_steps=1", "tune.max_steps=1", "prune=integral"]
+    run(tmp_path, *inn, "prune.keep=0.6", "stages=[train,partition,train]")
+    assert [record.message for record in caplog.records if "the nodes alone are trained" in record.message]
+
+
 def test_a_deployed_network_grows_back_and_is_deployed_again(tmp_path):
     stages = "stages=[train,deploy,grow,train,deploy,evaluate]"
     results = run(tmp_path, "model=reducenet", "model.depth=8", *DATA, "deploy=fuse", stages, "log_every=1")
@@ -229,10 +259,19 @@ def test_a_deployed_network_grows_back_and_is_deployed_again(tmp_path):
     assert found["grow"]["grow"]["error"] < 1e-5
     assert found["grow"]["accuracy"]["loss"] == pytest.approx(found["deploy-1"]["accuracy"]["loss"], rel=1e-4)
     assert found["deploy-1"]["parameters"] == found["deploy-2"]["parameters"] < found["grow"]["parameters"]
+    macs = {key: pairs["macs"] for key, pairs in changes(collect.Run(tmp_path, results)).items()}
+    assert macs["grow"][0] == macs["deploy-1"][1] < macs["deploy-1"][0]
+    assert macs["train-2"] == (macs["grow"][1], macs["grow"][1])
+    assert macs["deploy-2"] == (macs["grow"][1], macs["deploy-1"][1])
     entries = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     course = [entry["lambda"] for entry in entries if entry["stage"] == "train-2" and "lambda" in entry]
     assert (course[0], max(course), course[-1]) == (0.0, 1.0, 0.0)
     same_network(tmp_path)
+
+
+def test_a_network_that_cannot_be_fused_yet_is_told_so_in_a_sentence(tmp_path):
+    with pytest.raises(ConfigError, match="deploy: .* is at lambda=1"):
+        run(tmp_path, "model=reducenet", "model.depth=8", *DATA, "deploy=fuse", "stages=[deploy]")
 
 
 def test_a_student_learns_from_the_run_of_its_teacher(tmp_path):
