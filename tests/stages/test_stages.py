@@ -270,7 +270,7 @@ def test_a_deployed_network_grows_back_and_is_deployed_again(tmp_path):
 
 
 def test_a_network_that_cannot_be_fused_yet_is_told_so_in_a_sentence(tmp_path):
-    with pytest.raises(ConfigError, match="deploy: .* is at lambda=1"):
+    with pytest.raises(ConfigError, match=r"deploy: .* is at lambda=1"):
         run(tmp_path, "model=reducenet", "model.depth=8", *DATA, "deploy=fuse", "stages=[deploy]")
 
 
