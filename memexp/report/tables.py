@@ -88,7 +88,7 @@ def _continuous(run: Run) -> str:
     found = stage.get("continuous") if isinstance(stage, dict) else None
     if not isinstance(found, dict) or not found:
         return ""
-    rest = stage.get("discrete")
+    rest = stage.get("not_continuous")
     left = (
         f"; discrete: {', '.join(map(str, rest))}" if isinstance(rest, dict) and rest else "; all others are discrete"
     )

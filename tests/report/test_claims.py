@@ -134,7 +134,7 @@ def test_a_table_says_which_groups_of_channels_are_continuous(tmp_path):
     stage = {
         "key": "discretise",
         "continuous": {"stem.0": 16},
-        "discrete": {"head.4.weight[0]": "the network's output"},
+        "not_continuous": {"head.4.weight[0]": "the network's output"},
     }
     add(tmp_path, "a", config={"model": {"name": "inn", "base": "resnet20"}}, stages=[stage])
     text = write_report([tmp_path], tmp_path, form="terminal", plots=False)
