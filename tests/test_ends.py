@@ -40,6 +40,7 @@ def test_b20_the_others_say_so_and_how_to_go_on(tmp_path, monkeypatch):
     for name in ("start", "stop", "share_text"):
         monkeypatch.setattr(distribution, name, lambda *_: None)
     monkeypatch.setattr(run_module, "prepare", gone)
+    monkeypatch.setattr(distribution, "gather", gone)  # nor can they be asked what they think of it
     with pytest.raises(ProcessLost, match=r"another of the 2 processes .* has ended"):
         run_module.run(memexp.compose(["dataset=digits"]), tmp_path / "run")
     results = json.loads((tmp_path / "run/results.json").read_text())

@@ -19,17 +19,21 @@ def names(cases):
 
 def test_cases_are_what_the_model_allows_and_budgets_lie_between_the_ends():
     cases = bench.cases(REVNET, None, 2)
-    assert names(cases)[:3] == ["stored", "checkpointed", "reversible"]
+    assert names(cases)[:4] == ["stored", "light", "checkpointed", "reversible"]
     plan = memexp.estimate(memexp.compose([*REVNET, "backprop=budget", "backprop.limit=0.0"]))["plan"]
     least, stored = plan["least_peak"], plan["stored_peak"]
     reversible = memexp.estimate(memexp.compose([*REVNET, "backprop=reversible"]))["peak"]
     assert least <= reversible < stored
-    limits = [memexp.compose(case.overrides).backprop.limit for case in cases[3:]]
+    limits = [memexp.compose(case.overrides).backprop.limit for case in cases[4:]]
     third = (stored - least) / 3
     assert [float(limit.removesuffix("B")) for limit in limits] == pytest.approx(
         [least + third, least + 2 * third], abs=1
     )
-    assert names(bench.cases(["model=torchvision", "model.arch=squeezenet1_1"], None, 0)) == ["stored"]
+    assert names(bench.cases(["model=torchvision", "model.arch=squeezenet1_1"], None, 0)) == [
+        "stored",
+        "light",
+        "checkpointed",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ MODELS = {
     "heunnet": ["model=heunnet", "model.depth=4"],
     "vgg16": ["model=vgg16"],
     "reducenet": ["model=reducenet", "model.depth=8"],
+    "discrete": ["model=discrete", "model.base=revnet14"],
     "torchvision": ["model=torchvision", "model.arch=squeezenet1_1", "dataset.image_size=64"],
 }
 PAIRS = [(name, backprop) for name in MODELS for backprop in FAMILIES[name.split()[0]].strategies]
