@@ -140,7 +140,8 @@ def _check_there(run: Path, name: str) -> None:
     """Raises ConfigError where the run has no such checkpoint, nor another in place of its last."""
     file = run / "checkpoints" / f"{name}.pt"
     found = sorted(other.name for other in file.parent.glob("*.pt"))
-    if not file.exists() and (name != "last" or not found):
+    there = file.name in found and "/" not in name  # what lies elsewhere is no checkpoint of this run
+    if not there and (name != "last" or not found):
         raise ConfigError([f"there is no checkpoint {file}; there are {', '.join(found) or 'none yet'}"])
 
 

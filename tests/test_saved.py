@@ -561,5 +561,7 @@ def test_nothing_is_evaluated_or_exported_of_a_run_without_a_checkpoint(run, cap
 def test_a_checkpoint_that_is_not_there_is_told_with_those_that_are(run):
     with pytest.raises(ConfigError, match=r"there are best\.pt, evaluate\.pt, last\.pt, train\.pt"):
         saved.evaluate(run, name="tune")
+    with pytest.raises(ConfigError, match=r"there is no checkpoint .*\.\./checkpoints/last\.pt"):
+        saved.evaluate(run, name="../checkpoints/last")  # what lies elsewhere is none of this run
     with pytest.raises(CheckpointError, match=r"there is no checkpoint"):
         build.from_run(run, "tune")
