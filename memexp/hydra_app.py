@@ -111,9 +111,10 @@ def _foresee(cfg: DictConfig) -> None:
     if cfg.prune is None:
         return
     from memexp import build
-    from memexp.stages import prune
+    from memexp.stages import discretise, prune
 
-    prune.foresee(cfg, build.start_edits(cfg))
+    for stage in (prune, discretise):
+        stage.foresee(cfg, build.start_edits(cfg))
 
 
 def _of_a_swept_group(text: str, swept: Sequence[str]) -> str:

@@ -21,6 +21,10 @@ BATCHES = 8  # whose statistics stand in the new normalisations
 def carry_out(run: Run) -> dict[str, Any]:
     started, before, parameters = time.perf_counter(), run.watched(), run.parameters
     macs = macs_per_image(run.network, run.splits.shape)
+    if any(edit["kind"] == "mask" for edit in run.edits):
+        log.warning(
+            "warning: grow: weights that pruning has set to zero do not stay so: the blocks that grow are dense"
+        )
     run.network.eval()
     images = [batch for batch, _ in islice(statistics.in_random_order(run.splits.plain_train).epoch(0), BATCHES)]
     try:
