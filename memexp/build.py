@@ -126,6 +126,15 @@ def start_edits(cfg: DictConfig) -> Sequence[edits.Edit]:
     return found
 
 
+def at_start(cfg: DictConfig, changes: Sequence[edits.Edit] = ()) -> tuple[nn.Module, Shape]:
+    """A network of the shapes that a run of `cfg` begins with, in eval mode, and the shape of its images; no file is read for
+    its weights, and no random number of the run's is drawn.
+    """
+    classes, shape = data.describe(cfg.dataset)
+    with torch.random.fork_rng(devices=[]):
+        return network(without_files(cfg), changes, classes, shape).eval(), shape
+
+
 def _read(run: Path, name: str, trusted: Collection[str]) -> tuple[DictConfig, Path, dict[str, Any]]:
     cfg = recorded.of_run(run, trusted=trusted)
     path = run / "checkpoints" / f"{name}.pt"

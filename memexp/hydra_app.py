@@ -39,7 +39,9 @@ def train(arguments: list[str], hydra_only: bool) -> int:
             return 0
         cfg = config.check_command_line(options.overrides, name, directories, multirun)
         if not multirun and "hydra.mode=RUN" not in options.overrides:  # a sweep's job has a record of what is refused
-            _foresee(cfg)
+            from memexp import stages
+
+            stages.foresee(cfg)
     outcome = _Outcome()
     if multirun:
         job_name = "sweep"
@@ -104,17 +106,6 @@ def _flags(arguments: Sequence[str], overrides: Sequence[str]) -> list[str]:
         else:
             flags.append(text)
     return flags
-
-
-def _foresee(cfg: DictConfig) -> None:
-    """Raises ConfigError for what can be told of the network before anything is made."""
-    if cfg.prune is None:
-        return
-    from memexp import build
-    from memexp.stages import discretise, prune
-
-    for stage in (prune, discretise):
-        stage.foresee(cfg, build.start_edits(cfg))
 
 
 def _of_a_swept_group(text: str, swept: Sequence[str]) -> str:

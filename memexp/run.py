@@ -30,7 +30,7 @@ from memexp.optim import schedules
 from memexp.options import name_of
 from memexp.record import SCHEMA, RunDirectory, RunDirectoryError, write_json
 from memexp.recorded import as_config
-from memexp.stages import discretise, prune, study, tune
+from memexp.stages import prune, study, tune
 from memexp.stages.handed import Run, set_random_state
 from memexp.training import board, checkpoint, distribution, recipe
 from memexp.training.checkpoint import CheckpointError
@@ -182,9 +182,8 @@ def _prepared(
     keys: Sequence[str],
 ) -> Run:
     """Whatever can be refused before the first stage is refused here."""
-    if order["start"] is None and cfg.prune is not None:
-        prune.foresee(cfg, build.start_edits(cfg))
-        discretise.foresee(cfg, build.start_edits(cfg))
+    if order["start"] is None:
+        stages.foresee(cfg)
     prepared = prepare(cfg, directory, world, stop, results, order["start"])
     _check_schedules(prepared, keys)
     return prepared

@@ -69,21 +69,17 @@ def evaluate(
     cfg = recorded.of_run(path, overrides, own.targets(path), own.config_dirs)
     from memexp import build
     from memexp.run import prepare
-    from memexp.training import evaluation
     from memexp.training.distribution import World
-    from memexp.training.precision import Precision
     from memexp.training.signals import StopRequest
 
     _check_there(path, name)
     with StopRequest() as stop:
         own_moments = _names_moments(overrides)
         run = prepare(cfg, _ReadOnly(path), World(), stop, start=name, to_train=False, as_trained=not own_moments)
-        batches = run.splits.named(split)
-        precision = Precision(cfg.precision.name, run.device)
         with _deployed(run) as whole, _resampled(run, whole, overrides) as model:
             then = (read_json(path / "results.json") or {}).get("classes")
             known = build.in_order_of(model, then, run.splits.classes)
-            result = evaluation.evaluate(known, batches, precision, run.world, stop.check)
+            result = run.evaluated(known, split)
     return {
         **result.as_dict(),
         "split": split,

@@ -135,6 +135,11 @@ class IntegralNetwork(nn.Module):
             return {name: _wanted(group, sizes.get(name, group.n)) for name, group in self._continua.items()}
         return {name: _wanted(group, sizes) for name, group in self._continua.items()}
 
+    def counts(self, sizes: Size | Mapping[str, Size] | None = None) -> dict[str, int]:
+        """For each group the number of channels that `sizes` (as for `discretize`) means."""
+        nodes = self.partitions(sizes)
+        return {name: n if isinstance(n, int) else len(n) for name, n in nodes.items()}
+
     def train_partitions(self, sizes: Size | Mapping[str, Size] | None = None) -> list[nn.Parameter]:
         """Gives each group a trainable partition of its size and freezes all else; returns the partitions' parameters.
 
@@ -142,15 +147,13 @@ class IntegralNetwork(nn.Module):
         samples at the nodes that training has found. Nodes that were trained before are given up: it begins with uniform ones.
         Raises ValueError for a quadrature whose nodes or weights forbid it.
         """
-        wanted = self.partitions(sizes)
+        wanted = self.counts(sizes)
         for name, group in self._continua.items():
             if group.quadrature not in ("trapezoidal", "riemann"):
                 raise ValueError(
                     f"quadrature {group.quadrature}: its nodes cannot be trained; use trapezoidal or riemann"
                 )
-            nodes = wanted[name]
-            partition = Partition(nodes if isinstance(nodes, int) else len(nodes))
-            group.nodes = partition.to(self.steps.device)
+            group.nodes = Partition(wanted[name]).to(self.steps.device)
         for layer in self.integral_layers():  # those of before, where nodes have been trained at another size
             layer._modules.pop("partitions", None)
         self._frozen += [name for name, p in self.network.named_parameters() if p.requires_grad]

@@ -43,5 +43,4 @@ def sizes_for(network: IntegralNetwork, left: float, cost: Callable[[nn.Module],
 
 
 def _equal(network: IntegralNetwork, share: float) -> dict[str, int]:
-    sizes = network.partitions(max(share, 2.0**-STEPS))
-    return {name: n if isinstance(n, int) else len(n) for name, n in sizes.items()}
+    return network.counts(max(share, 2.0**-STEPS))

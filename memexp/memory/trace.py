@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_iter
 
 from memexp import build, data
-from memexp.backprop import Chain
+from memexp.backprop import chains
 from memexp.backprop.plan import has_inverse
 from memexp.config import ConfigError
 from memexp.edits import Edit
@@ -147,7 +147,7 @@ def _boundaries(model: nn.Module) -> Iterator[dict[nn.Module, int]]:
     def leaves(module: nn.Module, streams: Any, outputs: Any) -> None:
         found[module] = _bytes(outputs)
 
-    for chain in (module for module in model.modules() if isinstance(module, Chain)):
+    for chain in chains(model):
         for index, step in enumerate(chain):
             undoable = has_inverse(step, approximate=False) or has_inverse(step, approximate=True)
             if index == 0 or not undoable:

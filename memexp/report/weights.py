@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from memexp.report.panels import panels
 from memexp.report.plots import COLOURS
-from memexp.report.scores import COLUMNS, MOST
 
 BINS = 60
 
@@ -18,12 +18,8 @@ def draw(
 ) -> Figure:
     """groups: of memexp.pruning.Removal, whose first layers are drawn. before, after: state dicts of the network."""
     names = [str(group["layers"][0]) for group in groups if f"{group['layers'][0]}.weight" in before]
-    shown = names[:MOST]
-    rows = max(1, -(-len(shown) // COLUMNS))
-    figure = Figure(figsize=(3 * COLUMNS, 1.8 * rows + 0.6), layout="constrained")
-    more = f"; {len(names) - MOST} further layers are not drawn" if len(names) > MOST else ""
-    figure.suptitle(f"{title}: weights of each layer, as a share of the layer's{more}")
-    for axes, name in zip(figure.subplots(rows, COLUMNS, squeeze=False).flat, shown, strict=False):
+    figure, drawn = panels(names, f"{title}: weights of each layer, as a share of the layer's")
+    for axes, name in drawn:
         pair = [state[f"{name}.weight"].detach().float().flatten().cpu().numpy() for state in (before, after)]
         edges = np.linspace(min(x.min() for x in pair), max(x.max() for x in pair) + 1e-12, BINS + 1)
         for colour, label, values in zip(COLOURS, ("before", "after"), pair, strict=False):
@@ -31,9 +27,6 @@ def draw(
             axes.stairs(heights, edges, color=colour, label=f"{label} ({len(values):,})", linewidth=0.8)
         axes.set_title(name, fontsize=7)
         axes.legend(fontsize=5, frameon=False)
-        axes.tick_params(labelsize=6)
-    for axes in list(figure.axes)[len(shown) :]:
-        axes.axis("off")
     figure.supxlabel("weight", fontsize=8)
     figure.supylabel("share of the layer's weights", fontsize=8)
     return figure

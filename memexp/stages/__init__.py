@@ -3,10 +3,24 @@
 import importlib
 from typing import Any
 
+from omegaconf import DictConfig
+
 from memexp.sequence import stage_of
 from memexp.stages.handed import Run
 
-__all__ = ["Run", "carry_out"]
+__all__ = ["Run", "carry_out", "foresee"]
+
+
+def foresee(cfg: DictConfig) -> None:
+    """Raises ConfigError for what a stage of `cfg` would refuse whatever weights it is given, before anything is trained."""
+    if cfg.prune is None:
+        return
+    from memexp import build
+    from memexp.stages import discretise, prune
+
+    edits = build.start_edits(cfg)
+    for stage in (prune, discretise):
+        stage.foresee(cfg, edits)
 
 
 def carry_out(run: Run) -> dict[str, Any]:

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from memexp import build, data, sequence
+from memexp import build, sequence
 from memexp.config import ConfigError
 from memexp.edits import Edit
 from memexp.fusing.measure import costs
@@ -24,7 +23,6 @@ from memexp.sequence import stage_of
 from memexp.stages.handed import Run
 from memexp.stages.prune import LARGE
 from memexp.training import statistics
-from memexp.training.precision import Precision
 
 log = logging.getLogger("memexp")
 
@@ -74,9 +72,8 @@ def foresee(cfg: DictConfig, edits: Sequence[Edit] = ()) -> None:
     """
     names = [name for name in map(stage_of, sequence.keys(cfg)) if name in ("partition", "discretise")]
     if resampled(cfg) and names:
-        classes, shape = data.describe(cfg.dataset)
-        with torch.random.fork_rng(devices=[]):
-            network = integral(build.network(build.without_files(cfg), edits, classes, shape).eval())
+        found, shape = build.at_start(cfg, edits)
+        network = integral(found)
         sizes = sizes_of(cfg, network, shape)
         if "partition" in names:
             try:
@@ -117,9 +114,10 @@ def sizes_of(cfg: DictConfig, network: IntegralNetwork, shape: tuple[int, int, i
 def _left(run: Run, network: IntegralNetwork, inputs: Sequence[Tensor]) -> dict[str, Any]:
     """Leaves the network at the size that is asked for, at nodes that were trained if they are of it; the figures."""
     native = network.discretize(1.0)
-    change = network.edit(sizes_of(run.cfg, network, run.splits.shape))
-    if trained := any(edit["kind"] == "partition" for edit in run.edits) and network.sizes == _numbers(change):
-        change = network.edit(None)
+    sizes = sizes_of(run.cfg, network, run.splits.shape)
+    counts = network.counts(sizes)
+    trained = any(edit["kind"] == "partition" for edit in run.edits) and network.sizes == counts
+    change = network.edit(None if trained else sizes)
     with statistics_of(run, native):
         before = run.watched(native)
     run.edit(change)
@@ -127,28 +125,19 @@ def _left(run: Run, network: IntegralNetwork, inputs: Sequence[Tensor]) -> dict[
         weights = {key: value.clone() for key, value in run.network.state_dict().items()}
     run.network.load_state_dict(weights)
     measured = costs({"before": native, "after": run.network}, inputs)
-    nodes = _numbers(change)
     log.info(
         "left at %s of %s parameters, its nodes %s",
         *(f"{measured[when]['parameters']:,}" for when in ("after", "before")),
         "trained" if trained else "uniform",
     )
     record: dict[str, Any] = {"criterion": INTEGRAL, "nodes": "trained" if trained else "uniform", "costs": measured}
-    record |= {"widths": {name: [network.groups[name], n] for name, n in nodes.items()}}
+    record |= {"widths": {name: [network.groups[name], n] for name, n in counts.items()}}
     record |= {name: {when: measured[when][name] for when in ("before", "after")} for name in ("parameters", "macs")}
     return {"before": before, "prune": record}
-
-
-def _numbers(change: Edit) -> dict[str, int]:
-    """The number of channels that an edit leaves of each group."""
-    return {name: n if isinstance(n, int) else len(n) for name, n in change["partitions"].items()}
 
 
 def statistics_of(run: Run, network: nn.Module) -> Any:
     """Running statistics of a training over many sizes are of none of them, so those of this one are estimated anew."""
     if not statistics.momenta(network) or not run.cfg.precise_batchnorm:
         return nullcontext()
-    precision = Precision(run.cfg.precision.name, run.device)
-    return statistics.estimated_statistics(
-        network, run.splits.train, statistics.IMAGES, precision, run.world, run.stop.check
-    )
+    return run.own_statistics(network)

@@ -4,8 +4,6 @@ import time
 from typing import Any
 
 from memexp.stages.handed import Run
-from memexp.training import evaluation
-from memexp.training.precision import Precision
 
 
 def carry_out(run: Run) -> dict[str, Any]:
@@ -13,9 +11,7 @@ def carry_out(run: Run) -> dict[str, Any]:
     if run.evaluation is not None and run.evaluation[0] == "test":
         found = run.evaluation[1]
     else:
-        precision = Precision(run.cfg.precision.name, run.device)
-        with run.meter.aside():
-            found = evaluation.evaluate(run.network, run.splits.test, precision, run.world, run.stop.check)
+        found = run.evaluated(run.network, "test")
         run.evaluation = "test", found
     seconds = time.perf_counter() - started
     run.results["time"]["stages"][run.key] = seconds

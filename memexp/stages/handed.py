@@ -1,6 +1,7 @@
 """What one stage of a run hands on to the next: the network with its edits, the figures so far, and where it all is."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from memexp.data import Splits
 from memexp.edits import Edit, apply
 from memexp.memory.meter import Meter
 from memexp.record import RunDirectory
-from memexp.training import checkpoint, distribution
+from memexp.training import checkpoint, distribution, evaluation, statistics
 from memexp.training.board import Board
 from memexp.training.distribution import World
-from memexp.training.evaluation import Evaluation, evaluate
+from memexp.training.evaluation import Evaluation
 from memexp.training.precision import Precision
 from memexp.training.signals import StopRequest
 
@@ -66,14 +67,25 @@ class Run:
         if network is None and self.evaluation is not None and self.evaluation[0] == name:
             found = self.evaluation[1]
         else:
-            precision = Precision(self.cfg.precision.name, self.device)
-            with self.meter.aside():
-                found = evaluate(
-                    network or self.network, self.splits.named(name), precision, self.world, self.stop.check
-                )
+            found = self.evaluated(network or self.network, name)
             if network is None:
                 self.evaluation = name, found
         return {**found.as_dict(), "split": name, "images": found.images}
+
+    def evaluated(self, network: nn.Module, name: str) -> Evaluation:
+        """Accuracy of `network` on the split `name`, beside training."""
+        with self.meter.aside():
+            return evaluation.evaluate(network, self.splits.named(name), self.precision, self.world, self.stop.check)
+
+    def own_statistics(self, network: nn.Module) -> AbstractContextManager[int]:
+        """Inside, statistics of batch normalisation are those of `network` itself, estimated over images as trained on."""
+        return statistics.estimated_statistics(
+            network, self.splits.train, statistics.IMAGES, self.precision, self.world, self.stop.check
+        )
+
+    @property
+    def precision(self) -> Precision:
+        return Precision(self.cfg.precision.name, self.device)
 
     @property
     def parameters(self) -> int:

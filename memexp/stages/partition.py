@@ -10,10 +10,6 @@ from memexp.stages.handed import Run
 def carry_out(run: Run) -> dict[str, Any]:
     if run.unfinished is None:  # a stage that goes on is of the edited network already
         network = integral(run.network)
-        wanted = network.partitions(sizes_of(run.cfg, network, run.splits.shape))
-        run.edit({"kind": "partition", "partitions": {name: _number(nodes) for name, nodes in wanted.items()}})
+        sizes = sizes_of(run.cfg, network, run.splits.shape)
+        run.edit({"kind": "partition", "partitions": network.counts(sizes)})
     return tune.carry_out(run)
-
-
-def _number(nodes: Any) -> int:
-    return nodes if isinstance(nodes, int) else len(nodes)

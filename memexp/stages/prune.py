@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from memexp import build, data, sequence
+from memexp import build, sequence
 from memexp.channels import ChannelError
 from memexp.config import ConfigError
 from memexp.edits import Edit
@@ -22,7 +22,6 @@ from memexp.sequence import stage_of
 from memexp.stages import tune
 from memexp.stages.handed import Run
 from memexp.training import distribution, recipe, statistics
-from memexp.training.precision import Precision
 
 log = logging.getLogger("memexp")
 KEYS = ("ratio", "target", "scope", "floor", "order", "step")  # of memexp.pruning.Settings
@@ -43,12 +42,10 @@ def foresee(cfg: DictConfig, edits: Sequence[Edit] = ()) -> None:
     names = [stage_of(key) for key in sequence.keys(cfg)]
     if "prune" not in names or {"discretise", "deploy"} & set(names[: names.index("prune")]):
         return
-    classes, shape = data.describe(cfg.dataset)
     settings, options = _settings(cfg), _options(cfg)
     try:
-        with torch.random.fork_rng(devices=[]):
-            network = build.network(build.without_files(cfg), edits, classes, shape).eval()
-            example = torch.randn(2, *shape)
+        network, shape = build.at_start(cfg, edits)
+        example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
         if cfg.prune.unstructured:
             unstructured.foresee_mask(network, ratio=settings.ratio, scope=settings.scope, floor=settings.floor)
         else:
@@ -102,10 +99,7 @@ def carry_out(run: Run) -> dict[str, Any]:
         figures = _removed(run, arguments, read)
     after = run.watched()
     if statistics.momenta(run.network):  # running statistics are those of the whole network
-        precision = Precision(cfg.precision.name, run.device)
-        with statistics.estimated_statistics(
-            run.network, run.splits.train, statistics.IMAGES, precision, run.world, run.stop.check
-        ):
+        with run.own_statistics(run.network):
             figures["recalibrated"] = run.watched(run.network)
     run.results["time"]["stages"][run.key] = seconds = time.perf_counter() - started
     log.info(

@@ -186,7 +186,6 @@ class Trainer:
     def _step(self, batches: list[tuple[Tensor, Tensor]]) -> Tensor:
         self._schedule()
         prepared = [self.recipe.prepared(images, labels) for images, labels in batches]
-        del batches
         self._images = sum(len(images) for images, _ in prepared) * self.place.world.size
         number = len(self.durations)
         traced = self.trace.step(number) if self.trace is not None else nullcontext()
