@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from memexp import config, jobs, launcher
 from memexp.config import CONFIG_NAME
-from memexp.paths import CONF
+from memexp.paths import CONF, from_here
 from memexp.record import RunDirectoryError
 
 
@@ -126,7 +126,7 @@ class _Outcome:
 
     def carry_out(self, cfg: DictConfig) -> float | None:
         hydra_config = HydraConfig.get()
-        shown = Path(os.path.relpath(hydra_config.runtime.output_dir))
+        shown = from_here(hydra_config.runtime.output_dir)
         if self.sweep is not None:
             job = jobs.Job(hydra_config.job.num, list(hydra_config.overrides.task), shown)
             return launcher.in_worker(job, jobs.Sweep(self.sweep.config_name, self.sweep.config_dirs))

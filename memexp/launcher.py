@@ -3,7 +3,6 @@ A sweep started again runs only what is not done; at its end all its jobs stand 
 """
 
 import copy
-import os
 import re
 import signal
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from memexp import jobs
 from memexp.config import ConfigError, swept_keys
 from memexp.jobs import Job, Sweep
+from memexp.paths import from_here
 from memexp.record import RunDirectoryError, read_json
 
 LONGEST_NAME = 120  # bytes of a name that is made of overrides; what is longer is cut
@@ -176,7 +176,7 @@ class OtherLauncher(_Recorded):
                 signal.signal(signum, handler)
         for job, result in zip(batch, [*returned, *[None] * (len(batch) - len(returned))], strict=True):
             if result is not None and result.hydra_cfg is not None:  # by a number of SLURM's, perhaps
-                job.directory = Path(os.path.relpath(result.hydra_cfg.hydra.runtime.output_dir))
+                job.directory = from_here(result.hydra_cfg.hydra.runtime.output_dir)
             if (
                 result is not None
                 and result.status is JobStatus.FAILED

@@ -4,3 +4,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if (path / "config.yaml").is_file())
+
+
+def from_here(path: str | Path) -> Path:
+    """The path as a person would write it: relative within the working directory, absolute elsewhere."""
+    absolute = Path(path).absolute()
+    return absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from memexp.paths import from_here
 from memexp.record import RunDirectory, RunDirectoryError, read_json, write_json
 
 
@@ -58,3 +59,11 @@ def test_what_was_appended_after_a_checkpoint_is_taken_back_to_the_byte(tmp_path
     assert (tmp_path / "metrics.jsonl").read_bytes() == held
     assert (tmp_path / "events.out.tfevents.1").read_bytes() == b"before"
     assert not (tmp_path / "events.out.tfevents.2").exists()
+
+
+def test_a_path_is_shown_as_a_person_would_write_it(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert str(from_here(tmp_path / "here" / "run")) == "run"
+    assert str(from_here("run")) == "run"
+    assert from_here(tmp_path / "other") == tmp_path / "other"  # and not ../other
