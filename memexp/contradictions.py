@@ -69,8 +69,11 @@ def _strategy(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
             f"backprop: {backprop!r} is not valid for model={cfg['model']['name']}, whose steps have no such inverse; "
             f"use {' | '.join(allowed)}."
         )
-    if cfg.get("compile") is True and backprop != "stored":
-        yield f"compile: true needs backprop=stored; {backprop} is a custom gradient that torch.compile cannot trace."
+    if cfg.get("compile") is True and families.of(cfg["model"]).integral:
+        yield (
+            f"compile: true would compile model={cfg['model']['name']} anew in each step, which has sizes of its own; "
+            "use compile=false."
+        )
 
 
 def _family(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:

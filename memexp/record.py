@@ -272,6 +272,8 @@ def summary(results: dict[str, Any], directory: Path) -> str:
             f"step {shown_figure(timing['step_median'] * 1e3)} ms "
             f"({note}, {timing['steps_measured']} steps)"
         )
+        if timing.get("compile_seconds"):
+            lines[-1] += f"; compiling took {shown_figure(timing['compile_seconds'])} s beside"
     lines += [f"{name:<18} {figure:,.6g}" for name, figure in (results.get("study") or {}).items()]
     lines.append(f"wall time          {timing['wall']:.1f} s")
     return visible("\n".join(lines), keep="\n")

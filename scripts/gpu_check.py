@@ -24,7 +24,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 GPU = torch.cuda.is_available()
@@ -32,7 +32,8 @@ if not GPU:
     import emulated_accelerator as npu
 
 import memexp  # noqa: E402  once the emulated accelerator is registered
-from memexp import build  # noqa: E402
+from memexp import backprop, build  # noqa: E402
+from memexp.backprop.compiled import compiled  # noqa: E402
 from memexp.models import families  # noqa: E402
 from memexp.training import recipe  # noqa: E402
 from memexp.training.loop import Trainer  # noqa: E402
@@ -63,24 +64,32 @@ class Row:
 class Training:
     """A training step of a configuration on random images, on the device."""
 
-    def __init__(self, *overrides: str, batch: int = 8, compiled: bool = False) -> None:
+    def __init__(self, *overrides: str, batch: int = 8) -> None:
         self.cfg = memexp.compose([*IMAGES, f"batch_size={batch}", *overrides])
         torch.manual_seed(0)
         network = build.network(self.cfg).to(DEVICE)
         self.network = network.to(memory_format=torch.channels_last) if GPU else network
         self.recipe = recipe.make(self.cfg, self.network, DEVICE, 10)
         self.recipe.precision.set_up()
-        self.model: nn.Module = torch.compile(self.network) if compiled else self.network  # type: ignore[assignment]
+        self.verdicts: list[Callable[[], None]] = []
+        for chain in backprop.chains(self.network):
+            chain.verdicts = self.verdicts  # as the training loop does
         generator = torch.Generator().manual_seed(1)
         images = torch.randn(batch, 3, 32, 32, generator=generator)
         self.batch = images.to(DEVICE), torch.randint(10, (batch,), generator=generator).to(DEVICE)
 
     def step(self) -> Tensor:
-        return self.recipe.step(self.model, [self.batch])
+        return self.recipe.step(self.network, [self.batch])
+
+    def judge(self) -> None:
+        """What the engine has to say of the steps so far. Raises or warns."""
+        while self.verdicts:
+            self.verdicts.pop(0)()
 
     def weights(self, steps: int) -> dict[str, Tensor]:
         for _ in range(steps):
             self.step()
+        self.judge()
         return {name: value.detach().cpu() for name, value in self.network.state_dict().items()}
 
     def seconds(self, steps: int = 20) -> float:
@@ -93,6 +102,7 @@ class Training:
             self.step()
             wait()
             times.append(time.perf_counter() - started)
+        self.judge()
         return statistics.median(times)
 
 
@@ -331,8 +341,12 @@ def times(small: bool) -> Iterator[Row]:
                 base = base or seconds
                 label = f"RevNet-110, batch {batch}, {precision}, {' '.join([strategy, *extra])}"
                 yield Row("times", label, f"{1e3 * seconds:.1f} ms, {seconds / base:.2f} of stored", "", "measured")
-    compiled = Training("model=revnet", "model.depth=110", "backprop=stored", batch=100, compiled=True).seconds()
-    yield Row("times", "RevNet-110, batch 100, fp32, stored, compiled", f"{1e3 * compiled:.1f} ms", "", "measured")
+    for strategy, extra in STRATEGIES:
+        training = Training("model=revnet", "model.depth=110", f"backprop={strategy}", *extra, batch=100)
+        with compiled(training.network):
+            seconds = training.seconds()
+        label = f"RevNet-110, batch 100, fp32, {' '.join([strategy, *extra])}, compiled"
+        yield Row("times", label, f"{1e3 * seconds:.1f} ms", "", "measured")
 
 
 def peers(small: bool) -> Iterator[Row]:

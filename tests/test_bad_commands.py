@@ -53,7 +53,7 @@ KEYS = {
 COMBINED = [
     "schedule.warmup=5 max_steps=3",
     "model=vgg16 backprop=reversible",
-    "compile=true backprop=reversible",
+    "model=inn compile=true",
     "dataset=imagefolder dataset.root=/nowhere",
     "dataset=imagefolder dataset.root=/tmp dataset.resize_size=100",
     "optimizer.nesterov=true optimizer.momentum=0",

@@ -5,8 +5,9 @@ Activation memory of N steps, with s the bytes of the streams and a those that a
     stored N a  |  checkpointed (every k) N s / k + k a  |  reversible, adjoint s + a (and s for each step not undone)
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, overload
 
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from memexp.backprop.adjoint import Adjoint
+from memexp.backprop.container import Container
 from memexp.backprop.context import Context, taken
-from memexp.backprop.door import check_keywords, check_repeatable, check_steps, check_streams, check_transforms
+from memexp.backprop.door import check_keywords, check_repeatable, check_streams, check_transforms
 from memexp.backprop.drift import Drift
 from memexp.backprop.errors import StepError, describe
 from memexp.backprop.node import Call, Node
@@ -25,9 +27,10 @@ from memexp.backprop.replay import Frame, Record, Surroundings, current, evaluat
 from memexp.backprop.rounding import RangeWatch, Rounding
 from memexp.backprop.run import run
 from memexp.backprop.step import Step
+from memexp.backprop.stored import Stored
 from memexp.backprop.strategies import make_strategy
 from memexp.backprop.streams import full_precision
-from memexp.backprop.task import Streams, Task, Undone, invert, undo_all
+from memexp.backprop.task import Streams, Task, Undone, as_tuple, invert, undo_all
 
 # A node costs some 0.1 ms, as much as a small step: where memory allows it, one undoes several steps. Their gradients
 # leave together, and the outputs of the last stay as long.
@@ -35,7 +38,7 @@ SMALL_STREAMS = 2**20  # bytes
 SMALL_WEIGHTS = 2**22
 
 
-class Chain(Step):
+class Chain(Container):
     """Steps one after the other on a tuple of streams, with a choice of how their gradient is obtained.
 
     A step is a module `forward(*streams) -> Tensor | tuple`; one that can be undone has `inverse(*streams)` too,
@@ -49,6 +52,10 @@ class Chain(Step):
         check: evaluate every step twice in each pass that needs gradients, and refuse one that does not repeat itself.
             For finding a fault: it costs two more forward passes.
         **options: the strategy's options: `every`; `exact`, `exact_bits`; `refine`, `min_steps`; `stored`, `light`.
+
+    Attributes:
+        verdicts: a list, for a device that is not to be waited for in each pass: what `exact` and the watch over the drift
+            have to say is appended as functions, to be called when it suits; they raise or warn. None: said at once.
 
     Call: `chain(*streams, **context)`. Streams are tensors of any shapes that the steps take; one that comes out is
         returned as a Tensor, more as a tuple. Keywords are handed to every step and branch whose forward takes them;
@@ -73,21 +80,13 @@ class Chain(Step):
         self.check = check
         self.monitor: list[float] | None = None
         self.drift = Drift()
+        self.verdicts: list[Callable[[], None]] | None = None
+        self.remade: dict[int, Keep] = {}  # steps whose compiled backward remakes what the plan does not keep
         self._take(list(steps))
 
-    def _take(self, steps: list[nn.Module]) -> None:
-        check_steps(steps)
+    def _accept(self, steps: list[nn.Module]) -> None:
         self.strategy.plan(steps, ())
         self._weights: list[int] | None = None
-        self._modules.clear()
-        for index, step in enumerate(steps):
-            self.add_module(str(index), step)
-
-    def __len__(self) -> int:
-        return len(self._modules)
-
-    def __iter__(self) -> Iterator[nn.Module]:
-        return iter(self._modules.values())  # type: ignore[arg-type]
 
     @overload
     def __getitem__(self, index: int) -> nn.Module: ...
@@ -101,36 +100,6 @@ class Chain(Step):
         for word in {"stored", "light"} & options.keys():
             options[word] = frozenset(chosen.index(i) for i in options[word] if i in chosen)
         return Chain(list(self)[index], self.backprop, check=self.check, **options)
-
-    def __setitem__(self, index: int, step: nn.Module) -> None:
-        steps = list(self)
-        steps[index] = step
-        self._take(steps)
-
-    def __delitem__(self, index: int | slice) -> None:
-        steps = list(self)
-        del steps[index]
-        self._take(steps)
-
-    def append(self, step: nn.Module) -> "Chain":
-        return self.extend([step])
-
-    def extend(self, steps: Iterable[nn.Module]) -> "Chain":
-        self._take([*self, *steps])
-        return self
-
-    def insert(self, index: int, step: nn.Module) -> "Chain":
-        steps = list(self)
-        steps.insert(index, step)
-        self._take(steps)
-        return self
-
-    def rename(self, names: Sequence[str]) -> None:
-        """Registers the steps under these names, as an nn.Sequential of named layers does."""
-        steps = list(self)
-        self._modules.clear()
-        for name, step in zip(names, steps, strict=True):
-            self.add_module(name, step)
 
     def choose(self, backprop: str, **options: Any) -> None:
         """Another strategy from now on.
@@ -157,7 +126,23 @@ class Chain(Step):
     def extra_repr(self) -> str:
         return f"backprop={self.strategy}"
 
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"remade": {}, "verdicts": None}  # what belongs to this one alone
+
     def forward(self, *streams: Tensor, **context: Any) -> Tensor | tuple[Tensor, ...]:
+        if torch.compiler.is_dynamo_compiling():
+            return self._compiling(*streams, **context)
+        return self._forward(*streams, **context)
+
+    def _compiling(self, *streams: Tensor, **context: Any) -> Tensor | tuple[Tensor, ...]:
+        """Inside a network that is compiled as a whole: its steps as part of the graph, or the engine outside of it."""
+        if type(self.strategy) is not Stored or self.strategy.exact:
+            return torch.compiler.disable(self._forward)(*streams, **context)
+        for step in self:
+            streams = as_tuple(step(*streams, **(taken(step, context) if context else {})))
+        return streams[0] if len(streams) == 1 else streams
+
+    def _forward(self, *streams: Tensor, **context: Any) -> Tensor | tuple[Tensor, ...]:
         frame = current.get()
         check_streams(streams)
         if frame is None:
@@ -184,20 +169,20 @@ class Chain(Step):
         )
         # what leaves the range cannot be undone; in evaluation nothing is, unless backward asks for it
         watch = RangeWatch(rounding) if rounding is not None and (needs or self.training) else None
-        if needs:
-            plan = groups(steps, self.strategy.plan(steps, streams))
-            check_transforms(steps, plan, (*streams, *context.values()))
-            if self.check:
-                check_repeatable(steps, outputs, context, rounding)
-        else:
-            plan = [("stored", range(index, index + 1)) for index in range(len(steps))]
+        frame = Frame(rounding) if rounding is not None else None
+        if not needs:
+            return self._judged(watch, self._called(dict(enumerate(steps)), outputs, frame, context, watch))
+        keeps = [self.remade.get(index, keep) for index, keep in enumerate(self.strategy.plan(steps, streams))]
+        plan = groups(steps, keeps)
+        check_transforms(steps, plan, (*streams, *context.values()))
+        if self.check:
+            check_repeatable(steps, outputs, context, rounding)
         # an error of an approximate inverse is no surprise
         undone = rounding is None and any(k == "undone" for k, _ in plan) and not isinstance(self.strategy, Adjoint)
         drift = self.drift if undone else None
         if drift is not None:
             drift.begin()
-        call = Call(outputs, context, rounding, watch, self.strategy.refine, self.monitor, drift)
-        frame = Frame(rounding) if rounding is not None else None
+        call = Call(outputs, context, rounding, watch, self.strategy.refine, self.monitor, drift, self.verdicts)
         below: Node | None = None
         position = 0
         while position < len(plan):
@@ -208,10 +193,7 @@ class Chain(Step):
                 # also what needs no gradient: should it read something that does, autograd sees it
                 below = None
                 with remaking(outputs) if keep == "light" else nullcontext() as light:
-                    for index, step in members.items():
-                        outputs = run(index, step, outputs, frame, context)
-                        if watch:
-                            watch.see(describe(index, step), outputs)
+                    outputs = self._called(members, outputs, frame, context, watch)
                     if light is not None:
                         light.leave(outputs)
                 continue
@@ -222,7 +204,27 @@ class Chain(Step):
             top = position == len(plan) or plan[position][0] in ("stored", "light")
             below = Node(keep, members, call, below, top)
             outputs = below(*outputs)
-        if watch and (left := watch.check()) and self.training:
+        return self._judged(watch, outputs)
+
+    def _called(
+        self,
+        steps: dict[int, nn.Module],
+        streams: Streams,
+        frame: Frame | None,
+        context: Context,
+        watch: RangeWatch | None,
+    ) -> Streams:
+        for index, step in steps.items():
+            streams = run(index, step, streams, frame, context)
+            if watch:
+                watch.see(describe(index, step), streams)
+        return streams
+
+    def _judged(self, watch: RangeWatch | None, outputs: Streams) -> Streams:
+        """The outputs, if none of the streams has left the range of the grid."""
+        if watch and self.verdicts is not None:
+            self.verdicts.append(partial(_raised, watch.verdict()))
+        elif watch and (left := watch.check()) and self.training:
             raise left
         return outputs
 
@@ -287,3 +289,8 @@ class Chain(Step):
         for own in found.values():
             task.add(own)
         return undone
+
+
+def _raised(verdict: Callable[[], StepError | None]) -> None:
+    if error := verdict():
+        raise error

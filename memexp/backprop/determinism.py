@@ -31,8 +31,13 @@ def explain(steps: Iterable[tuple[str, Callable[[Streams], Streams]]], inputs: S
                 "torch.use_deterministic_algorithms(True), or use exact=false"
             )
         inputs = outputs
+    return altered(f"{names[0]} to {names[-1]}")
+
+
+def altered(name: str) -> str:
+    """The message of steps that are not known one by one."""
     return (
-        f"{names[0]} to {names[-1]}: the undone streams differ from the original ones, so a branch was not evaluated "
+        f"{name}: the undone streams differ from the original ones, so a branch was not evaluated "
         "as in the first pass (does it depend on something that changed since, or on a kernel that is not "
         "deterministic?): set torch.use_deterministic_algorithms(True), or use exact=false"
     )

@@ -31,19 +31,19 @@ class Drift:
     def sample(self, streams: tuple[Tensor, ...]) -> Sample:
         return tuple(_middle(x).clone() for x in streams)
 
-    def compare(self, name: str, inputs: tuple[Tensor, ...], sample: Sample) -> None:
-        """Warns, once, where the inputs that are computed back differ too much from the sample of the original ones."""
-        if any(x.is_meta for x in inputs):
-            return
-        due = self._passes & (self._passes - 1) == 0
-        if (
-            self._warned
-            or not due
-            or any(x.shape != s.shape for x, s in zip(map(_middle, inputs), sample, strict=True))
-        ):
-            return
-        error = relative_error([_middle(x) for x in inputs], sample)
-        if error < TOLERANCE:
+    def due(self, inputs: tuple[Tensor, ...], sample: Sample) -> bool:
+        """Whether the inputs that are computed back in this pass are to be compared with the sample of the original ones."""
+        return (
+            not self._warned
+            and self._passes & (self._passes - 1) == 0
+            and not any(x.is_meta for x in inputs)
+            and all(x.shape == s.shape for x, s in zip(map(_middle, inputs), sample, strict=True))
+        )
+
+    def compare(self, name: str, found: Sample, sample: Sample) -> None:
+        """Warns, once, where two samples of the same streams differ too much. found: of those that are computed back."""
+        error = relative_error(found, sample)
+        if error < TOLERANCE or self._warned:
             return
         self._warned = True
         warnings.warn(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from memexp.backprop.context import Context, takes
-from memexp.backprop.determinism import explain, fingerprint
+from memexp.backprop.determinism import altered, explain, fingerprint
 from memexp.backprop.drift import Drift, Sample
 from memexp.backprop.errors import StepError, describe
 from memexp.backprop.graph import Known
@@ -44,6 +44,7 @@ class Call:
         refine: int,
         monitor: list[float] | None,
         drift: Drift | None,
+        verdicts: list[Callable[[], None]] | None = None,
     ) -> None:
         self.surroundings = Surroundings(streams, context)
         self.context = context
@@ -53,6 +54,7 @@ class Call:
         self.refine = refine
         self.monitor = monitor
         self.drift = drift
+        self.verdicts = verdicts
 
     def needs(self, steps: dict[int, nn.Module], streams: Streams) -> bool:
         """Whether anything that the steps declare to read needs a gradient."""
@@ -184,7 +186,9 @@ class Node:
 
     def _without_tail(self, inputs: Streams, needs: tuple[bool, ...]) -> AbstractContextManager[None]:
         record = self.record
-        if sum([x.nbytes for x in inputs]) < LARGE_STREAMS or self.reads or not forgetful(record.modules):
+        if record.compiled or self.reads or sum([x.nbytes for x in inputs]) < LARGE_STREAMS:
+            return NOTHING  # what follows each operation does not see those of compiled code
+        if not forgetful(record.modules):
             return NOTHING
         wanted = tuple([p.requires_grad for p in record.parameters]), frozenset(self.known.unwanted), needs
         surroundings = tuple(record.modes), tuple(self.call.surroundings.autocast), self.call.rounding
@@ -212,9 +216,16 @@ class Node:
         """The first step of a run is undone: are these the streams that had entered?"""
         if self.call.monitor is not None and self._original is not None:
             self.call.monitor.append(relative_error(inputs, self._original))
-        if self.call.drift is not None and self._sample is not None:
-            self.call.drift.compare(self.name, inputs, self._sample)
-        if self._fingerprint is None or torch.equal(fingerprint(inputs), self._fingerprint):
+        late, drift, sample = self.call.verdicts, self.call.drift, self._sample
+        if drift is not None and sample is not None and drift.due(inputs, sample):
+            compare = partial(drift.compare, self.name, drift.sample(inputs), sample)
+            compare() if late is None else late.append(compare)
+        if self._fingerprint is None:
+            return
+        if late is not None:
+            late.append(partial(_unaltered, self.name, fingerprint(inputs), self._fingerprint))
+            return
+        if torch.equal(fingerprint(inputs), self._fingerprint):
             return
         steps: list[tuple[str, Callable[[Streams], Streams]]] = []
         node: Node | None = self
@@ -233,6 +244,12 @@ class Node:
             raise RuntimeError(f"backward of {self.name} runs before that of the step after it")
         handed, self._handed = self._handed, None
         return handed
+
+
+def _unaltered(name: str, found: Tensor, expected: Tensor) -> None:
+    """Raises RuntimeError where two fingerprints differ."""
+    if not torch.equal(found, expected):
+        raise RuntimeError(altered(name))
 
 
 class _Recompute(torch.autograd.Function):

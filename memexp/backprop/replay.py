@@ -11,7 +11,8 @@ What the first pass depended on beside its inputs is recorded, and put in place 
   statistics move once per training step; buffers of other modules that the first pass changed (power iterations of a
   spectral norm, say) are seen as they were before it.
 
-Layers of torch's that neither draw nor count are known, and not watched (`is_quiet`). Nothing is kept for a step that draws
+Layers of torch's that neither draw nor count are known, and not watched (`is_quiet`); a class of one's own can say so of
+itself, but not of what it holds, by `quiet = True`. Nothing is kept for a step that draws
 no random numbers and changes no buffers but running statistics. Random state means torch's global generators: numbers from a
 `torch.Generator` of one's own or Python's `random`, or a count of calls in an attribute, are not replayed
 (`Chain(..., check=True)` finds the step that uses such).
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from operator import is_
 from typing import Any, TypeVar
 
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_map
 
 from memexp.backprop.rounding import RangeWatch, Rounding
 
@@ -63,6 +65,11 @@ class Frame:
     undone: bool = False
     prefix: str = ""
 
+    @property
+    def one_graph(self) -> bool:
+        """Bits count, and there are compiled parts, whose graph without gradients rounds otherwise than that with them."""
+        return self.rounding is not None and self.record is not None and self.record.compiled
+
     def of(self, index: int) -> "Frame":
         """For one of several steps that have a record together."""
         return Frame(self.rounding, self.watch, self.record, self.undone, f"{self.prefix}{index}.")
@@ -73,6 +80,8 @@ current: ContextVar[Frame | None] = ContextVar("frame", default=None)
 
 def grid() -> Rounding | None:
     """The grid of `exact` that the step being evaluated is to keep to, or None."""
+    if torch.compiler.is_dynamo_compiling():
+        return None
     frame = current.get()
     return None if frame is None else frame.rounding
 
@@ -82,9 +91,13 @@ def evaluate(key: str, branch: Callable[..., T], *inputs: Tensor, **context: Any
 
     Steps evaluate their branches through this, so that a branch can be replayed by itself and in another order.
     """
+    if torch.compiler.is_dynamo_compiling():
+        return branch(*inputs, **context)
     frame = current.get()
     if frame is None:
         return branch(*inputs, **context)
+    if frame.one_graph and not torch.is_grad_enabled():
+        branch = partial(_as_in_backward, branch)
     if frame.record is not None and frame.record.quiet:
         return branch(*inputs, **context)
     # what is nested in the branch belongs to the branch, and must not write under this step's keys
@@ -97,9 +110,18 @@ def evaluate(key: str, branch: Callable[..., T], *inputs: Tensor, **context: Any
         current.reset(token)
 
 
+def _as_in_backward(branch: Callable[..., T], *inputs: Tensor, **context: Any) -> T:
+    """The branch's value, by the code that gives its gradient."""
+    with torch.enable_grad():
+        result = branch(*(x.detach().requires_grad_(x.is_floating_point()) for x in inputs), **context)
+    return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, result)
+
+
 @cache
 def _home(kind: Any) -> str:
-    """Of a class: "layer" of torch's that is known, "step" of the engine, or ""."""
+    """Of a class: "layer" of torch's that is known, or that says of itself that it is `quiet`, "step" of the engine, or ""."""
+    if vars(kind).get("quiet") is True:
+        return "layer"
     home, _, name = kind.__module__.rpartition(".")
     if home == "torch.nn.modules":
         return "layer" if name in QUIET and kind not in DRAWING else ""
@@ -188,6 +210,7 @@ class Record:
         self.modules = modules
         self.modes = [module.training for module in modules]
         self.quiet = is_quiet(modules, steps)
+        self.compiled = any([module._compiled_call_impl is not None for module in modules])
         self._normalise = [m for m in modules if m._buffers and m.training and isinstance(m, _NormBase)]
         self._held = [(module, dict(module._parameters)) for module in modules if module._parameters]
         self._ids = [id(p) for _, held in self._held for p in held.values()]
@@ -234,7 +257,7 @@ class Record:
         for norm in self._normalise:
             if not norm.track_running_stats:  # or in a recomputation of a Chain around
                 continue
-            if type(norm).forward is _BatchNorm.forward:
+            if type(norm).forward is _BatchNorm.forward and not self.compiled:  # which would compile it once more
                 # it then leaves running statistics alone, and normalises as before; faster than moving copies
                 seen.append((norm, "track_running_stats", False))
             else:

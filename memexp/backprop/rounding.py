@@ -6,6 +6,7 @@ is added; gradients pass straight through.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -65,28 +66,39 @@ class RangeWatch:
     def __init__(self, rounding: Rounding) -> None:
         self.rounding = rounding
         self.left: StepError | None = None
-        self._peaks: list[tuple[str, Tensor | float]] = []
+        self._ends: list[tuple[str, Tensor | float, Tensor | float]] = []
 
     def see(self, name: str, streams: tuple[Tensor, ...]) -> None:
         for y in streams:
             if not y.is_floating_point() or not y.numel():
                 continue
-            # two reductions read y twice and are still several times faster than the infinity norm on CPU
-            peak = torch.maximum(y.detach().amax(), y.detach().amin().neg())
-            # a number where that costs nothing, and on other devices a tensor to be read at the end
-            self._peaks.append((name, peak.item() if peak.device.type == "cpu" else peak))
+            y = y.detach()
+            if y.device.type == "cpu":
+                # two reductions read y twice and are still several times faster than the infinity norm, or aminmax of NHWC
+                self._ends.append((name, y.amin().item(), y.amax().item()))
+            else:  # one kernel, and to be read at the end
+                self._ends.append((name, *torch.aminmax(y)))
 
     def check(self) -> StepError | None:
         """The error of a step that left the range, or of a value that is not finite. Synchronises with the device once."""
-        seen, self._peaks = self._peaks, []
-        waiting = [peak for _, peak in seen if isinstance(peak, Tensor)]
-        read = iter(torch.stack(waiting).tolist() if waiting else ())
-        for name, figure in seen:
-            peak = next(read) if isinstance(figure, Tensor) else figure
-            if not peak < self.rounding.limit:
-                self.left = self._error(name, peak)
-                break
-        return self.left
+        return self.verdict()()
+
+    def verdict(self) -> Callable[[], StepError | None]:
+        """`check` of what has been seen so far, to be called whenever it suits."""
+        seen, self._ends = self._ends, []
+        waiting = [end for _, *ends in seen for end in ends if isinstance(end, Tensor)]
+        read = torch.stack(waiting) if waiting else None
+
+        def look() -> StepError | None:
+            numbers = iter(read.tolist() if read is not None else ())
+            for name, *ends in seen:
+                low, high = (next(numbers) if isinstance(end, Tensor) else end for end in ends)
+                if not (-self.rounding.limit < low and high < self.rounding.limit):
+                    self.left = self._error(name, low if math.isnan(low) else max(-low, high))
+                    break
+            return self.left
+
+        return look
 
     def _error(self, name: str, peak: float) -> StepError:
         if not math.isfinite(peak):

@@ -71,10 +71,11 @@ class Task:
             with torch.no_grad():
                 return evaluate(key, module, x, **self.given(module)), direct
         frame = current.get()
+        graph = need or (frame is not None and frame.one_graph)
         if frame is not None and frame.record is not None and frame.record.quiet and not self.context:
-            return self._layers(module, x, grad, direct, need)
+            return self._layers(module, x, grad, direct, need, graph)
         with torch.enable_grad():
-            leaf = x.detach().requires_grad_() if need else x.detach()
+            leaf = x.detach().requires_grad_() if graph else x.detach()
             z = evaluate(key, module, leaf, **self.given(module))
         (dx,) = self.pull((z,), (grad,), (leaf,))
         if dx is None or direct is None:
@@ -82,11 +83,11 @@ class Task:
         return z.detach(), dx + direct
 
     def _layers(
-        self, module: nn.Module, x: Tensor, grad: Tensor, direct: Tensor | None, need: bool
+        self, module: nn.Module, x: Tensor, grad: Tensor, direct: Tensor | None, need: bool, graph: bool
     ) -> tuple[Tensor, Tensor | None]:
         """`branch` of layers of torch's: they read nothing but their parameters, which need not be looked for in the graph."""
         with torch.enable_grad():
-            leaf = x.detach().requires_grad_() if need else x.detach()
+            leaf = x.detach().requires_grad_() if graph else x.detach()
             z = module(leaf)
         value = z.detach()
         unwanted = self.known.unwanted

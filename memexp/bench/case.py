@@ -9,13 +9,15 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from memexp import build, data
+from memexp.backprop.compiled import compiled
 from memexp.config import compose
 from memexp.memory import planned
 from memexp.memory.meter import Meter
@@ -36,7 +38,6 @@ def carry_out(cfg: DictConfig, steps: int) -> dict[str, Any]:
     network = build.network(cfg, edits, classes, shape).to(device)
     if cfg.channels_last:
         network = network.to(memory_format=torch.channels_last)
-    model: nn.Module = torch.compile(network) if cfg.compile else network  # type: ignore[assignment]
     made = recipe.make(cfg, network, device, classes)
     made.precision.set_up()
 
@@ -53,13 +54,14 @@ def carry_out(cfg: DictConfig, steps: int) -> dict[str, Any]:
     synchronise: Callable[[], object] = torch.accelerator.synchronize if device.type != "cpu" else lambda: None
     times = []
     latest: Tensor | None = None  # the training loop holds a loss until the next step is done, too
-    for number in range(TRACKED + WARM_UP + steps):
-        synchronise()
-        started = time.perf_counter()
-        with meter.step(number, network, made.optimizer, batches):
-            latest = made.step(model, batches)
-        synchronise()
-        times.append(time.perf_counter() - started)
+    with compiled(network) if cfg.compile else nullcontext():
+        for number in range(TRACKED + WARM_UP + steps):
+            synchronise()
+            started = time.perf_counter()
+            with meter.step(number, network, made.optimizer, batches):
+                latest = made.step(network, batches)
+            synchronise()
+            times.append(time.perf_counter() - started)
     del latest
     times = times[TRACKED + WARM_UP :]
     quartiles = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3

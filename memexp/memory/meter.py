@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
+from memexp.backprop.compiled import uncompiled
 from memexp.config import ConfigError
 from memexp.memory.fake import without_data
 from memexp.memory.snapshot import Snapshots
@@ -80,6 +81,7 @@ class TrackingMeter(Meter):
         self._data = _storage_bytes(held)
         self._tracker: Tracker | None = None
         self._report: Report | None = None
+        self._uncompiled = False
 
     @contextmanager
     def step(
@@ -96,7 +98,7 @@ class TrackingMeter(Meter):
         if self._tracker is None:
             self._tracker = Tracker(model, optimizer)
         self._tracker.add_inputs(inputs)
-        with self._tracker:
+        with uncompiled(model) as self._uncompiled, self._tracker:  # compiled code tells nobody what it allocates
             yield
         self._report = self._tracker.report()
         if number + 1 == self.tracked_steps:
@@ -116,7 +118,7 @@ class TrackingMeter(Meter):
         named["activations"] = held.get("activations", 0) + held.get("temporary", 0)
         return {
             "device": "cpu",
-            "how": "tracked",
+            "how": "tracked over uncompiled steps" if self._uncompiled else "tracked",
             "peak": self.peak(),
             "reserved": None,
             **named,

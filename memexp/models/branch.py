@@ -35,6 +35,8 @@ def branch(inputs: int, outputs: int, stride: int, bottleneck: bool, activated: 
 class PadShortcut(nn.Module):
     """s of a basic unit: average pool by the stride, then zero channels on both sides (Gomez et al. 2017)."""
 
+    quiet = True  # draws no random numbers, writes to no buffers
+
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.stride = stride

@@ -19,6 +19,8 @@ from memexp.models.layout import Shape
 class ChangingUnit(nn.Module):
     """s(x) + f(x) where the shape changes."""
 
+    quiet = True  # draws no random numbers, writes to no buffers
+
     def __init__(self, f: nn.Module, s: nn.Module) -> None:
         super().__init__()
         self.f, self.s = f, s

@@ -21,6 +21,8 @@ from memexp.models.layout import Shape
 class Stem(nn.Sequential):
     """Images to two streams. A step of the Chain, so that it is recomputed where units are: it holds more than they do."""
 
+    quiet = True  # draws no random numbers, writes to no buffers
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         return split(full_precision(super().forward(images)))
 

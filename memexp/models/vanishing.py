@@ -65,6 +65,8 @@ class VanishingReLU(nn.Module):
         self.value.fill_(value)
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_dynamo_compiling():  # for whom each number would be another function
+            return torch.where(x > 0, x, x * (1 - self.value))
         if self._lambda == 0:
             return x
         return functional.leaky_relu(x, 1 - self._lambda, self.inplace)
@@ -79,6 +81,8 @@ class ArtefactReLU(VanishingReLU):
     """The published code to the letter: relu overwrites x first, so this is relu(x) for every lambda, and never vanishes."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_dynamo_compiling():
+            return self.value * functional.relu_(x) + (1 - self.value) * x
         return self._lambda * functional.relu(x, inplace=True) + (1 - self._lambda) * x
 
 

@@ -3,12 +3,12 @@
 import logging
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
-from torch import nn
 
+from memexp.backprop.compiled import compiled
 from memexp.config import ConfigError
 from memexp.memory import planned
 from memexp.memory.meter import Meter
@@ -60,7 +60,8 @@ def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:
         path = run.directory.path / f"{run.key}-{run.world.rank}.pt.trace.json"
         trainer.trace = Trace(path, run.meter.tracked_steps, cfg.profile.steps, run.device)
     try:
-        watched = trainer.train()
+        with compiled(run.network) if cfg.compile else nullcontext() as trainer.compilation:
+            watched = trainer.train()
     finally:
         _measure(run, trainer)
         if trainer.trace is not None:
@@ -105,9 +106,6 @@ def trainer_for(run: Run, cfg: DictConfig) -> Trainer:
     except ValueError as error:
         raise ConfigError([str(error)]) from error
     made.teacher = run.teacher
-    if cfg.compile:
-        model = torch.compile(model)  # type: ignore[assignment]
-    assert isinstance(model, nn.Module)
     if cfg.accumulate > (batches := len(run.splits.train)):
         log.warning(
             "warning: accumulate=%d, but an epoch has %d batches: each step takes the %d that there are",

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from memexp.backprop import chains
+from memexp.backprop.compiled import Compilation, uncompiled
 from memexp.data import Batches, DataError
 from memexp.training import distribution, statistics
 from memexp.training.checkpoint import CheckpointError
@@ -65,9 +67,11 @@ class Trainer:
         self.model = recipe.network if model is None else model
         self.picture: Callable[[int, bool], None] | None = None  # called with (epoch, whether it is the last)
         self.trace: Trace | None = None
+        self.compilation: Compilation | None = None  # where steps are compiled as they are first needed
         self.progress = Progress()
         self.durations: list[float] = []
-        self._unchecked: tuple[int, Tensor] | None = None
+        self._unchecked: tuple[int, Tensor, list[Callable[[], None]]] | None = None
+        self._verdicts: list[Callable[[], None]] = []  # of the engine, on a device that is not to be waited for
         self._lambda: float | None = None  # of vanishing activations, in the latest step
         self._images = 0  # of the latest step, in all processes
         splits = place.splits
@@ -90,6 +94,9 @@ class Trainer:
         Raises NotFinite, and Interrupted after having saved; in both cases the directory holds a sound checkpoint.
         """
         done = self.progress
+        if self.precision.device.type != "cpu":  # to read a figure is to wait for the device
+            for chain in chains(self.recipe.network):
+                chain.verdicts = self._verdicts
         with Console(self.total_steps, done.step, quiet=not self.place.world.is_main) as console:
             try:
                 while not (self._finished() and done.evaluation):
@@ -108,6 +115,9 @@ class Trainer:
                 if self.place.world.size == 1:
                     self.save()
                 raise
+            finally:
+                for chain in chains(self.recipe.network):
+                    chain.verdicts = None
         assert done.evaluation is not None
         return Evaluation(**done.evaluation)
 
@@ -147,38 +157,44 @@ class Trainer:
         """The steps that are left of this epoch."""
         done, settings = self.progress, self.settings
         self.model.train()
-        before = time.perf_counter()
+        before = self._clock()
         for batches in self._groups(self.place.splits.train, done.epoch, done.position):
             if self._finished():
                 break
             loss = self._step(batches)
             self._check_loss()
             done.step, done.position, done.evaluation = done.step + 1, done.position + 1, None
-            self._unchecked = (done.step, loss)
-            now = time.perf_counter()
+            self._unchecked = (done.step, loss, self._verdicts.copy())
+            self._verdicts.clear()
+            now = self._clock()
             self.durations.append(now - before)
             done.seconds += now - before
             before = now
             if done.step % settings.log_every == 0 or self._finished():
                 self._log(console, self._check_loss())
             if self.monitor is not None and settings.monitor_every and (done.step - 1) % settings.monitor_every == 0:
-                with self.place.meter.aside():
+                with self.place.meter.aside(), uncompiled(self.recipe.network):
                     done.strategy.update(self.monitor(*batches[0]))
                 self._append("strategy", **done.strategy)
                 self._scalars({f"strategy/{name}": figure for name, figure in done.strategy.items()})
-                before = time.perf_counter()
+                before = self._clock()
             if settings.checkpoint_every and done.step % settings.checkpoint_every == 0:
                 self.save()
-                before = time.perf_counter()
+                before = self._clock()
             if distribution.agree(self.place.stop.signum is not None, self.place.world, self.precision.device):
                 raise Interrupted(self.place.stop.signum or signal.SIGTERM)
 
     def _check_loss(self) -> float:
-        """The latest loss not yet looked at. Reading it a step late leaves the device work to do meanwhile."""
+        """The latest loss not yet looked at. Reading it a step late leaves the device work to do meanwhile.
+
+        Raises NotFinite, and what the engine finds wrong with the step.
+        """
         if self._unchecked is None:
             return math.nan
-        step, loss = self._unchecked
+        step, loss, verdicts = self._unchecked
         value = float(loss)
+        while verdicts:
+            verdicts.pop(0)()
         if not math.isfinite(value):
             raise NotFinite(f"the loss of step {step} is {value}. {REMEDY}")
         return value
@@ -246,8 +262,15 @@ class Trainer:
                 split=split, stage=self.place.key, step=self._step_number, epoch=self._at(), **values
             )
 
+    def _clock(self) -> float:
+        """Seconds, which stand still while something is compiled."""
+        return time.perf_counter() - (self.compilation.seconds if self.compilation is not None else 0.0)
+
     def timing(self) -> dict[str, Any]:
-        """Median step time over this process's steps, without tracked, traced and warm-up ones (all, if that is all)."""
+        """Median step time over this process's steps, without tracked, traced and warm-up ones (all, if that is all).
+
+        Seconds spent on compiling are in none of them, and stand beside.
+        """
         skipped = self.place.meter.tracked_steps + (self.trace.steps if self.trace is not None else 0) + WARM_UP
         warm = self.durations[skipped:]
         steps = warm or self.durations
@@ -257,6 +280,7 @@ class Trainer:
             "steps_measured": len(steps),
             "warm_up_excluded": bool(warm),
             "images_per_second": self._images / median if median else None,
+            "compile_seconds": self.compilation.seconds if self.compilation is not None else None,
         }
 
     def _scalars(self, values: dict[str, float]) -> None:

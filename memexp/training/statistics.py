@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from memexp.backprop.compiled import uncompiled
 from memexp.data import Batches
 from memexp.training import distribution
 from memexp.training.distribution import World
@@ -127,7 +128,7 @@ def _collect(
             layer.train()
             layer.momentum = 1.0  # the running mean and variance are then those of the batch
             layer.num_batches_tracked = None
-        with _random_state_kept(precision.device):
+        with uncompiled(network), _random_state_kept(precision.device):  # whose layers can be listened to
             for batch, _ in batches.epoch(0):
                 check()
                 with precision.autocast():

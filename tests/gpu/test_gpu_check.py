@@ -12,10 +12,7 @@ import torch
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "gpu_check.py"
 PARTS = ["placement", "memory", "exact", "drift", "resuming", "waiting", "launches", "limits"]
 # kernels of a training step of RevNet-38 (batch 4): a change that launches more shows here
-LAUNCHES = {"stored": 333, "checkpointed": 456, "reversible": 476, "reversible backprop.exact=true": 698}
-# what the host still waits for in the middle of a step: the sample of the drift, in passes 1, 2, 4, 8, ..., and the verdicts of
-# exact; strategies that are not named wait for nothing
-WAITS = {"reversible": 6, "reversible backprop.exact=true": 2}
+LAUNCHES = {"stored": 333, "checkpointed": 456, "reversible": 464, "reversible backprop.exact=true": 635}
 
 
 def checked(folder: Path, parts: str) -> list[dict[str, str]]:
@@ -35,12 +32,8 @@ def test_launches_and_waits_of_each_strategy(tmp_path):
     launches = {row["what"]: int(row["measured"]) for row in rows if row["part"] == "launches"}
     assert launches == LAUNCHES
     waits = {row["what"]: row["measured"] for row in rows if row["part"] == "waiting"}
-    counted = {
-        what: sum(int(place.split(" x ")[0]) for place in told.split("; "))
-        for what, told in waits.items()
-        if told != "none"
-    }
-    assert counted == WAITS
+    assert set(waits) == set(LAUNCHES)
+    assert set(waits.values()) == {"none"}  # the host reads nothing in the middle of a step
     assert [row["verdict"] for row in rows if row["part"] == "drift"] == ["right", "right"]
 
 

@@ -1,0 +1,149 @@
+"""torch.compile under every strategy: steps are compiled one by one, and the engine between them stays as it is.
+
+One compilation serves all steps of one shape. A network whose Chains are all `stored` is compiled as a whole, in one graph.
+Otherwise the compiler does within a step what it is good at, and the engine between the steps what it cannot:
+
+| plan of the step | its branches are compiled                                                                     |
+|------------------|-----------------------------------------------------------------------------------------------|
+| `stored`         | as they are                                                                                   |
+| `light`          | with a budget: what is cheap to make is remade in the compiled backward, and not kept         |
+| `checkpointed`   | with no budget: all is remade there from the input (groups of steps: by the engine, as usual) |
+| `undone`         | as they are, for the pass that undoes the step                                                |
+
+A step that may draw random numbers or change buffers is recomputed by the engine, which replays them, its branches compiled as
+they are; `light` remakes it uncompiled. Under `exact` both passes go through one and the same graph (replay.py): the one that
+is compiled without gradients rounds otherwise. Blocks of single layers are not compiled.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from memexp.backprop.chain import Chain
+from memexp.backprop.plan import Keep, is_single
+from memexp.backprop.replay import is_quiet, survey
+from memexp.backprop.step import Step
+from memexp.backprop.stored import Stored
+from memexp.backprop.wrapped import chains
+
+log = logging.getLogger("memexp")
+COMPILER = "inductor"
+VARIANTS = 1024  # of one piece of code (shapes, modes, types); torch goes on uncompiled after 8
+
+
+class Compilation:
+    """seconds: spent on compiling so far."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._since = 0.0
+
+    def starts(self, _: Any) -> None:
+        self._since = time.perf_counter()
+
+    def ends(self, _: Any) -> None:
+        self.seconds += time.perf_counter() - self._since
+
+
+@contextmanager
+def compiled(network: nn.Module) -> Iterator[Compilation]:
+    """Inside, calls of the network run compiled code, which is made as it is needed. Keys of its state dict stay."""
+    from torch._dynamo import callback, config
+
+    found = chains(network)
+    whole = all(type(chain.strategy) is Stored and chain.strategy.rounding is None for chain in found)
+    parts = {network: COMPILER} if whole else _parts(found)
+    left = sum(not any(module in parts for module in step.modules()) for chain in found for step in chain)
+    steps = f"{sum(map(len, found)) - left} steps one by one, {left} left as they are"
+    log.info("compile: %s", "the network as a whole" if whole else steps)
+    clock = Compilation()
+    callback.callback_handler.register_start_callback(clock.starts)
+    callback.callback_handler.register_end_callback(clock.ends)
+    try:
+        with config.patch(recompile_limit=VARIANTS, accumulated_recompile_limit=VARIANTS):
+            for part, backend in parts.items():
+                part.compile(backend=backend, dynamic=False)
+            yield clock
+    finally:
+        for part in parts:
+            part._compiled_call_impl = None
+        for chain in found:
+            chain.remade = {}
+        callback.callback_handler.remove_start_callback(clock.starts)
+        callback.callback_handler.remove_end_callback(clock.ends)
+
+
+@contextmanager
+def uncompiled(network: nn.Module) -> Iterator[bool]:
+    """Inside, the network's parts run as they were written, where each operation can be followed and each layer heard.
+
+    Gives whether any had been compiled.
+    """
+    parts = [(module, call) for module in network.modules() if (call := module._compiled_call_impl) is not None]
+    remade = [(chain, chain.remade) for chain in chains(network)] if parts else []
+    try:
+        for module, _ in parts:
+            module._compiled_call_impl = None
+        for chain, _ in remade:
+            chain.remade = {}
+        yield bool(parts)
+    finally:
+        for module, call in parts:
+            module._compiled_call_impl = call
+        for chain, own in remade:
+            chain.remade = own
+
+
+def _parts(found: list[Chain]) -> dict[nn.Module, Any]:
+    """What is compiled by itself, and its backend; tells the Chains which steps remake by themselves what is not kept."""
+    inner = {
+        nested for chain in found for nested in chain.modules() if nested is not chain and isinstance(nested, Chain)
+    }
+    parts: dict[nn.Module, Any] = {}
+    for chain in found:
+        steps = list(chain)
+        plan: list[Keep] = list(chain.strategy.plan(steps, ())) if chain not in inner else ["stored"] * len(steps)
+        for index, step in enumerate(steps):
+            if is_single(step) or isinstance(step, Chain):
+                continue
+            keep = plan[index]
+            alone = index + 1 == len(steps) or plan[index + 1] != "continued"
+            backend: Any = COMPILER
+            if keep == "light" or (keep == "checkpointed" and alone and not chain.strategy.rounding):
+                if is_quiet(survey([step]), [step]):
+                    chain.remade[index] = "stored"
+                    backend = BACKENDS[keep]
+                elif keep == "light":  # what the engine follows must not be compiled
+                    continue
+            for part in _branches(step):
+                parts[part] = backend
+    return parts
+
+
+def _branches(step: nn.Module) -> Iterator[nn.Module]:
+    if not isinstance(step, Step):
+        yield step
+        return
+    for branch in step.children():
+        yield from branch if isinstance(branch, nn.ModuleList) else [branch]
+
+
+def _within(budget: float) -> Callable[..., Any]:
+    """torch's compiler with a share of the activations to keep, chosen by its own knapsack."""
+
+    def backend(graph: Any, inputs: Any, **options: Any) -> Any:
+        import torch._functorch.config as functorch
+        from torch._dynamo import lookup_backend
+
+        with functorch.patch(activation_memory_budget=budget):
+            return lookup_backend(COMPILER)(graph, inputs, **options)
+
+    return backend
+
+
+# convolutions and products count as dear there, and what is pointwise as nothing
+BACKENDS: dict[Keep, Any] = {"light": _within(0.9), "checkpointed": _within(0.0)}

@@ -1,0 +1,72 @@
+"""What exact and the watch over the drift find, said when it suits: a device need not be waited for in each pass."""
+
+import pytest
+import torch
+from torch import nn
+
+from memexp.backprop import AdditiveCoupling, Chain, StepError
+
+
+class Counting(nn.Module):
+    """Gives another value in each call, which no replay can know of."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x * self.calls
+
+
+class Growing(nn.Module):
+    def forward(self, x):
+        return 1e4 * x
+
+
+class Half(nn.Module):
+    """Far from what it gives the second time."""
+
+    def forward(self, x):
+        return x.bfloat16().float() * 40
+
+
+def passed(branch, **options):
+    """The Chain after a pass forward and back, with late verdicts."""
+    chain = Chain([AdditiveCoupling(branch(), nn.Linear(4, 4)) for _ in range(4)], "reversible", **options)
+    chain.verdicts = []
+    x = [torch.randn(8, 4, requires_grad=True) for _ in range(2)]
+    y = chain(*x)
+    (y[0] + y[1]).sum().backward()
+    return chain
+
+
+def judge(chain):
+    for verdict in chain.verdicts:
+        verdict()
+
+
+@pytest.mark.parametrize(
+    ("branch", "error", "said"),
+    [
+        (Counting, RuntimeError, "the undone streams differ from the original ones"),
+        (Growing, StepError, "exact_bits=16 is exact below 256 only"),
+    ],
+)
+def test_exact_says_late_what_it_says_at_once(branch, error, said):
+    torch.manual_seed(0)
+    chain = passed(branch, exact=True)
+    with pytest.raises(error, match=said):
+        judge(chain)
+
+
+def test_what_is_in_order_says_nothing_and_holds_no_streams():
+    torch.manual_seed(0)
+    chain = passed(nn.Tanh, exact=True)
+    assert len(chain.verdicts) == 2  # the range, and the streams that are computed back
+    judge(chain)
+
+
+def test_drift_is_warned_of_late():
+    torch.manual_seed(0)
+    chain = passed(Half)
+    with pytest.warns(UserWarning, match="computed back with a relative error"):
+        judge(chain)
