@@ -89,7 +89,7 @@ def _guarded(action: Callable[[list[str]], int], arguments: list[str]) -> int:
 
 def _explain(error: Exception) -> int:
     from memexp.config import ConfigError
-    from memexp.record import RunDirectoryError
+    from memexp.record import NotWritten, RunDirectoryError
 
     if isinstance(error.__cause__, ConfigError) and type(error).__module__.startswith(
         "hydra."
@@ -99,8 +99,8 @@ def _explain(error: Exception) -> int:
         count = len(error.problems)
         head = "the configuration has a problem:" if count == 1 else f"the configuration has {count} problems:"
         return _fail("\n  ".join([head, *error.problems]), 2)
-    if isinstance(error, RunDirectoryError):
-        return _fail(str(error), 1)
+    if isinstance(error, RunDirectoryError | NotWritten):
+        return _fail(str(error), 2 if isinstance(error, NotWritten) else 1)
     if "torch" in sys.modules:
         from memexp.run import EXPLAINED
         from memexp.training.signals import Interrupted
@@ -339,6 +339,7 @@ def _bench(arguments: list[str]) -> int:
     import importlib
     import time
 
+    from memexp.record import writing
     from memexp.report import tables
 
     bench = importlib.import_module("memexp.bench")  # whose name in the package is its function's
@@ -346,14 +347,13 @@ def _bench(arguments: list[str]) -> int:
     named = options.config_name, options.config_dir
     cases = bench.cases(options.overrides, options.strategies, options.budgets, *named)
     directory = options.output or Path("outputs") / "bench" / time.strftime("%Y-%m-%d_%H-%M-%S")
-    try:
+    with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)  # before the work begins
-        bench.measure(cases, options.steps, lambda text: print(text, flush=True), *named)
-        shown = bench.table(cases)
-        print(tables.terminal(shown))
+    bench.measure(cases, options.steps, lambda text: print(text, flush=True), *named)
+    shown = bench.table(cases)
+    print(tables.terminal(shown))
+    with writing(directory):
         print(*bench.write(cases, directory, tables.markdown(shown)), sep="\n")
-    except OSError as error:
-        return _fail(f"{directory} cannot be written: {error.strerror}; choose another place with --output DIR", 1)
     return int(any(case.error for case in cases))
 
 
@@ -377,6 +377,7 @@ def _report(arguments: list[str]) -> int:
     parser.add_argument("--output", type=Path, help="where report.md, exports and plots/ go; by default the first PATH")
     parser.add_argument("--no-plots", action="store_true", help="the table only")
     options = parser.parse_args(arguments)
+    from memexp.record import NotWritten
     from memexp.report import write_report
 
     first = options.paths[0] if options.paths[0].is_dir() else options.paths[0].parent
@@ -390,6 +391,9 @@ def _report(arguments: list[str]) -> int:
         )
     except (ValueError, FileNotFoundError) as error:
         return _fail(str(error), 2)
+    except NotWritten as error:
+        print(error.told)
+        return _fail(str(error), 2 if options.output else 0)  # runs that are another's may be looked at
     print(text)
     return 0
 

@@ -5,6 +5,7 @@ A sweep started again runs only what is not done; at its end all its jobs stand 
 import copy
 import re
 import signal
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
@@ -21,7 +22,8 @@ from memexp import jobs
 from memexp.config import ConfigError, swept_keys
 from memexp.jobs import Job, Sweep
 from memexp.paths import from_here
-from memexp.record import RunDirectoryError, read_json
+from memexp.record import NotWritten, RunDirectoryError, read_json
+from memexp.visible import visible
 
 LONGEST_NAME = 120  # bytes of a name that is made of overrides; what is longer is cut
 
@@ -229,4 +231,8 @@ def _print_report(folder: Path, directories: Sequence[Path], identifier: str | N
     paper = identifier if identifier in published.identifiers() else None
     there = [path for path in directories if read_json(path / "results.json") is not None]
     if there:
-        print(write_report(there, output_dir=folder, paper=paper))
+        try:
+            print(write_report(there, output_dir=folder, paper=paper))
+        except NotWritten as error:  # the jobs' own records are what counts
+            print(error.told)
+            print(f"warning: {visible(str(error))}", file=sys.stderr)

@@ -14,7 +14,8 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -31,6 +32,22 @@ log = logging.getLogger("memexp")
 
 class RunDirectoryError(Exception):
     """A run directory that cannot be used. The message names it."""
+
+
+class NotWritten(Exception):
+    """What a command makes has no place where it was to go. told: what there is to print nevertheless."""
+
+    told = ""
+
+
+@contextmanager
+def writing(place: Path, instead: str = "choose another with --output") -> Iterator[None]:
+    """Inside, what `place` refuses (rights, a full disk, a file where a folder is wanted) is raised as NotWritten."""
+    try:
+        yield
+    except (OSError, RunDirectoryError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise NotWritten(f"{place} cannot be written: {why}; {instead}") from error
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -60,9 +77,13 @@ def write_bytes(path: Path, data: bytes) -> None:
     """The same of bytes."""
     aside = path.with_name(path.name + ".aside")
     aside.unlink(missing_ok=True)
-    with open(aside, "xb") as file:
-        file.write(data)
-    os.replace(aside, path)
+    try:
+        with open(aside, "xb") as file:
+            file.write(data)
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def folder(path: Path) -> Path:

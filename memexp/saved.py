@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from memexp import recorded
 from memexp.config import ConfigError
-from memexp.record import RunDirectory, read_json
+from memexp.record import RunDirectory, read_json, writing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -100,7 +100,7 @@ def export(
     """Writes the network of a run as ONNX and torch.export files, checked on real images; what was found.
 
     output: path without suffix, or with .onnx or .pt2; by default network in the run directory. merge: how it is fused first;
-    None leaves it as it is.
+    None leaves it as it is. Raises NotWritten for an output that cannot be written.
     """
     cfg = recorded.of_run(path, overrides, own.targets(path), own.config_dirs)
     from memexp import fusing
@@ -129,7 +129,8 @@ def export(
     target = path / "network" if output is None else output
     known = (read_json(path / "results.json") or {}).get("classes")  # its own, whatever data it is checked on
     classes = list(run.splits.classes if known is None else known)
-    return fusing.export(network, images[:8], target, classes=classes, preprocessing=preprocessing, merge=merge)
+    with writing(target):
+        return fusing.export(network, images[:8], target, classes=classes, preprocessing=preprocessing, merge=merge)
 
 
 def _check_there(run: Path, name: str) -> None:

@@ -2,6 +2,7 @@
 written, a clock that goes back, advice that is never wrong."""
 
 import errno
+import importlib
 import os
 import time
 from pathlib import Path
@@ -69,11 +70,67 @@ def finished(tmp_path_factory) -> Path:
     return path
 
 
-def test_b22_the_table_is_printed_though_its_files_cannot_be_written(finished, capsys, caplog):
-    main(["report", str(finished), "--output", NOWHERE])
-    assert "top-1" in capsys.readouterr().out
-    (told,) = caplog.messages
-    assert NOWHERE in told
+def test_b22_the_table_is_printed_though_its_files_cannot_be_written(finished, capsys):
+    assert main(["report", str(finished), "--output", NOWHERE]) == 2
+    shown = capsys.readouterr()
+    assert "top-1" in shown.out
+    assert (
+        shown.err == f"memexp: {NOWHERE} cannot be written: No such file or directory; choose another with --output\n"
+    )
+
+
+FILE, FULL = "a file", "a full disk"
+COMMANDS = {
+    "report": ["report", "RUN"],
+    "csv": ["report", "RUN", "--format", "csv", "--no-plots"],
+    "onnx": ["export", "RUN"],
+    "pt2": ["export", "RUN"],
+    "bench": ["bench", *TINY, "--strategies", "stored", "--steps", "1"],
+}
+
+
+def _unmeasured(cases, *_: object) -> None:
+    for case in cases:
+        case.error = "not measured"
+
+
+@pytest.mark.parametrize("place", [NOWHERE, FILE, FULL])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_place_that_cannot_be_written_is_one_message_and_status_2(
+    finished, tmp_path, monkeypatch, capfd, command, place
+):
+    def full(path: Path, *_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    kept = tmp_path / "kept"
+    kept.write_text("mine")
+    output = kept if place == FILE else tmp_path / "out" if place == FULL else Path(place)
+    for module in ("report", "report.exports", "bench") if place == FULL else ():
+        monkeypatch.setattr(importlib.import_module(f"memexp.{module}"), "write_text", full)
+    if place == FULL:
+        monkeypatch.setattr(Path, "write_bytes", full)
+        monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(importlib.import_module("memexp.bench"), "measure", _unmeasured)
+    target = output / f"n.{command}" if command in ("onnx", "pt2") else output
+    arguments = [str(finished) if word == "RUN" else word for word in COMMANDS[command]]
+    assert main([*arguments, "--output", str(target)]) == 2
+    shown = capfd.readouterr()
+    assert shown.err.startswith(f"memexp: {target} cannot be written: ")
+    assert shown.err.count("\n") == 1
+    assert ("top-1" in shown.out or "accuracy" in shown.out) == ("report" in arguments)
+    assert kept.read_text() == "mine"
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_a_report_of_runs_that_are_anothers_is_printed(finished, capsys, monkeypatch):
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(importlib.import_module("memexp.report"), "write_text", refused)
+    assert main(["report", str(finished), "--no-plots"]) == 0
+    shown = capsys.readouterr()
+    assert "top-1" in shown.out
+    assert f"{finished} cannot be written: Permission denied" in shown.err
 
 
 def test_b22_a_sweep_that_cannot_be_written_is_refused_before_its_jobs(tmp_path, monkeypatch, capsys):

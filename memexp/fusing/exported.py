@@ -6,6 +6,7 @@ Both come from one torch.export capture. Class names and preprocessing travel wi
 
 import copy
 import importlib
+import io
 import json
 import os
 import tempfile
@@ -111,7 +112,9 @@ def _captured(network: nn.Module, images: Tensor) -> Any:
 def _pt2(program: Any, file: Path, notes: Mapping[str, str]) -> Any:
     with warnings.catch_warnings():  # weights that share memory are saved whole; it warns as if something were missing
         warnings.filterwarnings("ignore", message="No complete tensor found")
-        torch.export.save(program, file, extra_files={f"{name}.json": text for name, text in notes.items()})
+        archive = io.BytesIO()  # torch's own writer ends the whole process where a disk is full
+        torch.export.save(program, archive, extra_files={f"{name}.json": text for name, text in notes.items()})
+        file.write_bytes(archive.getvalue())
     return torch.export.load(file).module()
 
 

@@ -1,20 +1,18 @@
 """Collects runs into tables and plots, beside published numbers where a paper has some."""
 
-import logging
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from memexp.calling import CallableModule
-from memexp.record import RunDirectoryError, write_text
+from memexp.record import NotWritten, write_text, writing
 from memexp.report import claims, exports, published, tables
 from memexp.report.collect import Group, find, group
 from memexp.report.document import document
 from memexp.visible import visible
 
 __all__ = ["report", "write_report"]
-log = logging.getLogger("memexp")
 
 
 def report(
@@ -47,8 +45,10 @@ def write_report(
     """The table of all runs at or below `paths` in the given format; report.md and its plots go to `output_dir`.
 
     form: terminal, markdown or latex, for people; csv or json, plain numbers for programs, which are also written to a file a
-    table. paper: the id of published numbers to stand beside the measured ones. What cannot be written is told, and the text
-    is returned nevertheless. Raises ValueError for an unknown format or paper, FileNotFoundError where there are no runs.
+    table. paper: the id of published numbers to stand beside the measured ones.
+
+    Raises ValueError for an unknown format or paper, FileNotFoundError where there are no runs, NotWritten, which has the text
+    to print, where `output_dir` cannot be written.
     """
     if form not in tables.FORMATS:
         raise ValueError(f"--format: '{form}' is not one of {', '.join(tables.FORMATS)}")
@@ -65,18 +65,19 @@ def write_report(
     records = _records(groups, paper) if form in exports.FORMS else {}
     text = exports.text(records, form) if records else "\n\n".join(tables.PRINTED[form](table) for table in shown)
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        pictures: list[Path] = []
-        if plots:
-            from memexp.report.plots import draw  # matplotlib takes its time to import
+        with writing(output_dir):
+            output_dir.mkdir(parents=True, exist_ok=True)
+            pictures: list[Path] = []
+            if plots:
+                from memexp.report.plots import draw  # matplotlib takes its time to import
 
-            pictures = draw(groups, output_dir / "plots")
-        runs = [run for members in groups for run in members.runs]
-        write_text(output_dir / "report.md", document(paths, runs, shown, pictures, output_dir))
-        exports.write(records, form, output_dir)
-    except (OSError, RunDirectoryError) as error:
-        log.warning("%s", visible(f"the report could not be written: {error}"))
-        return text
+                pictures = draw(groups, output_dir / "plots")
+            runs = [run for members in groups for run in members.runs]
+            write_text(output_dir / "report.md", document(paths, runs, shown, pictures, output_dir))
+            exports.write(records, form, output_dir)
+    except NotWritten as error:
+        error.told = text
+        raise
     return text if form in (*exports.FORMS, "latex") else f"{text}\n{visible(str(output_dir / 'report.md'))}"
 
 

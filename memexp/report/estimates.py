@@ -17,6 +17,7 @@ from memexp.memory.limit import Answer, answer
 from memexp.memory.trace import network
 from memexp.memory.tracker import CATEGORIES
 from memexp.options import name_of
+from memexp.record import writing
 from memexp.report.collect import Run, group
 from memexp.report.layers import summarise, text
 from memexp.report.plots import draw
@@ -60,7 +61,8 @@ def sweep(overrides: Sequence[str], name: str, directories: Sequence[str]) -> st
         raise ConfigError(problems)
     groups = group(runs)
     directory = Path("outputs") / "estimate" / time.strftime("%Y-%m-%d_%H-%M-%S")
-    pictures = draw(groups, directory)
+    with writing(directory, "run from a directory that you may write"):
+        pictures = draw(groups, directory)
     table = of_groups(groups)
     table.notes += [f"not in it: {NOT_IN_IT}", *problems]
     return "\n".join([terminal(table), *map(str, pictures)])
