@@ -214,7 +214,11 @@ def macs_per_image(model: nn.Module, shape: tuple[int, int, int]) -> int:
     """Adds-multiplies of one image's forward pass in eval mode, counted without data: nothing is computed.
 
     A network whose shapes depend on values is evaluated on one real image, of zeros. What has no formula is named in the log.
+    Of an integral network it is the plain one's of its size, as weights are sampled for a whole batch.
     """
+    if getattr(model, "sizes_vary", False):
+        plain: nn.Module = model.discretize()  # type: ignore[operator]
+        return macs_per_image(plain, shape)
     training = model.training
     model.eval()
     device = next(model.parameters()).device
