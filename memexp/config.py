@@ -59,16 +59,17 @@ def compose(
     if cfg is not None:
         problems += [*_problems(cfg), *_missing_start(cfg)]
     if problems or cfg is None:
-        raise ConfigError(_of_files(overrides, config_name, config_dirs) or problems)
+        raise ConfigError(_located(problems, overrides, config_name, config_dirs))
     return cfg
 
 
-def _of_files(overrides: Sequence[str], config_name: str, config_dirs: Sequence[str | Path]) -> list[str]:
-    """What is wrong with the user's own files, which all else follows from."""
+def _located(
+    problems: Sequence[str], overrides: Sequence[str], config_name: str, config_dirs: Sequence[str | Path]
+) -> list[str]:
+    """The problems, with the user's own files and their lines."""
     chosen = (text.lstrip("+").split("=", 1) for text in overrides if "=" in text)
-    return userfiles.faults(
-        [config_name, *("/".join((key.partition("@")[0], option)) for key, option in chosen)], config_dirs
-    )
+    names = [config_name, *("/".join((key.partition("@")[0], option)) for key, option in chosen)]
+    return userfiles.located(problems, names, config_dirs)
 
 
 def _missing_start(cfg: DictConfig) -> list[str]:
@@ -84,7 +85,7 @@ def compose_unchecked(
 ) -> DictConfig:
     """The configuration for these overrides, whatever its values. Raises ConfigError where it cannot be composed."""
     problems, cfg = _try_compose(list(overrides), config_name, config_dirs)
-    problems = _of_files(overrides, config_name, config_dirs) or problems
+    problems = _located(problems, overrides, config_name, config_dirs)
     if problems or cfg is None:
         raise ConfigError(problems)
     return cfg

@@ -81,3 +81,48 @@ def test_a_sound_file_of_the_same_directory_is_used(place):
     place("model/other.yaml", b"- a\n")
     place("model/mine.yaml", "# caf\u00e9\ndefaults: [resnet]\ndepth: 20\n".encode())
     assert memexp.compose(["model=mine"], config_dir="own").model.depth == 20
+
+
+NOWHERE = {
+    "a key": (
+        "model/mine.yaml",
+        "# x\ndepth: ${nowhere}\n",
+        ["model=mine"],
+        2,
+        "model.depth: Interpolation key 'nowhere'",
+    ),
+    "one in a list": (
+        "model/mine.yaml",
+        "defaults: [resnet]\nunits:\n- 1\n- ${oc.env:NO_SUCH}\n",
+        ["model=mine"],
+        4,
+        "model.units",
+    ),
+    "one of all keys": (
+        "experiment/mine.yaml",
+        "# @package _global_\ntune:\n  lr: ${nowhere.x}\n",
+        ["experiment=mine"],
+        3,
+        "tune.lr: Interpolation key 'nowhere.x'",
+    ),
+    "a resolver": (
+        "mine.yaml",
+        "defaults: [config, _self_]\nseed: ${no:1}\n",
+        ["-cn", "mine"],
+        2,
+        "Unsupported interpolation",
+    ),
+    "a config": ("mine.yaml", "defaults:\n- config\n- override model: nosuch\n", ["-cn", "mine"], 3, "'model/nosuch'"),
+    "a part": ("model/mine.yaml", "defaults:\n- resnet\n- nosuch\n", ["model=mine"], 3, "'model/nosuch'"),
+    "a group": ("mine.yaml", "defaults:\n- config\n- override modl: resnet\n", ["-cn", "mine"], 3, "'modl'"),
+}
+
+
+@pytest.mark.parametrize("kind", NOWHERE)
+def test_what_leads_nowhere_is_told_by_file_and_line(place, capsys, kind):
+    name, content, command, line, message = NOWHERE[kind]
+    place(name, content.encode())
+    text = told(capsys, "train", *command)
+    assert f"own/{name}, line {line}: " in text
+    assert message in text
+    assert "search path" not in text
