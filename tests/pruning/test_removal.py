@@ -1,5 +1,6 @@
 """Pruning whole networks: scopes, targets, orders, published shapes, and what public tools get wrong."""
 
+import contextlib
 import copy
 import functools
 import io
@@ -14,7 +15,7 @@ from torch.nn import functional
 from memexp import edits, integral, models
 from memexp.backprop import Chain
 from memexp.pruning import Settings, narrowing, prune, remove
-from memexp.pruning.checking import CheckFailed
+from memexp.pruning.checking import CheckFailed, check
 from memexp.pruning.removal import foresee
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -252,6 +253,17 @@ def test_what_does_not_pass_the_check_is_not_pruned(monkeypatch):
     with pytest.raises(CheckFailed, match=r"outputs differ from the masked network's by .* nothing was pruned"):
         prune(network, IMAGES, ratio=0.5)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_the_check_allows_rounding_and_no_more(dtype, bound):
+    one = torch.nn.Linear(1, 1, bias=False, dtype=dtype)
+    other = copy.deepcopy(one)
+    batch = [(torch.ones(4, 1, dtype=dtype),)]
+    for error, passes in ((bound / 2, True), (bound * 2, False)):
+        other.weight.data.copy_(one.weight.data * (1 + error))
+        with contextlib.nullcontext() if passes else pytest.raises(CheckFailed, match=f"allowed: {bound:.0e}"):
+            assert check(one, other, batch)["limit"] == bound
 
 
 def test_a_network_that_says_nothing_but_nan_does_not_pass():
