@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class FusingError(ValueError):
-    """The fused network does not compute what the network does."""
+    """The fused, or grown, network does not compute what the network does."""
 
 
 class Fused(NamedTuple):
@@ -134,14 +134,21 @@ def _checked(network: nn.Module, made: list[dict[str, Any]], batches: Iterable[I
 
 
 @torch.no_grad()
-def check(network: nn.Module, deployed: nn.Module, batches: Iterable[Inputs]) -> float:
+def check(
+    network: nn.Module,
+    changed: nn.Module,
+    batches: Iterable[Inputs],
+    how: str = "fused",
+    instead: str = "merge=none fuses least",
+) -> float:
     """Largest difference of their outputs on the batches, relative to the largest output.
 
+    how: it was changed, and instead: what else may be done, for the message.
     Raises FusingError where it is above 1e-5 (float32; 1e-12 in float64), or not a number.
     """
     worst = 0.0
     for batch in batches:
-        before, after = (tree_leaves(n(*arguments(batch))) for n in (network, deployed))
+        before, after = (tree_leaves(n(*arguments(batch))) for n in (network, changed))
         for x, y in zip(before, after, strict=True):
             if not isinstance(x, Tensor):
                 continue
@@ -152,8 +159,8 @@ def check(network: nn.Module, deployed: nn.Module, batches: Iterable[Inputs]) ->
             error = float((x - y).abs().max() / scale) if x.numel() else 0.0
             if not error <= bound:
                 raise FusingError(
-                    f"the fused network's outputs differ from the network's by {error:.1e} of the largest, and {bound:g} is "
-                    f"allowed in {x.dtype}: it is not used; merge=none fuses least"
+                    f"the {how} network's outputs differ from the network's by {error:.1e} of the largest, and {bound:g} is "
+                    f"allowed in {x.dtype}: it is not used; {instead}"
                 )
             worst = max(worst, error)
     return worst

@@ -56,7 +56,7 @@ def grow(
     moments = _moments(grown, [layer for f in blocks for layer in _convolutions(f)], every)
     for f, inner, outer in zip(blocks, moments[::2], moments[1::2], strict=True):
         settle(f, inner, outer)
-    return Fused(grown, [edit], check(network, grown, every))
+    return Fused(grown, [edit], check(network, grown, every, "grown", "another seed draws other blocks"))
 
 
 @torch.no_grad()

@@ -29,6 +29,8 @@ def carry_out(run: Run) -> dict[str, Any]:
     images = [batch for batch, _ in islice(statistics.in_random_order(run.splits.plain_train).epoch(0), BATCHES)]
     try:
         grown = fusing.grow(run.network, images, float(run.cfg.grow.expansion), seed=run.cfg.seed)
+    except fusing.FusingError:
+        raise
     except ValueError as error:
         raise ConfigError([f"stages: {error}"]) from error
     for edit in grown.edits:

@@ -98,6 +98,13 @@ def test_an_edit_of_another_network_is_refused(edit, message):
     assert isinstance(network[0], nn.Conv2d)
 
 
+def test_a_grown_network_that_is_another_function_is_not_used(monkeypatch):
+    monkeypatch.setattr("memexp.fusing.grown.settle", lambda f, *_: nn.init.ones_(f[4].bias))
+    with pytest.raises(fusing.FusingError, match=r"the grown network's outputs differ .* another seed") as refused:
+        fusing.grow(nn.Sequential(nn.Conv2d(4, 4, 3)).eval(), [3 + torch.randn(2, 4, 9, 9)])
+    assert "fuse" not in str(refused.value)
+
+
 def test_nothing_to_grow_is_said():
     with pytest.raises(ValueError, match="no plain convolution"):
         fusing.grow(nn.Sequential(nn.Conv2d(4, 4, 1)).eval(), [torch.randn(1, 4, 3, 3)])
