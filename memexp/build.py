@@ -166,10 +166,10 @@ class _Chosen(nn.Module):
         return scores[:, self.rows]
 
 
-def teacher(cfg: DictConfig, splits: data.Splits) -> nn.Module | None:
-    """The network of `cfg.distill.teacher` as it was left, in eval mode, with scores for the classes of `splits`; or None.
+def teacher(cfg: DictConfig) -> tuple[nn.Module, dict[str, Any]] | None:
+    """The network of `cfg.distill.teacher` as it was left, and the checkpoint that it was read of; or None.
 
-    Raises ConfigError for what is no run and for one of other images, DataError for a class that it does not know.
+    Raises ConfigError for what is no run.
     """
     if cfg.distill.teacher is None:
         return None
@@ -177,6 +177,14 @@ def teacher(cfg: DictConfig, splits: data.Splits) -> nn.Module | None:
         _, trained, state = from_run(Path(cfg.distill.teacher), trusted=recorded.targets(cfg))
     except ConfigError as error:
         raise ConfigError([f"distill.teacher: {problem}" for problem in error.problems]) from error
+    return trained, state
+
+
+def taught_by(cfg: DictConfig, trained: nn.Module, state: dict[str, Any], splits: data.Splits) -> nn.Module:
+    """The teacher in eval mode, with scores for the classes of `splits`.
+
+    Raises ConfigError for one of other images, DataError for a class that it does not know.
+    """
     named = f"distill.teacher: {cfg.distill.teacher} was trained on images"
     if state["shape"] is not None and tuple(state["shape"]) != splits.shape:
         given, seen = ("x".join(map(str, size)) for size in (splits.shape, state["shape"]))

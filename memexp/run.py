@@ -259,7 +259,8 @@ def prepare(
     path, state = _standing(directory, start, to_train)
     deployed = state is None or state["training"] is None or not to_train
     network, behind = _network(cfg, path, state, deployed)
-    settings = _normalised(cfg, behind, as_trained)
+    learnt_from = build.teacher(cfg) if to_train else None
+    settings = _normalised(cfg, behind, as_trained, None if learnt_from is None else learnt_from[1])
     splits = data.load(
         settings, batch_size=cfg.batch_size, seed=cfg.seed, device=device, rank=world.rank, world_size=world.size
     )
@@ -283,8 +284,8 @@ def prepare(
         _skeleton(cfg, ()) if results is None else results,
         list(behind["edits"]) if behind is not None else [],
     )
-    if to_train and (teacher := build.teacher(cfg, splits)) is not None:
-        current.teacher = placed(teacher, cfg, device)
+    if learnt_from is not None:
+        current.teacher = placed(build.taught_by(cfg, *learnt_from, splits), cfg, device)
     if state is not None:
         current.source = path
         _go_on(current, state, to_train)
@@ -326,12 +327,18 @@ def _network(
     return build.from_checkpoint(cfg, initial | {"classes": None}, Path(cfg.init_from)), initial
 
 
-def _normalised(cfg: DictConfig, behind: dict[str, Any] | None, as_trained: bool) -> DictConfig:
-    """The settings of the data set with the mean and std that a network was trained with, which the checkpoint `behind` has.
+def _normalised(
+    cfg: DictConfig, behind: dict[str, Any] | None, as_trained: bool, teacher: dict[str, Any] | None = None
+) -> DictConfig:
+    """The settings of the data set with the mean and std that a network was trained with, which the checkpoint `behind` has,
+    or that of the teacher where the run begins anew.
 
     Measured ones are of the data at hand, and are others on each set of images.
     """
     own: DictConfig = cfg.dataset
+    if behind is None and teacher is not None and own.mean is None:
+        log.info("data: normalised as distill.teacher=%s was trained", cfg.distill.teacher)
+        behind = teacher
     if behind is None:
         return own
     then = ((behind["config"] or {}).get("dataset") or {}) if behind.get("mean") is None else behind

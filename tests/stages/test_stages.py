@@ -282,6 +282,12 @@ def test_a_student_learns_from_the_run_of_its_teacher(tmp_path):
     assert results["memory"]["estimate_ratio"] == 1
     alone = run(tmp_path / "alone", *plain, f"model.init_from='{tmp_path}/teacher'")
     assert alone["accuracy"]["loss"] != results["accuracy"]["loss"]
+    # of some of its classes: images look as they did to the teacher, not as these few would have it
+    some = [*plain, "dataset.classes=['3','5','1']", "max_steps=2", f"distill.teacher='{tmp_path}/teacher'"]
+    subset = run(tmp_path / "subset", *some)
+    assert (subset["mean"], subset["std"]) == (results["mean"], results["std"])
+    with pytest.raises(ConfigError, match=r"trained on images of dataset\.mean=.*and these have \[0\.5"):
+        run(tmp_path / "other", *some, "dataset.mean=[.5,.5,.5]", "dataset.std=[1,1,1]")
     shutil.move(tmp_path / "teacher", tmp_path / "moved")
     assert saved.evaluate(tmp_path / "student")["loss"] == results["accuracy"]["loss"]  # needs no teacher
     with pytest.raises(ConfigError, match=r"distill\.teacher: .*there is no such run directory"):
