@@ -187,3 +187,15 @@ def test_e7_an_own_depth_in_an_own_model_has_an_answer_without_depth(tmp_path, d
     assert (found.depth, found.fits) == (None, True)
     assert found.batch > 8
     assert torch.is_tensor(memexp.build_model(cfg)(torch.zeros(2, 3, 32, 32)))
+
+
+@pytest.mark.parametrize("more", [["hydra.run.dir=run"], ["hydra.run.dir=run", "hydra.mode=RUN"], None])
+def test_what_a_run_would_refuse_is_looked_at_once(tmp_path, monkeypatch, more):
+    seen = []
+    monkeypatch.setattr("memexp.stages.foresee", lambda cfg: seen.append(Path("run").exists()))
+    monkeypatch.chdir(tmp_path)
+    if more is None:
+        memexp.run(memexp.compose(TINY), "run")
+    else:
+        assert main(["train", *TINY, *more]) == 0
+    assert seen == [more is None or len(more) == 2]  # from the command line before anything is made

@@ -99,6 +99,8 @@ def _widths(module: nn.Module) -> None:
     elif not isinstance(weight, Tensor):
         return
     elif isinstance(module, _ConvTransposeNd):
+        if module.groups > 1:
+            module.groups = module.groups * weight.shape[0] // module.in_channels
         module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * module.groups
     elif isinstance(module, _ConvNd):
         if module.groups > 1:  # whole groups: as many outputs in each as before

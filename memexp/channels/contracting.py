@@ -6,7 +6,8 @@ import numpy as np
 from torch import Tensor
 
 from memexp.channels.planes import Plane, Planes, distinct, merge, varies
-from memexp.channels.rules import Call, rule
+from memexp.channels.rules import SUMMED, Call, along, rule
+from memexp.channels.sizes import Attribute, Size
 
 Shape = tuple[int, ...]
 
@@ -72,22 +73,30 @@ def _meet(call: Call, inputs: Plane | None, weight: Plane | None, size: int) -> 
 def _grouped(
     call: Call, inputs: Plane | None, sides: dict[int, Plane], weight: Tensor, groups: int, transposed: bool
 ) -> Plane | None:
-    """Whole groups: all of a group's inputs and outputs are one channel. Depthwise convolution has groups of one."""
-    atoms = call.tape.atoms
-    if transposed:  # (in, out / groups, ...): the outputs of all groups share the entries of one dimension
-        for plane in sides.values():
-            call.freeze(plane, "a transposed convolution in groups")
-        if inputs is not None:
-            call.freeze(inputs, "a transposed convolution in groups")
-        return None
-    out = sides[0]
+    """Whole groups: all of a group's inputs and outputs are one channel. Depthwise convolution has groups of one.
+
+    A weight is (out, in / groups, ...), or (in, out / groups, ...) if transposed. One that is made in the forward, the same
+    for each channel (a blur), follows where the number of groups does.
+    """
+    atoms, why = call.tape.atoms, "its input is the network's, or a constant"
     if 1 in sides:
-        call.freeze(sides[1], "inputs within a group")
-    whole = atoms.couple(out.reshape(groups, -1), [1])
-    nothing = np.zeros(groups * weight.shape[1], dtype=np.int64)
+        call.freeze(sides[1], "channels within a group")
+    nothing = np.zeros(call["input"].shape[1], dtype=np.int64)
     within = (nothing if inputs is None else inputs).reshape(groups, -1)
-    atoms.unite(whole, within, "its input is the network's, or a constant")
-    return out
+    whole = atoms.couple(within, [1], why)
+    if 0 in sides:
+        atoms.unite(whole, sides[0].reshape(groups, -1), why)
+        if not transposed:
+            return sides[0]
+    else:
+        origin = call.tape.argument(groups)
+        if weight.stride(0) == 0 and isinstance(origin, Attribute | Size):
+            call.tape.doubtful = True
+            if isinstance(origin, Attribute):
+                call.tape.use(origin, whole, 0)
+        else:
+            call.freeze(whole, "its filters are a constant, of that many channels")
+    return np.repeat(whole, call.out.shape[1] // groups)
 
 
 def contract(
@@ -116,6 +125,8 @@ def contract(
                 reduced = atoms.couple(plane, [k], f"{call.name}: a sum over what is no channel")
                 if rest:
                     passing[side].append(reduced)
+            elif not a[2] and not b[2]:
+                call.tape.end(plane, f"{call.name}: {SUMMED}")
             ended[side].append(np.swapaxes(plane, k, -1))
     sizes = a[1][-1]
     if sizes > 1:
@@ -151,6 +162,7 @@ def product_and_bias(call: Call) -> Planes:
             call.tape.role(plane, "out")
     shape = tuple(call.out.shape)
     why = f"{call.name} meets it with entries that are no channels"
+    call.tape.nonzero.extend(plane for plane in result if not along(call, first, varies(plane)))
     return distinct(merge(call.tape.atoms, [(result, shape), (call.planes(first), tuple(first.shape))], why))
 
 
@@ -174,6 +186,9 @@ def attention(call: Call) -> Any:
     k_shape = (*k.shape[:-2], k.shape[-1], k.shape[-2])
     scores = contract(call, _operand(call, q), (turned, k_shape, call.tape.is_parameter(k)), all_of_it=True)
     shape = (*q.shape[:-1], k.shape[-2])
+    for plane in scores:
+        if plane.shape[-1] > 1:
+            call.freeze(plane, "mixes channels")
     mask = call.arguments.get("attn_mask", call.arguments.get("attn_bias"))
     if isinstance(mask, Tensor) and call.planes(mask):
         why = f"{call.name}: the mask is no channel"

@@ -89,6 +89,7 @@ def assemble(tape: Tape) -> Graph:
     """The graph of what a trace wrote down."""
     _keep_rectangles(tape)
     roots = tape.atoms.roots()
+    _keep_unmaskable(tape, roots)
     count = tape.atoms.count
     reason = np.full(count, -1)  # by root: which of the reasons, the first given
     for number, (atoms, _) in reversed(list(enumerate(tape.atoms.frozen))):
@@ -183,6 +184,16 @@ def _keep_rectangles(tape: Tape) -> None:
         if len(axes) > 1:
             follows = max(axes, key=lambda axis: (_freedom(origins[axis]), plane.shape[axis], axis))
             tape.atoms.couple(plane, sorted(axes - {follows}))
+
+
+def _keep_unmaskable(tape: Tape, roots: Array) -> None:
+    """Channels that are summed without weights stay where they are not zero by then: their removal would change the sum."""
+    nonzero, seen = np.zeros(tape.atoms.count, dtype=bool), 0
+    for plane, count, why in tape.ended:
+        for other in tape.nonzero[seen:count]:
+            nonzero[roots[other]] = True
+        seen = count
+        tape.atoms.freeze(plane[nonzero[roots[plane]]], why)
 
 
 def _freedom(origin: int) -> int:

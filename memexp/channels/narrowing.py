@@ -66,18 +66,20 @@ class masked(nn.Module):  # noqa: N801  (it reads as what it returns)
     """A copy of `network` in which the channels that are not kept are zero: what the narrowed network must compute.
 
     Filters, biases and entries of normalisations are zero; where a channel may yet not be zero (a sigmoid of it), the weights
-    that take it are too. A LayerNorm over channels has the statistics of those that are kept. Buffers are left as they are.
+    that take it are too. A LayerNorm over channels has the statistics of those that are kept. Buffers are left as they are, but
+    for those that add to a channel.
     """
 
     def __init__(self, network: nn.Module, graph: Graph, kept: Kept) -> None:
         super().__init__()
         self.network = copy.deepcopy(network)
         tensors = self.network.state_dict(keep_vars=True)
+        makers = {m.name for group in graph.groups for m in group.members if m.role == "out"}
         self._kept: dict[int, Tensor] = {}
         with torch.no_grad():
             for (name, dim), left in _left(graph, kept, ("out", "norm")).items():
                 tensor = tensors[name]
-                if isinstance(tensor, nn.Parameter):
+                if isinstance(tensor, nn.Parameter) or name in makers:
                     gone = torch.from_numpy(np.flatnonzero(~left)).to(tensor.device)
                     tensor.index_fill_(dim, gone, 0)
                     if tensor.ndim == 1:

@@ -57,6 +57,7 @@ class Call:
         return dim + ndim if dim < 0 else dim
 
 
+SUMMED = "its channels are not zero where their filters are, and are summed as they are"
 Rule = Callable[[Call], Any]
 RULES: dict[str, Rule] = {}
 
@@ -117,8 +118,7 @@ def pointwise(call: Call) -> Planes:
             if call.tape.is_parameter(tensor):
                 for plane in call.planes(tensor):
                     call.tape.role(plane, role)
-    if not _zero_at_zero(call):
-        call.tape.nonzero.extend(result)
+    call.tape.nonzero.extend(plane for plane in result if not _zero_at_zero(call, varies(plane)))
     return result
 
 
@@ -134,12 +134,12 @@ def _flat(values: Any) -> list[Any]:
     return [item for v in values for item in (_flat(v) if isinstance(v, list | tuple) else [v])]
 
 
-def _zero_at_zero(call: Call) -> bool:
-    """Whether the result is 0 where all that has channels is 0, the rest 1, and conditions are true or false."""
+def _zero_at_zero(call: Call, support: set[int]) -> bool:
+    """Whether the result is 0 where all that has channels along `support` is 0, the rest 1, conditions true or false."""
 
     def mark(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return _Sample(call.planes(value) == [], value.dtype)
+            return _Sample(not along(call, value, support), value.dtype)
         return tuple(map(mark, value)) if isinstance(value, list | tuple) else value
 
     def sample(value: Any, condition: bool) -> Any:
@@ -161,10 +161,20 @@ def _zero_at_zero(call: Call) -> bool:
     return _at_zero[key]
 
 
+def along(call: Call, tensor: Tensor | None, support: set[int]) -> bool:
+    """Whether it has channels along one of these dimensions of the call's output."""
+    dims = (call.out if isinstance(call.out, Tensor) else call.out[0]).ndim
+    return any(varies(lift(plane, dims)) & support for plane in call.planes(tensor))
+
+
 @rule("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "miopen_batch_norm")
 def batch_norm(call: Call) -> list[Planes]:
-    """One channel with each entry of weight, bias and running statistics."""
+    """One channel with each entry of weight, bias and running statistics; what statistics of the input are over stays."""
     x: Tensor = call["input"]
+    if call.arguments.get("training") or call["running_mean"] is None:
+        for plane in call.planes(x):
+            if varies(plane) - {1}:
+                call.freeze(plane, "the statistics are over it")
     vectors = [call.arguments.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
     result, shape = call.planes(x), x.shape
     seen: set[int] = set()
@@ -181,8 +191,7 @@ def batch_norm(call: Call) -> list[Planes]:
             )
             for plane in own:
                 call.tape.role(plane, "norm")
-    if call["weight"] is None:
-        call.tape.nonzero.extend(result)
+    call.tape.nonzero.extend(plane for plane in result if call["weight"] is None or 1 not in varies(plane))
     return [result, [], []]
 
 
@@ -209,6 +218,8 @@ def layer_norm(call: Call) -> list[Planes]:
                 [(result, x.shape), ([lift(p, x.ndim) for p in call.planes(call[name])], call[name].shape)],
                 f"{call.name} normalises what is no channel",
             )
+    if call["bias"] is not None:  # shifts what is of other dimensions too
+        call.tape.nonzero.extend(plane for plane in result if not along(call, call["bias"], varies(plane)))
     return [result, [], []]
 
 
@@ -235,6 +246,8 @@ def group_norm(call: Call) -> list[Planes]:
                 call.tape.use(origin, parts, 1)
             else:
                 call.freeze(plane, "the number of groups is fixed in the source")
+        elif call["bias"] is not None:
+            call.tape.nonzero.append(plane)
     return [result, [], []]
 
 
@@ -288,6 +301,8 @@ def _reduced(call: Call, plane: Plane, why: str | None) -> Plane | None:
     if support & over and support - over:
         plane = call.tape.atoms.couple(plane, sorted(support & over))
     elif support & over:
+        if why is None:
+            call.tape.end(plane, f"{call.name}: {SUMMED}")
         return None
     out = call.out if isinstance(call.out, Tensor) else call.out[0]
     if out.ndim == ndim:
@@ -295,7 +310,7 @@ def _reduced(call: Call, plane: Plane, why: str | None) -> Plane | None:
     return plane.reshape([size for d, size in enumerate(plane.shape) if d not in over])
 
 
-@rule("_softmax", "_log_softmax", "_safe_softmax", "glu")
+@rule("_softmax", "_log_softmax", "_safe_softmax")
 def softmax(call: Call) -> Planes:
     """Over positions; one over channels mixes them, so these stay."""
     dim = call.dim(call["dim"])
@@ -304,6 +319,29 @@ def softmax(call: Call) -> Planes:
             call.freeze(plane, "mixes channels")
     call.tape.nonzero.extend(call.planes(call.first))
     return call.planes(call.first)
+
+
+@rule("mkldnn_rnn_layer", "lstm", "gru", "rnn_tanh", "rnn_relu", "_cudnn_rnn", "_thnn_fused_lstm_cell",
+      "_thnn_fused_gru_cell", "_trilinear", "_cdist_forward", "affine_grid_generator", "gather", "scatter", "scatter_add",
+      "im2col", "col2im")  # fmt: skip
+def kept(call: Call) -> Any:
+    """What reads all of its channels as they are keeps them."""
+    for tensor in _flat(call.arguments.values()):
+        for plane in call.planes(tensor) if isinstance(tensor, Tensor) else ():
+            call.freeze(plane, "reads all of its channels")
+    return [] if isinstance(call.out, Tensor) else [[] for _ in call.out]
+
+
+@rule("glu")
+def gated(call: Call) -> Planes:
+    """One half times the sigmoid of the other: a channel of each is one."""
+    result = []
+    for plane in call.planes(call.first):
+        if plane.shape[call.dim(call["dim"])] > 1:
+            plane, gate = np.split(plane, 2, call.dim(call["dim"]))
+            call.tape.atoms.unite(plane, gate)
+        result.append(plane)
+    return result
 
 
 @rule("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d", "adaptive_avg_pool1d",

@@ -39,8 +39,12 @@ class Tape:
     coupled: list[tuple[Plane, str]] = field(default_factory=list)  # planes made one along a fixed axis, and why
     uses: list[Use] = field(default_factory=list)
     nonzero: list[Plane] = field(default_factory=list)  # channels that may not be zero where what makes them is
+    ended: list[tuple[Plane, int, str]] = field(
+        default_factory=list
+    )  # summed without weights, how many `nonzero` then, why
     doubtful: bool = False  # whether a number in the source may be one that does not follow the channels
-    _planes: Any = field(default_factory=WeakTensorKeyDictionary)  # tensor -> planes, whether from parameters alone
+    _planes: Any = field(default_factory=WeakTensorKeyDictionary)
+    _activations: Any = field(default_factory=WeakTensorKeyDictionary)  # the network's inputs and what is made of them
     _pending: Any = field(default_factory=WeakTensorKeyDictionary)
     _followers: list[tuple[Plane, Plane]] = field(default_factory=list)
     _roles: list[tuple[Plane, Role]] = field(default_factory=list)
@@ -59,7 +63,7 @@ class Tape:
             if size > 1:
                 own = self.entries[name, dim] = self.atoms.new(size) if atoms is None else atoms
                 planes.append(own.reshape([size if d == dim else 1 for d in range(tensor.ndim)]))
-        self.write(tensor, planes, parameter=True)
+        self.write(tensor, planes)
 
     def adopt_together(self, tensors: dict[str, Tensor]) -> None:
         """Entries of a normalisation, which are of the same channels from the start."""
@@ -70,16 +74,26 @@ class Tape:
                 self.adopt(name, tensor, atoms)
 
     def planes(self, tensor: Tensor) -> Planes:
-        found: tuple[Planes, bool] | None = self._planes.get(tensor)
-        return found[0] if found else []
+        found: Planes = self._planes.get(tensor, [])
+        return found
+
+    def activation(self, tensor: Tensor) -> None:
+        """It is one of the network's inputs, or made of one."""
+        self._activations[tensor] = True
+
+    def is_activation(self, tensor: Tensor) -> bool:
+        return tensor in self._activations
 
     def is_parameter(self, tensor: Tensor) -> bool:
-        """Whether it is a parameter or was made from parameters alone."""
-        found: tuple[Planes, bool] | None = self._planes.get(tensor)
-        return found is not None and found[1]
+        """Whether it has channels, and is a parameter or was made without the network's inputs."""
+        return tensor in self._planes and not self.is_activation(tensor)
 
-    def write(self, tensor: Tensor, planes: Planes, parameter: bool = False) -> None:
-        self._planes[tensor] = (planes, parameter)
+    def write(self, tensor: Tensor, planes: Planes) -> None:
+        self._planes[tensor] = planes
+
+    def end(self, plane: Plane, why: str) -> None:
+        """Its channels are summed here without a weight for each: those that are not zero by now cannot go unnoticed."""
+        self.ended.append((plane, len(self.nonzero), why))
 
     def freeze_if_used(self, tensors: Iterable[Tensor], plane: Plane, why: str) -> None:
         """None of the plane's channels can be removed if an operation or the output takes one of `tensors`."""

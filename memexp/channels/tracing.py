@@ -32,12 +32,20 @@ def trace(network: nn.Module, *example_inputs: Any) -> Graph:
     shapes alone are worked out, so control flow that depends on activations sees zeros.
     The network is as before afterwards. Raises ChannelError, which names the operation, where one has no rule.
     """
+    for path, module in network.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ChannelError(
+                f"{path or 'the network'} is a TorchScript module, which cannot be narrowed: give the network as it was "
+                "before torch.jit.script or torch.jit.trace"
+            )
     tape = Tape()
     for path, module in network.named_modules():
         if isinstance(module, _NormBase | nn.LayerNorm | nn.GroupNorm):
             tape.adopt_together({f"{path}.{n}" if path else n: t for n, t in module.state_dict(keep_vars=True).items()})
     for name, tensor in network.state_dict(keep_vars=True).items():
         tape.adopt(name, tensor)
+    for tensor in _tensors(example_inputs):
+        tape.activation(tensor)
     modes = [(module, module.training) for module in network.modules()]
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
@@ -100,23 +108,27 @@ class _Operations(TorchDispatchMode):
         tensors = list(_tensors((args, kwargs)))
         for tensor in tensors:
             self.tape.used(tensor)
+        if any(map(self.tape.is_activation, tensors)):
+            for tensor in _tensors(out):
+                self.tape.activation(tensor)
         marked = [tensor for tensor in tensors if self.tape.planes(tensor)]
         if marked:
             rule = rules.of(func)
+            if rule is None and all(map(self.tape.is_parameter, marked)):
+                rule = rules.kept  # what a weight is made of stays as it is, whatever is done to it
             if rule is None:
                 raise ChannelError(
                     f"{func} in {_place()} has no rule for channels: write the forward without it, or leave this network "
                     "as it is"
                 )
             call = rules.Call(self.tape, func, args, kwargs, out)
-            parameter = all(map(self.tape.is_parameter, marked))
             planes = rule(call)
             outs, planes = (
                 ([out], [planes]) if isinstance(out, Tensor) else (out if isinstance(out, tuple | list) else [], planes)
             )
             for tensor, own in zip(outs, planes, strict=False):
                 if isinstance(tensor, Tensor):
-                    self.tape.write(tensor, tidy(own), parameter)
+                    self.tape.write(tensor, tidy(own))
         return out
 
 
