@@ -13,13 +13,13 @@ __all__ = ["Run", "carry_out", "foresee"]
 
 def foresee(cfg: DictConfig) -> None:
     """Raises ConfigError for what a stage of `cfg` would refuse whatever weights it is given, before anything is trained."""
-    if cfg.prune is None:
+    if cfg.prune is None and cfg.deploy is None:
         return
     from memexp import build
-    from memexp.stages import discretise, prune
+    from memexp.stages import deploy, discretise, prune
 
     edits = build.start_edits(cfg)
-    for stage in (prune, discretise):
+    for stage in (prune, discretise, deploy):
         stage.foresee(cfg, edits)
 
 

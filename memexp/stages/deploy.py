@@ -2,13 +2,20 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
+from omegaconf import DictConfig
 from torch import Tensor
 
+from memexp import sequence
 from memexp.config import ConfigError
+from memexp.edits import Edit
 from memexp.fusing.fused import FusingError, check, compare, fuse
 from memexp.fusing.measure import costs
+from memexp.models import families
+from memexp.sequence import stage_of
+from memexp.stages import discretise
 from memexp.stages.handed import Run
 from memexp.stages.prune import LARGE
 from memexp.training import distribution
@@ -16,6 +23,24 @@ from memexp.training import distribution
 log = logging.getLogger("memexp")
 KEYS = ("parameters", "macs")
 CHECKED = 2  # batches on which the outputs are compared, beside the first
+
+
+def foresee(cfg: DictConfig, edits: Sequence[Edit] = ()) -> None:
+    """Raises ConfigError for a network that is still integral when its stage comes. edits: of the network at the beginning."""
+    names = [stage_of(key) for key in sequence.keys(cfg)]
+    if "deploy" not in names or not families.of(cfg.model).integral:
+        return
+    before = names[: names.index("deploy")]
+    sized = any(edit["kind"] == "discretise" for edit in edits) or (
+        "discretise" in before and discretise.resampled(cfg)
+    )
+    if not sized:
+        raise ConfigError(
+            [
+                "deploy: the network is still integral when it is to be fused; leave it at a size before, its own with "
+                "prune=integral prune.keep=1.0, or leave deploy out: `memexp export` fuses an integral network at its own size"
+            ]
+        )
 
 
 def carry_out(run: Run) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def foresee(cfg: DictConfig, edits: Sequence[Edit] = ()) -> None:
     edits: of the network that the run begins with. A network that a stage before it makes another one is not looked at.
     """
     names = [stage_of(key) for key in sequence.keys(cfg)]
-    if "prune" not in names or {"discretise", "deploy"} & set(names[: names.index("prune")]):
+    if cfg.prune is None or "prune" not in names or {"discretise", "deploy"} & set(names[: names.index("prune")]):
         return
     settings, options = _settings(cfg), _options(cfg)
     try:

@@ -16,8 +16,9 @@ from memexp.config import ConfigError
 from memexp.memory import planned as planned_run
 from memexp.report import collect
 from memexp.report.tables import changes
-from memexp.stages import Run
+from memexp.stages import Run, foresee
 from memexp.stages.prune import PruneError
+from memexp.training import checkpoint
 
 DATA = ["dataset=digits", "dataset.limit=96", "dataset.test_limit=40", "device=cpu", "monitor_every=0", "epochs=1"]
 DATA += ["tune.epochs=1", "tune.max_steps=2"]
@@ -272,6 +273,25 @@ def test_a_deployed_network_grows_back_and_is_deployed_again(tmp_path):
 def test_a_network_that_cannot_be_fused_yet_is_told_so_in_a_sentence(tmp_path):
     with pytest.raises(ConfigError, match=r"deploy: .* is at lambda=1"):
         run(tmp_path, "model=reducenet", "model.depth=8", *DATA, "deploy=fuse", "stages=[deploy]")
+
+
+def test_an_integral_network_is_fused_once_it_has_a_size(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    inn = ["model=inn", "model.base=resnet8", *DATA, "max_steps=1"]
+    for stages in ("[train,deploy,evaluate]", "[train,deploy,discretise,evaluate]"):
+        sizes = ["prune=integral", "prune.keep=1.0"] if "discretise" in stages else []
+        assert main(["train", *inn, *sizes, "deploy=fuse", f"stages={stages}"]) == 2
+        assert "deploy: the network is still integral" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    done = run(tmp_path / "sized", *inn, "prune=integral", "prune.keep=1.0", "deploy=fuse")
+    assert next(s for s in done["stages"] if s["key"] == "deploy")["deploy"]["error"] < 1e-5
+    start = memexp.compose([*inn, "deploy=fuse", "stages=[deploy,evaluate]", f"init_from='{tmp_path}/sized'"])
+    foresee(start)
+    for path in (tmp_path / "sized/checkpoints").glob("*.pt"):  # as it was before it had a size
+        state = torch.load(path, weights_only=True)
+        checkpoint.save(path, state | {"edits": []})
+    with pytest.raises(ConfigError, match="still integral"):
+        foresee(start)
 
 
 def test_a_student_learns_from_the_run_of_its_teacher(tmp_path):
