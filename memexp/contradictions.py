@@ -196,6 +196,14 @@ def _resampled(prune: Mapping[str, Any], integral: bool, model: str) -> Iterator
             yield f"prune.target: {target!r} is not allowed for prune=integral; use params:SHARE or macs:SHARE."
 
 
+def _memory(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
+    memory = cfg.get("memory")
+    if not isinstance(memory, Mapping) or memory.get("enforce") is not True or "backprop" not in sound:
+        return
+    if memory.get("limit") is None and cfg["backprop"]["name"] != "budget":
+        yield "memory.enforce: true needs to know the limit; set memory.limit, such as 11GB, or backprop=budget."
+
+
 def _discretise(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
     asked = cfg.get("discretise") or {}
     if "model" in sound and asked.get("sizes") and not families.of(cfg["model"]).integral:
@@ -208,6 +216,7 @@ def _deploy(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
 
 
 RULES = (
+    _memory,
     _discretise,
     _prune,
     _partition,

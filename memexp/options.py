@@ -27,6 +27,7 @@ from memexp.schema import (
 class Memory:
     steps: Positive
     limit: Annotated[str | int | float, Rule("of bytes, such as 11GB or 900MiB", is_bytes)] | None
+    enforce: bool
     timeline: bool
     snapshot: bool
 

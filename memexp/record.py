@@ -286,6 +286,8 @@ def summary(results: dict[str, Any], directory: Path) -> str:
             f"peak memory        {memory['peak'] / 2**20:.1f} MiB ({memory['how']}), "
             f"activations {(memory['activations'] or 0) / 2**20:.1f} MiB"
         )
+    if told := (results.get("strategy") or {}).get("warning"):
+        lines.append(f"warning            {told}")
     if (timing := results["time"]).get("step_median"):
         note = "median" if timing["warm_up_excluded"] else "warm-up included: the run was too short to leave it out"
         lines.append(

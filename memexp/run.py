@@ -25,6 +25,7 @@ from memexp.edits import Edit
 from memexp.fusing import ExportError, FusingError
 from memexp.memory import advice
 from memexp.memory.estimate import estimate
+from memexp.memory.limit import hold
 from memexp.memory.meter import macs_per_image
 from memexp.optim import schedules
 from memexp.options import name_of
@@ -39,6 +40,7 @@ from memexp.training.distribution import ProcessLost, World
 from memexp.training.loop import NotFinite
 from memexp.training.precision import Precision
 from memexp.training.signals import Interrupted, StopRequest
+from memexp.units import parse_bytes
 
 log = logging.getLogger("memexp")
 # What a run may end with that its message explains in full; anything else is a fault and shows its traceback.
@@ -256,6 +258,8 @@ def prepare(
         raise ConfigError(
             [f"memory.snapshot: true needs CUDA, but the device is {device}; memory.timeline=true works on any device."]
         )
+    if cfg.memory.enforce and to_train:  # a budget's limit is known once it is planned
+        hold(None if cfg.memory.limit is None else parse_bytes(cfg.memory.limit), device)
     path, state = _standing(directory, start, to_train)
     deployed = state is None or state["training"] is None or not to_train
     network, behind = _network(cfg, path, state, deployed)

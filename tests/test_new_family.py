@@ -69,7 +69,7 @@ def test_it_trains_under_a_strategy_of_its_own_and_is_planned(tree):
     run(tree, "train", *SMALL, "max_steps=4", "backprop=budget", "backprop.limit=0.95", "hydra.run.dir=run")
     results = json.loads((tree / "run/results.json").read_text())
     assert results["status"] == "done"
-    assert results["memory"]["peak"] == results["strategy"]["predicted_peak"] <= results["strategy"]["budget"]
+    assert results["memory"]["peak"] == results["strategy"]["predicted"]["peak"] <= results["strategy"]["budget"]
 
 
 def test_it_is_estimated_with_what_fits(tree):

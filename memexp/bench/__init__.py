@@ -138,8 +138,8 @@ def table(found: Sequence[Case]) -> Table:
                 shown_figure(case.seconds * 1e3),
                 f"{shown_figure(low * 1e3)}-{shown_figure(high * 1e3)}",
                 shown_figure(seconds["images_per_second"]),
-                shown_figure(strategy["predicted_peak"] / 2**20) if strategy else "-",
-                shown_figure(strategy["predicted_step_time"] * 1e3) if strategy else "-",
+                shown_figure(strategy["predicted"]["peak"] / 2**20) if strategy else "-",
+                shown_figure(strategy["predicted"]["step_ms"]) if strategy else "-",
             ]
         )
     steps = next((case.result["time"]["steps_measured"] for case in found if case.result), 0)

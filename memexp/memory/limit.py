@@ -1,10 +1,13 @@
-"""What fits a given memory: largest batch and depth, fastest strategy, each found by tracing training steps."""
+"""What fits a given memory: largest batch and depth, fastest strategy, each found by tracing training steps. And a process
+that is held to it.
+"""
 
 import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from memexp import data
@@ -69,6 +72,27 @@ def answer(cfg: DictConfig, limit: int, edits: Sequence[Edit] = ()) -> Answer:
             )
     depth, more = (None, False) if edits else _depth(cfg, limit)
     return Answer(limit, peak, batch, batch_peak, depth, more, strategies)
+
+
+def hold(limit: int | None, device: torch.device) -> None:
+    """Holds this process to `limit` bytes of a CUDA device; what its allocator would reserve beyond is out of memory.
+
+    limit: None where it is not known yet; the device is looked at nevertheless.
+
+    Raises ConfigError for a device that cannot be held to a limit, and where it has less than that.
+    """
+    if device.type != "cuda":
+        raise ConfigError(
+            [f"memory.enforce: true needs CUDA, whose allocator can be held to a limit, and the device is {device}."]
+        )
+    if limit is None:
+        return
+    total = torch.cuda.get_device_properties(device).total_memory
+    if limit > total:
+        raise ConfigError(
+            [f"memory.enforce: {device} has {shown_bytes(total)}, less than the limit, {shown_bytes(limit)}."]
+        )
+    torch.cuda.set_per_process_memory_fraction(limit / total, device)
 
 
 def largest(peak: Callable[[int], int], limit: int, start: int, most: int = 1 << 24) -> tuple[int, int]:

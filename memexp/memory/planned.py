@@ -64,8 +64,7 @@ def set_up(
         log.warning("warning: the budget is below the least that this run takes; it is run with the least")
     return {
         "budget": chosen.budget,
-        "predicted_peak": chosen.peak,
-        "predicted_step_time": seconds,
+        "predicted": {"peak": chosen.peak, "step_ms": 1e3 * seconds},
         "least_peak": chosen.least,
         "stored_peak": chosen.most,
         **chosen.steps(),

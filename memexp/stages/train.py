@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from memexp.backprop.compiled import compiled
 from memexp.config import ConfigError
 from memexp.memory import planned
+from memexp.memory.limit import hold
 from memexp.memory.meter import Meter
 from memexp.memory.snapshot import Snapshots
 from memexp.models import families
@@ -21,6 +22,7 @@ from memexp.training import distribution, recipe, synced, utilisation
 from memexp.training.loop import Trainer
 from memexp.training.monitor import strategy_monitor
 from memexp.training.profile import Trace
+from memexp.units import shown_bytes
 
 log = logging.getLogger("memexp")
 
@@ -136,7 +138,8 @@ def _measure(run: Run, trainer: Trainer) -> None:
     results["steps"] = run.steps_before + trainer.progress.step
     results["epochs"] = run.epochs_before + trainer.epochs
     memory = run.meter.results()
-    estimate = results["strategy"].get("predicted_peak") or (results["memory"] or {}).get("estimate")
+    strategy = results["strategy"]
+    estimate = (strategy.get("predicted") or {}).get("peak") or (results["memory"] or {}).get("estimate")
     own = memory["peak"] - (0 if run.device.type == "cpu" else memory["data"])  # an estimate is without the data set
     ratio = estimate / own if estimate is not None and own else None
     results["memory"] = memory | {"estimate": estimate, "estimate_ratio": ratio}
@@ -147,7 +150,24 @@ def _measure(run: Run, trainer: Trainer) -> None:
         per_device = images / run.world.size
         results["time"]["utilisation"] = utilisation.utilisation(results["macs"], per_device, attainable)
     results["time"]["stages"][run.key] = trainer.progress.seconds
-    results["strategy"] |= trainer.progress.strategy
+    strategy |= trainer.progress.strategy
+    if "predicted" in strategy:
+        _compare(strategy, own, results["time"]["step_median"])
+
+
+def _compare(strategy: dict[str, Any], peak: int, seconds: float | None) -> None:
+    """What was measured of a budget's plan beside what was predicted, in bytes and ms; a peak above the budget is a warning."""
+    strategy["measured"] = {"peak": peak, "step_ms": None if seconds is None else 1e3 * seconds}
+    strategy["warning"] = None
+    if peak > (budget := strategy["budget"]):
+        least = strategy["least_peak"]
+        why = (
+            f", below which this run cannot go: the least that it takes is {shown_bytes(least)}"
+            if least > budget
+            else ""
+        )
+        strategy["warning"] = f"the peak, {shown_bytes(peak)}, is above the budget of {shown_bytes(budget)}{why}"
+        log.warning("warning: %s", strategy["warning"])
 
 
 def _plan(run: Run, cfg: DictConfig, trainer: Trainer) -> dict[str, Any]:
@@ -163,6 +183,8 @@ def _plan(run: Run, cfg: DictConfig, trainer: Trainer) -> dict[str, Any]:
         found = planned.set_up(cfg, run.network, made.loss_fn, batch, made.precision, strategy, run.edits, beside)
     shared = distribution.agreed(found | {"stage": run.key}, run.world)
     planned.follow(run.network, shared)
+    if cfg.memory.enforce and cfg.memory.limit is None:
+        hold(shared["budget"] + beside, run.device)
     return shared
 
 

@@ -86,7 +86,7 @@ def test_the_command_measures_a_budget_and_writes_its_findings(tmp_path, capsys)
         entry["name"].split()[0]: entry["result"] for entry in json.loads((tmp_path / "found/bench.json").read_text())
     }
     budget = found["budget"]
-    assert budget["memory"]["peak"] == budget["strategy"]["predicted_peak"] <= budget["strategy"]["budget"]
+    assert budget["memory"]["peak"] == budget["strategy"]["predicted"]["peak"] <= budget["strategy"]["budget"]
     assert found["reversible"]["memory"]["peak"] == budget["strategy"]["least_peak"]
     assert (tmp_path / "found" / "pareto.svg").exists()
     assert "predicted peak" in capsys.readouterr().out

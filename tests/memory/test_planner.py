@@ -1,5 +1,6 @@
 """The choice is the best there is for its model of cost, and what is planned is what is measured."""
 
+import importlib
 import json
 from itertools import product
 from random import Random
@@ -8,11 +9,13 @@ import pytest
 import torch
 
 import memexp
+from memexp.config import ConfigError
 from memexp.memory.choice import WORDS, Costs, choose, least, search
 from memexp.memory.fake import without_data
-from memexp.memory.limit import answer
+from memexp.memory.limit import answer, hold
 from memexp.memory.planner import Steps, plan
 from memexp.memory.trace import Training
+from memexp.record import summary
 
 SMALL = ["dataset=digits", "dataset.limit=64", "dataset.test_limit=10", "batch_size=8", "device=cpu", "monitor_every=0"]
 REVNET = ["model=revnet", "model.units=[4,4]", "model.channels=[8,8,16]"]
@@ -123,13 +126,14 @@ def test_a_run_takes_what_was_predicted_and_a_resumed_one_keeps_its_plan(tmp_pat
     cfg = memexp.compose([*SMALL, *REVNET, "backprop=budget", "backprop.limit=0.6", "max_steps=6"])
     results = memexp.run(cfg, tmp_path)
     strategy = results["strategy"]
-    assert results["memory"]["peak"] == strategy["predicted_peak"] <= strategy["budget"]
+    assert results["memory"]["peak"] == strategy["predicted"]["peak"] <= strategy["budget"]
     assert results["memory"]["estimate_ratio"] == 1
-    assert strategy["least_peak"] < strategy["predicted_peak"] < strategy["stored_peak"]
-    assert strategy["predicted_step_time"] > 0
+    assert strategy["least_peak"] < strategy["predicted"]["peak"] < strategy["stored_peak"]
+    assert strategy["predicted"]["step_ms"] > 0
+    assert strategy["measured"] == {"peak": results["memory"]["peak"], "step_ms": 1e3 * results["time"]["step_median"]}
+    assert strategy["warning"] is None
     assert more_than_least(strategy) > 0
     from memexp import saved
-    from memexp.config import ConfigError
 
     for path in (tmp_path / "checkpoints").glob("*.pt"):
         state = torch.load(path, weights_only=True)
@@ -177,7 +181,7 @@ def test_accumulated_batches_are_planned_for_the_last_when_gradients_stand_besid
         "memory.steps=2",
     ]
     results = memexp.run(memexp.compose(overrides), tmp_path)
-    assert results["memory"]["peak"] == results["strategy"]["predicted_peak"] <= results["strategy"]["budget"]
+    assert results["memory"]["peak"] == results["strategy"]["predicted"]["peak"] <= results["strategy"]["budget"]
     assert more_than_least(results["strategy"]) > 0
 
 
@@ -190,3 +194,57 @@ def test_what_fits_a_limit_best_is_a_budget_of_that_limit(monkeypatch):
     assert peaks["light"] < 0.8 * stored
     assert answer(cfg, peaks["light"] - 1).fastest == "budget"
     assert answer(cfg, stored).fastest == "stored"
+
+
+def test_a_peak_above_the_budget_is_a_warning_in_the_results(tmp_path):
+    cfg = memexp.compose([*SMALL, *REVNET, "backprop=budget", "backprop.limit=100kB", "max_steps=2"])
+    results = memexp.run(cfg, tmp_path)
+    strategy = results["strategy"]
+    assert strategy["measured"]["peak"] == strategy["predicted"]["peak"] == strategy["least_peak"] > 100_000
+    assert "is above the budget of 0.095 MiB, below which this run cannot go" in strategy["warning"]
+    assert (
+        strategy["warning"] in json.loads((tmp_path / "results.json").read_text())["stages"][0]["strategy"]["warning"]
+    )
+    assert f"warning            {strategy['warning']}" in summary(results, tmp_path)
+
+
+class Card:
+    """A CUDA device of 10 GB, as far as a limit asks it."""
+
+    total_memory = 10**10
+
+    def __init__(self, monkeypatch):
+        self.held = []
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: self)
+        monkeypatch.setattr(
+            torch.cuda, "set_per_process_memory_fraction", lambda share, at: self.held.append((share, at))
+        )
+
+
+def test_a_process_is_held_to_its_limit(monkeypatch):
+    card, device = Card(monkeypatch), torch.device("cuda", 1)
+    hold(4 * 10**9, device)
+    hold(None, device)  # a budget is not known yet
+    assert card.held == [(0.4, device)]
+    with pytest.raises(ConfigError, match=r"cuda:1 has 9,536.7 MiB, less than the limit"):
+        hold(11 * 10**9, device)
+    with pytest.raises(ConfigError, match="needs CUDA"):
+        hold(None, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("limit", [None, "2GB"])
+def test_a_run_is_held_to_its_limit_or_to_its_budget(tmp_path, monkeypatch, limit):
+    held = []
+    for module in ("memexp.run", "memexp.stages.train"):
+        monkeypatch.setattr(importlib.import_module(module), "hold", lambda limit, device: held.append(limit))
+    more = ["backprop=budget", "backprop.limit=0.8", "memory.enforce=true", "max_steps=1"]
+    results = memexp.run(memexp.compose([*SMALL, *REVNET, *more, f"memory.limit={limit or 'null'}"]), tmp_path)
+    assert held == ([2 * 10**9] if limit else [None, results["strategy"]["budget"]])
+
+
+def test_what_cannot_be_held_is_refused_before_anything_is_trained(tmp_path):
+    with pytest.raises(ConfigError, match=r"memory\.enforce: true needs to know the limit"):
+        memexp.compose([*SMALL, "memory.enforce=true"])
+    with pytest.raises(ConfigError, match=r"memory\.enforce: true needs CUDA.* the device is cpu"):
+        memexp.run(memexp.compose([*SMALL, "memory.enforce=true", "memory.limit=1GB"]), tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
