@@ -1,6 +1,7 @@
 """Every problem of a configuration: key by key, and values that are allowed alone but not together. Nothing imports torch."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from memexp.options import ELEMENTWISE, GROUPS, INTEGRAL, OPTIONAL, OWN, STUDIES
 from memexp.pruning.settings import Settings, Target
 from memexp.schema import mismatches, nearest
 
+NODES = {field.name for field in fields(Config) if is_dataclass(field.type)}  # keys that hold keys
 LONGEST_FOLDER = 255  # bytes, of every usual file system
 
 
@@ -28,15 +30,23 @@ def problems(cfg: Mapping[str, Any]) -> list[str]:
             found.extend(_own(group, node))
         else:
             name = node.get("name")
-            if name not in options:
+            if not isinstance(name, str) or name not in options:
                 found.append(f"{group}.name: {name!r} is not one of {', '.join(options)}.{nearest(str(name), options)}")
             else:
                 found.extend(mismatches(node, options[name], f"{group}."))
         if len(found) == before:
             sound.add(group)
+    plausible = {key: value for key, value in cfg.items() if _plausible(key, value)}
     for rule in RULES:
-        found.extend(rule(cfg, sound))
+        found.extend(rule(plausible, sound))
     return found
+
+
+def _plausible(key: str, value: Any) -> bool:
+    """Whether the rules may look at a key: one of another kind than theirs has been told already."""
+    if key == "stages":
+        return value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+    return isinstance(value, Mapping) or not (key in GROUPS or key in NODES)
 
 
 def _own(group: str, node: Mapping[str, Any]) -> Iterator[str]:
@@ -156,7 +166,7 @@ def _prune(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
         return
     integral = "model" in sound and families.of(cfg["model"]).integral
     if prune["name"] == INTEGRAL:
-        yield from _resampled(prune, integral or "model" not in sound, name_of(cfg["model"]))
+        yield from _resampled(prune, integral or "model" not in sound, name_of(cfg.get("model", {})))
         return
     if integral and cfg.get("init_from") is None:
         yield (

@@ -195,3 +195,28 @@ def test_b9_a_users_directory_is_known_to_validation(tmp_path):
     (text,) = problems("optimizer=mien", config_dirs=[tmp_path])
     assert "mine" in text
     assert "Did you mean 'mine'?" in text
+
+
+KINDS = [3, "x", True, [], [[1]], {}, {"a": 1}, {1: 2}]
+WHOLE = {
+    "pruned": ["prune=l1_norm", "prune.ratio=0.5", "deploy=fuse", "stages=[train,prune,deploy]"],
+    "integral": ["model=inn", "model.base=resnet20", "prune=integral", "prune.keep=0.5", "discretise.sizes=[1]"],
+}
+
+
+@pytest.mark.parametrize("base", WHOLE)
+def test_a_value_of_another_kind_is_a_problem_of_its_key_and_no_fault_of_ours(base):
+    sound = OmegaConf.to_container(compose(WHOLE[base]), resolve=True)
+    nodes = [(key,) for key in sound] + [(key, "name") for key, node in sound.items() if isinstance(node, dict)]
+    for *groups, last in nodes:
+        for value in KINDS:
+            inner = changed = copy.deepcopy(sound)
+            for group in groups:
+                inner = inner[group]
+            inner[last] = value
+            found = contradictions.problems(changed)
+            told = ".".join([*groups, last])
+            if isinstance(sound.get(last), dict) and not isinstance(value, dict) and last != "case":
+                assert any(problem.startswith(told) for problem in found), (told, value)
+    for stages in (3, "train", [[1]], [None], [1]):
+        assert contradictions.problems(sound | {"stages": stages})[0].startswith("stages: ")
