@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from memexp.channels import contracting, moving, rules  # noqa: F401  (rules register themselves)
+from memexp.channels import contracting, moving, normalising, rules  # noqa: F401  (rules register themselves)
 from memexp.channels.attention import all_adapted
 from memexp.channels.graph import ChannelError, Graph
 from memexp.channels.planes import tidy

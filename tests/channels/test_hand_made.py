@@ -4,6 +4,7 @@ import equality
 import hand_made as made
 import pytest
 import torch
+import unseen
 
 from memexp import channels
 
@@ -40,6 +41,7 @@ GROUPS: dict[type[made.Network], list[int]] = {
     made.InstanceNormed: [6],
     made.Standardised: [6],
     made.Einsum: [6, 8],
+    **unseen.GROUPS,
 }
 
 
@@ -47,7 +49,7 @@ def example(kind: type[made.Network]) -> torch.Tensor:
     return torch.randint(11, (2, 6)) if kind is made.Embedded else torch.randn(kind.shape, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("kind", made.NETWORKS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [*made.NETWORKS, *unseen.GROUPS], ids=lambda kind: kind.__name__)
 def test_groups_and_narrowed_equals_masked(kind: type[made.Network]) -> None:
     torch.manual_seed(0)
     network = equality.randomise(kind().double())
@@ -119,6 +121,12 @@ def test_whole_groups_and_both_outputs_of_a_channel() -> None:
         (made.FixedPad, "b.weight", 0, "width of the pad"),
         (made.Shuffled, "b.weight", 1, "within a group"),
         (made.Embedded, "words.weight", 0, "looked up"),
+        (unseen.SummedFeatures, "q.weight", 0, "summed as they are"),
+        (unseen.Energy, "b.weight", 0, "summed as they are"),
+        (unseen.StandardisedByBatchNorm, "b.weight", 1, "the statistics are over it"),
+        (unseen.ClassToken, "token", 1, "mixes channels"),
+        (unseen.Recurrent, "a.weight", 0, "reads all of its channels"),
+        (unseen.BlurredByConstant, "a.weight", 0, "its filters are a constant"),
     ],
 )
 def test_frozen_says_why(kind: type[made.Network], name: str, dim: int, words: str) -> None:

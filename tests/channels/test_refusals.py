@@ -87,6 +87,13 @@ def test_an_operation_without_a_rule_is_named() -> None:
         channels.trace(Correlated(), torch.randn(Correlated.shape))
 
 
+def test_torchscript_is_refused_by_name() -> None:
+    scripted = torch.jit.script(nn.Conv2d(6, 8, 3))
+    network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Sequential(scripted, nn.Conv2d(8, 5, 3)))
+    with pytest.raises(channels.ChannelError, match=r"1\.0 is a TorchScript module"):
+        channels.trace(network, torch.randn(1, 3, 8, 8))
+
+
 WORDS = {
     "softmax": "mixes channels",
     "mean": "a statistic over channels",
