@@ -180,10 +180,16 @@ def product_with_vector(call: Call) -> Planes:
       "_scaled_dot_product_attention_math", "scaled_dot_product_attention",
       "_scaled_dot_product_attention_math_for_mps")  # fmt: skip
 def attention(call: Call) -> Any:
-    """Whole heads: the scale depends on a head's length, and a head's values on all of its queries and keys."""
+    """Whole heads: the scale depends on a head's length, and a head's values on all of its queries and keys.
+
+    Keys and values of fewer heads serve several heads of queries each, side by side.
+    """
     q, k, v = call["query"], call["key"], call["value"]
-    turned = [np.swapaxes(p, -1, -2) for p in call.planes(k)]
-    k_shape = (*k.shape[:-2], k.shape[-1], k.shape[-2])
+    served = q.shape[-3] // k.shape[-3] if q.ndim > 3 else 1
+    keys, values = ([_repeated(p, served) for p in call.planes(t)] for t in (k, v))
+    turned = [np.swapaxes(p, -1, -2) for p in keys]
+    heads = q.shape[:-2]
+    k_shape = (*heads, k.shape[-1], k.shape[-2])
     scores = contract(call, _operand(call, q), (turned, k_shape, call.tape.is_parameter(k)), all_of_it=True)
     shape = (*q.shape[:-1], k.shape[-2])
     for plane in scores:
@@ -193,5 +199,10 @@ def attention(call: Call) -> Any:
     if isinstance(mask, Tensor) and call.planes(mask):
         why = f"{call.name}: the mask is no channel"
         scores = merge(call.tape.atoms, [(scores, shape), (call.planes(mask), mask.shape)], why)
-    result = contract(call, (scores, shape, False), _operand(call, v))
+    v_operand = values, (*heads, *v.shape[-2:]), call.tape.is_parameter(v)
+    result = contract(call, (scores, shape, False), v_operand)
     return result if isinstance(call.out, Tensor) else [result, *([] for _ in call.out[1:])]
+
+
+def _repeated(plane: Plane, times: int) -> Plane:
+    return np.repeat(plane, times, -3) if times > 1 and plane.shape[-3] > 1 else plane

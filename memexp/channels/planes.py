@@ -145,7 +145,8 @@ def lift(plane: Plane, dims: int) -> Plane:
 def merge(atoms: Atoms, operands: Sequence[tuple[Planes, Sequence[int]]], why: str) -> Planes:
     """Planes of an elementwise result: what the operands (planes, shape) say about the same entries is united.
 
-    An operand that is long along a dimension, but has no channels along it, freezes what others have there.
+    An operand that is long along a dimension, but has no channels along it, freezes what others have there; those that differ
+    along other dimensions too (heads, in a rotary embedding) are one along it.
     """
     dims = max(len(shape) for _, shape in operands)
     aligned = [([lift(p, dims) for p in planes], (1,) * (dims - len(s)) + tuple(s)) for planes, s in operands]
@@ -161,8 +162,11 @@ def merge(atoms: Atoms, operands: Sequence[tuple[Planes, Sequence[int]]], why: s
                         seen |= varies(other)
                         if i < j:
                             atoms.unite(plane, other, why)
-                if any(shape[d] > 1 for d in support - seen):
+                alone = {d for d in support - seen if shape[d] > 1}
+                if alone == support:
                     atoms.freeze(plane, why)
+                else:
+                    atoms.couple(plane, alone, why)
     return distinct([plane for planes, _ in aligned for plane in planes])
 
 

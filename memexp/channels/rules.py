@@ -2,7 +2,7 @@
 
 A rule takes the call and returns the planes of its output, or of each output. The names are ATen's, without overload and
 without the underscore of operations in place. Rules that move data are in memexp.channels.moving, those that contract
-(convolution, products, attention) in memexp.channels.contracting; they register themselves here.
+(convolution, products, attention) in contracting, those of normalisations in normalising; they register themselves here.
 """
 
 from collections.abc import Callable, Sequence

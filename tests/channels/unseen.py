@@ -87,6 +87,27 @@ class ClassToken(Network):
         return self.b(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)[:, 0])
 
 
+class FewerKeys(Network):
+    """Grouped-query attention (Ainslie et al. 2023): two heads of queries share one of keys and values, all turned."""
+
+    shape = (2, 7, 12)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.b = nn.Linear(12, 16), nn.Linear(12, 8), nn.Linear(12, 8), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (-1, 4)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        y = functional.scaled_dot_product_attention(self.turned(q), self.turned(k), v, enable_gqa=True)
+        return self.b(y.transpose(1, 2).flatten(2))
+
+    def turned(self, x: Tensor) -> Tensor:
+        """Rotary embedding (Su et al. 2021): multiplied by numbers that differ within a head."""
+        angle = torch.outer(torch.arange(7, dtype=x.dtype), torch.tensor([1.0, 0.1], dtype=x.dtype)).repeat(1, 2)
+        left, right = x.chunk(2, -1)
+        return x * angle.cos() + torch.cat([-right, left], -1) * angle.sin()
+
+
 class Shifted(Network):
     """A buffer that is added to channels."""
 
@@ -200,6 +221,7 @@ GROUPS: dict[type[Network], list[int]] = {
     Energy: [6],
     StandardisedByBatchNorm: [8],
     ClassToken: [12],
+    FewerKeys: [2],
     Shifted: [6],
     Orthogonal: [6],
     Spectral: [8],
