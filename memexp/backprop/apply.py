@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from memexp.backprop.budget import together
 from memexp.backprop.chain import Chain
@@ -86,7 +87,7 @@ def _bodies(parent: nn.Module) -> Iterator[Body]:
             yield Body(parent, name, child, True)
         elif blocks and not is_single(child):
             yield Body(parent, name, child, False)
-        elif not blocks:
+        elif not blocks and not is_single(child):
             yield from _bodies(child)
 
 
@@ -128,7 +129,8 @@ def _units(sequential: nn.Module) -> int:
 
 def _is_list(module: nn.Module) -> bool:
     """Blocks of one kind, one after the other."""
-    if not (_is_sequential(module) or isinstance(module, nn.ModuleList | nn.ModuleDict)):
+    holds = isinstance(module, nn.ModuleList | nn.ModuleDict) and not isinstance(module, ParametrizationList)
+    if not (holds or _is_sequential(module)):
         return False
     kinds = {type(child) for child in module.children()}
     return len(kinds) == 1 and len(module._modules) > 1 and not any(map(is_single, module.children()))

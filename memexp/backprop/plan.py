@@ -51,8 +51,8 @@ def has_inverse(step: nn.Module, *, approximate: bool) -> bool:
 
 
 def is_single(step: nn.Module) -> bool:
-    """A layer, not a block of them."""
-    return next(step.children(), None) is None
+    """A layer, parametrised or not, and not a block of them."""
+    return all(name == "parametrizations" for name, _ in step.named_children())
 
 
 def groups(steps: Sequence[nn.Module], plan: Sequence[Keep]) -> list[tuple[Keep, range]]:

@@ -4,6 +4,7 @@ from collections import OrderedDict
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 from torchvision import models
 from torchvision.models.convnext import CNBlockConfig
 
@@ -51,7 +52,26 @@ class Named(nn.Module):
         return self.head(self.features(images).relu_().mean((2, 3)))
 
 
+class Parametrised(nn.Module):
+    """Layers whose weights are parametrised, within blocks and beside them."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = parametrizations.weight_norm(nn.Conv2d(3, 8, 3))
+        self.blocks = nn.Sequential(
+            *(nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), self._conv(), nn.ReLU()) for _ in range(3))
+        )
+        self.beside, self.head = self._conv(), nn.Linear(8, 5)
+
+    def _conv(self):
+        return parametrizations.spectral_norm(parametrizations.weight_norm(nn.Conv2d(8, 8, 3)))
+
+    def forward(self, images):
+        return self.head(self.beside(self.blocks(self.stem(images))).mean((2, 3)))
+
+
 NETWORKS = {
+    "parametrised": Parametrised,
     "looped": Looped,
     "named": Named,
     "resnet": lambda: models.ResNet(models.resnet.BasicBlock, [2, 1, 1, 1], num_classes=5),
