@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_iter
 from memexp.edits.fold import LAYERS, NORMS
 from memexp.models.vanishing import VanishingReLU
 
+TWO_NAMES = "stands in the network under two names"
 Value = int
 Inputs = Tensor | Sequence[Any]
 
@@ -139,7 +140,7 @@ class _Watch(TorchDispatchMode):
             if _hooks(module):
                 self.flow.hooks.add(name)
             if count[module] > 1:
-                self.flow.loose[name] = "stands in the network under two names"
+                self.flow.loose[name] = TWO_NAMES
         self._stack: list[tuple[nn.Module, list[Value]]] = []
         self._layer: nn.Module | None = None
         self._alive: list[Tensor] = []

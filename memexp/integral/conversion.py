@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from memexp import edits
 from memexp.channels import Graph, trace
-from memexp.fusing import folds
+from memexp.fusing.flow import TWO_NAMES
+from memexp.fusing.flow import trace as watch
+from memexp.fusing.foldable import found as found_folds
 from memexp.integral import permutation
 from memexp.integral.axis import Axis, Continuum, Segment
 from memexp.integral.network import LEAST, Follower, IntegralNetwork, Variation
@@ -107,11 +109,15 @@ def convert_(
     training = network.training
     network.eval()
     expected = _outputs(network, example_inputs)
-    if fold:
-        _fold(network, example_inputs)
+    for module in network.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):  # off its fused path, which reads its layers' weights itself
+            module.activation_relu_or_gelu = 0
+    flow = watch(network, example_inputs)
+    if fold and (pairs := found_folds(network, flow)[0]):
+        edits.apply(network, {"kind": "fold", "pairs": pairs})
     graph = trace(network, *example_inputs)
     parts, where = stretches(graph)
-    reasons = {i: why for i, part in enumerate(parts) if (why := _why_discrete(network, part))}
+    reasons = {i: why for i, part in enumerate(parts) if (why := _why_discrete(network, part, flow.loose))}
     names = _names(parts)
     reasons |= {i: NOT_ASKED for i in _left_out(names, groups) if i not in reasons}
     if len(reasons) == len(parts):
@@ -151,7 +157,7 @@ def _left_out(names: Sequence[str], groups: Sequence[str] | None) -> list[int]:
     return [i for i, name in enumerate(names) if not any(fnmatchcase(name, pattern) for pattern in groups)]
 
 
-def _why_discrete(network: nn.Module, part: Stretch) -> str | None:
+def _why_discrete(network: nn.Module, part: Stretch, loose: Mapping[str, str]) -> str | None:
     if part.size < LEAST:
         return "its channels are not side by side wherever they are"
     for tensor, _ in part.places:
@@ -159,6 +165,8 @@ def _why_discrete(network: nn.Module, part: Stretch) -> str | None:
         layer = network.get_submodule(path)
         if type(layer) not in LAYERS or name not in ("weight", "bias", "running_mean", "running_var"):
             return f"{tensor} is of a {type(layer).__name__}, which has no integral form"
+        if path in loose and loose[path] != TWO_NAMES:
+            return f"{path} {loose[path]}"
     return None
 
 
@@ -245,12 +253,6 @@ def _permute(part: Stretch, tensors: Mapping[str, Tensor]) -> tuple[float, float
     return permutation.length(D, np.arange(part.size)), permutation.length(D, order)
 
 
-def _fold(network: nn.Module, inputs: tuple[Any, ...]) -> None:
-    pairs = folds(network, inputs)
-    if pairs:
-        edits.apply(network, {"kind": "fold", "pairs": pairs})
-
-
 def _outputs(network: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
     """Of the network in evaluation, with random layers as they are there."""
     with torch.no_grad():
@@ -267,6 +269,11 @@ def _compare(found: IntegralNetwork, expected: list[Tensor], inputs: tuple[Any, 
     outputs = _outputs(found.eval(), inputs)
     found.train(training)
     for y, right in zip(outputs, expected, strict=True):
+        if y.shape != right.shape:
+            raise ValueError(
+                f"{type(found.network).__name__}: converted, it gives an output of shape {tuple(y.shape)}, not "
+                f"{tuple(right.shape)}: that depends on values; convert the part before it (a backbone)"
+            )
         error = float((y - right).abs().max() / right.abs().max().clamp_min(1e-30))
         if not error <= torch.finfo(right.dtype).eps ** 0.5:
             raise ValueError(

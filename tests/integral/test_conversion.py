@@ -174,6 +174,49 @@ def test_what_cannot_be_is_one_clear_message() -> None:
         convert(Flattened(), x, smallest=0.7, largest=0.5)
 
 
+class Read(nn.Module):
+    """A weight that is read outside of its layer: by the network itself, or as another layer's own."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.a, self.b, self.c = kind, nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 9)
+        self.d = nn.Linear(9, 5)
+        if kind == "shared":
+            self.b.weight = nn.Parameter(self.b.weight)
+            self.e = nn.Linear(8, 8)
+            self.e.weight = self.b.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x).relu()
+        x = self.e(self.b(x).relu()) if self.kind == "shared" else nn.functional.linear(x, self.b.weight.sign())
+        y: torch.Tensor = self.d(self.c(x.relu()).relu())
+        return y
+
+
+@pytest.mark.parametrize(("kind", "words"), [("shared", "shares a parameter"), ("outside", "is read outside of it")])
+def test_a_layer_whose_weight_is_read_elsewhere_stays_discrete(kind: str, words: str) -> None:
+    torch.manual_seed(0)
+    network, x = Read(kind).double().eval(), torch.randn(3, 6, dtype=torch.float64)
+    integral = convert(network, x)
+    assert integral.groups == {"c": 9}
+    assert any(words in why for why in integral.discrete.values())
+    assert relative(integral(x), network(x)) < 1e-12
+    integral.resize(0.7)
+    assert relative(integral(x), integral.discretize(0.7)(x)) < 1e-12
+
+
+def test_an_encoder_of_torch_is_kept_off_the_path_that_reads_its_layers_weights() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True)
+    network, x = nn.TransformerEncoder(layer, 2).eval(), torch.randn(2, 6, 16)
+    integral = convert(network, x)
+    assert integral.groups == {"layers.0.linear1": 24, "layers.1.linear1": 24}
+    with torch.no_grad():
+        assert relative(integral(x), network(x)) < 1e-5
+        integral.resize(0.5)
+        assert relative(integral(x), integral.discretize(0.5)(x)) < 1e-5
+
+
 def test_exportable() -> None:
     integral = convert(build("resnet20"), torch.randn(1, 3, 32, 32), permute=False)
     plain = integral.discretize(0.6).eval()
