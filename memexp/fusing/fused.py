@@ -152,6 +152,11 @@ def check(
         for x, y in zip(before, after, strict=True):
             if not isinstance(x, Tensor):
                 continue
+            if x.shape != y.shape:
+                raise FusingError(
+                    f"the fused network's output is of shape {tuple(y.shape)}, the network's {tuple(x.shape)}: it depends on "
+                    "values, so the two cannot be compared; fuse the part before that (a backbone)"
+                )
             bound = BOUNDS.get(x.dtype, 0.0)
             if not x.is_floating_point():
                 x, y = x.double(), y.double()

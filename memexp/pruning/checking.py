@@ -26,11 +26,29 @@ def limit_of(network: nn.Module) -> float:
 
 @torch.no_grad()
 def difference(one: nn.Module, other: nn.Module, batches: Iterable[Sequence[Tensor]]) -> float:
-    """The largest difference of the two networks' outputs in eval mode, relative to the largest output of `other`."""
+    """The largest difference of the two networks' outputs in eval mode, relative to the largest output of `other`.
+
+    Raises CheckFailed where `one` cannot be called with what `other` takes.
+    """
     worst = 0.0
     with evaluating(one), evaluating(other), _full_precision():
         for inputs in batches:
-            for a, b in zip(_outputs(one(*inputs)), _outputs(other(*inputs)), strict=True):
+            expected = _outputs(other(*inputs))
+            try:
+                found = _outputs(one(*inputs))
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as fault:
+                raise CheckFailed(
+                    f"the narrowed network's forward fails where the network's does not ({str(fault).partition(chr(10))[0]}): "
+                    "which way it takes depends on values, or it leaves torch; nothing was pruned"
+                ) from fault
+            for a, b in zip(found, expected, strict=True):
+                if a.shape != b.shape:
+                    raise CheckFailed(
+                        f"the narrowed network's output is of shape {tuple(a.shape)}, the masked one's {tuple(b.shape)}: it "
+                        "depends on values, so the two cannot be compared; prune the part before that (a backbone)"
+                    )
                 error = float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp_min(1e-30))
                 worst = error if not error <= worst else worst  # a NaN stays
     return worst
