@@ -4,10 +4,12 @@
 
     {"kind": "fold", "pairs": [["features.0", "features.1"], ...]}      (layer, its BN)
 
-The layer gets a bias, BN's place is taken by nn.Identity, so no other name changes. The same function as BN in eval, to
-rounding: the new weights are computed in float64. Which pairs may be folded is memexp.fusing.folds' to find.
+The layer gets a bias, BN's place is taken by nn.Identity, or by the activation that timm's BN has in it, so no other name
+changes. The same function as BN in eval, to rounding: the new weights are computed in float64. Which pairs may be folded is
+memexp.fusing.folds' to find.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,15 +50,27 @@ def apply(network: nn.Module, edit: Mapping[str, Any]) -> nn.Module:
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if child in gone:
-                setattr(module, name, nn.Identity().train(child.training))
+                setattr(module, name, _rest(child).train(child.training))
     return network
+
+
+def normalises(module: nn.Module) -> bool:
+    """Whether it is a plain batch normalisation, or timm's with dropout and an activation in it."""
+    kind = type(module)
+    return kind in NORMS or (kind.__module__, kind.__name__) == ("timm.layers.norm_act", "BatchNormAct2d")
+
+
+def _rest(norm: nn.Module) -> nn.Module:
+    """What it does beside normalising."""
+    parts = OrderedDict(norm.named_children())
+    return nn.Sequential(OrderedDict((name, parts[name]) for name in ("drop", "act"))) if parts else nn.Identity()
 
 
 def unfit(layer: nn.Module, norm: nn.Module) -> str | None:
     """Why these two cannot be folded, whatever stands between them; None if they can. Subclasses and parametrised ones not."""
     if type(layer) not in LAYERS:
         return f"{type(layer).__name__} is no plain convolution or linear layer"
-    if type(norm) not in NORMS:
+    if not normalises(norm):
         return f"{type(norm).__name__} is no plain batch normalisation"
     if norm.running_mean is None or norm.running_var is None:
         return "it keeps no running statistics, so it has no fixed scale"

@@ -16,7 +16,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from memexp.edits.fold import LAYERS, NORMS
+from memexp.edits.fold import LAYERS, normalises
 from memexp.models.vanishing import VanishingReLU
 
 TWO_NAMES = "stands in the network under two names"
@@ -194,7 +194,7 @@ class _Watch(TorchDispatchMode):
     def _into(self, module: nn.Module, inputs: Any) -> None:
         values = self._read(inputs)
         self._stack.append((module, values))
-        if self._layer is None and module in self._names and type(module) in KNOWN:
+        if self._layer is None and module in self._names and (type(module) in KNOWN or normalises(module)):
             self._layer = module
 
     def _out(self, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -246,7 +246,6 @@ ACTIVATIONS = {
 }
 KNOWN = {
     *LAYERS,
-    *NORMS,
     *ACTIVATIONS,
     *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.ZeroPad2d),
 }

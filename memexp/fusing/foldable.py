@@ -22,7 +22,7 @@ def found(network: nn.Module, flow: Flow) -> tuple[list[list[str]], dict[str, st
     layers = flow.layers()
     pairs, stay = [], {}
     for name, calls in layers.items():
-        if type(modules[name]) not in fold.NORMS:
+        if not fold.normalises(modules[name]):
             continue
         source = flow.producer(calls[0].inputs[0]) if calls[0].inputs else None
         if (reason := _why_not(modules, flow, layers, calls, source)) is None:

@@ -42,6 +42,19 @@ class Parallel(nn.Module):
         return y if self.act is None else self.act(y)
 
 
+class BatchNormAct2d(nn.BatchNorm2d):
+    """timm's batch normalisation with an activation in it, by its name and its parts."""
+
+    __module__ = "timm.layers.norm_act"
+
+    def __init__(self, width: int, act: nn.Module) -> None:
+        super().__init__(width)
+        self.drop, self.act = nn.Identity(), act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
 def conv_bn(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1, padding: int | None = None):
     padding = size // 2 if padding is None else padding
     conv = nn.Conv2d(inputs, outputs, size, stride, padding, groups=groups, bias=False)

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torchvision
-from fusing_networks import Parallel, build, conv_bn, convolutions, settled, vanished
+from fusing_networks import BatchNormAct2d, Parallel, build, conv_bn, convolutions, settled, vanished
 from torch import nn
 
 from memexp import edits, fusing
@@ -296,3 +296,16 @@ def test_reducenet_20_twice_as_wide_inside_is_deployed_at_least_half_as_fast_aga
     network = vanished(depth=20, expansion=2)
     found = fusing.compare(network, torch.randn(1, 3, 32, 32)).costs
     assert found["trained"]["latency_1"] >= 1.5 * found["block"]["latency_1"]
+
+
+@pytest.mark.parametrize("act", [nn.Identity(), nn.ReLU(inplace=True), nn.PReLU(6)], ids=lambda act: type(act).__name__)
+def test_batch_normalisation_with_an_activation_in_it_leaves_the_activation(act):
+    """timm's: most of its convolutional networks are of it."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    network = settled(nn.Sequential(nn.Conv2d(3, 6, 3), BatchNormAct2d(6, act), nn.Conv2d(6, 5, 1))).double()
+    deployed = fused(network, x, "none")
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in deployed.modules())
+    assert [name for name in network.state_dict() if ".act." in name] == [
+        n for n in deployed.state_dict() if ".act." in n
+    ]
