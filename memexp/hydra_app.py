@@ -26,7 +26,7 @@ def train(arguments: list[str], hydra_only: bool) -> int:
 
     hydra_only: the command asks Hydra about itself (help, completion); nothing is run, so nothing is checked.
     """
-    job_name, multirun = "train", False
+    job_name, multirun, outcome = "train", False, _Outcome()
     if not hydra_only:
         directories, arguments = _directories(arguments)
         options = get_args_parser().parse_intermixed_args(arguments)
@@ -42,7 +42,7 @@ def train(arguments: list[str], hydra_only: bool) -> int:
             from memexp import stages
 
             stages.foresee(cfg)
-    outcome = _Outcome()
+            outcome.foreseen = True
     if multirun:
         job_name = "sweep"
         outcome.sweep = launcher.start_sweep(name, directories)
@@ -117,12 +117,14 @@ def _of_a_swept_group(text: str, swept: Sequence[str]) -> str:
 class _Outcome:
     """The task that Hydra calls. It keeps the run's error, as Hydra would print it in its own way.
 
-    sweep: that the run is a job of; the task is then carried out in another process, perhaps elsewhere.
+    sweep: that the run is a job of; the task is then carried out in another process, perhaps elsewhere. foreseen: what the
+    stages would refuse has been looked at.
     """
 
     def __init__(self) -> None:
         self.error: Exception | None = None
         self.sweep: jobs.Sweep | None = None
+        self.foreseen = False
 
     def carry_out(self, cfg: DictConfig) -> float | None:
         hydra_config = HydraConfig.get()
@@ -137,7 +139,7 @@ class _Outcome:
         start_logging()
         try:
             settings = OmegaConf.to_yaml({"hydra": hydra_config}, resolve=False)
-            results = run(cfg, shown, list(hydra_config.overrides.task), hydra=settings)
+            results = run(cfg, shown, list(hydra_config.overrides.task), hydra=settings, foreseen=self.foreseen)
         except Exception as error:
             self.error = error
         else:

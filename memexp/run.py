@@ -65,22 +65,24 @@ def run(
     overrides: Sequence[str] = (),
     start: str | None = None,
     hydra: str | None = None,
+    foreseen: bool = False,
 ) -> dict[str, Any]:
     """Carries out the stages of what `cfg` describes and returns results.json as a dictionary.
 
     cfg: what memexp.compose gives, or a dict. directory: the run directory; by default a new one below outputs/<name>. start:
     go on from this checkpoint of the directory ("last", or the key of a stage that is to be made longer); a new run where None.
-    hydra: Hydra's own settings, as YAML. Whatever ends the run early is recorded there first and then raised. Progress is
-    printed line by line, in a notebook too, unless the caller has configured the logger "memexp".
+    hydra: Hydra's own settings, as YAML. foreseen: the caller has asked memexp.stages.foresee already. Whatever ends the run
+    early is recorded there first and then raised. Progress is printed line by line, in a notebook too, unless the caller has
+    configured the logger "memexp".
     """
     cfg = as_config(cfg)
     directory = Path("outputs") / cfg.name / run_name(cfg) if directory is None else Path(directory)
     with spoken():
-        return _ordered(cfg, directory, overrides, start, hydra)
+        return _ordered(cfg, directory, overrides, start, hydra, foreseen)
 
 
 def _ordered(
-    cfg: DictConfig, directory: Path, overrides: Sequence[str], start: str | None, hydra: str | None
+    cfg: DictConfig, directory: Path, overrides: Sequence[str], start: str | None, hydra: str | None, foreseen: bool
 ) -> dict[str, Any]:
     """The part of the first process: every other one is told what to do."""
     world = World.from_environment()
@@ -93,6 +95,7 @@ def _ordered(
         "overrides": list(overrides),
         "start": start,
         "hydra": hydra,
+        "foreseen": foreseen or start is not None,
     }
     distribution.share_text(json.dumps(order), world)
     return _carry_out(order, world)
@@ -184,7 +187,7 @@ def _prepared(
     keys: Sequence[str],
 ) -> Run:
     """Whatever can be refused before the first stage is refused here."""
-    if order["start"] is None:
+    if not order["foreseen"]:
         stages.foresee(cfg)
     prepared = prepare(cfg, directory, world, stop, results, order["start"])
     _check_schedules(prepared, keys)

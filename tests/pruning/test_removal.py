@@ -1,6 +1,5 @@
 """Pruning whole networks: scopes, targets, orders, published shapes, and what public tools get wrong."""
 
-import contextlib
 import copy
 import functools
 import io
@@ -15,7 +14,7 @@ from torch.nn import functional
 from memexp import edits, integral, models
 from memexp.backprop import Chain
 from memexp.pruning import Settings, narrowing, prune, remove
-from memexp.pruning.checking import CheckFailed, check
+from memexp.pruning.checking import CheckFailed
 from memexp.pruning.removal import foresee
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
