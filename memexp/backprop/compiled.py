@@ -25,7 +25,7 @@ from torch import nn
 
 from memexp.backprop.chain import Chain
 from memexp.backprop.plan import Keep, is_single
-from memexp.backprop.replay import is_quiet, survey
+from memexp.backprop.quiet import is_quiet, survey
 from memexp.backprop.step import Step
 from memexp.backprop.stored import Stored
 from memexp.backprop.wrapped import chains

@@ -11,8 +11,7 @@ What the first pass depended on beside its inputs is recorded, and put in place 
   statistics move once per training step; buffers of other modules that the first pass changed (power iterations of a
   spectral norm, say) are seen as they were before it.
 
-Layers of torch's that neither draw nor count are known, and not watched (`is_quiet`); a class of one's own can say so of
-itself, but not of what it holds, by `quiet = True`. Nothing is kept for a step that draws
+Layers that are known to neither draw nor count are not watched (quiet.py). Nothing is kept for a step that draws
 no random numbers and changes no buffers but running statistics. Random state means torch's global generators: numbers from a
 `torch.Generator` of one's own or Python's `random`, or a count of calls in an attribute, are not replayed
 (`Chain(..., check=True)` finds the step that uses such).
@@ -22,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from operator import is_
 from typing import Any, TypeVar
 
@@ -33,17 +32,11 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_map
 
+from memexp.backprop.quiet import is_quiet, survey
 from memexp.backprop.rounding import RangeWatch, Rounding
 
 T = TypeVar("T")
 NOTHING: AbstractContextManager[None] = nullcontext()
-# the files of torch.nn.modules whose layers are functions of their input, parameters and running statistics
-QUIET = {
-    "activation", "batchnorm", "container", "conv", "flatten", "fold", "instancenorm", "linear", "normalization", "padding",
-    "pixelshuffle", "pooling", "upsampling",
-}  # fmt: skip
-STEPS = {f"memexp.backprop.{name}" for name in ("coupling", "euler", "heun")}
-DRAWING = {nn.RReLU, nn.MultiheadAttention, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d}
 LARGE = 2**16  # bytes of a buffer from which on it is copied only if it is written to
 
 
@@ -115,46 +108,6 @@ def _as_in_backward(branch: Callable[..., T], *inputs: Tensor, **context: Any) -
     with torch.enable_grad():
         result = branch(*(x.detach().requires_grad_(x.is_floating_point()) for x in inputs), **context)
     return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, result)
-
-
-@cache
-def _home(kind: Any) -> str:
-    """Of a class: "layer" of torch's that is known, or that says of itself that it is `quiet`, "step" of the engine, or ""."""
-    if vars(kind).get("quiet") is True:
-        return "layer"
-    home, _, name = kind.__module__.rpartition(".")
-    if home == "torch.nn.modules":
-        return "layer" if name in QUIET and kind not in DRAWING else ""
-    return "step" if kind.__module__ in STEPS else ""
-
-
-def is_quiet(modules: Sequence[nn.Module], steps: Sequence[nn.Module]) -> bool:
-    """Whether the modules draw no random numbers and write to no buffers but running statistics, so far as is known.
-
-    The engine's own steps do not, either; a branch that has some is another matter, as they would take it for theirs.
-    """
-    homes = {kind: _home(kind) for kind in set(map(type, modules))}
-    if not all(homes.values()) or any([m._forward_hooks or m._forward_pre_hooks for m in modules]):
-        return False
-    own = [module for module in modules if homes[type(module)] == "step"]
-    return len(own) <= len(steps) and set(own) <= set(steps)
-
-
-def survey(steps: Iterable[nn.Module]) -> list[nn.Module]:
-    """All modules of the steps, as `modules()` gives them, without the names."""
-    found: dict[nn.Module, None] = {}
-    for step in steps:
-        _collect(step, found)
-    return list(found)
-
-
-def _collect(part: nn.Module, found: dict[nn.Module, None]) -> None:
-    if part in found:
-        return
-    found[part] = None
-    for child in part._modules.values():
-        if child is not None:
-            _collect(child, found)
 
 
 class Surroundings:

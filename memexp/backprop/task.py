@@ -13,7 +13,8 @@ from torch.nn.modules import module as hooks
 from memexp.backprop.context import Context, taken
 from memexp.backprop.errors import StepError, describe
 from memexp.backprop.graph import Known, leaves
-from memexp.backprop.replay import Frame, current, evaluate, survey
+from memexp.backprop.quiet import survey
+from memexp.backprop.replay import Frame, current, evaluate
 from memexp.backprop.step import Step
 
 Streams = tuple[Tensor, ...]
