@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from memexp import jobs, launcher
 from memexp.cli import main
@@ -120,6 +121,17 @@ def test_b23_a_study_goes_on_past_a_failing_trial_and_reports_once(sweep, capsys
     assert "job 2/4" in capsys.readouterr().out
     names, reports, status = sweep(*study, "seed=13", "optimizer.lr=interval(0.01,0.1)")  # none succeeds
     assert (len(names), status, [count for _, count in reports]) == (4, 1, [4])
+
+
+def test_a_search_over_the_space_in_conf(sweep):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    names, reports, status = sweep("hydra/sweeper=search", "hydra.sweeper.n_trials=3", "hydra.sweeper.sampler.seed=0")
+    assert (len(names), status, [count for _, count in reports]) == (3, 0, [3])
+    rates = [float(name.split("optimizer.lr=")[1].split(",")[0]) for name in names]
+    assert len(set(rates)) == 3
+    assert all(1e-3 <= rate <= 1 for rate in rates)
+    best = OmegaConf.load("outputs/s/optimization_results.yaml")
+    assert best.best_params["optimizer.lr"] == pytest.approx(min(rates))  # the job's error is 100 lr here
 
 
 @pytest.mark.parametrize(
