@@ -186,8 +186,8 @@ def taught_by(cfg: DictConfig, trained: nn.Module, state: dict[str, Any], splits
     Raises ConfigError for one of other images, DataError for a class that it does not know.
     """
     named = f"distill.teacher: {cfg.distill.teacher} was trained on images"
-    if state["shape"] is not None and tuple(state["shape"]) != splits.shape:
-        given, seen = ("x".join(map(str, size)) for size in (splits.shape, state["shape"]))
+    if (shape := state.get("shape")) is not None and tuple(shape) != splits.shape:  # schema 1 does not tell
+        given, seen = ("x".join(map(str, size)) for size in (splits.shape, shape))
         raise ConfigError([f"{named} of {seen}, and these are {given}"])
     for key, own in (("mean", splits.mean), ("std", splits.std)):
         if (then := state.get(key)) is not None and not torch.allclose(

@@ -74,10 +74,12 @@ def _located(
 
 def _missing_start(cfg: DictConfig) -> list[str]:
     """Of a new run alone: one that is on disk has its own checkpoints, wherever that run has gone since."""
-    start = OmegaConf.select(cfg, "init_from")
-    if not isinstance(start, str) or (Path(start) / "results.json").is_file():
-        return []
-    return [f"init_from: there is no run in {start!r}; name a run directory, which has a results.json."]
+    named = {key: OmegaConf.select(cfg, key) for key in ("init_from", "model.init_from", "distill.teacher")}
+    return [
+        f"{key}: there is no run in {start!r}; name a run directory, which has a results.json."
+        for key, start in named.items()
+        if isinstance(start, str) and not (Path(start) / "results.json").is_file()
+    ]
 
 
 def compose_unchecked(

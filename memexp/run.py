@@ -343,15 +343,16 @@ def _normalised(
     Measured ones are of the data at hand, and are others on each set of images.
     """
     own: DictConfig = cfg.dataset
-    if behind is None and teacher is not None and own.mean is None:
-        log.info("data: normalised as distill.teacher=%s was trained", cfg.distill.teacher)
-        behind = teacher
+    taught = behind is None and teacher is not None and own.mean is None
+    behind = teacher if taught else behind
     if behind is None:
         return own
     then = ((behind["config"] or {}).get("dataset") or {}) if behind.get("mean") is None else behind
     trained: dict[str, Any] = {key: then.get(key) for key in ("mean", "std")}
     if not all(trained.values()):  # of a version that did not keep what it had measured
         return own
+    if taught:
+        log.info("data: normalised as distill.teacher=%s was trained", cfg.distill.teacher)
     if own.mean is None or as_trained:
         merged = OmegaConf.merge(own, trained)
         assert isinstance(merged, DictConfig)

@@ -199,3 +199,18 @@ def test_what_a_run_would_refuse_is_looked_at_once(tmp_path, monkeypatch, more):
     else:
         assert main(["train", *TINY, *more]) == 0
     assert seen == [more is None or len(more) == 2]  # from the command line before anything is made
+
+
+@pytest.mark.parametrize("key", ["init_from", "model.init_from", "distill.teacher"])
+def test_a_run_that_is_named_and_not_there_is_told_before_anything_is_made(tmp_path, monkeypatch, capsys, key):
+    monkeypatch.chdir(tmp_path)
+    for text in ("nowhere", ""):
+        assert main(["train", *TINY, f"{key}='{text}'"]) == 2
+        assert f"{key}: there is no run in '{text}'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_of_schema_1_teaches(tmp_path):
+    teacher = Path(__file__).parent / "runs/schema-1"
+    results = memexp.run(memexp.compose([*TINY, f"distill.teacher='{teacher}'", "distill.alpha=1"]), tmp_path)
+    assert results["status"] == "done"

@@ -310,7 +310,7 @@ def test_a_student_learns_from_the_run_of_its_teacher(tmp_path):
         run(tmp_path / "other", *some, "dataset.mean=[.5,.5,.5]", "dataset.std=[1,1,1]")
     shutil.move(tmp_path / "teacher", tmp_path / "moved")
     assert saved.evaluate(tmp_path / "student")["loss"] == results["accuracy"]["loss"]  # needs no teacher
-    with pytest.raises(ConfigError, match=r"distill\.teacher: .*there is no such run directory"):
+    with pytest.raises(ConfigError, match=r"distill\.teacher: there is no run in"):
         run(tmp_path / "next", *plain, taught[-2])
     with pytest.raises(ConfigError, match="images of 3x32x32, and these are 3x40x40"):
         run(tmp_path / "next", *plain, "dataset.image_size=40", f"distill.teacher='{tmp_path}/moved'")
