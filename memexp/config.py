@@ -35,7 +35,7 @@ from memexp.schema import nearest
 
 CONFIG_NAME = "config"
 # What Hydra and OmegaConf raise for a configuration that cannot be composed, and what they let through.
-REFUSED = (HydraException, OmegaConfBaseException, ValueError, OSError, yaml.YAMLError, RecursionError)
+REFUSED = (HydraException, OmegaConfBaseException, ValueError, TypeError, OSError, yaml.YAMLError, RecursionError)
 # Hydra finds plugins by walking the namespace package hydra_plugins over sys.path.
 sys.path.append(str(PACKAGE / "plugins"))
 
@@ -158,6 +158,7 @@ def _try_compose(
 ) -> tuple[list[str], DictConfig | None]:
     """The configuration, and the problems that kept overrides out of it."""
     missing = [f"--config-dir: there is no directory {path}" for path in config_dirs if not Path(path).is_dir()]
+    missing += _lists(overrides)
     if missing:
         return missing, None
     with _hydra(config_dirs) as loader:
@@ -184,6 +185,14 @@ def _try_compose(
         except REFUSED as error:
             problems.append(_one_line(error))
         return problems or [first], cfg
+
+
+def _lists(overrides: Sequence[str]) -> Iterator[str]:
+    """Groups that are given a list: Hydra would lay its options one over the other, and the last would win unseen."""
+    for text in overrides:
+        key, _, value = text.partition("=")
+        if key in (*contradictions.GROUPS, "experiment") and value.lstrip().startswith("["):
+            yield f"{key}: {value} is a list of options; choose one, or sweep over them with -m {key}={value.strip(' []')}."
 
 
 def _sorted_out(loader: ConfigLoader, overrides: list[str]) -> tuple[list[str], list[str], list[tuple[str, Override]]]:

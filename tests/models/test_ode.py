@@ -107,7 +107,7 @@ def test_a_run_starts_from_another(tmp_path, monkeypatch):
     network = memexp.build_model(memexp.compose(["model=heunnet", "model.depth=4", "model.init_from=first"]))
     saved = torch.load(tmp_path / "first" / "checkpoints" / "last.pt", weights_only=True)["model"]
     assert torch.equal(network.state_dict()["body.2.f1.0.weight"], saved["body.0.f1.0.weight"])
-    with pytest.raises(ConfigError, match="model.init_from: there is no run in 'nowhere'"):
+    with pytest.raises(ConfigError, match=r"model\.init_from: there is no run in 'nowhere'"):
         memexp.build_model(memexp.compose(["model=heunnet", "model.init_from=nowhere"]))
 
 
