@@ -56,25 +56,12 @@ def view(call: Call) -> Planes:
                 call.tape.use(origin, moved, axis)
             elif type(origin) is int and origin != -1:
                 why = f"{call.name}: the length {origin} is fixed in the source"
-                moved = fixed(call, moved, axis, why)
+                call.tape.fix(moved, axis, why)
         for _, news in blocks(before, after):
             if len(varies(moved) & set(news)) > 1:
                 call.tape.splits.append((moved, [origins[d] for d in range(len(after))]))
         result.append(moved)
     return result
-
-
-def fixed(call: Call, plane: Plane, axis: int, why: str) -> Plane:
-    """The length of `axis` cannot change: channels along it alone stay, those that differ elsewhere too are one along it.
-
-    The plane itself is given back: united atoms may differ.
-    """
-    if varies(plane) == {axis}:
-        call.tape.atoms.freeze(plane, why)
-    else:
-        call.tape.atoms.couple(plane, [axis], why)
-        call.tape.coupled.append((plane, why))
-    return plane
 
 
 @rule("permute", "transpose", "t", "swapaxes", "movedim", "numpy_T", "mT")
@@ -150,7 +137,7 @@ def select(call: Call) -> Planes:
     result = []
     for plane in call.planes(call.first):
         if plane.shape[dim] > 1:
-            fixed(call, plane, dim, f"{call.name}: one is picked by its number")
+            call.tape.fix(plane, dim, f"{call.name}: one is picked by its number")
             plane = plane.take([call["index"]], dim)
         result.append(plane.squeeze(dim))
     return result
@@ -161,7 +148,7 @@ def unbind(call: Call) -> list[Planes]:
     dim = call.dim(call["dim"])
     for plane in call.planes(call.first):
         if plane.shape[dim] > 1:
-            fixed(call, plane, dim, f"{call.name}: each is a tensor of its own")
+            call.tape.fix(plane, dim, f"{call.name}: each is a tensor of its own")
     return [
         [plane.take([i if plane.shape[dim] > 1 else 0], dim).squeeze(dim) for plane in call.planes(call.first)]
         for i in range(len(call.out))

@@ -4,9 +4,11 @@
 written there. So during a trace shapes are tuples of `Size`, an int that remembers that it came from a shape, and the whole
 numbers among the attributes of modules are `Attribute`, an int that remembers whose it is. Arithmetic with a `Size` gives a
 `Size`; of attributes and numbers alone it gives a number that is fixed.
+
+A length may also be a value: `x / x.shape[1]`. What a network computes would then change with it, so what it counts is fixed.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +16,23 @@ from torch import nn
 
 
 class Size(int):
-    """A length that was read off a tensor, so that it follows when the tensor becomes narrower."""
+    """A length that was read off a tensor, so that it follows when the tensor becomes narrower.
+
+    fix: what is called if it is used as a value.
+    """
+
+    fix: tuple[Callable[[], None], ...] = ()
+
+    @classmethod
+    def of(cls, value: int, fix: Iterable[Callable[[], None]]) -> "Size":
+        size = cls(value)
+        size.fix = tuple(fix)
+        return size
+
+    def used(self) -> None:
+        """As a value, not as a length."""
+        for fix in self.fix:
+            fix()
 
 
 class Attribute(int):
@@ -38,9 +56,10 @@ def _follow(name: str) -> Callable[..., Any]:
         result = plain(self, *others)
         if not any(isinstance(number, Size) for number in (self, *others)):
             return result
+        fix = dict.fromkeys(f for number in (self, *others) if isinstance(number, Size) for f in number.fix)
         if type(result) is int:
-            return Size(result)
-        return tuple(map(Size, result)) if type(result) is tuple else result
+            return Size.of(result, fix)
+        return tuple(Size.of(n, fix) for n in result) if type(result) is tuple else result
 
     return operation
 
@@ -49,6 +68,20 @@ for _name in ("add", "sub", "mul", "floordiv", "mod", "divmod"):
     for _kind in (Size, Attribute):
         setattr(_kind, f"__{_name}__", _follow(f"__{_name}__"))
         setattr(_kind, f"__r{_name}__", _follow(f"__r{_name}__"))
+
+
+def _as_value(name: str) -> Callable[..., Any]:
+    plain = getattr(int, name)
+
+    def operation(self: Size, *others: Any) -> Any:
+        self.used()
+        return plain(self, *others)
+
+    return operation
+
+
+for _name in ("truediv", "rtruediv", "pow", "rpow", "float"):
+    setattr(Size, f"__{_name}__", _as_value(f"__{_name}__"))
 
 
 @contextmanager

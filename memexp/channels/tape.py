@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from memexp.channels.planes import Atoms, Plane, Planes
+from memexp.channels.planes import Atoms, Plane, Planes, varies
 from memexp.channels.sizes import Attribute, Size
 
 # what takes no lengths from the source, and views what it is given
@@ -90,6 +90,14 @@ class Tape:
 
     def write(self, tensor: Tensor, planes: Planes) -> None:
         self._planes[tensor] = planes
+
+    def fix(self, plane: Plane, axis: int, why: str) -> None:
+        """The length of `axis` cannot change: channels along it alone stay, those that differ elsewhere too are one on it."""
+        if varies(plane) == {axis}:
+            self.atoms.freeze(plane, why)
+        else:
+            self.atoms.couple(plane, [axis], why)
+            self.coupled.append((plane, why))
 
     def end(self, plane: Plane, why: str) -> None:
         """Its channels are summed here without a weight for each: those that are not zero by now cannot go unnoticed."""

@@ -6,7 +6,8 @@ One level higher, where the source calls torch, the arguments show which lengths
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,12 @@ from memexp.channels.settling import settle
 from memexp.channels.sizes import Size, tracked_attributes
 from memexp.channels.skipping import ShapesOnly
 from memexp.channels.tape import Tape
+
+COUNTED = "their number is itself a value that the forward computes with"
+ARITHMETIC = {
+    *("add", "radd", "iadd", "sub", "rsub", "isub", "mul", "rmul", "imul", "div", "rdiv", "truediv", "rtruediv"),
+    *("itruediv", "true_divide", "pow", "rpow", "tensor", "as_tensor", "scalar_tensor"),
+}
 
 
 def trace(network: nn.Module, *example_inputs: Any) -> Graph:
@@ -83,16 +90,26 @@ class _Source(TorchFunctionMode):
         self.tape = tape
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "").strip("_") in ARITHMETIC:
+            for number in args:
+                if isinstance(number, Size):
+                    number.used()
         outer, self.tape.call = self.tape.call, (func, args, kwargs or {})
         try:
             out = func(*args, **(kwargs or {}))
         finally:
             self.tape.call = outer
         if isinstance(out, torch.Size):
-            return tuple(map(Size, out))
-        if func in (Tensor.size, Tensor.numel, torch.numel) and type(out) is int:
-            return Size(out)
+            return tuple(self._size(args[0], n, [dim]) for dim, n in enumerate(out))
+        if func is Tensor.size and type(out) is int:
+            return self._size(args[0], out, [args[1] if len(args) > 1 else (kwargs or {})["dim"]])
+        if func in (Tensor.numel, torch.numel) and type(out) is int:
+            return self._size(args[0], out, range(args[0].ndim))
         return out
+
+    def _size(self, tensor: Tensor, length: int, dims: Iterable[int]) -> Size:
+        axes = [(plane, dim % tensor.ndim) for dim in dims for plane in self.tape.planes(tensor)]
+        return Size.of(length, [partial(self.tape.fix, p, axis, COUNTED) for p, axis in axes if p.shape[axis] > 1])
 
 
 class _Operations(TorchDispatchMode):

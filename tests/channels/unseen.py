@@ -1,5 +1,7 @@
 """Small networks with what was wrong once in networks of other people's: each with the sizes of its groups."""
 
+import math
+
 import torch
 from hand_made import Network
 from torch import Tensor, nn
@@ -214,6 +216,36 @@ class TransposedInGroups(Network):
         return self.c(self.norm(self.up(self.b(self.a(x).relu()).relu())).relu())
 
 
+class Counted(Network):
+    """The number of channels is a value: of a mean written by hand, of a scale, of a factor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = self.conv(3, 6), self.conv(6, 8), self.conv(8, 4), self.conv(4, 7)
+        self.e = self.conv(7, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        x = self.b(x - x.sum(1, keepdim=True) / x.shape[1]).relu()
+        x = self.c(x * x.size(1) ** -0.5).relu()
+        return self.e(self.d(x * torch.tensor(x.shape[1])).relu())
+
+
+class ScaledByLength(Network):
+    """Attention over the root of a head's length: whole heads can go."""
+
+    shape = (2, 7, 12)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.b = nn.Linear(12, 3 * 16), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, -1, 4)).permute(2, 0, 3, 1, 4)
+        y = (q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))).softmax(-1) @ v
+        return self.b(y.transpose(1, 2).flatten(2))
+
+
 GROUPS: dict[type[Network], list[int]] = {
     TokensMixed: [12, 20],
     TokensNormed: [6],
@@ -230,4 +262,6 @@ GROUPS: dict[type[Network], list[int]] = {
     Blurred: [6, 8],
     BlurredByConstant: [8],
     TransposedInGroups: [4],
+    Counted: [7],
+    ScaledByLength: [4],
 }
