@@ -91,6 +91,10 @@ class IntegralNetwork(nn.Module):
             self._draw()
         elif any(layer.training for layer in self.integral_layers()):
             self._settle()  # normalisations alone are in training mode where their statistics are estimated anew
+        for module in self.network.modules():  # a number may be read from outside, before its module is called
+            for hook in module._forward_pre_hooks.values():
+                if isinstance(hook, Follower):
+                    hook(module, ())
         return self.network(*inputs, **options)
 
     def resize(self, sizes: Size | Mapping[str, Size] | None = None) -> None:

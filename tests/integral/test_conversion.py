@@ -217,6 +217,38 @@ def test_an_encoder_of_torch_is_kept_off_the_path_that_reads_its_layers_weights(
         assert relative(integral(x), integral.discretize(0.5)(x)) < 1e-5
 
 
+class Split(nn.Module):
+    """A part whose number is read by the network before it is called."""
+
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.widths, self.b, self.c = (6, 8), nn.Linear(6, 5), nn.Linear(8, 5)
+
+        def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.b(left.relu()) + self.c(right.relu())
+            return y
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.part = nn.Linear(7, 14), self.Part()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.part(*self.a(x).split(list(self.part.widths), 1))
+        return y
+
+
+def test_numbers_that_are_read_from_outside_of_their_module_follow() -> None:
+    torch.manual_seed(0)
+    network, x = Split().double().eval(), torch.randn(3, 7, dtype=torch.float64)
+    integral = convert(network, x)
+    assert sorted(integral.groups.values()) == [6, 8]
+    for share in (0.5, 1.0, 0.7):
+        integral.resize(share)
+        assert relative(integral(x), integral.discretize(share)(x)) < 1e-12
+    integral.train()(x).sum().backward()
+
+
 def test_exportable() -> None:
     integral = convert(build("resnet20"), torch.randn(1, 3, 32, 32), permute=False)
     plain = integral.discretize(0.6).eval()
