@@ -68,7 +68,7 @@ def evaluate(
     """Accuracy of a run's checkpoint on a split; `overrides` may name other data. Nothing in the run is changed."""
     cfg = recorded.of_run(path, overrides, own.targets(path), own.config_dirs)
     from memexp import build
-    from memexp.run import prepare
+    from memexp.prepared import prepare
     from memexp.training.distribution import World
     from memexp.training.signals import StopRequest
 
@@ -105,7 +105,7 @@ def export(
     cfg = recorded.of_run(path, overrides, own.targets(path), own.config_dirs)
     from memexp import fusing
     from memexp.integral import IntegralNetwork
-    from memexp.run import prepare
+    from memexp.prepared import prepare
     from memexp.training.distribution import World
     from memexp.training.signals import StopRequest
 

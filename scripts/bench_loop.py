@@ -16,8 +16,8 @@ import torch
 from torch.nn import functional
 
 from memexp import compose
+from memexp.prepared import prepare
 from memexp.record import RunDirectory
-from memexp.run import prepare
 from memexp.training.distribution import World
 from memexp.training.loop import WARM_UP, Trainer
 from memexp.training.signals import StopRequest

@@ -14,8 +14,8 @@ from memexp.config import ConfigError
 from memexp.memory.advice import after_out_of_memory
 from memexp.memory.estimate import estimate
 from memexp.memory.limit import answer
+from memexp.prepared import prepare
 from memexp.record import RunDirectory
-from memexp.run import prepare
 from memexp.training.distribution import World
 from memexp.training.signals import StopRequest
 from memexp.units import shown_bytes

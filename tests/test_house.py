@@ -32,6 +32,7 @@ LINES = [
     ["report"],
     ["bench", "studies"],
     ["stages"],
+    ["results", "prepared"],
     ["run"],
     ["saved"],
     ["hydra_app", "launcher", "sweeper", "jobs", "completion"],

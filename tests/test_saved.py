@@ -395,7 +395,7 @@ def test_a_run_outlives_the_one_that_it_started_from(run, tmp_path):
 
 def test_a_start_from_another_network_is_refused_and_the_strategy_is_the_runs_own(run):
     from memexp.backprop import Chain
-    from memexp.run import _network
+    from memexp.prepared import _network
 
     cfg = memexp.compose([*TINY, f"init_from='{run}'", "backprop=checkpointed"])
     network, _ = _network(cfg, run, None, True)

@@ -17,7 +17,7 @@ from memexp.memory.snapshot import Snapshots
 from memexp.run import _status
 from memexp.training import loop
 
-runs = sys.modules["memexp.run"]
+runs = sys.modules["memexp.results"]
 
 SMALL = ["dataset=digits", "dataset.limit=64", "dataset.test_limit=10", "batch_size=8", "device=cpu", "monitor_every=0"]
 NETWORK = ["model=resnet", "model.depth=8", "max_steps=2", "memory.steps=2"]

@@ -235,7 +235,7 @@ def test_a_process_is_held_to_its_limit(monkeypatch):
 @pytest.mark.parametrize("limit", [None, "2GB"])
 def test_a_run_is_held_to_its_limit_or_to_its_budget(tmp_path, monkeypatch, limit):
     held = []
-    for module in ("memexp.run", "memexp.stages.train"):
+    for module in ("memexp.prepared", "memexp.stages.train"):
         monkeypatch.setattr(importlib.import_module(module), "hold", lambda limit, device: held.append(limit))
     more = ["backprop=budget", "backprop.limit=0.8", "memory.enforce=true", "max_steps=1"]
     results = memexp.run(memexp.compose([*SMALL, *REVNET, *more, f"memory.limit={limit or 'null'}"]), tmp_path)

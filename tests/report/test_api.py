@@ -69,7 +69,7 @@ for name in memexp.__all__:
     assert callable(getattr(memexp, name)), name
 import memexp.run, memexp.report, memexp.bench
 from memexp import bench, report, run
-assert callable(memexp.run) and memexp.run.prepare and bench.cases and report.write_report
+assert callable(memexp.run) and memexp.run.join and bench.cases and report.write_report
 try:
     memexp.report("nowhere")
 except FileNotFoundError as error:
