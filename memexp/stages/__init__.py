@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from memexp.sequence import stage_of
+from memexp.sequence import keys, stage_of
 from memexp.stages.handed import Run
 
 __all__ = ["Run", "carry_out", "foresee"]
@@ -13,7 +13,7 @@ __all__ = ["Run", "carry_out", "foresee"]
 
 def foresee(cfg: DictConfig) -> None:
     """Raises ConfigError for what a stage of `cfg` would refuse whatever weights it is given, before anything is trained."""
-    if cfg.prune is None and cfg.deploy is None:
+    if cfg.prune is None and not {"deploy", "grow"} & set(map(stage_of, keys(cfg))):
         return
     from memexp import build
     from memexp.stages import deploy, discretise, prune

@@ -26,19 +26,21 @@ CHECKED = 2  # batches on which the outputs are compared, beside the first
 
 
 def foresee(cfg: DictConfig, edits: Sequence[Edit] = ()) -> None:
-    """Raises ConfigError for a network that is still integral when its stage comes. edits: of the network at the beginning."""
+    """Raises ConfigError for a network that is still integral when it is to be fused, or grown.
+
+    edits: of the network that the run begins with.
+    """
     names = [stage_of(key) for key in sequence.keys(cfg)]
-    if "deploy" not in names or not families.of(cfg.model).integral:
+    first = next((index for index, name in enumerate(names) if name in ("deploy", "grow")), None)
+    if first is None or not families.of(cfg.model).integral:
         return
-    before = names[: names.index("deploy")]
-    sized = any(edit["kind"] == "discretise" for edit in edits) or (
-        "discretise" in before and discretise.resampled(cfg)
-    )
-    if not sized:
+    sized = "discretise" in names[:first] and discretise.resampled(cfg)
+    if not sized and not any(edit["kind"] == "discretise" for edit in edits):
         raise ConfigError(
             [
-                "deploy: the network is still integral when it is to be fused; leave it at a size before, its own with "
-                "prune=integral prune.keep=1.0, or leave deploy out: `memexp export` fuses an integral network at its own size"
+                f"{names[first]}: the network is still integral when this stage comes; leave it at a size before, its own "
+                f"with prune=integral prune.keep=1.0, or leave {names[first]} out: `memexp export` fuses an integral network "
+                "at its own size"
             ]
         )
 

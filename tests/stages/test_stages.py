@@ -282,6 +282,8 @@ def test_an_integral_network_is_fused_once_it_has_a_size(tmp_path, monkeypatch, 
         sizes = ["prune=integral", "prune.keep=1.0"] if "discretise" in stages else []
         assert main(["train", *inn, *sizes, "deploy=fuse", f"stages={stages}"]) == 2
         assert "deploy: the network is still integral" in capsys.readouterr().err
+    assert main(["train", *inn, "stages=[train,grow,evaluate]"]) == 2
+    assert "grow: the network is still integral" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
     done = run(tmp_path / "sized", *inn, "prune=integral", "prune.keep=1.0", "deploy=fuse")
     assert next(s for s in done["stages"] if s["key"] == "deploy")["deploy"]["error"] < 1e-5
