@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 
 from memexp.backprop import chains
@@ -64,7 +65,7 @@ def calibrating(network: nn.Module) -> Iterator[None]:
     """Inside, the network is in eval mode (BN uses its running statistics), every Chain stores, every parameter has a gradient.
 
     So samples of a batch do not see each other, and scores depend neither on the batches' order nor on their sizes.
-    Parametrised weights are computed once, to be the tensors that gradients are taken of.
+    Parametrised weights are computed once, to be the tensors that gradients are taken of. Attention has second derivatives.
     """
     frozen = [p for p in network.parameters() if not p.requires_grad]
     with ExitStack() as stack:
@@ -72,6 +73,7 @@ def calibrating(network: nn.Module) -> Iterator[None]:
         for chain in chains(network):
             stack.enter_context(chain.using("stored"))
         stack.enter_context(parametrize.cached())
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         try:
             for p in frozen:
                 p.requires_grad_(True)
@@ -79,6 +81,10 @@ def calibrating(network: nn.Module) -> Iterator[None]:
         finally:
             for p in frozen:
                 p.requires_grad_(False)
+            for module in network.modules():  # weights that hooks set (torch.nn.utils.weight_norm), to be copied again
+                for name, value in vars(module).items():
+                    if isinstance(value, Tensor) and value.grad_fn is not None:
+                        setattr(module, name, value.detach())
 
 
 def gradients(network: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:

@@ -213,6 +213,37 @@ def test_parametrised_weights_are_pruned(criterion):
     assert pruned[4].weight.shape == (8, 4, 3, 3)
 
 
+class Attending(nn.Module):
+    """Attention in one operation, and weights that a hook sets in each forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+        for layer in (self.a, self.b):
+            layer.weight_g = nn.Parameter(torch.rand(len(layer.weight), 1))
+            layer.weight_v = nn.Parameter(layer.weight.detach().clone())
+            del layer.weight
+            layer.register_forward_pre_hook(
+                lambda m, _: setattr(m, "weight", torch._weight_norm(m.weight_v, m.weight_g))
+            )
+        self.c, self.d = nn.Linear(3, 9), nn.Linear(9, 3)
+
+    def forward(self, x):
+        x = self.b(self.a(x).relu())
+        x = functional.scaled_dot_product_attention(x, x, x)
+        return self.d(self.c(x).relu()).mean(1)
+
+
+@pytest.mark.parametrize("criterion", ["taylor_weight", "obd", "obs", "fisher"])
+def test_gradients_of_attention_and_of_weights_that_hooks_set(criterion):
+    torch.manual_seed(0)
+    network, x = Attending(), torch.randn(4, 5, 6)
+    scope = {"c": 0.5}
+    pruned, _ = prune(network, x, criterion=criterion, scope=scope, data=[(x, torch.tensor([0, 1, 2, 0]))])
+    assert pruned.c.out_features in (4, 5)
+    copy.deepcopy(network)
+
+
 @pytest.mark.parametrize("criterion", ["signed_sum", "bn_scale", "apoz", "taylor_activation", "taylor_weight", "obd"])
 def test_the_network_is_as_it_was_and_two_prunings_go_on_from_each_other(criterion):
     network = small().train()
