@@ -217,8 +217,9 @@ def _curves(groups: Sequence[Group], specs: Sequence[Spec]) -> Figure | None:
             axes.yaxis.set_minor_formatter(NullFormatter())
             axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         elif spec.get("log"):
-            axes.set_yscale("symlog", linthresh=float(spec.get("linear_below", 1e-3)))
-            axes.set_ylim(bottom=0)
+            linear = float(spec.get("linear_below", 1e-3))
+            axes.set_yscale("symlog", linthresh=linear)
+            axes.set_ylim(bottom=-0.1 * linear)  # a line at 0 lies beside the axis, not on it
     _legend(figure.axes[0], counts)
     return figure
 
