@@ -74,7 +74,8 @@ def _located(
 
 def _missing_start(cfg: DictConfig) -> list[str]:
     """Of a new run alone: one that is on disk has its own checkpoints, wherever that run has gone since."""
-    named = {key: OmegaConf.select(cfg, key) for key in ("init_from", "model.init_from", "distill.teacher")}
+    groups = {"init_from": cfg, "model.init_from": cfg.get("model"), "distill.teacher": cfg.get("distill")}
+    named = {key: OmegaConf.select(cfg, key) for key, group in groups.items() if isinstance(group, DictConfig)}
     return [
         f"{key}: there is no run in {start!r}; name a run directory, which has a results.json."
         for key, start in named.items()
