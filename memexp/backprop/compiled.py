@@ -132,7 +132,7 @@ def _branches(step: nn.Module) -> Iterator[nn.Module]:
         yield from branch if isinstance(branch, nn.ModuleList) else [branch]
 
 
-def _within(budget: float) -> Callable[..., Any]:
+def within(budget: float) -> Callable[..., Any]:
     """torch's compiler with a share of the activations to keep, chosen by its own knapsack."""
 
     def backend(graph: Any, inputs: Any, **options: Any) -> Any:
@@ -146,4 +146,4 @@ def _within(budget: float) -> Callable[..., Any]:
 
 
 # convolutions and products count as dear there, and what is pointwise as nothing
-BACKENDS: dict[Keep, Any] = {"light": _within(0.9), "checkpointed": _within(0.0)}
+BACKENDS: dict[Keep, Any] = {"light": within(0.9), "checkpointed": within(0.0)}
