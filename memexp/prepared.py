@@ -17,7 +17,7 @@ from memexp.optim import schedules
 from memexp.options import name_of
 from memexp.record import RunDirectory
 from memexp.results import skeleton
-from memexp.stages import tune
+from memexp.stages import train, tune
 from memexp.stages.handed import Run, set_random_state
 from memexp.training import checkpoint, distribution, recipe
 from memexp.training.distribution import World
@@ -48,6 +48,8 @@ def prepare(
         Precision(cfg.precision.name, device).set_up()
     except ValueError as error:
         raise ConfigError([str(error)]) from error
+    if to_train:
+        train.foresee(cfg)
     _seed(cfg)
     if cfg.memory.snapshot and device.type != "cuda":
         raise ConfigError(

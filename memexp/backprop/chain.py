@@ -136,8 +136,11 @@ class Chain(Container):
 
     def _compiling(self, *streams: Tensor, **context: Any) -> Tensor | tuple[Tensor, ...]:
         """Inside a network that is compiled as a whole: its steps as part of the graph, or the engine outside of it."""
-        if type(self.strategy) is not Stored or self.strategy.exact:
+        if type(self.strategy) is not Stored or self.strategy.exact or self.check:
             return torch.compiler.disable(self._forward)(*streams, **context)
+        if context:
+            check_keywords(list(self), context)
+        streams = self._enter(None, streams)
         for step in self:
             streams = as_tuple(step(*streams, **(taken(step, context) if context else {})))
         return streams[0] if len(streams) == 1 else streams

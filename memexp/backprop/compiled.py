@@ -35,6 +35,22 @@ COMPILER = "inductor"
 VARIANTS = 1024  # of one piece of code (shapes, modes, types); torch goes on uncompiled after 8
 
 
+def check_compiler(device: str) -> None:
+    """Raises ValueError where code for this kind of device cannot be compiled here."""
+    if device != "cpu" or COMPILER != "inductor":
+        return
+    from torch._inductor import config, cpp_builder, exc
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except (exc.InvalidCxxCompiler, OSError):
+        tried = ", ".join(str(name) for name in config.cpp.cxx if name)
+        raise ValueError(
+            f"compile: true needs a C++ compiler on the CPU, and there is none (tried {tried}): install g++ or clang, name it "
+            "in the environment variable CXX, or use compile=false."
+        ) from None
+
+
 class Compilation:
     """seconds: spent on compiling so far."""
 

@@ -21,7 +21,9 @@ def takes(module: nn.Module, name: str) -> bool:
     """Whether the module's forward has that keyword, or it is a step of the engine with a branch that does."""
     if isinstance(module, nn.ModuleList):
         return any(takes(part, name) for part in module)
-    names, anything = _keywords(getattr(module.forward, "__func__", module.forward))
+    # while it compiles, torch warns of caches
+    keywords = _keywords.__wrapped__ if torch.compiler.is_dynamo_compiling() else _keywords
+    names, anything = keywords(getattr(module.forward, "__func__", module.forward))
     if name in names or not isinstance(module, Step):
         return name in names or anything
     return any(takes(part, name) for part in module.children())

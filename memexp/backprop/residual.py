@@ -15,10 +15,8 @@ def residual(name: str, branch: nn.Module, x: Tensor, stream: Tensor, context: C
         StepError: the branch changed `x` in place, or its output does not have the shape of `stream`; or under `exact`
             the types of weights, branch and stream do not go together.
     """
-    if torch.compiler.is_dynamo_compiling():
-        z: Tensor = branch(x, **(taken(branch, context) if context else {}))
-        return z
-    version = None if x.is_inference() else x._version
+    # a graph has no versions: what a branch writes to while it is compiled is seen where it is not
+    version = None if torch.compiler.is_dynamo_compiling() or x.is_inference() else x._version
     try:
         z = evaluate(name, branch, x, **(taken(branch, context) if context else {}))
     except RuntimeError as error:

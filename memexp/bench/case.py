@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from memexp import build, data
-from memexp.backprop.compiled import compiled
+from memexp.backprop.compiled import check_compiler, compiled
 from memexp.config import compose
 from memexp.memory import planned
 from memexp.memory.meter import Meter
@@ -33,6 +33,8 @@ def carry_out(cfg: DictConfig, steps: int) -> dict[str, Any]:
     their median and quartiles."""
     torch.manual_seed(cfg.seed)
     device = distribution.choose_device(cfg.device, World.from_environment())
+    if cfg.compile:
+        check_compiler(device.type)
     classes, shape = data.describe(cfg.dataset)
     edits = build.start_edits(cfg)
     network = build.network(cfg, edits, classes, shape).to(device)

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 from torch import Tensor, nn
 
+from memexp.backprop.compiled import uncompiled
 from memexp.data import Batches
 from memexp.report.files import as_it_is
 
@@ -32,11 +33,12 @@ def features(network: nn.Module, batches: Batches, images: int = IMAGES) -> tupl
     network.eval()
     try:
         start = 0
-        for pictures, classes in batches.epoch(0):
-            wanted, start = chosen[start : start + len(classes)].to(classes.device), start + len(classes)
-            if wanted.any():
-                network(pictures[wanted])
-                labels.append(classes[wanted].cpu())
+        with uncompiled(network):  # whose layers can be listened to
+            for pictures, classes in batches.epoch(0):
+                wanted, start = chosen[start : start + len(classes)].to(classes.device), start + len(classes)
+                if wanted.any():
+                    network(pictures[wanted])
+                    labels.append(classes[wanted].cpu())
     finally:
         hook.remove()
         network.train(training)

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from memexp.backprop.compiled import compiled
+from memexp.backprop.compiled import check_compiler, compiled
 from memexp.config import ConfigError
 from memexp.memory import planned
 from memexp.memory.limit import hold
@@ -19,12 +19,23 @@ from memexp.models.vanishing import VanishingReLU, returning, vanishing
 from memexp.pruning import Masks
 from memexp.stages.handed import Run
 from memexp.training import distribution, recipe, synced, utilisation
+from memexp.training.distribution import World
 from memexp.training.loop import Trainer
 from memexp.training.monitor import strategy_monitor
 from memexp.training.profile import Trace
 from memexp.units import shown_bytes
 
 log = logging.getLogger("memexp")
+
+
+def foresee(cfg: DictConfig) -> None:
+    """Raises ConfigError where the steps are to be compiled, and cannot be."""
+    if not cfg.compile:
+        return
+    try:
+        check_compiler(distribution.choose_device(cfg.device, World.from_environment()).type)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
 
 
 def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:

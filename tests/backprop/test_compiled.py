@@ -1,6 +1,7 @@
 """torch.compile under every strategy. One case goes through the real compiler, the others through its partitioner."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch._dynamo.testing
 from torch import nn
 
 from memexp import build, compose
-from memexp.backprop import AdditiveCoupling, Chain, apply, chains, compiled
+from memexp.backprop import AdditiveCoupling, Chain, StepError, apply, chains, compiled
 from memexp.memory.meter import Meter
 from memexp.models.vanishing import ArtefactReLU, VanishingReLU
 
@@ -118,6 +119,53 @@ def test_stored_is_one_graph(model):
     network.eval()
     torch.testing.assert_close(whole(images), network(images))
     torch._dynamo.reset()
+
+
+class Counting(nn.Module):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x * self.calls
+
+
+@pytest.mark.usefixtures("partitioned")
+@pytest.mark.parametrize(
+    ("branch", "options", "keywords", "said"),
+    [
+        (Counting, {"check": True}, {}, "gives different results for the same streams"),
+        (nn.Tanh, {}, {"contxt": torch.ones(4, 8)}, "no step takes the keyword contxt"),
+        (lambda: nn.Linear(8, 1), {}, {}, "branch F gives shape"),
+    ],
+)
+def test_a_network_that_is_compiled_as_a_whole_refuses_what_it_refuses_uncompiled(branch, options, keywords, said):
+    chain = Chain([AdditiveCoupling(branch(), nn.Tanh())], **options)
+    x = torch.randn(4, 8, requires_grad=True)
+    with compiled.compiled(chain), pytest.raises(StepError, match=said):
+        chain(x, x, **keywords)
+
+
+class Reading(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x, context):
+        return torch.tanh(self.layer(x) + context)
+
+
+@pytest.mark.usefixtures("partitioned")
+def test_compiled_as_a_whole_streams_stay_in_full_precision_and_nothing_is_warned_of():
+    chain = Chain([AdditiveCoupling(Reading(), Reading()) for _ in range(2)])
+    x = torch.randn(4, 8).bfloat16()  # as a convolution before the Chain gives it
+    with torch.autocast("cpu", torch.bfloat16), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        expected = chain(x, x, context=x)
+        with compiled.compiled(chain):
+            found = chain(x, x, context=x)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0.01, atol=0.01)  # and of the same type
+        assert a.dtype is torch.float32
 
 
 @pytest.mark.usefixtures("partitioned")

@@ -2,9 +2,14 @@
 
 import pytest
 import torch
+import torch._inductor.config
+from torch import nn
 
 import memexp
+from memexp import stages
 from memexp.backprop import compiled
+from memexp.config import ConfigError
+from memexp.report import tsne
 
 SMALL = [
     *("model=revnet", "model.units=[2,1,1]", "model.channels=[8,8,16,16]", "dataset=digits", "dataset.limit=96"),
@@ -38,6 +43,34 @@ def test_stages_after_it_see_the_network_as_it_is_written(tmp_path):
     results = memexp.run(cfg, tmp_path / "pruned")
     assert [stage["key"] for stage in results["stages"]] == ["train", "prune", "tune", "evaluate"]
     assert memexp.evaluate(tmp_path / "pruned", split="test")["top1"] == results["accuracy"]["top1"]
+
+
+class Pictures:
+    """A split of random images."""
+
+    images = 12
+
+    def epoch(self, _):
+        yield torch.randn(12, 3, 2, 2), torch.arange(12) % 10
+
+
+@pytest.mark.usefixtures("partitioned")
+def test_layers_are_listened_to_in_a_network_that_is_compiled_as_a_whole():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 10)).eval()
+    with compiled.compiled(network):
+        with torch.no_grad():
+            network(torch.randn(12, 3, 2, 2))  # hooks that come later are not seen by what is compiled
+        points, labels = tsne.features(network, Pictures())
+    assert len(points) == len(labels) == 12
+
+
+def test_a_machine_without_a_compiler_is_told_before_anything_is_made():
+    cfg = memexp.compose([*SMALL, "backprop=light", "device=cpu"])
+    with (
+        torch._inductor.config.patch({"cpp.cxx": (None, "/nonexistent")}),
+        pytest.raises(ConfigError, match=r"needs a C\+\+ compiler .*tried /nonexistent.*or use compile=false"),
+    ):
+        stages.foresee(cfg)
 
 
 @pytest.mark.long
