@@ -136,7 +136,8 @@ class Chain(Container):
 
     def _compiling(self, *streams: Tensor, **context: Any) -> Tensor | tuple[Tensor, ...]:
         """Inside a network that is compiled as a whole: its steps as part of the graph, or the engine outside of it."""
-        if type(self.strategy) is not Stored or self.strategy.exact or self.check:
+        remade = len(self.remade) == len(self)
+        if not (remade or type(self.strategy) is Stored) or self.strategy.rounding or self.check:
             return torch.compiler.disable(self._forward)(*streams, **context)
         if context:
             check_keywords(list(self), context)

@@ -1,7 +1,8 @@
 """torch.compile under every strategy: steps are compiled one by one, and the engine between them stays as it is.
 
-One compilation serves all steps of one shape. A network whose Chains are all `stored` is compiled as a whole, in one graph.
-Otherwise the compiler does within a step what it is good at, and the engine between the steps what it cannot:
+One compilation serves all steps of one shape. A network whose Chains are all `stored`, or all `light` where nothing draws
+random numbers, is compiled as a whole, in one graph. Otherwise the compiler does within a step what it is good at, and the
+engine between the steps what it cannot:
 
 | plan of the step | its branches are compiled                                                                     |
 |------------------|-----------------------------------------------------------------------------------------------|
@@ -24,6 +25,7 @@ from typing import Any
 from torch import nn
 
 from memexp.backprop.chain import Chain
+from memexp.backprop.light import Light
 from memexp.backprop.plan import Keep, is_single
 from memexp.backprop.quiet import is_quiet, survey
 from memexp.backprop.step import Step
@@ -71,8 +73,8 @@ def compiled(network: nn.Module) -> Iterator[Compilation]:
     from torch._dynamo import callback, config
 
     found = chains(network)
-    whole = all(type(chain.strategy) is Stored and chain.strategy.rounding is None for chain in found)
-    parts = {network: COMPILER} if whole else _parts(found)
+    whole = _whole(network, found)
+    parts = {network: whole} if whole else _parts(found)
     left = sum(not any(module in parts for module in step.modules()) for chain in found for step in chain)
     steps = f"{sum(map(len, found)) - left} steps one by one, {left} left as they are"
     log.info("compile: %s", "the network as a whole" if whole else steps)
@@ -114,6 +116,21 @@ def uncompiled(network: nn.Module) -> Iterator[bool]:
             chain.remade = own
 
 
+def _whole(network: nn.Module, found: list[Chain]) -> Any:
+    """The backend for the network in one graph; None where the engine has work to do between the steps."""
+    kinds = {type(chain.strategy) for chain in found}
+    if any(chain.strategy.rounding is not None for chain in found) or not (kinds <= {Stored} or kinds == {Light}):
+        return None
+    if kinds <= {Stored}:
+        return COMPILER
+    steps = [step for chain in found for step in chain]
+    if not is_quiet([module for module in network.modules() if not isinstance(module, Chain)], steps):
+        return None
+    for chain in found:
+        chain.remade = dict.fromkeys(range(len(chain)), "stored")
+    return BACKENDS["light"]
+
+
 def _parts(found: list[Chain]) -> dict[nn.Module, Any]:
     """What is compiled by itself, and its backend; tells the Chains which steps remake by themselves what is not kept."""
     inner = {
@@ -135,7 +152,9 @@ def _parts(found: list[Chain]) -> dict[nn.Module, Any]:
                     backend = BACKENDS[keep]
                 elif keep == "light":  # what the engine follows must not be compiled
                     continue
-            for part in _branches(step):
+            # a step that the engine undoes or recomputes is evaluated by it branch by branch
+            graph = chain not in inner and not chain.strategy.rounding and (keep == "stored" or index in chain.remade)
+            for part in [step] if graph else _branches(step):
                 parts[part] = backend
     return parts
 

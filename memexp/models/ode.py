@@ -23,6 +23,8 @@ WIDTH = 16
 class OdeNet(nn.Module):
     """(n, channels, h, w) images -> (n, classes) scores. `functions` are the residual functions of each stage, in order."""
 
+    quiet = True  # draws no random numbers, writes to no buffers
+
     def __init__(self, stem: nn.Module, body: nn.Module, head: nn.Module, functions: list[list[nn.Module]]) -> None:
         super().__init__()
         self.stem, self.body, self.head = stem, body, head
@@ -86,6 +88,8 @@ def staged(layout: layouts.Layout, *, classes: int, shape: Shape, chain: ChainFa
 
 class Bottleneck(nn.Module):
     """A stage's first unit: f(x) + s(x) with a projection, where the shape changes."""
+
+    quiet = True  # draws no random numbers, writes to no buffers
 
     def __init__(self, inputs: int, middle: int, stride: int) -> None:
         super().__init__()

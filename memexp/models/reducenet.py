@@ -33,6 +33,8 @@ class Block(nn.Module):
     wide: a teacher's further branch, of which its students know nothing.
     """
 
+    quiet = True  # draws no random numbers, writes to no buffers
+
     def __init__(self, f: nn.Module, shortcut: nn.Module | None, act: nn.Module, wide: nn.Module | None = None) -> None:
         super().__init__()
         self.f, self.shortcut, self.act, self.wide = f, shortcut, act, wide
@@ -48,6 +50,8 @@ class Block(nn.Module):
 
 class ReduceNet(nn.Module):
     """(n, channels, h, w) images -> (n, classes) scores."""
+
+    quiet = True  # draws no random numbers, writes to no buffers
 
     def __init__(self, stem: nn.Module, body: nn.Module, head: nn.Module) -> None:
         super().__init__()

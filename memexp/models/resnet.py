@@ -33,6 +33,8 @@ class ChangingUnit(nn.Module):
 class ResNet(nn.Module):
     """(n, channels, h, w) images -> (n, classes) scores."""
 
+    quiet = True  # draws no random numbers, writes to no buffers
+
     def __init__(self, stem: nn.Module, body: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.stem, self.body, self.head = stem, body, head

@@ -30,6 +30,8 @@ class Stem(nn.Sequential):
 class RevNet(nn.Module):
     """(n, channels, h, w) images -> (n, classes) scores. The body starts with the stem and ends with two streams."""
 
+    quiet = True  # draws no random numbers, writes to no buffers
+
     def __init__(self, body: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.body, self.head = body, head

@@ -169,6 +169,22 @@ def test_compiled_as_a_whole_streams_stay_in_full_precision_and_nothing_is_warne
 
 
 @pytest.mark.usefixtures("partitioned")
+@pytest.mark.parametrize(("between", "whole"), [(nn.Identity, True), (nn.Dropout, False)])
+def test_light_is_one_graph_where_nothing_draws_random_numbers(between, whole, caplog):
+    caplog.set_level("INFO", "memexp")
+    network = nn.Sequential(nn.Linear(8, 8), Chain([branch(), branch()], "light"), between(), nn.Linear(8, 2)).double()
+    expected, x = copy.deepcopy(network), torch.randn(16, 8, dtype=torch.float64)
+    torch.manual_seed(2)
+    expected(x).square().sum().backward()
+    with compiled.compiled(network):
+        torch.manual_seed(2)
+        network(x).square().sum().backward()
+    assert ("the network as a whole" in caplog.text) is whole
+    for a, b in zip(network.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+@pytest.mark.usefixtures("partitioned")
 def test_a_network_that_is_compiled_by_its_user_keeps_its_strategy():
     chain = body()
     expected = gradients(copy.deepcopy(chain))
