@@ -88,14 +88,18 @@ def allocated(step: Step) -> int:
     return most
 
 
-def variants(name: str, batch: tuple[Tensor, Tensor], budgets: int) -> Iterator[tuple[dict[str, Any], nn.Module]]:
+def variants(
+    name: str, batch: tuple[Tensor, Tensor], budgets: int, through: bool = False
+) -> Iterator[tuple[dict[str, Any], nn.Module]]:
     """memexp's: figures so far, and the network."""
     for strategy in ("stored", "light", "checkpointed"):
         yield {"who": "memexp", "what": strategy}, chosen(network(name), strategy)
     ends, _ = memory.fit(network(name), functional.cross_entropy, batch, limit=1.0)
     for number in range(budgets):
         limit = ends.least + (ends.most - ends.least) * (number + 0.5) / budgets
-        plan, fitted = memory.fit(network(name), functional.cross_entropy, batch, limit=f"{limit:.0f}B")
+        plan, fitted = memory.fit(
+            network(name), functional.cross_entropy, batch, limit=f"{limit:.0f}B", compiled=through
+        )
         yield {"who": "memexp", "what": "budget", "budget": plan.budget, "planned": plan.peak}, fitted
 
 
@@ -114,7 +118,7 @@ def measure(name: str, size: int, options: argparse.Namespace, stack: ExitStack)
     batch = images, torch.randint(10, (size,), generator=generator)
     rows, steps = [], []
     made = [*variants(name, batch, options.budgets), *torchs(name, options.torch, batch)]
-    for figures, net in variants(name, batch, options.compiled) if options.compiled else ():
+    for figures, net in variants(name, batch, options.compiled, True) if options.compiled else ():
         stack.enter_context(compiled(net))
         functional.cross_entropy(net(batch[0]), batch[1]).backward()
         net.zero_grad(set_to_none=True)

@@ -81,7 +81,7 @@ class Chain(Container):
         self.monitor: list[float] | None = None
         self.drift = Drift()
         self.verdicts: list[Callable[[], None]] | None = None
-        self.remade: dict[int, Keep] = {}  # steps whose compiled backward remakes what the plan does not keep
+        self.remade: dict[int, Keep] = {}  # of steps whose compiled backward sees to what the plan does not keep
         self._take(list(steps))
 
     def _accept(self, steps: list[nn.Module]) -> None:

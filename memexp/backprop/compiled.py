@@ -25,11 +25,9 @@ from typing import Any
 from torch import nn
 
 from memexp.backprop.chain import Chain
-from memexp.backprop.light import Light
 from memexp.backprop.plan import Keep, is_single
 from memexp.backprop.quiet import is_quiet, survey
 from memexp.backprop.step import Step
-from memexp.backprop.stored import Stored
 from memexp.backprop.wrapped import chains
 
 log = logging.getLogger("memexp")
@@ -118,17 +116,18 @@ def uncompiled(network: nn.Module) -> Iterator[bool]:
 
 def _whole(network: nn.Module, found: list[Chain]) -> Any:
     """The backend for the network in one graph; None where the engine has work to do between the steps."""
-    kinds = {type(chain.strategy) for chain in found}
-    if any(chain.strategy.rounding is not None for chain in found) or not (kinds <= {Stored} or kinds == {Light}):
+    if any(chain.strategy.rounding is not None for chain in found):
         return None
-    if kinds <= {Stored}:
-        return COMPILER
-    steps = [step for chain in found for step in chain]
-    if not is_quiet([module for module in network.modules() if not isinstance(module, Chain)], steps):
+    words = {keep for chain in found for keep in chain.strategy.plan(list(chain), ())}
+    if words == {"light"}:
+        modules = [module for module in network.modules() if not isinstance(module, Chain)]
+        if not is_quiet(modules, [step for chain in found for step in chain]):
+            return None
+    elif words - {"stored"}:
         return None
     for chain in found:
         chain.remade = dict.fromkeys(range(len(chain)), "stored")
-    return BACKENDS["light"]
+    return BACKENDS["light"] if words == {"light"} else COMPILER
 
 
 def _parts(found: list[Chain]) -> dict[nn.Module, Any]:

@@ -55,6 +55,7 @@ def fit(
     *,
     optimizer: Optimizer | None = None,
     blocks: Sequence[str | type[nn.Module]] | None = None,
+    compiled: bool = False,
 ) -> tuple[Plan, nn.Module]:
     """Chooses for each block of a network what is kept for backward, so that a training step fits `limit` and is fastest.
 
@@ -70,6 +71,7 @@ def fit(
         limit: bytes at the peak of a step, such as "6GB", parameters and gradients included; or a share of what stored takes.
         optimizer: makes the optimizer whose state counts, such as torch.optim.AdamW; without, none is counted.
         blocks: as of `apply`.
+        compiled: plan for calls within memexp.backprop.compiled.compiled(network), where a light step takes no more time.
 
     Returns:
         The plan, and the network (another object only where an nn.Sequential is itself the network).
@@ -85,7 +87,7 @@ def fit(
         bare = copy.deepcopy(network, {id(t): _bare(t) for t in registered})
         with without_data():
             tensors = tree_map(lambda leaf: _empty(leaf) if isinstance(leaf, Tensor) else leaf, example)
-            plan = best(Steps(Example(emptied(bare), loss_fn, tensors, optimizer)), times, limit)
+            plan = best(Steps(Example(emptied(bare), loss_fn, tensors, optimizer)), times, limit, compiled=compiled)
         if plan.peak > plan.budget:
             raise ValueError(
                 f"limit={limit}: the least that a training step of this network takes is {shown_bytes(plan.least)} (stored: "

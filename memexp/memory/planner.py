@@ -85,20 +85,25 @@ def plan(cfg: DictConfig, times: Sequence[float] | None = None, edits: Sequence[
     with without_data():
         steps = Steps(Training(cfg, edits))
         try:
-            found = best(steps, times, cfg.backprop.limit, beside)
+            found = best(steps, times, cfg.backprop.limit, beside, cfg.compile)
         except ValueError as error:
             raise ConfigError([f"backprop: {error}"]) from error
     peak = trace(cfg, found.apply, edits).report.peak  # also of the step that makes the state
     return replace(found, peak=peak)
 
 
-def best(steps: "Steps", times: Sequence[float] | None, limit: str | float, beside: int = 0) -> Plan:
-    """The best choice for these steps, followed without data. limit: bytes, or a share of what stored takes."""
+def best(
+    steps: "Steps", times: Sequence[float] | None, limit: str | float, beside: int = 0, compiled: bool = False
+) -> Plan:
+    """The best choice for these steps, followed without data; of equal ones the one that takes least.
+
+    limit: bytes, or a share of what stored takes. compiled: what is cheap is remade within the kernels of backward.
+    """
     count = len(steps.units)
     steps.peak((LEAST,) * count)  # a first step, as the optimizer makes its state in it
     steps.sort()
     nothing, _, everything = (steps.peak((word,) * count) for word in WORDS)
-    costs = steps.costs(times)
+    costs = steps.costs(times, 0.0 if compiled else REMADE)
     share = isinstance(limit, int | float) and 0 <= limit <= 1
     budget = round(float(limit) * everything) if share else parse_bytes(limit) - beside
     steps.peak(least(costs, max(nothing, everything)))
@@ -184,7 +189,7 @@ class Steps:
             self.seen[chosen] = max(self._curve)
         return self.seen[chosen]
 
-    def costs(self, times: Sequence[float] | None) -> Costs:
+    def costs(self, times: Sequence[float] | None, remade: float = REMADE) -> Costs:
         """Bytes of every unit in every neighbourhood. times: seconds of each step of the Chains, or none: by MACs."""
         count = len(self.units)
         found = Costs(0, [], [{} for _ in self.units], [{} for _ in self.units])
@@ -203,7 +208,7 @@ class Steps:
         else:
             starts = [0, *accumulate(map(len, chains(self._training.model)))]
             whole = [sum(times[starts[number] + index] for index in run) for number, run in self.units]
-        found.gains = [(0.0, (1 - REMADE) * gain, gain) for gain in whole]
+        found.gains = [(0.0, (1 - remade) * gain, gain) for gain in whole]
         return found
 
     def _at(self, position: int) -> int:

@@ -170,9 +170,11 @@ def test_compiled_as_a_whole_streams_stay_in_full_precision_and_nothing_is_warne
 
 @pytest.mark.usefixtures("partitioned")
 @pytest.mark.parametrize(("between", "whole"), [(nn.Identity, True), (nn.Dropout, False)])
-def test_light_is_one_graph_where_nothing_draws_random_numbers(between, whole, caplog):
+@pytest.mark.parametrize("strategy", ["light", "budget"])
+def test_light_is_one_graph_where_nothing_draws_random_numbers(between, whole, strategy, caplog):
     caplog.set_level("INFO", "memexp")
-    network = nn.Sequential(nn.Linear(8, 8), Chain([branch(), branch()], "light"), between(), nn.Linear(8, 2)).double()
+    chain = Chain([branch(), branch()], strategy, **({"light": frozenset({0, 1})} if strategy == "budget" else {}))
+    network = nn.Sequential(nn.Linear(8, 8), chain, between(), nn.Linear(8, 2)).double()
     expected, x = copy.deepcopy(network), torch.randn(16, 8, dtype=torch.float64)
     torch.manual_seed(2)
     expected(x).square().sum().backward()

@@ -232,6 +232,19 @@ def test_a_process_is_held_to_its_limit(monkeypatch):
         hold(None, torch.device("cpu"))
 
 
+def test_compiled_a_light_step_costs_no_time_and_is_preferred_to_a_stored_one():
+    plans = []
+    for through in (False, True):
+        cfg = memexp.compose(
+            [*SMALL, *REVNET, "backprop=budget", "backprop.limit=0.9", f"compile={str(through).lower()}"]
+        )
+        plans.append(plan(cfg))
+    assert any(plans[0].stored)
+    assert plans[1].stored == [frozenset()]
+    assert len(plans[1].light[0]) == 9  # the stem and eight units
+    assert plans[1].peak < plans[0].peak
+
+
 @pytest.mark.parametrize("limit", [None, "2GB"])
 def test_a_run_is_held_to_its_limit_or_to_its_budget(tmp_path, monkeypatch, limit):
     held = []
