@@ -59,6 +59,9 @@ class Meter:
         """Around work beside training, such as evaluation, whose memory is not the training step's."""
         yield
 
+    def go_on(self, steps: int, figures: dict[str, Any] | None) -> None:
+        """Of training that is gone on with after `steps` steps, whose `results` were `figures`: follows no step twice."""
+
     def peak(self) -> int:
         """Bytes at the peak so far."""
         raise NotImplementedError
@@ -81,6 +84,7 @@ class TrackingMeter(Meter):
         self._data = _storage_bytes(held)
         self._tracker: Tracker | None = None
         self._report: Report | None = None
+        self._before: dict[str, Any] | None = None
         self._uncompiled = False
 
     @contextmanager
@@ -104,6 +108,9 @@ class TrackingMeter(Meter):
         if number + 1 == self.tracked_steps:
             self._tracker = None
 
+    def go_on(self, steps: int, figures: dict[str, Any] | None) -> None:
+        self.tracked_steps, self._before = max(0, self.tracked_steps - steps), figures
+
     def peak(self) -> int:
         return self._report.peak if self._report else 0
 
@@ -112,6 +119,8 @@ class TrackingMeter(Meter):
         return self._report
 
     def results(self) -> dict[str, Any]:
+        if self._report is None and self._before is not None:
+            return self._before | {"rss_peak": resident_peak()}
         held = dict(self._report.at_peak) if self._report else {}
         named = {key: held.get(key, 0) for key in ("parameters", "gradients", "optimizer")}
         # kept and recomputed alike, as measurements on accelerators cannot tell them apart

@@ -41,7 +41,7 @@ class NotFinite(Exception):
 class Progress:
     """Where training stands. `position` counts the optimizer steps done of epoch `epoch`.
 
-    evaluation: of this very step, where it has been evaluated.
+    evaluation: of this very step, where it has been evaluated. memory: what the meter has measured, of a run that is compiled.
     """
 
     step: int = 0
@@ -51,6 +51,7 @@ class Progress:
     best: float = -math.inf
     strategy: dict[str, float] = field(default_factory=dict)
     evaluation: dict[str, Any] | None = None
+    memory: dict[str, Any] | None = None
 
 
 class Trainer:
@@ -295,6 +296,8 @@ class Trainer:
         if not all(sound):
             name = list(weights)[sound.index(False)]
             raise NotFinite(f"{name} is not finite after step {self.progress.step}. {REMEDY}")
+        if self.compilation is not None:
+            self.progress.memory = self.place.meter.results()
         self.place.save(self.recipe.state() | {"progress": vars(self.progress).copy()})
 
     def load(self, state: dict[str, Any], path: Path) -> None:

@@ -10,6 +10,7 @@ from memexp import stages
 from memexp.backprop import compiled
 from memexp.config import ConfigError
 from memexp.report import tsne
+from memexp.training.loop import Trainer
 
 SMALL = [
     *("model=revnet", "model.units=[2,1,1]", "model.channels=[8,8,16,16]", "dataset=digits", "dataset.limit=96"),
@@ -43,6 +44,31 @@ def test_stages_after_it_see_the_network_as_it_is_written(tmp_path):
     results = memexp.run(cfg, tmp_path / "pruned")
     assert [stage["key"] for stage in results["stages"]] == ["train", "prune", "tune", "evaluate"]
     assert memexp.evaluate(tmp_path / "pruned", split="test")["top1"] == results["accuracy"]["top1"]
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("partitioned")
+def test_a_run_that_was_stopped_ends_with_the_bits_and_the_memory_of_one_that_was_not(tmp_path, monkeypatch):
+    cfg = memexp.compose([*SMALL, "backprop=stored", "checkpoint_every=1"])  # the tracker's steps are not compiled
+    whole = memexp.run(cfg, tmp_path / "whole")
+    step = Trainer._step
+
+    def stopped(self, batches):
+        if self.progress.step == 2:
+            raise KeyboardInterrupt
+        return step(self, batches)
+
+    monkeypatch.setattr(Trainer, "_step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        memexp.run(cfg, tmp_path / "stopped")
+    monkeypatch.setattr(Trainer, "_step", step)
+    resumed = memexp.resume(tmp_path / "stopped")
+    weights = [
+        torch.load(tmp_path / name / "checkpoints" / "last.pt", weights_only=True)["model"]
+        for name in ("whole", "stopped")
+    ]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert resumed["memory"]["peak"] == whole["memory"]["peak"] > 0
 
 
 class Pictures:
