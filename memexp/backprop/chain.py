@@ -81,7 +81,7 @@ class Chain(Container):
         self.monitor: list[float] | None = None
         self.drift = Drift()
         self.verdicts: list[Callable[[], None]] | None = None
-        self.remade: dict[int, Keep] = {}  # of steps whose compiled backward sees to what the plan does not keep
+        self.remade: set[tuple[int, Keep]] = set()  # steps whose compiled backward sees to what this plan does not keep
         self._take(list(steps))
 
     def _accept(self, steps: list[nn.Module]) -> None:
@@ -127,7 +127,7 @@ class Chain(Container):
         return f"backprop={self.strategy}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"remade": {}, "verdicts": None}  # what belongs to this one alone
+        return super().__getstate__() | {"remade": set(), "verdicts": None}  # what belongs to this one alone
 
     def forward(self, *streams: Tensor, **context: Any) -> Tensor | tuple[Tensor, ...]:
         if torch.compiler.is_dynamo_compiling():
@@ -136,8 +136,8 @@ class Chain(Container):
 
     def _compiling(self, *streams: Tensor, **context: Any) -> Tensor | tuple[Tensor, ...]:
         """Inside a network that is compiled as a whole: its steps as part of the graph, or the engine outside of it."""
-        remade = len(self.remade) == len(self)
-        if not (remade or type(self.strategy) is Stored) or self.strategy.rounding or self.check:
+        plain = type(self.strategy) is Stored or self.remade.issuperset(enumerate(self.strategy.plan(list(self), ())))
+        if not plain or self.strategy.rounding or self.check:
             return torch.compiler.disable(self._forward)(*streams, **context)
         if context:
             check_keywords(list(self), context)
@@ -176,8 +176,8 @@ class Chain(Container):
         frame = Frame(rounding) if rounding is not None else None
         if not needs:
             return self._judged(watch, self._called(dict(enumerate(steps)), outputs, frame, context, watch))
-        keeps = [self.remade.get(index, keep) for index, keep in enumerate(self.strategy.plan(steps, streams))]
-        plan = groups(steps, keeps)
+        keeps = enumerate(self.strategy.plan(steps, streams))
+        plan = groups(steps, ["stored" if pair in self.remade else pair[1] for pair in keeps])
         check_transforms(steps, plan, (*streams, *context.values()))
         if self.check:
             check_repeatable(steps, outputs, context, rounding)

@@ -71,24 +71,23 @@ def compiled(network: nn.Module) -> Iterator[Compilation]:
     from torch._dynamo import callback, config
 
     found = chains(network)
-    whole = _whole(network, found)
-    parts = {network: whole} if whole else _parts(found)
-    left = sum(not any(module in parts for module in step.modules()) for chain in found for step in chain)
-    steps = f"{sum(map(len, found)) - left} steps one by one, {left} left as they are"
-    log.info("compile: %s", "the network as a whole" if whole else steps)
     clock = Compilation()
     callback.callback_handler.register_start_callback(clock.starts)
     callback.callback_handler.register_end_callback(clock.ends)
     try:
-        with config.patch(recompile_limit=VARIANTS, accumulated_recompile_limit=VARIANTS):
+        with (
+            config.patch(recompile_limit=VARIANTS, accumulated_recompile_limit=VARIANTS),
+            uncompiled(network),  # at the end all is as it was before
+        ):
+            whole = _whole(network, found)
+            parts = {network: whole} if whole else _parts(found)
+            left = sum(not any(module in parts for module in step.modules()) for chain in found for step in chain)
+            steps = f"{sum(map(len, found)) - left} steps one by one, {left} left as they are"
+            log.info("compile: %s", "the network as a whole" if whole else steps)
             for part, backend in parts.items():
                 part.compile(backend=backend, dynamic=False)
             yield clock
     finally:
-        for part in parts:
-            part._compiled_call_impl = None
-        for chain in found:
-            chain.remade = {}
         callback.callback_handler.remove_start_callback(clock.starts)
         callback.callback_handler.remove_end_callback(clock.ends)
 
@@ -99,16 +98,18 @@ def uncompiled(network: nn.Module) -> Iterator[bool]:
 
     Gives whether any had been compiled.
     """
-    parts = [(module, call) for module in network.modules() if (call := module._compiled_call_impl) is not None]
-    remade = [(chain, chain.remade) for chain in chains(network)] if parts else []
+    remade = [(chain, chain.remade) for chain in chains(network)]
+    # a Chain that stands before a block is not among the network's modules
+    modules = dict.fromkeys(module for owner in (network, *(c for c, _ in remade)) for module in owner.modules())
+    calls = [(module, module._compiled_call_impl) for module in modules]
     try:
-        for module, _ in parts:
+        for module, _ in calls:
             module._compiled_call_impl = None
         for chain, _ in remade:
-            chain.remade = {}
-        yield bool(parts)
+            chain.remade = set()
+        yield any(call is not None for _, call in calls)
     finally:
-        for module, call in parts:
+        for module, call in calls:
             module._compiled_call_impl = call
         for chain, own in remade:
             chain.remade = own
@@ -118,15 +119,16 @@ def _whole(network: nn.Module, found: list[Chain]) -> Any:
     """The backend for the network in one graph; None where the engine has work to do between the steps."""
     if any(chain.strategy.rounding is not None for chain in found):
         return None
-    words = {keep for chain in found for keep in chain.strategy.plan(list(chain), ())}
+    plans = [set(enumerate(chain.strategy.plan(list(chain), ()))) for chain in found]
+    words = {keep for plan in plans for _, keep in plan}
     if words == {"light"}:
         modules = [module for module in network.modules() if not isinstance(module, Chain)]
         if not is_quiet(modules, [step for chain in found for step in chain]):
             return None
     elif words - {"stored"}:
         return None
-    for chain in found:
-        chain.remade = dict.fromkeys(range(len(chain)), "stored")
+    for chain, plan in zip(found, plans, strict=True):
+        chain.remade = plan
     return BACKENDS["light"] if words == {"light"} else COMPILER
 
 
@@ -147,12 +149,16 @@ def _parts(found: list[Chain]) -> dict[nn.Module, Any]:
             backend: Any = COMPILER
             if keep == "light" or (keep == "checkpointed" and alone and not chain.strategy.rounding):
                 if is_quiet(survey([step]), [step]):
-                    chain.remade[index] = "stored"
+                    chain.remade.add((index, keep))
                     backend = BACKENDS[keep]
                 elif keep == "light":  # what the engine follows must not be compiled
                     continue
             # a step that the engine undoes or recomputes is evaluated by it branch by branch
-            graph = chain not in inner and not chain.strategy.rounding and (keep == "stored" or index in chain.remade)
+            graph = (
+                chain not in inner
+                and not chain.strategy.rounding
+                and (keep == "stored" or (index, keep) in chain.remade)
+            )
             for part in [step] if graph else _branches(step):
                 parts[part] = backend
     return parts

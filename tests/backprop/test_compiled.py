@@ -23,14 +23,6 @@ STRATEGIES = [
 ]
 
 
-@pytest.fixture
-def partitioned(monkeypatch):
-    """Graphs as inductor gets them, run by eager kernels: no C++ compiler, the same choice of what is kept."""
-    monkeypatch.setattr(compiled, "COMPILER", "aot_eager_decomp_partition")
-    yield
-    torch._dynamo.reset()
-
-
 def branch(width=8):
     return nn.Sequential(nn.BatchNorm1d(width), nn.Tanh(), nn.Linear(width, width), nn.BatchNorm1d(width), nn.Tanh())
 
@@ -65,7 +57,7 @@ def test_gradients_and_statistics_are_those_of_the_uncompiled_network(strategy, 
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
     assert clock.seconds > 0
     assert all(module._compiled_call_impl is None for module in chain.modules())
-    assert chain.remade == {}
+    assert chain.remade == set()
 
 
 def test_exact_gives_the_bits_of_stored_through_the_real_compiler():
