@@ -36,7 +36,10 @@ def is_quiet(modules: Sequence[nn.Module], steps: Sequence[nn.Module]) -> bool:
     has some is another matter, as they would take it for theirs.
     """
     homes = {kind: _home(kind) for kind in set(map(type, modules))}
-    if not all(homes.values()) or any([m._forward_hooks or m._forward_pre_hooks for m in modules]):
+    if not all(homes.values()):
+        return False
+    # hooks, and a forward put in place of the class's own, are anybody's
+    if any([m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in modules]):
         return False
     own = [module for module in modules if homes[type(module)] == "step"]
     return len(own) <= len(steps) and set(own) <= set(steps)

@@ -239,6 +239,7 @@ class Trainer:
         self._scalars(curves | moving | {"memory/peak_MiB": peak, "memory/activations_MiB": activations})
 
     def _evaluate(self) -> None:
+        self._check_loss()  # of a step that was wrong, no weights are the best
         done = self.progress
         with self.place.meter.aside(), self.deployed() as model:  # once for both, as its statistics may be estimated
             result = evaluate(model, self.watched, self.precision, self.place.world, self.place.stop.check)
