@@ -190,7 +190,8 @@ class Node:
             return NOTHING  # what follows each operation does not see those of compiled code
         if not forgetful(record.modules):
             return NOTHING
-        wanted = tuple([p.requires_grad for p in record.parameters]), frozenset(self.known.unwanted), needs
+        # a layer that was pruned gives other shapes for the same streams
+        wanted = tuple([(p.requires_grad, p.shape) for p in record.parameters]), frozenset(self.known.unwanted), needs
         surroundings = tuple(record.modes), tuple(self.call.surroundings.autocast), self.call.rounding
         steps = tuple(map(id, self.steps.values()))
         return without_tail(next(iter(self.steps.values())), (steps, wanted, surroundings), inputs)

@@ -54,7 +54,8 @@ _known: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Tail]] = weakref.Wea
 def forgetful(modules: Iterable[nn.Module]) -> bool:
     """Whether the modules are known to keep no values, and no hook reads any."""
     return all(
-        type(module).__module__.startswith(HOMES) and not (module._forward_hooks or module._forward_pre_hooks)
+        type(module).__module__.startswith(HOMES)
+        and not (module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
         for module in modules
     )
 
