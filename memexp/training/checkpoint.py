@@ -7,7 +7,7 @@ Schema 2, a dict of tensors and plain data:
     edits                    what has changed that network, in order (memexp.edits)
     stage, stages            key of the stage under way (None between two), and the figures of those that are done
     model, deployed          weights as training left them; as they are deployed, where they were averaged from those
-    training                 of the stage under way: optimizer, scaler, average, progress (memexp.training.loop)
+    training                 of the stage under way: optimizer, scaler, average, progress (memexp.training.progress)
     random                   random states of every process
     appended                 bytes of the files that grow, at this moment: a resumed run goes back to exactly these
     checksums                of every tensor, by its place

@@ -6,7 +6,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from memexp.training.evaluation import Evaluation, evaluate
 from memexp.training.monitor import Monitor
 from memexp.training.place import Place
 from memexp.training.profile import Trace
+from memexp.training.progress import Progress
 from memexp.training.recipe import Recipe
 from memexp.training.signals import Interrupted
 from memexp.units import shown_figure
@@ -35,23 +35,6 @@ REMEDY = "The last good checkpoint is kept; lower optimizer.lr, set schedule.war
 
 class NotFinite(Exception):
     """A loss or a weight became infinite or not a number. The message names the step."""
-
-
-@dataclass
-class Progress:
-    """Where training stands. `position` counts the optimizer steps done of epoch `epoch`.
-
-    evaluation: of this very step, where it has been evaluated. memory: what the meter has measured, of a run that is compiled.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    position: int = 0
-    seconds: float = 0.0
-    best: float = -math.inf
-    strategy: dict[str, float] = field(default_factory=dict)
-    evaluation: dict[str, Any] | None = None
-    memory: dict[str, Any] | None = None
 
 
 class Trainer:
