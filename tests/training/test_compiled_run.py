@@ -38,6 +38,7 @@ def test_reversible_and_stored_end_with_the_same_bits(tmp_path):
     assert all(torch.equal(weights["stored"][name], value) for name, value in weights["reversible"].items())
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("partitioned")
 def test_stages_after_it_see_the_network_as_it_is_written(tmp_path):
     cfg = memexp.compose([*SMALL, "backprop=light", "prune=l1_norm", "prune.target=macs:0.6", "tune.max_steps=2"])
