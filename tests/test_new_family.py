@@ -78,6 +78,7 @@ def test_it_is_estimated_with_what_fits(tree):
     assert {name for name, *_ in found["limit"]["strategies"]} == {"stored", "checkpointed", "adjoint", "budget"}
 
 
+@pytest.mark.long
 def test_its_strategies_are_compared(tree):
     run(tree, "bench", *SMALL, "--steps", "1", "--output", "bench")
     found = json.loads((tree / "bench/bench.json").read_text())

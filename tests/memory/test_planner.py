@@ -174,6 +174,7 @@ def test_the_estimate_of_a_budget_is_that_of_its_plan():
     assert 0 <= between["recompute_ratio"] < found("backprop=reversible")["recompute_ratio"]
 
 
+@pytest.mark.long
 def test_accumulated_batches_are_planned_for_the_last_when_gradients_stand_beside_it(tmp_path):
     overrides = [
         *SMALL,
