@@ -30,6 +30,7 @@ from torch.nn import functional
 import memexp
 from memexp import backprop, build, memory
 from memexp.backprop.compiled import compiled, within
+from memexp.memory.allocator import allocated
 from memexp.memory.tracker import Tracker
 
 MB = 1e6
@@ -73,19 +74,6 @@ def tracked(step: Step, net: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[i
         step()
     report = tracker.report()
     return report.peak, report.kept
-
-
-def allocated(step: Step) -> int:
-    """Bytes at the peak of a step beyond those before it, as torch's allocator on the CPU reports them, compiled or not."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        step()
-    assert profile.profiler is not None
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
 
 
 def variants(
@@ -134,7 +122,7 @@ def measure(name: str, size: int, options: argparse.Namespace, stack: ExitStack)
         else:
             figures["kept"] = kept(net, batch)
         step()
-        figures["peak"] = allocated(step)
+        figures["peak"], _ = allocated(step)
         rows.append(figures)
         steps.append(step)
     times: list[list[float]] = [[] for _ in steps]

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from memexp.backprop import AdditiveCoupling, Chain, join, split
+from memexp.memory.allocator import allocated
 
 MB = 1e6
 SMALL = ["mlp10x8", "mlp10x64", "mlp10x128", "mlp10x256"]
@@ -159,18 +160,6 @@ def step_of(network: nn.Module, x: Tensor) -> Callable[[], None]:
     return step
 
 
-def peak_bytes(step: Callable[[], None]) -> int:
-    """Highest sum of the CPU allocator's events in one step (torch.profiler)."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    total = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        total += event.nbytes()
-        peak = max(peak, total)
-    return peak
-
-
 def measure(shape: str, batch: int, repeats: int) -> list[dict]:
     torch.manual_seed(0)
     steps, width = stages(shape)
@@ -203,7 +192,7 @@ def measure(shape: str, batch: int, repeats: int) -> list[dict]:
                 "step_median_s": statistics.median(times[name]),
                 "step_min_s": min(times[name]),
                 "ratio_to_stored": ratio,
-                "peak_bytes": peak_bytes(run),
+                "peak_bytes": allocated(run)[0],
             }
         )
     return rows

@@ -84,16 +84,3 @@ def worst(found: list[Tensor], expected: list[Tensor]) -> float:
 
 def same_bits(found: list[Tensor], expected: list[Tensor]) -> bool:
     return len(found) == len(expected) and all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
-
-
-def allocated(fn) -> tuple[int, int]:
-    """Peak and remaining bytes of all that the CPU allocator gives out during `fn()`, by its own events."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        kept = fn()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    total = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        total += event.nbytes()
-        peak = max(peak, total)
-    del kept
-    return peak, total

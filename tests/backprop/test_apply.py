@@ -5,13 +5,14 @@ import functools
 
 import pytest
 import torch
-from chain_networks import allocated, same_bits
+from chain_networks import same_bits
 from foreign_networks import NETWORKS, Looped, images, made
 from torch import nn
 
 import memexp
 import memexp.models
 from memexp.backprop import Chain, apply, chains
+from memexp.memory.allocator import allocated
 
 
 def gradients(network, x):

@@ -6,12 +6,13 @@ import warnings
 
 import pytest
 import torch
-from chain_networks import allocated, bottleneck, couplings, gradients, loss, same_bits, streams, worst
+from chain_networks import bottleneck, couplings, gradients, loss, same_bits, streams, worst
 from torch import nn
 from torch.autograd import forward_ad
 
 from memexp.backprop import AdditiveCoupling, Chain, EulerStep, StepError, check
 from memexp.backprop.check import Report
+from memexp.memory.allocator import allocated
 
 
 class OwnGenerator(nn.Linear):

@@ -4,11 +4,12 @@ import copy
 
 import pytest
 import torch
-from chain_networks import allocated, basic, chain, couplings, gradients, loss, same_bits, streams
+from chain_networks import basic, chain, couplings, gradients, loss, same_bits, streams
 from torch import nn
 from torch.nn import functional
 
 from memexp.backprop import Chain, EulerStep
+from memexp.memory.allocator import allocated
 
 
 class Written(nn.Module):

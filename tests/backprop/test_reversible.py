@@ -5,11 +5,12 @@ from itertools import pairwise
 
 import pytest
 import torch
-from chain_networks import allocated, basic, couplings, loss, streams
+from chain_networks import basic, couplings, loss, streams
 from torch import nn
 
 from memexp.backprop import AdditiveCoupling, Chain, EulerStep, HeunStep
 from memexp.backprop.plan import groups
+from memexp.memory.allocator import allocated
 
 
 def measure(steps, backprop, inputs, **options):

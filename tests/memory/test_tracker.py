@@ -5,9 +5,9 @@ import torch
 from memory_networks import network, tracked
 from torch import nn
 from torch.nn import functional
-from torch.profiler import ProfilerActivity, profile
 
 from memexp.backprop import Chain, EulerStep
+from memexp.memory.allocator import allocated
 from memexp.memory.fake import without_data
 from memexp.memory.tracker import GRANULE, Tracker, track
 
@@ -183,18 +183,6 @@ def test_statistics_of_batch_norm_stay_in_full_precision_without_data_too():
     assert kept(fake=True) == kept(fake=False) == 2 * 4096 + 2 * GRANULE  # mean and deviation; the sum and its gradient
 
 
-def profiled_peak(step) -> int:
-    """The most memory that PyTorch's allocator held above where it began, by the profiler's memory events."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        step()
-    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
-    total = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        total += event.nbytes()
-        peak = max(peak, total)
-    return peak
-
-
 @pytest.mark.parametrize(
     ("family", "strategy"), [("revnet", "reversible"), ("resnet", "stored"), ("resnet", "checkpointed")]
 )
@@ -215,7 +203,7 @@ def test_the_peak_agrees_with_pytorchs_profiler(family, strategy):
         optimizer.zero_grad(set_to_none=True)
 
     step()
-    theirs = profiled_peak(step)
+    theirs, _ = allocated(step)
     before = Tracker(model, optimizer, [images, labels]).report().peak
     ours = track(step, model, optimizer, [images, labels]).peak - before
     assert ours == pytest.approx(theirs, rel=0.05), (ours, theirs)

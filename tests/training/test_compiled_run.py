@@ -18,13 +18,6 @@ SMALL = [
 ]
 
 
-@pytest.fixture
-def partitioned(monkeypatch):
-    monkeypatch.setattr(compiled, "COMPILER", "aot_eager_decomp_partition")
-    yield
-    torch._dynamo.reset()
-
-
 @pytest.mark.usefixtures("partitioned")
 def test_reversible_and_stored_end_with_the_same_bits(tmp_path):
     weights = {}
