@@ -25,7 +25,7 @@ from memexp.backprop.plan import Keep, groups, has_inverse
 from memexp.backprop.remade import remaking
 from memexp.backprop.replay import Frame, Record, Surroundings, current, evaluate
 from memexp.backprop.rounding import RangeWatch, Rounding
-from memexp.backprop.run import run
+from memexp.backprop.run import run_all
 from memexp.backprop.step import Step
 from memexp.backprop.stored import Stored
 from memexp.backprop.strategies import make_strategy
@@ -153,11 +153,7 @@ class Chain(Container):
             check_keywords(list(self), context)
             outputs = self._differentiated(self.strategy.rounding, streams, context)
         elif frame.undone:
-            outputs = streams
-            for index, step in enumerate(self):
-                outputs = run(index, step, outputs, frame.of(index), context)
-                if frame.watch:
-                    frame.watch.see(describe(index, step), outputs)
+            outputs = run_all(dict(enumerate(self)), streams, frame, context)
         else:  # a step of another Chain, but by its own strategy, on the other's grid
             rounding = frame.rounding or self.strategy.rounding
             outputs = evaluate("chain", lambda *xs, **c: self._differentiated(rounding, xs, c), *streams, **context)
@@ -173,9 +169,9 @@ class Chain(Container):
         )
         # what leaves the range cannot be undone; in evaluation nothing is, unless backward asks for it
         watch = RangeWatch(rounding) if rounding is not None and (needs or self.training) else None
-        frame = Frame(rounding) if rounding is not None else None
+        frame = Frame(rounding, watch) if rounding is not None else None
         if not needs:
-            return self._judged(watch, self._called(dict(enumerate(steps)), outputs, frame, context, watch))
+            return self._judged(watch, run_all(dict(enumerate(steps)), outputs, frame, context))
         keeps = enumerate(self.strategy.plan(steps, streams))
         plan = groups(steps, ["stored" if pair in self.remade else pair[1] for pair in keeps])
         check_transforms(steps, plan, (*streams, *context.values()))
@@ -197,7 +193,7 @@ class Chain(Container):
                 # also what needs no gradient: should it read something that does, autograd sees it
                 below = None
                 with remaking(outputs) if keep == "light" else nullcontext() as light:
-                    outputs = self._called(members, outputs, frame, context, watch)
+                    outputs = run_all(members, outputs, frame, context)
                     if light is not None:
                         light.leave(outputs)
                 continue
@@ -209,20 +205,6 @@ class Chain(Container):
             below = Node(keep, members, call, below, top)
             outputs = below(*outputs)
         return self._judged(watch, outputs)
-
-    def _called(
-        self,
-        steps: dict[int, nn.Module],
-        streams: Streams,
-        frame: Frame | None,
-        context: Context,
-        watch: RangeWatch | None,
-    ) -> Streams:
-        for index, step in steps.items():
-            streams = run(index, step, streams, frame, context)
-            if watch:
-                watch.see(describe(index, step), streams)
-        return streams
 
     def _judged(self, watch: RangeWatch | None, outputs: Streams) -> Streams:
         """The outputs, if none of the streams has left the range of the grid."""

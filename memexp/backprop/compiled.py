@@ -13,7 +13,8 @@ engine between the steps what it cannot:
 
 A step that may draw random numbers or change buffers is recomputed by the engine, which replays them, its branches compiled as
 they are; `light` remakes it uncompiled. Under `exact` both passes go through one and the same graph (replay.py): the one that
-is compiled without gradients rounds otherwise. Blocks of single layers are not compiled.
+is compiled without gradients rounds otherwise. Blocks of single layers are not compiled. Hooks on modules are to be there
+before: torch looks at none that come after its first call.
 """
 
 import logging
@@ -144,23 +145,17 @@ def _parts(found: list[Chain]) -> dict[nn.Module, Any]:
         for index, step in enumerate(steps):
             if is_single(step) or isinstance(step, Chain):
                 continue
-            keep = plan[index]
+            keep, rounding = plan[index], chain.strategy.rounding
             alone = index + 1 == len(steps) or plan[index + 1] != "continued"
-            backend: Any = COMPILER
-            if keep == "light" or (keep == "checkpointed" and alone and not chain.strategy.rounding):
-                if is_quiet(survey([step]), [step]):
-                    chain.remade.add((index, keep))
-                    backend = BACKENDS[keep]
-                elif keep == "light":  # what the engine follows must not be compiled
-                    continue
-            # a step that the engine undoes or recomputes is evaluated by it branch by branch
-            graph = (
-                chain not in inner
-                and not chain.strategy.rounding
-                and (keep == "stored" or (index, keep) in chain.remade)
-            )
-            for part in [step] if graph else _branches(step):
-                parts[part] = backend
+            possible = keep == "light" or (keep == "checkpointed" and alone and not rounding)
+            remakes = possible and is_quiet(survey([step]), [step])
+            if remakes:
+                chain.remade.add((index, keep))
+            elif keep == "light":  # what the engine follows must not be compiled
+                continue
+            # a step that the engine undoes, recomputes or rounds is evaluated by it branch by branch
+            graph = (keep == "stored" or remakes) and not rounding and chain not in inner
+            parts |= dict.fromkeys([step] if graph else _branches(step), BACKENDS[keep] if remakes else COMPILER)
     return parts
 
 

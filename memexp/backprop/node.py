@@ -25,7 +25,7 @@ from memexp.backprop.measures import relative_error
 from memexp.backprop.plan import Keep
 from memexp.backprop.replay import NOTHING, Frame, Record, Surroundings
 from memexp.backprop.rounding import RangeWatch, Rounding
-from memexp.backprop.run import run
+from memexp.backprop.run import run, run_all
 from memexp.backprop.tail import LARGE_STREAMS, forgetful, without_tail
 from memexp.backprop.task import Grads, Streams, Task, as_tuple, pull_back, undo_all
 
@@ -122,10 +122,7 @@ class Node:
             self._original = streams if self.call.monitor is not None else None
             self._sample = self.call.drift.sample(streams) if self.call.drift else None
         with self.call.surroundings():
-            for index, step in self.steps.items():
-                streams = run(index, step, streams, self.frame.of(index), self.call.context)
-                if self.call.watch:
-                    self.call.watch.see(describe(index, step), streams)
+            streams = run_all(self.steps, streams, self.frame, self.call.context)
         self.record.settle()
         return streams
 

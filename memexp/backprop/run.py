@@ -1,4 +1,4 @@
-"""One step of a Chain, forward; errors name it."""
+"""Steps of a Chain, forward; errors name them."""
 
 import inspect
 from typing import Any
@@ -48,6 +48,15 @@ def run(index: int, step: nn.Module, streams: Streams, frame: Frame | None, cont
     if frame is not None and frame.rounding is not None and not (isinstance(step, Step) and step.on_grid):
         outputs = tuple(frame.rounding.enter(y) for y in outputs)  # back on the grid
     return outputs
+
+
+def run_all(steps: dict[int, nn.Module], streams: Streams, frame: Frame | None, context: Context) -> Streams:
+    """The outputs of the last of these steps, one after the other; the frame's watch sees those of each."""
+    for index, step in steps.items():
+        streams = run(index, step, streams, None if frame is None else frame.of(index), context)
+        if frame is not None and frame.watch is not None:
+            frame.watch.see(describe(index, step), streams)
+    return streams
 
 
 def _tensors(index: int, step: nn.Module, found: Any) -> Streams:
