@@ -1,13 +1,14 @@
 """Memory against time: budgets of memexp between least and stored, beside torch.compile's own budget of activations.
 
     python scripts/bench_budget.py OUT [--networks resnet20:32 resnet56:100 revnet110:100] [--budgets 10] [--torch 0 0.3 ...]
-                                       [--compiled 5] [--rounds 5] [--threads 1]
+                                       [--compiled 5] [--rounds 5] [--threads 1] [--device cuda]
 
 A network is resnetDEPTH or revnetDEPTH, a colon and the batch, on 32x32 images. kept: bytes that autograd keeps between
 forward and backward, each storage once (parameters and the batch left out). peak: bytes at the peak of a step beyond those
 before it, as torch's allocator reports them, which sees compiled code, too; for memexp's uncompiled ones the peak of a whole
 step, planned and tracked, stands beside. A step is forward and backward; one of each variant in turn, so that other load meets
-all alike; times are medians of the rounds without the first, CPU seconds of this process, without compilation. Torch's budgets
+all alike; times are medians of the rounds without the first, without compilation: CPU seconds of this process, on a GPU seconds
+between two waits for it. Torch's budgets
 (torch._functorch.config.activation_memory_budget) are of the whole network in one graph; memexp's are uncompiled but for the
 lines that say so (compile=true), as is the line `stored`. Writes bench_budget.json and bench_budget.png to OUT.
 """
@@ -37,12 +38,11 @@ MB = 1e6
 Step = Callable[[], None]
 
 
-def network(name: str) -> nn.Module:
+def network(name: str, device: torch.device) -> nn.Module:
     kind, depth = name.rstrip("0123456789"), name.lstrip("abcdefghijklmnopqrstuvwxyz")
     torch.manual_seed(0)
-    return build.network(
-        memexp.compose([f"model={kind}", f"model.depth={depth}", "dataset=cifar10", "backprop=stored"])
-    ).train()
+    cfg = memexp.compose([f"model={kind}", f"model.depth={depth}", "dataset=cifar10", "backprop=stored"])
+    return build.network(cfg).to(device, memory_format=torch.channels_last).train()
 
 
 def chosen(net: nn.Module, name: str) -> nn.Module:
@@ -81,12 +81,12 @@ def variants(
 ) -> Iterator[tuple[dict[str, Any], nn.Module]]:
     """memexp's: figures so far, and the network."""
     for strategy in ("stored", "light", "checkpointed"):
-        yield {"who": "memexp", "what": strategy}, chosen(network(name), strategy)
-    ends, _ = memory.fit(network(name), functional.cross_entropy, batch, limit=1.0)
+        yield {"who": "memexp", "what": strategy}, chosen(network(name, batch[0].device), strategy)
+    ends, _ = memory.fit(network(name, batch[0].device), functional.cross_entropy, batch, limit=1.0)
     for number in range(budgets):
         limit = ends.least + (ends.most - ends.least) * (number + 0.5) / budgets
         plan, fitted = memory.fit(
-            network(name), functional.cross_entropy, batch, limit=f"{limit:.0f}B", compiled=through
+            network(name, batch[0].device), functional.cross_entropy, batch, limit=f"{limit:.0f}B", compiled=through
         )
         yield {"who": "memexp", "what": "budget", "budget": plan.budget, "planned": plan.peak}, fitted
 
@@ -95,15 +95,16 @@ def torchs(name: str, shares: list[float], batch: tuple[Tensor, Tensor]) -> Iter
     """Torch's, the whole network in one graph, each compiled under its own budget and called once."""
     for share in shares:
         # a compiler of its own: what is compiled anew later on, or taken from a cache, is under the same budget
-        model = torch.compile(network(name), backend=within(share), dynamic=False)
+        model = torch.compile(network(name, batch[0].device), backend=within(share), dynamic=False)
         functional.cross_entropy(model(batch[0]), batch[1]).backward()
         yield {"who": "torch.compile", "what": f"budget {share:g}"}, model
 
 
 def measure(name: str, size: int, options: argparse.Namespace, stack: ExitStack) -> list[dict[str, Any]]:
     generator = torch.Generator().manual_seed(1)
-    images = torch.randn(size, 3, 32, 32, generator=generator).contiguous(memory_format=torch.channels_last)
-    batch = images, torch.randint(10, (size,), generator=generator)
+    images = torch.randn(size, 3, 32, 32, generator=generator)
+    labels = torch.randint(10, (size,), generator=generator)
+    batch = images.to(options.device, memory_format=torch.channels_last), labels.to(options.device)
     rows, steps = [], []
     made = [*variants(name, batch, options.budgets), *torchs(name, options.torch, batch)]
     for figures, net in variants(name, batch, options.compiled, True) if options.compiled else ():
@@ -116,21 +117,24 @@ def measure(name: str, size: int, options: argparse.Namespace, stack: ExitStack)
         def step(net: nn.Module = net) -> None:
             functional.cross_entropy(net(batch[0]), batch[1]).backward()
             net.zero_grad(set_to_none=True)
+            if batch[0].is_cuda:
+                torch.cuda.synchronize()
 
         if figures["who"] == "memexp":
             figures["tracked"], figures["kept"] = tracked(step, copy.copy(net), batch)
         else:
             figures["kept"] = kept(net, batch)
         step()
-        figures["peak"], _ = allocated(step)
+        figures["peak"], _ = allocated(step, options.device)
         rows.append(figures)
         steps.append(step)
     times: list[list[float]] = [[] for _ in steps]
+    clock = time.perf_counter if options.device.type == "cuda" else time.process_time
     for _ in range(options.rounds + 1):
         for own, step in zip(times, steps, strict=True):
-            started = time.process_time()
+            started = clock()
             step()
-            own.append(time.process_time() - started)
+            own.append(clock() - started)
     for figures, own in zip(rows, times, strict=True):
         figures["seconds"] = statistics.median(own[1:])
     for figures in rows:
@@ -179,6 +183,7 @@ def main() -> None:
     parser.add_argument("--compiled", type=int, default=5, help="budgets with compile=true; 0: none")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)

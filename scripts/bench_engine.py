@@ -1,14 +1,16 @@
 """Step time and peak memory of recomputing strategies, and of memcnn and RevTorch, on the same F and G.
 
     python scripts/bench_engine.py OUT [--batch 100] [--repeats 7] [--threads 2] [--shapes revnet110 9x16 mlp10x64 ...]
+                                       [--device cuda] [--precision fp32|tf32|bf16] [--compile]
 
 A shape is `revnet110` (9-9-9 units of two streams of 16, 32 and 64 channels, boundaries between), UNITSxWIDTH
 (one stage, two streams of WIDTH channels), on 32x32 images, with branches BN-ReLU-conv3x3-BN-ReLU-conv3x3; or
 mlpUNITSxWIDTH, two streams of WIDTH numbers, with branches Linear-ReLU-Linear: small steps, of which the engine's own
 Python is a large part. `--shapes mlp` is widths 8, 64, 128 and 256. All variants have the same weights. A step is
 forward, backward and zero_grad; one of each variant in turn, so that other load on the machine meets all alike. Times
-are medians without the first (warm-up) round; ratios are medians of the rounds' ratios.
+are medians without the first (warm-up) round, on a GPU between two waits for it; ratios are medians of the rounds' ratios.
 Peaks are of what the allocator gives out during a step beyond what was there before, parameters' gradients included.
+--compile adds stored and reversible with compile=true, after as many calls as compilation takes.
 Prints a table; writes bench_engine.json and bench_engine.png to OUT.
 """
 
@@ -20,6 +22,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -28,6 +31,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from memexp.backprop import AdditiveCoupling, Chain, join, split
+from memexp.backprop.compiled import compiled
 from memexp.memory.allocator import allocated
 
 MB = 1e6
@@ -143,41 +147,61 @@ VARIANTS: dict[str, Callable[[list[AdditiveCoupling]], nn.Module]] = {
 }
 
 
-def step_of(network: nn.Module, x: Tensor) -> Callable[[], None]:
+COMPILED = ["stored", "reversible", "reversible exact"]
+
+
+def step_of(network: nn.Module, x: Tensor, precision: str) -> Callable[[], None]:
     """One training step; the two-stream engine and the one-tensor libraries get the same tensor and loss."""
 
     def step() -> None:
         entry = x.clone(memory_format=torch.preserve_format).requires_grad_()  # memcnn frees what it is given
         entry = entry * 1.0
-        if isinstance(network, Chain | Checkpoints):
-            y1, y2 = network(*split(entry))
-            loss = (y1.square().sum() + y2.square().sum()) / x.numel()
-        else:
-            loss = network(entry).square().sum() / x.numel()
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            outputs = network(*split(entry)) if isinstance(network, Chain | Checkpoints) else [network(entry)]
+        loss = torch.stack([y.float().square().sum() for y in outputs]).sum() / x.numel()
         loss.backward()
         network.zero_grad(set_to_none=True)
+        if x.is_cuda:
+            torch.cuda.synchronize()
 
     return step
 
 
-def measure(shape: str, batch: int, repeats: int) -> list[dict]:
+def measure(shape: str, options: argparse.Namespace) -> list[dict]:
+    with ExitStack() as stack:
+        return compared(shape, variants(shape, options, stack), options)
+
+
+def variants(shape: str, options: argparse.Namespace, stack: ExitStack) -> dict[str, Callable[[], None]]:
+    """The training steps to compare, each tried once; the stack holds what was compiled."""
     torch.manual_seed(0)
     steps, width = stages(shape)
     images = not shape.startswith("mlp")
-    x = torch.randn(batch, 2 * width, *([32, 32] if images else []))
+    x = torch.randn(options.batch, 2 * width, *([32, 32] if images else []))
     layout = torch.channels_last if images else torch.preserve_format
-    x = x.to(memory_format=layout)
+    x = x.to(options.device, memory_format=layout)
     runs: dict[str, Callable[[], None]] = {}
-    for name, build in VARIANTS.items():
-        run = step_of(build(copy.deepcopy(steps)).to(memory_format=layout), x)
+    for name, build in [*VARIANTS.items(), *((f"{name}, compiled", VARIANTS[name]) for name in COMPILED)]:
+        through = name.endswith(", compiled")
+        if through and not options.compile:
+            continue
         try:
-            run()
+            network = build(copy.deepcopy(steps)).to(options.device, memory_format=layout)
+            if through:
+                stack.enter_context(compiled(network))
+            run = step_of(network, x, options.precision)
+            for _ in range(3 if through else 1):
+                run()
         except (ImportError, RuntimeError) as error:
             print(f"{name} left out: {type(error).__name__}: {error}")
             continue
         runs[name] = run
+    return runs
+
+
+def compared(shape: str, runs: dict[str, Callable[[], None]], options: argparse.Namespace) -> list[dict]:
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
+    for _ in range(options.repeats):
         for name, run in runs.items():
             start = time.perf_counter()
             run()
@@ -192,7 +216,7 @@ def measure(shape: str, batch: int, repeats: int) -> list[dict]:
                 "step_median_s": statistics.median(times[name]),
                 "step_min_s": min(times[name]),
                 "ratio_to_stored": ratio,
-                "peak_bytes": allocated(run)[0],
+                "peak_bytes": allocated(run, options.device)[0],
             }
         )
     return rows
@@ -230,21 +254,27 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--shapes", nargs="+", default=["revnet110", "9x16", "27x16", "9x32", "9x64"])
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default="fp32")
+    parser.add_argument("--compile", action="store_true", help="the same with compile=true, too")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = options.precision == "tf32"
     options.shapes = [each for shape in options.shapes for each in (SMALL if shape == "mlp" else [shape])]
     rows: list[dict] = []
     for shape in options.shapes:
-        found = measure(shape, options.batch, options.repeats)
+        found = measure(shape, options)
         rows += found
-        print(f"\n{shape}, batch {options.batch}, {options.threads} threads, median of {options.repeats}")
+        where = torch.cuda.get_device_name() if options.device.type == "cuda" else f"{options.threads} threads"
+        print(f"\n{shape}, batch {options.batch}, {options.precision}, {where}, median of {options.repeats}")
         print(f"{'variant':<26}{'step (s)':>10}{'/ stored':>10}{'peak (MB)':>12}")
         for row in found:
             figures = f"{row['step_median_s']:>10.3f}{row['ratio_to_stored']:>10.3f}{row['peak_bytes'] / MB:>12.1f}"
             print(f"{row['variant']:<26}{figures}", flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     host = {"torch": torch.__version__, "processor": platform.processor() or platform.machine()}
-    record = {"batch": options.batch, "repeats": options.repeats, "threads": options.threads, **host, "rows": rows}
+    told = {name: str(getattr(options, name)) for name in ("batch", "repeats", "threads", "device", "precision")}
+    record = {**told, **host, "rows": rows}
     (options.out / "bench_engine.json").write_text(json.dumps(record, indent=2))
     plot(rows, options.out / "bench_engine.png")
 

@@ -8,6 +8,7 @@ gpu_check.md to OUT (outputs/gpu_check). Exit status 1 if a verdict is "wrong" o
 """
 
 import argparse
+import gc
 import json
 import platform
 import signal
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ class Row:
 class Training:
     """A training step of a configuration on random images, on the device."""
 
-    def __init__(self, *overrides: str, batch: int = 8) -> None:
+    def __init__(self, *overrides: str, batch: int = 8, size: int = 32) -> None:
         self.cfg = memexp.compose([*IMAGES, f"batch_size={batch}", *overrides])
         torch.manual_seed(0)
         network = build.network(self.cfg).to(DEVICE)
@@ -75,7 +76,7 @@ class Training:
         for chain in backprop.chains(self.network):
             chain.verdicts = self.verdicts  # as the training loop does
         generator = torch.Generator().manual_seed(1)
-        images = torch.randn(batch, 3, 32, 32, generator=generator)
+        images = torch.randn(batch, 3, size, size, generator=generator)
         self.batch = images.to(DEVICE), torch.randint(10, (batch,), generator=generator).to(DEVICE)
 
     def step(self) -> Tensor:
@@ -271,6 +272,7 @@ STRATEGIES: list[tuple[str, list[str]]] = [
     ("reversible", []),
     ("reversible", ["backprop.exact=true"]),
 ]
+TIMED = [STRATEGIES[0], ("light", []), *STRATEGIES[1:]]
 
 
 def launches(small: bool) -> Iterator[Row]:
@@ -331,32 +333,84 @@ def limits(small: bool) -> Iterator[Row]:
 
 
 def times(small: bool) -> Iterator[Row]:
-    """Step times over stored's, of one card in one run."""
+    """Step times over stored's, of one card in one run; and the allocator's peak of a step beside."""
+    cifar = ["model=revnet", "model.depth=110"]
     for batch in (100, 1024):
         for precision in ("fp32", "bf16"):
-            base = 0.0
-            for strategy, extra in STRATEGIES:
-                revnet = ["model=revnet", "model.depth=110", f"backprop={strategy}", *extra, f"precision={precision}"]
-                seconds = Training(*revnet, batch=batch).seconds()
-                base = base or seconds
-                label = f"RevNet-110, batch {batch}, {precision}, {' '.join([strategy, *extra])}"
-                yield Row("times", label, f"{1e3 * seconds:.1f} ms, {seconds / base:.2f} of stored", "", "measured")
-    for strategy, extra in STRATEGIES:
-        training = Training("model=revnet", "model.depth=110", f"backprop={strategy}", *extra, batch=100)
-        with compiled(training.network):
-            seconds = training.seconds()
-        label = f"RevNet-110, batch 100, fp32, {' '.join([strategy, *extra])}, compiled"
-        yield Row("times", label, f"{1e3 * seconds:.1f} ms", "", "measured")
+            yield from _beside(f"RevNet-110, batch {batch}", [*cifar, f"precision={precision}"], batch)
+    yield from _beside("RevNet-110, batch 100, compiled", cifar, 100, through=True)
+
+
+def pixels(small: bool) -> Iterator[Row]:
+    """The same of ImageNet's sizes."""
+    for model, depth in (("resnet", 101), ("revnet", 104)):
+        network = [f"model={model}", f"model.depth={depth}", "dataset=imagenet", "precision=bf16"]
+        for name, batch in (("", 128), (", compiled", 128)):
+            label = f"{model}-{depth} at 224 pixels, batch {batch}{name}"
+            yield from _beside(label, network, batch, through=bool(name), size=224)
+
+
+def _beside(label: str, network: list[str], batch: int, through: bool = False, size: int = 32) -> Iterator[Row]:
+    base = 0.0
+    for strategy, extra in TIMED:
+        overrides = [*network, f"backprop={strategy}", *extra]
+        if strategy not in families.proposed(memexp.compose([*IMAGES, *network]).model, ()):
+            continue
+        training = Training(*overrides, batch=batch, size=size)
+        with compiled(training.network) if through else nullcontext():
+            seconds = training.seconds(12)
+            with peak() as found:
+                training.step()
+        base = base or seconds
+        told = f"{1e3 * seconds:.1f} ms, {seconds / base:.2f} of stored, peak {found[0] / 2**20:.0f} MiB"
+        precision = training.cfg.precision
+        del training  # before the next one takes its memory
+        yield Row("times", f"{label}, {precision}, {' '.join([strategy, *extra])}", told, "", "measured")
 
 
 def peers(small: bool) -> Iterator[Row]:
-    """memcnn and RevTorch beside it: scripts/bench_engine.py, whose own table is the record."""
+    """memcnn, RevTorch and torch's checkpoints beside it: scripts/bench_engine.py, on this card in one process."""
+    for precision in ("fp32", "bf16"):
+        found = _bench("bench_engine", "--shapes", "revnet110", "9x32", "--precision", precision, "--repeats", "11")
+        rows = {(row["shape"], row["variant"]): row for row in found["rows"]}
+        theirs = [name for name in ("memcnn 1.5.2", "RevTorch 0.2.4") if ("9x32", name) in rows]
+        for (shape, name), row in rows.items():
+            others = [rows[shape, other]["step_median_s"] for other in theirs]
+            against = min(others) if name.startswith("reversible") and others else None
+            yield Row(
+                "peers",
+                f"{shape}, batch {found['batch']}, {precision}, {name}",
+                f"{1e3 * row['step_median_s']:.1f} ms, {row['ratio_to_stored']:.2f} of stored, "
+                f"peak {row['peak_bytes'] / 2**20:.0f} MiB",
+                f"at most {1e3 * against:.1f} ms, the faster peer's" if against else "",
+                verdict(row["step_median_s"] <= against) if against else "measured",
+            )
+
+
+def budgets(small: bool) -> Iterator[Row]:
+    """Plans for a budget beside torch.compile's own budgets: scripts/bench_budget.py, on this card in one process."""
+    options = ["--networks", "resnet56:256", "--budgets", "4", "--compiled", "3", "--torch", "0", "0.5", "1"]
+    for label, rows in _bench("bench_budget", *options)["networks"].items():
+        for row in rows:
+            held = row.get("tracked", 0) <= row.get("budget", float("inf"))
+            told = (
+                f"{1e3 * row['seconds']:.1f} ms, {row['over_stored']:.2f} of stored, peak {row['peak'] / 2**20:.0f} MiB"
+            )
+            limit = f"within {row['budget'] / 2**20:.0f} MiB as tracked" if "budget" in row else ""
+            yield Row(
+                "budgets", f"{label}, {row['who']} {row['what']}", told, limit, verdict(held) if limit else "measured"
+            )
+
+
+def _bench(name: str, *options: str) -> dict[str, Any]:
+    """What a benchmark writes down. Raises what it said where it fails."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(Path(__file__).with_name("bench_engine.py")), folder, "--shapes", "9x32"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=90)
-    lines = [line for line in done.stdout.splitlines() if line.strip()]
-    for line in lines[-8:] or done.stderr.splitlines()[-1:]:
-        yield Row("peers", "bench_engine, on the CPU", line.strip()[:100], "", "measured")
+        command = [sys.executable, str(Path(__file__).with_name(f"{name}.py")), folder, "--device", "cuda", *options]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError((done.stderr.strip().splitlines() or ["it said nothing"])[-1])
+        found: dict[str, Any] = json.loads((Path(folder) / f"{name}.json").read_text())
+        return found
 
 
 @dataclass
@@ -367,16 +421,18 @@ class Part:
 
 
 PARTS = {
-    "placement": Part(placement, 90),
-    "memory": Part(memory, 60),
-    "exact": Part(exact, 60),
-    "drift": Part(drift, 20),
-    "resuming": Part(resuming, 40),
+    "placement": Part(placement, 70),
+    "memory": Part(memory, 40),
+    "exact": Part(exact, 50),
+    "drift": Part(drift, 10),
+    "resuming": Part(resuming, 30),
     "waiting": Part(waiting, 20),
-    "launches": Part(launches, 40),
-    "limits": Part(limits, 40, needs_gpu=True),
-    "times": Part(times, 90, needs_gpu=True),
-    "peers": Part(peers, 90, needs_gpu=True),
+    "launches": Part(launches, 20),
+    "limits": Part(limits, 20, needs_gpu=True),
+    "times": Part(times, 80, needs_gpu=True),
+    "pixels": Part(pixels, 70, needs_gpu=True),
+    "peers": Part(peers, 60, needs_gpu=True),
+    "budgets": Part(budgets, 60, needs_gpu=True),
 }
 
 
@@ -390,6 +446,7 @@ def boxed(name: str, part: Part, small: bool) -> Iterator[Row]:
     def over(*_: Any) -> None:
         raise OverTime
 
+    gc.collect()  # no part pays for another's networks
     signal.signal(signal.SIGALRM, over)
     signal.alarm(part.seconds if GPU else 4 * part.seconds)
     try:
