@@ -79,11 +79,13 @@ def _strategy(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
             f"backprop: {backprop!r} is not valid for model={cfg['model']['name']}, whose steps have no such inverse; "
             f"use {' | '.join(allowed)}."
         )
-    if cfg.get("compile") is True and families.of(cfg["model"]).integral:
-        yield (
-            f"compile: true would compile model={cfg['model']['name']} anew in each step, which has sizes of its own; "
-            "use compile=false."
-        )
+    if families.of(cfg["model"]).integral:
+        for key, done in (("compile", "compile"), ("cuda_graph", "record")):
+            if cfg.get(key) is True:
+                yield (
+                    f"{key}: true would {done} model={cfg['model']['name']} anew in each step, which has sizes of its own; "
+                    f"use {key}=false."
+                )
 
 
 def _family(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:

@@ -98,6 +98,7 @@ class Config:
     ema: ShareBelow1
     channels_last: bool
     compile: bool
+    cuda_graph: bool
     sync_batchnorm: bool
     scale: Literal["paper", "laptop"]
     case: dict[str, Any] | None

@@ -12,6 +12,7 @@ from memexp.backprop import apply, chains
 from memexp.backprop.monitor import gradient
 from memexp.memory.fake import emptied, without_data
 from memexp.memory.planner import Plan, Steps, best, measure
+from memexp.memory.scratch import scratch
 from memexp.memory.tracker import Tracker
 from memexp.units import shown_bytes
 
@@ -82,12 +83,19 @@ def fit(
     """
     network = apply(network, "budget", blocks=blocks)
     try:
-        _, times = measure(network, lambda: gradient(network, Example(network, loss_fn, example, None).loss))
+        device = next(network.parameters()).device
+
+        def step() -> None:
+            gradient(network, Example(network, loss_fn, example, None).loss)
+
+        _, times = measure(network, step)
+        beside = scratch(step, device)
         registered = (*network.parameters(), *network.buffers())
         bare = copy.deepcopy(network, {id(t): _bare(t) for t in registered})
         with without_data():
             tensors = tree_map(lambda leaf: _empty(leaf) if isinstance(leaf, Tensor) else leaf, example)
-            plan = best(Steps(Example(emptied(bare), loss_fn, tensors, optimizer)), times, limit, compiled=compiled)
+            steps = Steps(Example(emptied(bare), loss_fn, tensors, optimizer))
+            plan = best(steps, times, limit, compiled=compiled, scratch=beside)
         if plan.peak > plan.budget:
             raise ValueError(
                 f"limit={limit}: the least that a training step of this network takes is {shown_bytes(plan.least)} (stored: "

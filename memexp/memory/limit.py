@@ -92,6 +92,8 @@ def hold(limit: int | None, device: torch.device) -> None:
         raise ConfigError(
             [f"memory.enforce: {device} has {shown_bytes(total)}, less than the limit, {shown_bytes(limit)}."]
         )
+    # what is cut off a block that was freed serves others only where segments grow
+    torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
     torch.cuda.set_per_process_memory_fraction(limit / total, device)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from memexp.backprop.monitor import gradient
 from memexp.edits import Edit
 from memexp.memory.planner import measure, plan, store
+from memexp.memory.scratch import scratch
 from memexp.training.precision import Precision
 from memexp.training.step import Loss
 from memexp.units import shown_bytes
@@ -45,7 +46,7 @@ def set_up(
         gradient(model, loss)
 
     once, times = measure(model, step)
-    chosen = plan(cfg, times, edits, beside)
+    chosen = plan(cfg, times, edits, beside, scratch(step, images.device))
     chosen.apply(model)
     stored, light = sum(map(len, chosen.stored)), sum(map(len, chosen.light))
     seconds = cfg.accumulate * (once - chosen.saved)
@@ -58,13 +59,15 @@ def set_up(
         shown_bytes(chosen.peak),
         seconds,
     )
+    if chosen.scratch:
+        log.info("each of these peaks has %s for kernels' scratch space, as measured here", shown_bytes(chosen.scratch))
     if chosen.least == chosen.most:
         log.warning("warning: no choice takes less than storing every step does; all are stored")
     elif chosen.peak > chosen.budget:
         log.warning("warning: the budget is below the least that this run takes; it is run with the least")
     return {
         "budget": chosen.budget,
-        "predicted": {"peak": chosen.peak, "step_ms": 1e3 * seconds},
+        "predicted": {"peak": chosen.peak, "step_ms": 1e3 * seconds, "scratch": chosen.scratch},
         "least_peak": chosen.least,
         "stored_peak": chosen.most,
         **chosen.steps(),

@@ -39,7 +39,8 @@ TURNS = (False, False, False, True, False, True, True, True)  # each word of thr
 
 @dataclass(frozen=True)
 class Plan:
-    """stored, light: indices of such steps of each Chain. Bytes: budget, predicted peak, least, stored peak. saved: time."""
+    """stored, light: indices of such steps of each Chain. Bytes: budget, predicted peak, least, stored peak, and what of each
+    of these peaks kernels may take beside tensors. saved: time."""
 
     stored: list[frozenset[int]]
     light: list[frozenset[int]]
@@ -48,6 +49,7 @@ class Plan:
     least: int
     most: int
     saved: float
+    scratch: int = 0
 
     def steps(self) -> dict[str, list[list[int]]]:
         """As plain data."""
@@ -64,6 +66,7 @@ class Plan:
         return (
             f"budget {shown_bytes(self.budget)}: {shown_bytes(self.peak)} at the peak (all stored {shown_bytes(self.most)}, "
             f"least {shown_bytes(self.least)}); {stored} steps stored, {light} light, the others recomputed"
+            + (f"; {shown_bytes(self.scratch)} of it for kernels' scratch space" if self.scratch else "")
         )
 
     def apply(self, model: nn.Module) -> None:
@@ -77,27 +80,40 @@ def store(model: nn.Module, stored: Sequence[frozenset[int]], light: Sequence[fr
         module.strategy = Budget(module.strategy.exact, module.strategy.exact_bits, indices, others)
 
 
-def plan(cfg: DictConfig, times: Sequence[float] | None = None, edits: Sequence[Edit] = (), beside: int = 0) -> Plan:
+def plan(
+    cfg: DictConfig,
+    times: Sequence[float] | None = None,
+    edits: Sequence[Edit] = (),
+    beside: int = 0,
+    scratch: int = 0,
+) -> Plan:
     """The best choice for `cfg`, whose backprop is budget; below the least that there is, the fastest of that.
 
     times: seconds of each step's forward, or none: by MACs. beside: bytes on the device that are not the training step's.
+    scratch: bytes that its kernels take beside tensors.
     """
     with without_data():
         steps = Steps(Training(cfg, edits))
         try:
-            found = best(steps, times, cfg.backprop.limit, beside, cfg.compile)
+            found = best(steps, times, cfg.backprop.limit, beside, cfg.compile, scratch)
         except ValueError as error:
             raise ConfigError([f"backprop: {error}"]) from error
     peak = trace(cfg, found.apply, edits).report.peak  # also of the step that makes the state
-    return replace(found, peak=peak)
+    return replace(found, peak=peak + scratch)
 
 
 def best(
-    steps: "Steps", times: Sequence[float] | None, limit: str | float, beside: int = 0, compiled: bool = False
+    steps: "Steps",
+    times: Sequence[float] | None,
+    limit: str | float,
+    beside: int = 0,
+    compiled: bool = False,
+    scratch: int = 0,
 ) -> Plan:
     """The best choice for these steps, followed without data; of equal ones the one that takes least.
 
-    limit: bytes, or a share of what stored takes. compiled: what is cheap is remade within the kernels of backward.
+    limit: bytes, or a share of what stored takes. beside, scratch: as of `plan`. compiled: what is cheap is remade within the
+    kernels of backward.
     """
     count = len(steps.units)
     steps.peak((LEAST,) * count)  # a first step, as the optimizer makes its state in it
@@ -105,16 +121,17 @@ def best(
     nothing, _, everything = (steps.peak((word,) * count) for word in WORDS)
     costs = steps.costs(times, 0.0 if compiled else REMADE)
     share = isinstance(limit, int | float) and 0 <= limit <= 1
-    budget = round(float(limit) * everything) if share else parse_bytes(limit) - beside
+    budget = round(float(limit) * (everything + scratch)) if share else parse_bytes(limit) - beside
+    room = budget - scratch  # for tensors: whichever kernel takes most may run where they take most
     steps.peak(least(costs, max(nothing, everything)))
     lowest = min(steps.seen.values())
-    if budget < everything:  # what is looked at is then in `seen`
-        search(max(budget, lowest), lambda b: choose(costs, b), costs.peak, steps.peak, costs.saved)
+    if room < everything:  # what is looked at is then in `seen`
+        search(max(room, lowest), lambda b: choose(costs, b), costs.peak, steps.peak, costs.saved)
     # where storing everything takes no more than the least, it is stored
-    fitting = [chosen for chosen, peak in steps.seen.items() if peak <= max(budget, lowest)]
+    fitting = [chosen for chosen, peak in steps.seen.items() if peak <= max(room, lowest)]
     chosen = max(fitting, key=lambda c: (costs.saved(c), -steps.seen[c]))
-    peak = steps.seen[chosen]
-    return Plan(*steps.by_chain(chosen), budget, peak, lowest, everything, costs.saved(chosen))
+    peak, lowest, most = (bytes + scratch for bytes in (steps.seen[chosen], lowest, everything))
+    return Plan(*steps.by_chain(chosen), budget, peak, lowest, most, costs.saved(chosen), scratch)
 
 
 class Followed(Protocol):

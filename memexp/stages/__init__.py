@@ -13,7 +13,7 @@ __all__ = ["Run", "carry_out", "foresee"]
 
 def foresee(cfg: DictConfig) -> None:
     """Raises ConfigError for what a stage of `cfg` would refuse whatever weights it is given, before anything is trained."""
-    if cfg.compile:
+    if cfg.compile or cfg.cuda_graph:
         from memexp.stages import train
 
         train.foresee(cfg)

@@ -20,6 +20,7 @@ from memexp.pruning import Masks
 from memexp.stages.handed import Run
 from memexp.training import distribution, recipe, synced, utilisation
 from memexp.training.distribution import World
+from memexp.training.graphed import Graphed
 from memexp.training.loop import Trainer
 from memexp.training.monitor import strategy_monitor
 from memexp.training.profile import Trace
@@ -29,13 +30,21 @@ log = logging.getLogger("memexp")
 
 
 def foresee(cfg: DictConfig) -> None:
-    """Raises ConfigError where the steps are to be compiled, and cannot be."""
-    if not cfg.compile:
+    """Raises ConfigError where the steps are to be compiled or recorded, and cannot be."""
+    if not (cfg.compile or cfg.cuda_graph):
         return
+    world = World.from_environment()
     try:
-        check_compiler(distribution.choose_device(cfg.device, World.from_environment()).type)
+        device = distribution.choose_device(cfg.device, world)
+        if cfg.compile:
+            check_compiler(device.type)
     except ValueError as error:
         raise ConfigError([str(error)]) from error
+    if cfg.cuda_graph and (device.type != "cuda" or world.size > 1):
+        found = f"the device is {device}" if device.type != "cuda" else f"there are {world.size} processes"
+        raise ConfigError(
+            [f"cuda_graph: true needs one process on a GPU of NVIDIA's, and {found}; use cuda_graph=false."]
+        )
 
 
 def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:
@@ -47,6 +56,8 @@ def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:
     run.meter = _meter(run, cfg)
     run.trained = None
     trainer = trainer_for(run, cfg)
+    if cfg.cuda_graph:
+        trainer.recipe.graphed = Graphed(run.network, run.meter.tracked_steps)
     if cfg.backprop.name == "budget":
         run.results["strategy"] = _plan(run, cfg, trainer)
         if run.world.is_main:  # a run that is killed goes on with the same plan

@@ -18,6 +18,7 @@ from memexp import optim
 from memexp.models.vanishing import set_lambda
 from memexp.optim import Lookahead, schedules
 from memexp.training.distillation import Distillation, taught
+from memexp.training.graphed import Graphed
 from memexp.training.precision import Precision
 from memexp.training.step import Batch, Loss, train_step
 
@@ -60,7 +61,7 @@ class Recipe:
 
     factor: (step, total steps) -> what multiplies the learning rate. mix: blends images and labels of a batch. average: of the
     weights, which is then what is evaluated. course: (step, total steps) -> lambda of its vanishing activations, where they
-    move in this training. teacher: whose scores are learnt, too; in eval mode.
+    move in this training. teacher: whose scores are learnt, too; in eval mode. graphed: replays forward and backward.
     """
 
     settings: Settings
@@ -73,6 +74,7 @@ class Recipe:
     average: AveragedModel | None
     course: Callable[[int, int], float] | None = None
     teacher: nn.Module | None = None
+    graphed: Graphed | None = None
 
     def prepared(self, images: Tensor, labels: Tensor) -> Batch:
         """A batch as the step takes it: mixed, and with the teacher's scores of what is then seen."""
@@ -95,7 +97,8 @@ class Recipe:
 
     def step(self, model: nn.Module, batches: Sequence[Batch]) -> Tensor:
         """One optimizer step of `model`, the network as it is called; the mean loss, still on the device."""
-        return train_step(model, self.loss_fn, self.optimizer, batches, self.precision, self.settings.clip_grad)
+        clip_grad = self.settings.clip_grad
+        return train_step(model, self.loss_fn, self.optimizer, batches, self.precision, clip_grad, self.graphed)
 
     @property
     def averages(self) -> bool:

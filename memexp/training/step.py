@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from memexp.optim import kernels
+from memexp.training.graphed import Graphed
 from memexp.training.precision import Precision
 
 Loss = Callable[[Tensor, Any], Tensor]  # of scores and what they are compared with
@@ -27,20 +28,28 @@ def train_step(
     batches: Sequence[Batch],
     precision: Precision,
     clip_grad: float | None = None,
+    graphed: Graphed | None = None,
 ) -> Tensor:
     """Forward and backward over every batch (gradients accumulate), then one step of the optimizer.
 
+    graphed: replays forward and backward, instead of launching them.
+
     Returns the mean loss over the batches, detached, still on the device: reading it is what would wait for it.
     """
+
+    def run(images: Tensor, labels: Any) -> Tensor:
+        with precision.autocast():
+            loss = loss_fn(model(images), labels)
+        if len(batches) > 1:
+            loss = loss / len(batches)
+        precision.scaler.scale(loss).backward()
+        return loss.detach()
+
     total: Tensor | None = None
-    for number, (images, labels) in enumerate(batches, 1):
+    for number, batch in enumerate(batches, 1):
         with _in_one(model, last=number == len(batches)):
-            with precision.autocast():
-                loss = loss_fn(model(images), labels)
-            if len(batches) > 1:
-                loss = loss / len(batches)
-            precision.scaler.scale(loss).backward()
-        total = loss.detach() if total is None else total + loss.detach()
+            loss = run(*batch) if graphed is None else graphed(run, number == 1, *batch)
+        total = loss if total is None else total + loss
     if total is None:
         raise ValueError("train_step was given no batches: one step takes at least one")
     if clip_grad is not None:
