@@ -79,6 +79,11 @@ def _strategy(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
             f"backprop: {backprop!r} is not valid for model={cfg['model']['name']}, whose steps have no such inverse; "
             f"use {' | '.join(allowed)}."
         )
+    if cfg.get("cuda_graph") is True and "memory" in sound and cfg["memory"]["enforce"]:
+        yield (
+            "memory.enforce: true holds what the allocator reserves, and cuda_graph=true reserves what its recording takes "
+            "beside all else; use one of them."
+        )
     if families.of(cfg["model"]).integral:
         for key, done in (("compile", "compile"), ("cuda_graph", "record")):
             if cfg.get(key) is True:

@@ -1,7 +1,7 @@
 """Step time and peak memory of recomputing strategies, and of memcnn and RevTorch, on the same F and G.
 
     python scripts/bench_engine.py OUT [--batch 100] [--repeats 7] [--threads 2] [--shapes revnet110 9x16 mlp10x64 ...]
-                                       [--device cuda] [--precision fp32|tf32|bf16] [--compile]
+                                       [--device cuda] [--precision fp32|tf32|bf16] [--compile] [--graph]
 
 A shape is `revnet110` (9-9-9 units of two streams of 16, 32 and 64 channels, boundaries between), UNITSxWIDTH
 (one stage, two streams of WIDTH channels), on 32x32 images, with branches BN-ReLU-conv3x3-BN-ReLU-conv3x3; or
@@ -10,7 +10,8 @@ Python is a large part. `--shapes mlp` is widths 8, 64, 128 and 256. All variant
 forward, backward and zero_grad; one of each variant in turn, so that other load on the machine meets all alike. Times
 are medians without the first (warm-up) round, on a GPU between two waits for it; ratios are medians of the rounds' ratios.
 Peaks are of what the allocator gives out during a step beyond what was there before, parameters' gradients included.
---compile adds stored and reversible with compile=true, after as many calls as compilation takes.
+--compile adds stored and reversible with compile=true, after as many calls as compilation takes; --graph, on a GPU, ours as a
+CUDA graph, whose peak is that of its recording.
 Prints a table; writes bench_engine.json and bench_engine.png to OUT.
 """
 
@@ -24,6 +25,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as functional
@@ -33,6 +35,7 @@ from torch.utils.checkpoint import checkpoint
 from memexp.backprop import AdditiveCoupling, Chain, join, split
 from memexp.backprop.compiled import compiled
 from memexp.memory.allocator import allocated
+from memexp.training.graphed import cuda_graph
 
 MB = 1e6
 SMALL = ["mlp10x8", "mlp10x64", "mlp10x128", "mlp10x256"]
@@ -148,32 +151,50 @@ VARIANTS: dict[str, Callable[[list[AdditiveCoupling]], nn.Module]] = {
 
 
 COMPILED = ["stored", "reversible", "reversible exact"]
+GRAPHED = ["stored", "light", "checkpointed every 1", "reversible", "reversible exact"]
 
 
-def step_of(network: nn.Module, x: Tensor, precision: str) -> Callable[[], None]:
-    """One training step; the two-stream engine and the one-tensor libraries get the same tensor and loss."""
+def pass_of(network: nn.Module, x: Tensor, precision: str) -> Callable[[], Tensor]:
+    """Forward and backward; the two-stream engine and the one-tensor libraries get the same tensor and loss."""
 
-    def step() -> None:
+    def run() -> Tensor:
         entry = x.clone(memory_format=torch.preserve_format).requires_grad_()  # memcnn frees what it is given
         entry = entry * 1.0
         with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
             outputs = network(*split(entry)) if isinstance(network, Chain | Checkpoints) else [network(entry)]
         loss = torch.stack([y.float().square().sum() for y in outputs]).sum() / x.numel()
         loss.backward()
+        return loss.detach()
+
+    return run
+
+
+def step_of(network: nn.Module, x: Tensor, run: Callable[[], object]) -> Callable[[], None]:
+    """A training step; on a GPU what the engine has to say is read at its end, as training does."""
+    verdicts: list[Callable[[], None]] = []
+    if isinstance(network, Chain) and x.is_cuda:
+        network.verdicts = verdicts
+
+    def step() -> None:
+        run()
         network.zero_grad(set_to_none=True)
         if x.is_cuda:
             torch.cuda.synchronize()
+        while verdicts:
+            verdicts.pop(0)()
 
     return step
 
 
 def measure(shape: str, options: argparse.Namespace) -> list[dict]:
     with ExitStack() as stack:
-        return compared(shape, variants(shape, options, stack), options)
+        return compared(shape, *variants(shape, options, stack), options)
 
 
-def variants(shape: str, options: argparse.Namespace, stack: ExitStack) -> dict[str, Callable[[], None]]:
-    """The training steps to compare, each tried once; the stack holds what was compiled."""
+def variants(
+    shape: str, options: argparse.Namespace, stack: ExitStack
+) -> tuple[dict[str, Callable[[], None]], dict[str, int]]:
+    """The training steps to compare, each tried once, and their peaks; the stack holds what was compiled."""
     torch.manual_seed(0)
     steps, width = stages(shape)
     images = not shape.startswith("mlp")
@@ -181,25 +202,35 @@ def variants(shape: str, options: argparse.Namespace, stack: ExitStack) -> dict[
     layout = torch.channels_last if images else torch.preserve_format
     x = x.to(options.device, memory_format=layout)
     runs: dict[str, Callable[[], None]] = {}
-    for name, build in [*VARIANTS.items(), *((f"{name}, compiled", VARIANTS[name]) for name in COMPILED)]:
-        through = name.endswith(", compiled")
-        if through and not options.compile:
-            continue
+    peaks: dict[str, int] = {}
+    every = [(name, "") for name in VARIANTS]
+    every += [(name, ", compiled") for name in COMPILED if options.compile]
+    every += [(name, ", cuda_graph") for name in GRAPHED if options.graph]
+    for kind, how in every:
+        name = kind + how
         try:
-            network = build(copy.deepcopy(steps)).to(options.device, memory_format=layout)
-            if through:
+            network = VARIANTS[kind](copy.deepcopy(steps)).to(options.device, memory_format=layout)
+            if how == ", compiled":
                 stack.enter_context(compiled(network))
-            run = step_of(network, x, options.precision)
-            for _ in range(3 if through else 1):
-                run()
+            run = pass_of(network, x, options.precision)
+            step = step_of(network, x, run)
+            for _ in range(3 if how else 1):
+                step()
+            peaks[name] = allocated(step, options.device)[0]
+            if how == ", cuda_graph":
+                found: list[Any] = []
+                peaks[name] = allocated(lambda f=found, r=run: f.append(cuda_graph(r, None)), options.device)[0]
+                step = step_of(network, x, found[0][0].replay)
         except (ImportError, RuntimeError) as error:
             print(f"{name} left out: {type(error).__name__}: {error}")
             continue
-        runs[name] = run
-    return runs
+        runs[name] = step
+    return runs, peaks
 
 
-def compared(shape: str, runs: dict[str, Callable[[], None]], options: argparse.Namespace) -> list[dict]:
+def compared(
+    shape: str, runs: dict[str, Callable[[], None]], peaks: dict[str, int], options: argparse.Namespace
+) -> list[dict]:
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(options.repeats):
         for name, run in runs.items():
@@ -207,7 +238,7 @@ def compared(shape: str, runs: dict[str, Callable[[], None]], options: argparse.
             run()
             times[name].append(time.perf_counter() - start)
     rows = []
-    for name, run in runs.items():
+    for name in runs:
         ratio = statistics.median(t / s for t, s in zip(times[name], times["stored"], strict=True))
         rows.append(
             {
@@ -216,7 +247,7 @@ def compared(shape: str, runs: dict[str, Callable[[], None]], options: argparse.
                 "step_median_s": statistics.median(times[name]),
                 "step_min_s": min(times[name]),
                 "ratio_to_stored": ratio,
-                "peak_bytes": allocated(run, options.device)[0],
+                "peak_bytes": peaks[name],
             }
         )
     return rows
@@ -257,6 +288,7 @@ def main() -> None:
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default="fp32")
     parser.add_argument("--compile", action="store_true", help="the same with compile=true, too")
+    parser.add_argument("--graph", action="store_true", help="the same as a CUDA graph, too; on a GPU")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = options.precision == "tf32"

@@ -183,6 +183,7 @@ def test_a_step_that_cannot_be_recorded_is_refused_with_the_reason():
     [
         (["device=cpu"], "needs one process on a GPU of NVIDIA's, and the device is cpu"),
         (["model=inn", "model.base=resnet8"], "would record model=inn anew in each step"),
+        (["memory.enforce=true", "memory.limit=1GB"], "memory.enforce: true holds what the allocator reserves"),
     ],
 )
 def test_what_cannot_be_recorded_anywhere_is_foreseen(overrides, said):
