@@ -79,7 +79,8 @@ def _strategy(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
             f"backprop: {backprop!r} is not valid for model={cfg['model']['name']}, whose steps have no such inverse; "
             f"use {' | '.join(allowed)}."
         )
-    if cfg.get("cuda_graph") is True and "memory" in sound and cfg["memory"]["enforce"]:
+    memory = cfg.get("memory")
+    if cfg.get("cuda_graph") is True and isinstance(memory, Mapping) and memory.get("enforce") is True:
         yield (
             "memory.enforce: true holds what the allocator reserves, and cuda_graph=true reserves what its recording takes "
             "beside all else; use one of them."
