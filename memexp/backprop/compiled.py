@@ -148,7 +148,7 @@ def _parts(found: list[Chain]) -> dict[nn.Module, Any]:
             keep, rounding = plan[index], chain.strategy.rounding
             alone = index + 1 == len(steps) or plan[index + 1] != "continued"
             possible = keep == "light" or (keep == "checkpointed" and alone and not rounding)
-            remakes = possible and is_quiet(survey([step]), [step])
+            remakes = possible and is_quiet(list(survey([step])), [step])
             if remakes:
                 chain.remade.add((index, keep))
             elif keep == "light":  # what the engine follows must not be compiled

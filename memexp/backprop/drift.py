@@ -55,8 +55,5 @@ class Drift:
 
 
 def _middle(x: Tensor) -> Tensor:
-    x = x.detach()
-    for dimension, size in enumerate(x.shape):
-        start = max(0, (size - WIDTH) // 2)
-        x = x.narrow(dimension, start, min(size, WIDTH))
-    return x
+    starts = [max(0, (size - WIDTH) // 2) for size in x.shape]
+    return x.detach()[tuple([slice(start, start + WIDTH) for start in starts])]

@@ -35,28 +35,35 @@ def is_quiet(modules: Sequence[nn.Module], steps: Sequence[nn.Module]) -> bool:
     A class says so of itself, but not of what it holds, by `quiet = True`. The engine's own steps do not, either; a branch that
     has some is another matter, as they would take it for theirs.
     """
-    homes = {kind: _home(kind) for kind in set(map(type, modules))}
-    if not all(homes.values()):
+    kinds = set(map(type, modules))
+    if not all(map(_home, kinds)):
         return False
     # hooks, and a forward put in place of the class's own, are anybody's
     if any([m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in modules]):
         return False
-    own = [module for module in modules if homes[type(module)] == "step"]
-    return len(own) <= len(steps) and set(own) <= set(steps)
+    of_engine = {kind for kind in kinds if _home(kind) == "step"}
+    own = {module for module in modules if type(module) in of_engine}
+    return len(own) <= len(steps) and own <= set(steps)
 
 
-def survey(steps: Iterable[nn.Module]) -> list[nn.Module]:
-    """All modules of the steps, as `modules()` gives them, without the names."""
-    found: dict[nn.Module, None] = {}
+def survey(steps: Iterable[nn.Module]) -> dict[nn.Module, slice | None]:
+    """All modules of the steps, in the order of `modules()`; with each where in that order all that it holds stands, itself
+    first, or None where some of it stands elsewhere, too.
+    """
+    found: dict[nn.Module, slice | None] = {}
     for step in steps:
-        _collect(step, found)
-    return list(found)
+        if step not in found:
+            _collect(step, found)
+    return found
 
 
-def _collect(part: nn.Module, found: dict[nn.Module, None]) -> None:
-    if part in found:
-        return
+def _collect(part: nn.Module, found: dict[nn.Module, slice | None]) -> bool:
+    start, whole = len(found), True
     found[part] = None
-    for child in part._modules.values():
-        if child is not None:
-            _collect(child, found)
+    if part._modules:
+        for child in part._modules.values():
+            if child is not None and (child in found or not _collect(child, found)):
+                whole = False
+    if whole:
+        found[part] = slice(start, len(found))
+    return whole

@@ -159,12 +159,13 @@ class Record:
     def __init__(self, steps: Iterable[nn.Module], surroundings: Surroundings) -> None:
         self.surroundings = surroundings
         steps = tuple(steps)
-        modules = survey(steps)
-        self.modules = modules
+        self._places = survey(steps)
+        self.modules = modules = list(self._places)
         self.modes = [module.training for module in modules]
         self.quiet = is_quiet(modules, steps)
         self.compiled = any([module._compiled_call_impl is not None for module in modules])
-        self._normalise = [m for m in modules if m._buffers and m.training and isinstance(m, _NormBase)]
+        buffered = [m for m in modules if m._buffers]
+        self._normalise = [m for m in buffered if m.training and isinstance(m, _NormBase)]
         self._held = [(module, dict(module._parameters)) for module in modules if module._parameters]
         self._ids = [id(p) for _, held in self._held for p in held.values()]
         self.parameters = [p for _, held in self._held for p in held.values() if p is not None]
@@ -173,7 +174,7 @@ class Record:
             return
         self._versions = [p._version for p in self.parameters]
         self._memory = [p.untyped_storage()._cdata for p in self.parameters]
-        self._buffered = [m for m in modules if m._buffers and not isinstance(m, _NormBase)]
+        self._buffered = [m for m in buffered if not isinstance(m, _NormBase)]
         self._states: list[tuple[str, list[Tensor]]] = []
         self._random: dict[str, list[Tensor]] = {}
         self._buffers: dict[str, list[tuple[nn.Module, str, Tensor]]] = {}
@@ -188,6 +189,11 @@ class Record:
         for (key, state), following in zip(states, seen[1:], strict=True):
             if not all(map(torch.equal, state, following)):
                 self._random[key] = state
+
+    def parts(self, module: nn.Module) -> Iterable[nn.Module]:
+        """A module of the steps, and all that it holds."""
+        place = self._places.get(module)
+        return survey((module,)) if place is None else self.modules[place]
 
     def repeatable(self, key: str) -> bool:
         """Whether the branch gives the same value for the same input wherever it is evaluated: no random numbers."""

@@ -21,7 +21,7 @@ def run(index: int, step: nn.Module, streams: Streams, frame: Frame | None, cont
         StepError: the step changed a stream in place, gave something else than tensors, has a hook that changes streams
             though it is undone without being called, or what it raised itself.
     """
-    versions = [None if x.is_inference() else x._version for x in streams]
+    versions = [x._version for x in streams if not x.is_inference()]
     own = taken(step, context) if context else {}
     token = current.set(frame)
     try:
@@ -40,7 +40,7 @@ def run(index: int, step: nn.Module, streams: Streams, frame: Frame | None, cont
     finally:
         current.reset(token)
     outputs = _tensors(index, step, found)
-    if any(version is not None and x._version != version for x, version in zip(streams, versions, strict=True)):
+    if versions != [x._version for x in streams if not x.is_inference()]:
         raise StepError(
             f"{describe(index, step)} changes a stream in place; streams belong to the Chain and its caller: "
             "use an operation that is not in place, e.g. nn.ReLU(inplace=False)"
@@ -61,7 +61,7 @@ def run_all(steps: dict[int, nn.Module], streams: Streams, frame: Frame | None, 
 
 def _tensors(index: int, step: nn.Module, found: Any) -> Streams:
     outputs = (found,) if isinstance(found, Tensor) else found
-    if not isinstance(outputs, tuple | list) or not all(isinstance(y, Tensor) for y in outputs):
+    if not isinstance(outputs, tuple | list) or not all([isinstance(y, Tensor) for y in outputs]):
         raise StepError(
             f"{describe(index, step)} gives a {type(found).__name__}: a step gives a tensor or a tuple of them"
         )

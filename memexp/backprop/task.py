@@ -1,19 +1,18 @@
 """What an undone step is asked in backward, and the part of the answer that is the same for every kind of step."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import _engine_run_backward
+from torch.autograd import Variable
 from torch.nn.modules import module as hooks
 
 from memexp.backprop.context import Context, taken
 from memexp.backprop.errors import StepError, describe
 from memexp.backprop.graph import Known, leaves
-from memexp.backprop.quiet import survey
 from memexp.backprop.replay import Frame, current, evaluate
 from memexp.backprop.step import Step
 
@@ -74,7 +73,7 @@ class Task:
         frame = current.get()
         graph = need or (frame is not None and frame.one_graph)
         if frame is not None and frame.record is not None and frame.record.quiet and not self.context:
-            return self._layers(module, x, grad, direct, need, graph)
+            return self._layers(frame.record.parts(module), module, x, grad, direct, need, graph)
         with torch.enable_grad():
             leaf = x.detach().requires_grad_() if graph else x.detach()
             z = evaluate(key, module, leaf, **self.given(module))
@@ -84,9 +83,19 @@ class Task:
         return z.detach(), dx + direct
 
     def _layers(
-        self, module: nn.Module, x: Tensor, grad: Tensor, direct: Tensor | None, need: bool, graph: bool
+        self,
+        parts: Iterable[nn.Module],
+        module: nn.Module,
+        x: Tensor,
+        grad: Tensor,
+        direct: Tensor | None,
+        need: bool,
+        graph: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """`branch` of layers of torch's: they read nothing but their parameters, which need not be looked for in the graph."""
+        """`branch` of layers of torch's: they read nothing but their parameters, which need not be looked for in the graph.
+
+        parts: the module and all that it holds.
+        """
         with torch.enable_grad():
             leaf = x.detach().requires_grad_() if graph else x.detach()
             z = module(leaf)
@@ -94,7 +103,7 @@ class Task:
         unwanted = self.known.unwanted
         wanted = {
             id(p): p
-            for part in survey((module,))
+            for part in parts
             for p in part._parameters.values()
             if p is not None and p.requires_grad and id(p) not in unwanted
         }
@@ -103,11 +112,7 @@ class Task:
         targets = (leaf, *wanted.values()) if need else tuple(wanted.values())
         found = differentiate((z,), (grad if grad.dtype is z.dtype else grad.to(z.dtype),), targets)
         dx = found[0] if need else None
-        sums = self.parameter_grads
-        for key, own in zip(wanted, found[1:] if need else found, strict=True):
-            if own is not None:
-                before = sums.get(key)
-                sums[key] = own if before is None else before + own
+        self._sum({key: own for key, own in zip(wanted, found[1:] if need else found, strict=True) if own is not None})
         return value, direct if dx is None else dx if direct is None else dx + direct
 
     def pull(self, outputs: Sequence[Tensor], grads: Grads, inputs: Streams) -> Grads:
@@ -117,10 +122,18 @@ class Task:
         of_inputs = tuple(found.pop(id(x), None) for x in inputs)
         if read:
             self.add({name: found.pop(id(x)) for name, x in read.items() if id(x) in found})
-        for key, grad in found.items():
-            before = self.parameter_grads.get(key)
-            self.parameter_grads[key] = grad if before is None else before + grad
+        self._sum(found)
         return of_inputs
+
+    def _sum(self, found: dict[int, Tensor]) -> None:
+        """Gradients of parameters, by id."""
+        sums = self.parameter_grads
+        if sums.keys().isdisjoint(found):
+            sums.update(found)
+            return
+        for key, grad in found.items():
+            before = sums.get(key)
+            sums[key] = grad if before is None else before + grad
 
     def add(self, context_grads: dict[str, Tensor]) -> None:
         """Gradients of keywords."""
@@ -160,13 +173,13 @@ def pull_back(outputs: Sequence[Tensor], grads: Grads, inputs: Streams, known: K
 
 
 def differentiate(values: Streams, grads: Streams, targets: Streams) -> Grads:
-    """torch.autograd.grad without its checks of shapes, which take as long as a small layer."""
+    """torch.autograd.grad without what it does before and after, which takes as long as a small layer."""
     # a tensor hook of the user's on a parameter is to see the gradient once: when it leaves the engine
     attached = [(p, dict(p._backward_hooks)) for p in targets if p._backward_hooks]
     for p, _ in attached:
         p._backward_hooks.clear()  # type: ignore[union-attr]
     try:
-        found: Grads = _engine_run_backward(
+        found: Grads = Variable._execution_engine.run_backward(
             values, grads, False, False, targets, allow_unreachable=True, accumulate_grad=False
         )
     finally:
