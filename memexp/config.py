@@ -1,8 +1,8 @@
 """Composes the configuration of a run and checks all of it. Nothing here imports torch.
 
-`compose` turns overrides into a configuration; `validate` finds every problem in one; `check_command_line` finds every
-problem in what a person typed. All problems come in one `ConfigError`, each with the key, its value, what is allowed and,
-for a misspelling, the nearest name.
+`compose` turns overrides into a configuration; `validate` finds every problem in one; `first_valid` looks at the jobs of a
+sweep. All problems come in one `ConfigError`, each with the key, its value, what is allowed and, for a misspelling, the nearest
+name.
 """
 
 import hashlib
@@ -100,25 +100,32 @@ def validate(cfg: DictConfig) -> None:
         raise ConfigError(problems)
 
 
-def check_command_line(
-    overrides: Sequence[str],
-    config_name: str = CONFIG_NAME,
-    config_dirs: Sequence[str | Path] = (),
-    multirun: bool = False,
+def first_valid(
+    planned: Iterable[Sequence[str]], config_name: str = CONFIG_NAME, config_dirs: Sequence[str | Path] = ()
 ) -> DictConfig:
-    """Raises ConfigError with every problem of a command line before any run starts; the configuration of the first run.
+    """The configuration of the first of a sweep's jobs that has a valid one. Raises ConfigError with every problem of all.
 
-    A sweep passes when any of its jobs is valid: the invalid ones are recorded as failed, the others go on.
+    Where any of them is valid, the invalid ones are recorded as failed, and the others go on.
     """
-    if not multirun:
-        return compose(overrides, config_name, config_dirs)
     problems: list[str] = []
-    for job in jobs(overrides, config_dirs):
+    for job in planned:
         try:
             return compose(job, config_name, config_dirs)
         except ConfigError as error:
             problems += error.problems
     raise ConfigError(problems)
+
+
+def sweeper_of(overrides: Sequence[str], config_name: str, config_dirs: Sequence[str | Path]) -> dict[str, Any]:
+    """The settings of `hydra.sweeper`; none where they cannot be composed, of which `compose` tells."""
+    with _hydra(config_dirs):
+        try:
+            settings = hydra_compose(config_name, list(overrides), return_hydra_config=True).hydra.sweeper
+            found = OmegaConf.to_container(settings, resolve=True)
+        except REFUSED:
+            return {}
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
 
 
 def config_hash(cfg: DictConfig) -> str:

@@ -15,7 +15,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from memexp import config, jobs, launcher
+from memexp import config, jobs, launcher, sweeper
 from memexp.config import CONFIG_NAME
 from memexp.paths import CONF, from_here
 from memexp.record import RunDirectoryError
@@ -37,7 +37,10 @@ def train(arguments: list[str], hydra_only: bool) -> int:
                 OmegaConf.to_yaml(config.compose(options.overrides, name, directories), resolve=options.resolve), end=""
             )
             return 0
-        cfg = config.check_command_line(options.overrides, name, directories, multirun)
+        if multirun:
+            cfg = config.first_valid(sweeper.planned(options.overrides, name, directories), name, directories)
+        else:
+            cfg = config.compose(options.overrides, name, directories)
         if not multirun and "hydra.mode=RUN" not in options.overrides:  # a sweep's job has a record of what is refused
             from memexp import stages
 

@@ -1,7 +1,8 @@
 """Hydra's basic sweep, every combination of what is swept, for each of a list of cases that have little else in common."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -12,8 +13,11 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from memexp import config
 from memexp.config import ConfigError, values_of
 from memexp.launcher import Sweeps, make_folder
+
+TARGET = "hydra_plugins.memexp_sweeper.CasesSweeper"  # where Hydra finds it
 
 
 class CasesSweeper(Sweeper):
@@ -99,6 +103,20 @@ class CasesSweeper(Sweeper):
         ]
         found = [(*case, *job) for job in itertools.product(*choices.values()) for case in cases]
         return [list(job) for job in dict.fromkeys(found)]
+
+
+def planned(overrides: Sequence[str], config_name: str, config_dirs: Sequence[str | Path]) -> Iterator[list[str]]:
+    """The overrides of each job of a sweep, those of an experiment's own cases and keys among them.
+
+    For a sweeper that is not this one, an interval stands there with its ends.
+    """
+    for typed in config.jobs(overrides, config_dirs):
+        settings = config.sweeper_of(typed, config_name, config_dirs)
+        if settings.pop("_target_", None) != TARGET:
+            yield typed
+            continue
+        own = [f"{key}={choices}" for key, choices in (settings.get("params") or {}).items()]
+        yield from CasesSweeper(**settings).jobs(OverridesParser.create().parse_overrides([*own, *typed]))
 
 
 def _named(arm: str) -> str:

@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from memexp import contradictions
-from memexp.config import ConfigError, check_command_line, compose, config_hash
+from memexp.config import ConfigError, compose, config_hash, first_valid, jobs
 
 
 def problems(*overrides: str, **more: object) -> list[str]:
@@ -129,11 +129,11 @@ def test_a_missing_directory_of_configs_is_named():
 
 
 def test_a_sweep_passes_while_one_job_is_valid():
-    check_command_line(["epochs=0,1"], multirun=True)
+    assert first_valid(jobs(["epochs=0,1"])).epochs == 1
     with pytest.raises(ConfigError):
-        check_command_line(["epochs=0,-1"], multirun=True)
+        first_valid(jobs(["epochs=0,-1"]))
     with pytest.raises(ConfigError):
-        check_command_line(["epochs=0,1"], multirun=False)
+        compose(["epochs=0,1"])
 
 
 def test_the_hash_follows_values_not_spelling():

@@ -10,9 +10,10 @@ from omegaconf import OmegaConf
 
 import memexp
 from memexp.cli import main
+from memexp.config import first_valid
 from memexp.paths import CONF
 from memexp.report.experiments import listing
-from memexp.sweeper import CasesSweeper
+from memexp.sweeper import CasesSweeper, planned
 
 EXPERIMENTS = listing(CONF)
 
@@ -43,6 +44,13 @@ def test_the_jobs_of_the_sweep_are_valid(identifier, scale, tmp_path, monkeypatc
                 (tmp_path / start / "results.json").write_text("{}")
         cfg = memexp.compose([*overrides, *job])
         assert cfg.case.id == cfg.name == identifier
+
+
+@pytest.mark.parametrize("identifier", [name for name, _ in EXPERIMENTS])
+def test_its_command_is_not_refused(identifier):
+    """What a sweep begins with is a job of the sweep: the experiment's own settings alone need not be a run."""
+    overrides = [f"experiment={identifier}", "scale=laptop"]
+    assert first_valid(planned(overrides, "config", ())).name == identifier
 
 
 @pytest.mark.parametrize(("identifier", "line"), EXPERIMENTS)
