@@ -22,7 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import torch
 from gpu_parts import drift, exact, launches, limits, memory, placement, resuming, waiting
-from gpu_times import budgets, peers, pixels, times
+from gpu_times import budgets, peers, pixels, through_a_compiler, times
 from gpu_training import GPU, Row
 
 
@@ -42,10 +42,11 @@ PARTS = {
     "waiting": Part(waiting, 20),
     "launches": Part(launches, 20),
     "limits": Part(limits, 20, needs_gpu=True),
-    "times": Part(times, 80, needs_gpu=True),
-    "pixels": Part(pixels, 70, needs_gpu=True),
+    "times": Part(times, 70, needs_gpu=True),
+    "pixels": Part(pixels, 40, needs_gpu=True),
     "peers": Part(peers, 60, needs_gpu=True),
-    "budgets": Part(budgets, 60, needs_gpu=True),
+    "compiled": Part(through_a_compiler, 60, needs_gpu=True),
+    "budgets": Part(budgets, 50, needs_gpu=True),
 }
 
 
@@ -100,24 +101,28 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.parts.split(",") if name not in PARTS]:
         parser.error(f"--parts: {', '.join(unknown)} is not one of {', '.join(PARTS)}")
-    about, rows = machine(), []
+    about, rows = machine(), list[Row]()
+    options.out.mkdir(parents=True, exist_ok=True)
     print(", ".join(f"{key} {value}" for key, value in about.items() if value))
     for name in options.parts.split(","):
         part = PARTS[name]
         if part.needs_gpu and not GPU:
             rows.append(Row(name, "all of it", "needs a GPU", "", "measured"))
+            write(about, rows, options.out)
             continue
         for row in boxed(name, part, options.small):
             rows.append(row)
             print(f"{row.part:10} {row.what:55} {row.measured:50} {row.expected:28} {row.verdict}", flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
+        write(about, rows, options.out)
+    return int(any(row.verdict in ("wrong", "failed") for row in rows))
+
+
+def write(about: dict[str, str | None], rows: list[Row], out: Path) -> None:
+    """What there is so far."""
     table = ["| part | what | measured | expected | verdict |", "|---|---|---|---|---|"]
     table += [f"| {row.part} | {row.what} | {row.measured} | {row.expected} | {row.verdict} |" for row in rows]
-    (options.out / "gpu_check.json").write_text(
-        json.dumps({"machine": about, "rows": list(map(asdict, rows))}, indent=1)
-    )
-    (options.out / "gpu_check.md").write_text("\n".join(table) + "\n")
-    return int(any(row.verdict in ("wrong", "failed") for row in rows))
+    (out / "gpu_check.json").write_text(json.dumps({"machine": about, "rows": list(map(asdict, rows))}, indent=1))
+    (out / "gpu_check.md").write_text("\n".join(table) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,24 +19,32 @@ from memexp.models import families
 
 def times(small: bool) -> Iterator[Row]:
     """Step times over stored's, of one card in one run; and the allocator's peak of a step beside."""
-    cifar = ["model=revnet", "model.depth=110"]
-    for batch, graph in ((100, True), (1024, True), (100, False)):
-        for precision in ("fp32", "bf16"):
-            network = [*cifar, f"precision={precision}"]
-            yield from _beside(f"RevNet-110, batch {batch}, {precision}", network, batch, graph=graph)
-    yield from _beside("RevNet-110, batch 100, bf16", [*cifar, "precision=bf16"], 100, through=True, graph=True)
+    for batch, precision, graph in (
+        (100, "fp32", False),
+        (100, "fp32", True),
+        (100, "bf16", True),
+        (1024, "bf16", True),
+    ):
+        network = ["model=revnet", "model.depth=110", f"precision={precision}"]
+        yield from _beside("times", f"RevNet-110, batch {batch}, {precision}", network, batch, graph=graph)
+
+
+def through_a_compiler(small: bool) -> Iterator[Row]:
+    """The same with compile=true."""
+    network = ["model=revnet", "model.depth=38", "precision=bf16"]
+    for through in (False, True):
+        yield from _beside("compiled", "RevNet-38, batch 100, bf16", network, 100, through=through, graph=True)
 
 
 def pixels(small: bool) -> Iterator[Row]:
     """The same of ImageNet's sizes."""
     for model, depth in (("resnet", 101), ("revnet", 104)):
         network = [f"model={model}", f"model.depth={depth}", "dataset=imagenet", "precision=bf16"]
-        for graph in (False, True):
-            yield from _beside(f"{model}-{depth} at 224 pixels, batch 128, bf16", network, 128, size=224, graph=graph)
+        yield from _beside("pixels", f"{model}-{depth} at 224 pixels, batch 128, bf16", network, 128, size=224)
 
 
 def _beside(
-    label: str, network: list[str], batch: int, through: bool = False, size: int = 32, graph: bool = False
+    part: str, label: str, network: list[str], batch: int, through: bool = False, size: int = 32, graph: bool = False
 ) -> Iterator[Row]:
     label += ", compiled" * through + ", cuda_graph" * graph
     base = 0.0
@@ -50,17 +58,17 @@ def _beside(
             compiled(training.network) if through else nullcontext(),
             peak() as found,
         ):  # a recording takes its memory once
-            seconds = training.seconds(12)
+            seconds = training.seconds(10)
         base = base or seconds
         told = f"{1e3 * seconds:.1f} ms, {seconds / base:.2f} of stored, peak {found[0] / 2**20:.0f} MiB"
         del training  # before the next one takes its memory
-        yield Row("times", f"{label}, {' '.join([strategy, *extra])}", told, "", "measured")
+        yield Row(part, f"{label}, {' '.join([strategy, *extra])}", told, "", "measured")
 
 
 def peers(small: bool) -> Iterator[Row]:
     """memcnn, RevTorch and torch's checkpoints beside it: scripts/bench_engine.py, on this card in one process."""
     for precision in ("fp32", "bf16"):
-        options = ["--shapes", "revnet110", "9x32", "--precision", precision, "--repeats", "11", "--graph"]
+        options = ["--shapes", "revnet110", "9x32", "--precision", precision, "--repeats", "9", "--graph"]
         rows = {(row["shape"], row["variant"]): row for row in _bench("bench_engine", *options)["rows"]}
         for (shape, name), row in rows.items():
             others = [rows[shape, other] for other in ("memcnn 1.5.2", "RevTorch 0.2.4") if (shape, other) in rows]
