@@ -168,6 +168,17 @@ def _partition(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
         yield "tune.scratch: true draws new weights, and partition trains the nodes of those that there are; set false."
 
 
+def _start(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
+    if "model" not in sound or cfg.get("init_from") is None:
+        return
+    for key in ("init_from", "weights"):
+        if (given := cfg["model"].get(key)) is not None and isinstance(given, str):
+            yield (
+                f"model.{key}: {given!r} would not be read, as this run starts from the network of init_from={cfg['init_from']}; "
+                "set one of them."
+            )
+
+
 def _prune(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
     prune = cfg.get("prune")
     if "prune" not in sound or prune is None:
@@ -236,6 +247,7 @@ def _deploy(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
 RULES = (
     _memory,
     _discretise,
+    _start,
     _prune,
     _partition,
     _deploy,

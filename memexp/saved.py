@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from memexp import recorded
 from memexp.config import ConfigError
 from memexp.record import RunDirectory, read_json, writing
+from memexp.sequence import keys, stage_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -207,10 +208,11 @@ class _ReadOnly(RunDirectory):
 def _made_longer(before: DictConfig, after: DictConfig) -> set[str]:
     """The stages that are made longer. Raises ConfigError for any other change that would make it another run."""
     problems: list[str] = []
-    longer: set[str] = set()
+    trained = set(map(stage_of, keys(after)))
+    more: dict[str, str] = {}
     for key, old, new in _differences(before, after):
         if key in LONGER and (new is None or (old is not None and new >= old)):
-            longer.add(LONGER[key])
+            more[key] = LONGER[key]
         elif key in LONGER:
             problems.append(f"{key}: {new!r} is less than the {old!r} of this run; it can only be made longer.")
         elif not any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE):
@@ -218,6 +220,9 @@ def _made_longer(before: DictConfig, after: DictConfig) -> set[str]:
                 f"{key}: the run has {old!r}, and {new!r} would make it another run; start a new one, from these weights with "
                 "init_from=RUN."
             )
+    longer = trained & set(more.values())  # tune.epochs follows epochs, whether or not there is a stage tune
+    if more and not longer:
+        problems.append(f"{', '.join(more)}: no stage of this run is made longer by it; its stages: {', '.join(keys(after))}.")
     if problems:
         raise ConfigError(problems)
     return longer
