@@ -29,9 +29,9 @@ def __getattr__(name: str) -> Any:
     if name in ("bench", "report", "run"):
         return importlib.import_module(f"memexp.{name}")
     if name == "__version__":
-        from importlib.metadata import version
+        from memexp.version import version
 
-        return version("memexp")
+        return version()
     raise AttributeError(f"module 'memexp' has no attribute {name!r}; there are {', '.join(__all__)}")
 
 

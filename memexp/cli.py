@@ -43,9 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_overview())
         return 0 if arguments else 2
     if arguments[0] == "--version":
-        import importlib.metadata
+        from memexp.version import version
 
-        print(f"memexp {importlib.metadata.version('memexp')}")
+        print(f"memexp {version()}")
         return 0
     command, rest = arguments[0], arguments[1:]
     if command in ("-sc", "--shell-completion"):

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from memexp.units import shown_figure
+from memexp.version import version
 from memexp.visible import visible
 
 SCHEMA = 2
@@ -224,7 +225,10 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": _processor(),
         "cpu_count": os.cpu_count(),
-        "versions": {name: _version(name) for name in ("memexp", "torch", "torchvision", "hydra-core", "numpy")},
+        "versions": {
+            "memexp": version(),
+            **{name: _version(name) for name in ("torch", "torchvision", "hydra-core", "numpy")},
+        },
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
     }
 

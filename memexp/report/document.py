@@ -1,6 +1,5 @@
 """report.md: what was run, with which code, where and how, above what came of it, so that it is understood alone."""
 
-import importlib.metadata
 import os
 import shlex
 import time
@@ -12,6 +11,7 @@ import yaml
 
 from memexp.report.collect import Run
 from memexp.report.tables import Table, in_markdown, markdown
+from memexp.version import version
 from memexp.visible import visible
 
 MOST_RUNS = 200
@@ -90,7 +90,7 @@ def _about(paths: Sequence[Path], runs: Sequence[Run], at: Path) -> list[str]:
     days = sorted(started - {""})
     done = sum(run.status == "done" for run in runs)
     lines = [
-        f"Written {time.strftime('%Y-%m-%d')} by `{_code(command)}` (memexp {importlib.metadata.version('memexp')}).",
+        f"Written {time.strftime('%Y-%m-%d')} by `{_code(command)}` (memexp {version()}).",
         f"{len(runs)} run{'s' if len(runs) > 1 else ''}, {done} done"
         + (f", started {' to '.join(dict.fromkeys((days[0], days[-1])))}." if days else "."),
         f"Device: {_listed(machines)}.",
