@@ -102,6 +102,7 @@ def _explain(error: Exception) -> int:
     if isinstance(error, RunDirectoryError | NotWritten):
         return _fail(str(error), 2 if isinstance(error, NotWritten) else 1)
     if "torch" in sys.modules:
+        from memexp.memory import advice
         from memexp.run import EXPLAINED
         from memexp.training.signals import Interrupted
 
@@ -113,7 +114,7 @@ def _explain(error: Exception) -> int:
 
     if os.environ.get("HYDRA_FULL_ERROR"):
         traceback.print_exc()
-    text = str(error).strip().splitlines()
+    text = (advice.brief(error) if "torch" in sys.modules else str(error)).strip().splitlines()
     where = traceback.extract_tb(error.__traceback__)[-1]
     notes = getattr(error, "__notes__", None) or ["HYDRA_FULL_ERROR=1 shows the traceback"]
     return _fail(

@@ -13,6 +13,7 @@ from memexp import build, data, sequence
 from memexp.config import ConfigError
 from memexp.data import DataError
 from memexp.memory.limit import hold
+from memexp.memory.snapshot import listen
 from memexp.optim import schedules
 from memexp.options import name_of
 from memexp.record import RunDirectory
@@ -50,6 +51,7 @@ def prepare(
         raise ConfigError([str(error)]) from error
     if to_train:
         train.foresee(cfg)
+        listen(device)
     _seed(cfg)
     if cfg.memory.snapshot and device.type != "cuda":
         raise ConfigError(

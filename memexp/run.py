@@ -20,9 +20,9 @@ from memexp.calling import CallableModule
 from memexp.channels import ChannelError
 from memexp.config import ConfigError, run_name
 from memexp.data import DataError
-from memexp.edits import Edit
 from memexp.fusing import ExportError, FusingError
 from memexp.memory import advice
+from memexp.memory.snapshot import Failures
 from memexp.prepared import check_schedules, prepare
 from memexp.record import RunDirectory, RunDirectoryError, write_json
 from memexp.recorded import as_config
@@ -115,6 +115,7 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
         stack.callback(distribution.stop)
         if world.is_main:
             stack.enter_context(directory)
+        failures = stack.enter_context(Failures(directory.path))
         results = skeleton(cfg, order["overrides"])
         before, current = directory.results, None
         if order["start"] is not None:
@@ -151,11 +152,12 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
                     f"free space, then go on with `memexp resume {directory.path}`"
                 )
             results["status"] = _status(error)
-            results["error"] = str(error) or type(error).__name__
+            results["error"] = advice.brief(error)
+            told = failures.fatal() if isinstance(error, torch.OutOfMemoryError) else ""
             if results["status"] == "oom" and world.is_main:
-                told = _advice(cfg, None if current is None else current.edits)
-                results["error"] += f"\n{told}"
-                log.error("out of memory\n%s", told)
+                lines = [told, _advice(cfg, current)]
+                results["error"] = "\n".join([results["error"], *filter(None, lines)])
+                log.error("%s", "\n".join(["out of memory", *filter(None, lines)]))
             if not isinstance(error, EXPLAINED):
                 log.debug("%s", traceback.format_exc())
                 error.add_note(f"the traceback is in {directory.path / 'train.log'}")
@@ -275,10 +277,10 @@ def _steps(training: dict[str, Any] | None) -> int:
     return int(training["progress"]["step"]) if training is not None else 0
 
 
-def _advice(cfg: DictConfig, edits: Sequence[Edit] | None) -> str:
-    """What a run that ran out of memory is told, below its error. edits: of its network, None before there was one."""
+def _advice(cfg: DictConfig, current: Run | None) -> str:
+    """What a run that ran out of memory is told, below its error. current: None before it had a network."""
     try:
-        edits = build.start_edits(cfg) if edits is None else edits
+        edits = build.start_edits(cfg) if current is None else current.edits
         return advice.after_out_of_memory(cfg, distribution.choose_device(cfg.device, World.from_environment()), edits)
     except Exception as error:  # what happened matters more than what to do about it
         return f"no estimate of what would fit: {error}"

@@ -14,6 +14,12 @@ from memexp.memory.trace import trace
 from memexp.units import parse_bytes, shown_bytes
 
 
+def brief(error: BaseException) -> str:
+    """What is said of an error; of want of memory the beginning, as torch goes on with every process of the device."""
+    text = str(error) or type(error).__name__
+    return text.partition(" GPU ")[0] if isinstance(error, torch.OutOfMemoryError) else text
+
+
 def after_out_of_memory(cfg: DictConfig, device: torch.device, edits: Sequence[Edit] = ()) -> str:
     """The estimate beside what the device has (or memory.limit), and overrides that the estimate says would fit.
 

@@ -149,8 +149,7 @@ def trainer_for(run: Run, cfg: DictConfig) -> Trainer:
 
 def _meter(run: Run, cfg: DictConfig) -> Meter:
     """Each stage measures its own memory."""
-    recorded = cfg.memory.steps if cfg.memory.snapshot else 0
-    snapshots = Snapshots(run.device, run.directory.path, recorded) if run.device.type == "cuda" else None
+    snapshots = Snapshots(run.device, run.directory.path, cfg.memory.steps) if cfg.memory.snapshot else None
     beside = list(run.teacher.state_dict().values()) if run.teacher is not None else []
     held = [*run.splits.held, *beside]
     return Meter.for_device(run.device, cfg.memory.steps, cfg.memory.timeline, snapshots, held)

@@ -1,6 +1,7 @@
 """The seam over an accelerator, with stand-ins for its counters; what a run records of its memory, and says without enough."""
 
 import json
+import pickle
 import sys
 
 import pytest
@@ -11,13 +12,15 @@ from torch.nn import functional
 import memexp
 from memexp.cli import main
 from memexp.config import ConfigError
+from memexp.memory import snapshot
 from memexp.memory.advice import after_out_of_memory
 from memexp.memory.meter import AcceleratorMeter, Meter, TrackingMeter
-from memexp.memory.snapshot import Snapshots
+from memexp.memory.snapshot import Failures, Snapshots
 from memexp.run import _status
 from memexp.training import loop
 
 runs = sys.modules["memexp.results"]
+runs_module = sys.modules["memexp.run"]
 
 SMALL = ["dataset=digits", "dataset.limit=64", "dataset.test_limit=10", "batch_size=8", "device=cpu", "monitor_every=0"]
 NETWORK = ["model=resnet", "model.depth=8", "max_steps=2", "memory.steps=2"]
@@ -48,15 +51,19 @@ class CudaMemory:
     """torch.cuda.memory as far as snapshots ask it."""
 
     def __init__(self, fails: bool = False) -> None:
-        self.calls, self.fails = [], fails
+        self.calls, self.fails, self.taken = [], fails, 0
 
     def _record_memory_history(self, **settings):
         self.calls.append(("record", settings.get("enabled", "all")))
 
-    def _dump_snapshot(self, path):
+    def memory_reserved(self, device):
+        return 3 * 2**20
+
+    def _snapshot(self):
         if self.fails:
-            raise OSError("no space left on device")
-        self.calls.append(("dump", path))
+            raise RuntimeError("no picture")
+        self.taken += 1
+        return {"segments": [], "number": self.taken}
 
 
 def trained(meter: Meter, steps: int = 1) -> None:
@@ -102,28 +109,95 @@ def test_a_timeline_follows_the_first_steps_of_an_accelerator_too():
     assert AcceleratorMeter(CUDA, Counters()).tracked is None
 
 
+def number_of(path):
+    return pickle.loads(path.read_bytes())["number"]
+
+
 def test_a_snapshot_on_request_holds_the_first_steps_and_no_more(tmp_path):
     memory = CudaMemory()
-    snapshots = Snapshots(CUDA, tmp_path, 2, memory, lambda observer: None)
-    meter = AcceleratorMeter(CUDA, Counters(), snapshots)
+    meter = AcceleratorMeter(CUDA, Counters(), Snapshots(CUDA, tmp_path, 2, memory))
     trained(meter, 4)
-    assert memory.calls == [("record", "all"), ("dump", str(tmp_path / "memory-snapshot-1.pickle")), ("record", None)]
+    assert memory.calls == [("record", "all"), ("record", None)]
+    assert number_of(tmp_path / "memory-snapshot-1.pickle") == memory.taken == 1
     assert meter.tracked_steps == 2  # recorded steps are slower, so they are left out of the step time
 
 
-def test_a_snapshot_is_taken_when_an_allocation_fails(tmp_path):
-    memory, observers = CudaMemory(), []
-    Snapshots(CUDA, tmp_path, 0, memory, observers.append)
-    assert memory.calls == []  # unasked, nothing is recorded
-    observers[0](1, 4096, 8192, 100)
-    assert memory.calls == [("dump", str(tmp_path / "oom-snapshot-1.pickle"))]
+@pytest.fixture
+def observers(monkeypatch):
+    """The observers that torch has been given, on a build with CUDA."""
+    found = []
+    monkeypatch.setattr(torch._C, "_cuda_attach_out_of_memory_observer", found.append, raising=False)
+    snapshot._attach.cache_clear()
+    yield found
+    snapshot._attach.cache_clear()
 
 
-def test_a_snapshot_that_cannot_be_written_ends_nothing(tmp_path, caplog):
-    observers = []
-    Snapshots(CUDA, tmp_path, 0, CudaMemory(fails=True), observers.append)
+def test_runs_after_one_another_are_observed_once_and_one_that_is_over_is_silent(tmp_path, observers, caplog):
+    caplog.set_level("INFO", "memexp")
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        with Failures(tmp_path / name, CudaMemory()) as failures:
+            snapshot.listen(CUDA)
+            observers[0](1, 4096, 8192, 100)
+            failures.fatal()
     observers[0](1, 4096, 8192, 100)
-    assert "oom-snapshot-1.pickle could not be written" in caplog.text
+    snapshot.listen(torch.device("cpu"))
+    assert len(observers) == 1
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*.pickle"))] == [
+        "first/oom-snapshot-1.pickle",
+        "second/oom-snapshot-1.pickle",
+    ]
+    assert caplog.text.count("memory snapshot: ") == 2
+
+
+@pytest.mark.parametrize(
+    ("memory", "told"), [(CudaMemory(), "could not be written"), (CudaMemory(fails=True), "no snapshot of")]
+)
+def test_a_snapshot_that_cannot_be_taken_or_written_ends_nothing(tmp_path, caplog, memory, told):
+    caplog.set_level("DEBUG", "memexp")
+    with Failures(tmp_path / "absent", memory) as failures:
+        failures.add(1, 4 * 2**20, 8 * 2**20, 100 * 2**20)
+        assert "4.0 MiB more were asked for than the 3.0 MiB that this process has reserved" in failures.fatal()
+    assert told in caplog.text
+
+
+TORCHS = (
+    "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 139.80 GiB of which 128.42 GiB is "
+    "free. Process 459 has 3.45 GiB memory in use."
+)
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_run_tells_of_failed_allocations_once_and_keeps_the_snapshot_of_the_fatal_one(
+    tmp_path, monkeypatch, capsys, ends
+):
+    memory = CudaMemory()
+    monkeypatch.setattr(runs_module, "Failures", lambda directory: Failures(directory, memory))
+    step = loop.Trainer._step
+
+    def fails(trainer, batches):
+        for _ in range(5):
+            snapshot._observe(0, 20 * 2**20, 172 * 2**20, 2**30)
+        if ends:
+            raise torch.OutOfMemoryError(TORCHS)
+        return step(trainer, batches)
+
+    monkeypatch.setattr(loop.Trainer, "_step", fails)
+    monkeypatch.chdir(tmp_path)
+    status = main(["train", *SMALL, *NETWORK, "max_steps=1", "hydra.run.dir=run"])
+    told, results = capsys.readouterr(), json.loads((tmp_path / "run" / "results.json").read_text())
+    assert status == int(ends)
+    survived = 4 if ends else 5
+    assert told.out.count(f"warning: {survived} allocations failed that the run did without") == 1
+    assert told.out.count("asked for") == 1 + ends
+    assert [number_of(path) for path in (tmp_path / "run").glob("*.pickle")] == ([5] if ends else [])
+    if ends:
+        figures = "cuda:0: 20.0 MiB more were asked for than the 3.0 MiB that this process has reserved; it may have 172.0 MiB"
+        assert figures in told.out
+        assert results["error"].splitlines()[0] == "CUDA out of memory. Tried to allocate 20.00 MiB."
+        assert results["error"].splitlines()[1].startswith(figures)
+        assert "Tried to allocate 20.00 MiB. (at " in told.err
+        assert "Process 459" not in told.out + told.err + results["error"]
 
 
 def test_a_snapshot_is_refused_where_there_is_no_cuda(tmp_path):
