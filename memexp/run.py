@@ -155,7 +155,7 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
             results["error"] = advice.brief(error)
             told = failures.fatal() if isinstance(error, torch.OutOfMemoryError) else ""
             if results["status"] == "oom" and world.is_main:
-                lines = [told, _advice(cfg, current)]
+                lines = [told, _advice(cfg, results["strategy"], current)]
                 results["error"] = "\n".join([results["error"], *filter(None, lines)])
                 log.error("%s", "\n".join(["out of memory", *filter(None, lines)]))
             if not isinstance(error, EXPLAINED):
@@ -277,11 +277,14 @@ def _steps(training: dict[str, Any] | None) -> int:
     return int(training["progress"]["step"]) if training is not None else 0
 
 
-def _advice(cfg: DictConfig, current: Run | None) -> str:
+def _advice(cfg: DictConfig, strategy: Mapping[str, Any], current: Run | None) -> str:
     """What a run that ran out of memory is told, below its error. current: None before it had a network."""
     try:
         edits = build.start_edits(cfg) if current is None else current.edits
-        return advice.after_out_of_memory(cfg, distribution.choose_device(cfg.device, World.from_environment()), edits)
+        ran = strategy if current and strategy.get("stage") == current.key else {}
+        planned = (ran.get("predicted") or {}).get("peak")
+        device = distribution.choose_device(cfg.device, World.from_environment())
+        return advice.after_out_of_memory(cfg, device, edits, planned)
     except Exception as error:  # what happened matters more than what to do about it
         return f"no estimate of what would fit: {error}"
 

@@ -20,21 +20,27 @@ def brief(error: BaseException) -> str:
     return text.partition(" GPU ")[0] if isinstance(error, torch.OutOfMemoryError) else text
 
 
-def after_out_of_memory(cfg: DictConfig, device: torch.device, edits: Sequence[Edit] = ()) -> str:
-    """The estimate beside what the device has (or memory.limit), and overrides that the estimate says would fit.
+def after_out_of_memory(
+    cfg: DictConfig, device: torch.device, edits: Sequence[Edit] = (), planned: int | None = None
+) -> str:
+    """The estimate beside what the process may have (or memory.limit), and overrides that the estimate says would fit.
 
-    edits: what has changed the network that the configuration builds.
+    edits: what has changed the network that the configuration builds. planned: the peak in bytes of the plan that ran, with
+    backprop=budget; None before there was one.
     """
-    given = cfg.memory.limit
-    limit, source = (capacity(device), str(device)) if given is None else (parse_bytes(given), "memory.limit")
-    peak = trace(cfg, edits=edits).report.peak
-    head = f"estimate: {shown_bytes(peak)} at the peak, of {shown_bytes(limit)} ({source})"
+    given, held = cfg.memory.limit, share(device) < 1
+    of_device = f"what this process may have of {device}" if held else str(device)
+    limit, source = (capacity(device), of_device) if given is None else (parse_bytes(given), "memory.limit")
+    peak = trace(cfg, edits=edits).report.peak if planned is None else planned
+    least = " of the least plan" if planned is None and cfg.backprop.name == "budget" else ""
+    head = f"estimate: {shown_bytes(peak)} at the peak{least}, of {shown_bytes(limit)} ({source})"
     if peak <= limit:
         rest = "scratch space inside kernels or a fragmented allocator took the rest"
         more = "; try PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True" if device.type == "cuda" else ""
         if device.type == "cpu":
             rest = "the program and its libraries (about 1 GB of addresses) or scratch space took the rest"
-        return f"{head}\nthat should fit: other processes, {rest}{more}"
+        others = "" if held else "other processes, "  # have none of what one process is held to
+        return f"{head}\nthat should fit: {others}{rest}{more}"
     try:
         found = answer(cfg, limit, edits)
     except ConfigError as error:
@@ -54,11 +60,16 @@ def after_out_of_memory(cfg: DictConfig, device: torch.device, edits: Sequence[E
     return "\n".join([head, *(f"would fit: {option}" for option in options)])
 
 
+def share(device: torch.device) -> float:
+    """Of a device's memory, what this process is held to (memory.enforce, or whoever has set it); 1 where to none."""
+    return torch.cuda.get_per_process_memory_fraction(device) if device.type == "cuda" else 1.0
+
+
 def capacity(device: torch.device) -> int:
-    """Bytes of memory of a device; of the CPU, those of the machine, or what this process may have of them (`ulimit -v`)."""
+    """Bytes of a device's memory that this process may have; of the CPU, the machine's, or less of them (`ulimit -v`)."""
     if device.type == "cpu":
         machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
         return machine if allowed == resource.RLIM_INFINITY else min(machine, allowed)
     _, total = torch.accelerator.get_memory_info(device) if hasattr(torch.accelerator, "get_memory_info") else (0, 0)
-    return int(total or torch.get_device_module(device).get_device_properties(device).total_memory)
+    return int(share(device) * (total or torch.get_device_module(device).get_device_properties(device).total_memory))

@@ -10,12 +10,15 @@ import torch
 
 import memexp
 from memexp.config import ConfigError
+from memexp.memory.advice import after_out_of_memory
 from memexp.memory.choice import WORDS, Costs, choose, least, search
 from memexp.memory.fake import without_data
 from memexp.memory.limit import answer, hold
 from memexp.memory.planner import Steps, plan
 from memexp.memory.trace import Training
 from memexp.record import summary
+from memexp.training import loop
+from memexp.units import shown_bytes
 
 SMALL = ["dataset=digits", "dataset.limit=64", "dataset.test_limit=10", "batch_size=8", "device=cpu", "monitor_every=0"]
 REVNET = ["model=revnet", "model.units=[4,4]", "model.channels=[8,8,16]"]
@@ -248,6 +251,32 @@ def test_compiled_a_light_step_costs_no_time_and_is_preferred_to_a_stored_one():
     assert plans[1].stored == [frozenset()]
     assert len(plans[1].light[0]) > 3
     assert plans[1].peak < plans[0].peak
+
+
+def test_a_run_out_of_memory_is_told_the_estimate_of_the_plan_that_ran(tmp_path, monkeypatch):
+    def fails(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(loop.Trainer, "_step", fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        memexp.run(memexp.compose([*SMALL, *REVNET, "backprop=budget", "backprop.limit=0.8"]), tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    peak = results["strategy"]["predicted"]["peak"]
+    assert shown_bytes(peak) != shown_bytes(results["strategy"]["least_peak"])
+    assert f"estimate: {shown_bytes(peak)} at the peak, of " in results["error"]
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.4, "what this process may have of cuda:1"), (1.0, "cuda:1")])
+def test_advice_is_for_what_the_process_may_have_of_the_card(monkeypatch, share, told):
+    card, device = Card(monkeypatch), torch.device("cuda", 1)
+    monkeypatch.setattr(torch.accelerator, "get_memory_info", lambda device: (0, card.total_memory), raising=False)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: share)
+    cfg = memexp.compose([*SMALL, *REVNET, "backprop=budget", "backprop.limit=0.8"])
+    advice = after_out_of_memory(cfg, device, planned=3 * 2**30)
+    assert advice.startswith(f"estimate: 3,072.0 MiB at the peak, of {shown_bytes(share * 10**10)} ({told})")
+    assert ("other processes" in advice) == (share == 1)  # have none of what this one is held to
+    assert "would fit: " in after_out_of_memory(cfg, device, planned=10**10 + 1)
+    assert " at the peak of the least plan, of " in after_out_of_memory(cfg, device)
 
 
 @pytest.mark.parametrize("limit", [None, "2GB"])
