@@ -21,7 +21,7 @@ from memexp.channels import ChannelError
 from memexp.config import ConfigError, run_name
 from memexp.data import DataError
 from memexp.fusing import ExportError, FusingError
-from memexp.memory import advice
+from memexp.memory import advice, limit
 from memexp.memory.snapshot import Failures
 from memexp.prepared import check_schedules, prepare
 from memexp.record import RunDirectory, RunDirectoryError, write_json
@@ -113,6 +113,7 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         stack.callback(distribution.stop)
+        stack.callback(limit.release)
         if world.is_main:
             stack.enter_context(directory)
         failures = stack.enter_context(Failures(directory.path))

@@ -19,6 +19,8 @@ from memexp.models import families
 from memexp.paths import CONF
 from memexp.units import shown_bytes
 
+_before: dict[torch.device, float] = {}  # what the process might have of a device that it is held to less of
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -94,7 +96,15 @@ def hold(limit: int | None, device: torch.device) -> None:
         )
     # what is cut off a block that was freed serves others only where segments grow
     torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
+    _before.setdefault(device, torch.cuda.get_per_process_memory_fraction(device))
     torch.cuda.set_per_process_memory_fraction(limit / total, device)
+
+
+def release() -> None:
+    """Ends what `hold` has begun: a later run of the process may have what it might have before."""
+    while _before:
+        device, share = _before.popitem()
+        torch.cuda.set_per_process_memory_fraction(share, device)
 
 
 def largest(peak: Callable[[int], int], limit: int, start: int, most: int = 1 << 24) -> tuple[int, int]:

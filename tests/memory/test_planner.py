@@ -10,10 +10,11 @@ import torch
 
 import memexp
 from memexp.config import ConfigError
+from memexp.memory import limit as limits
 from memexp.memory.advice import after_out_of_memory
 from memexp.memory.choice import WORDS, Costs, choose, least, search
 from memexp.memory.fake import without_data
-from memexp.memory.limit import answer, hold
+from memexp.memory.limit import answer, hold, release
 from memexp.memory.planner import Steps, plan
 from memexp.memory.trace import Training
 from memexp.record import summary
@@ -228,6 +229,9 @@ class Card:
         monkeypatch.setattr(
             torch.cuda, "set_per_process_memory_fraction", lambda share, at: self.held.append((share, at))
         )
+        monkeypatch.setattr(
+            torch.cuda, "get_per_process_memory_fraction", lambda at: self.held[-1][0] if self.held else 0.9
+        )
 
 
 def test_a_process_is_held_to_its_limit(monkeypatch):
@@ -235,6 +239,10 @@ def test_a_process_is_held_to_its_limit(monkeypatch):
     hold(4 * 10**9, device)
     hold(None, device)  # a budget is not known yet
     assert card.held == [(0.4, device)]
+    hold(2 * 10**9, device)  # now it is
+    release()  # at the end of the run
+    release()
+    assert card.held == [(0.4, device), (0.2, device), (0.9, device)]
     with pytest.raises(ConfigError, match=r"cuda:1 has 9,536.7 MiB, less than the limit"):
         hold(11 * 10**9, device)
     with pytest.raises(ConfigError, match="needs CUDA"):
@@ -284,9 +292,10 @@ def test_a_run_is_held_to_its_limit_or_to_its_budget(tmp_path, monkeypatch, limi
     held = []
     for module in ("memexp.prepared", "memexp.stages.train"):
         monkeypatch.setattr(importlib.import_module(module), "hold", lambda limit, device: held.append(limit))
+    monkeypatch.setattr(limits, "release", lambda: held.append("released"))
     more = ["backprop=budget", "backprop.limit=0.8", "memory.enforce=true", "max_steps=1"]
     results = memexp.run(memexp.compose([*SMALL, *REVNET, *more, f"memory.limit={limit or 'null'}"]), tmp_path)
-    assert held == ([2 * 10**9] if limit else [None, results["strategy"]["budget"]])
+    assert held == ([2 * 10**9] if limit else [None, results["strategy"]["budget"]]) + ["released"]
 
 
 def test_what_cannot_be_held_is_refused_before_anything_is_trained(tmp_path):
