@@ -36,12 +36,26 @@ BATCH_NORMS = {
 }  # alike in their first six arguments
 
 
+# pointwise, though ATen does not tag them, or did not in its versions before 2.14
+UNTAGGED = {
+    *("hardswish", "leaky_relu", "_prelu_kernel", "rsub", "floor_divide", "log_sigmoid_forward", "rrelu_with_noise"),
+}
+
+
+@cache
+def is_pointwise(func: Any) -> bool:
+    """Whether each number of an operation's result is made of the numbers at its place; in place as otherwise."""
+    plain = func._schema.name.removeprefix("aten::").removesuffix("_")
+    twin = getattr(getattr(aten, plain, None), func._overloadname, None)  # some in place lack the tag of the plain one
+    return plain in UNTAGGED or torch.Tag.pointwise in {*func.tags, *getattr(twin, "tags", ())}
+
+
 @cache
 def is_cheap(func: Any) -> bool:
     """Whether an operation (an OpOverload) reads and writes each number about once, and gives the same bits again."""
     if torch.Tag.nondeterministic_seeded in func.tags:
         return False
-    return torch.Tag.pointwise in func.tags or func._overloadpacket in ONE_PASS | BATCH_NORMS
+    return is_pointwise(func) or func._overloadpacket in ONE_PASS | BATCH_NORMS
 
 
 @cache

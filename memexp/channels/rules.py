@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from memexp.backprop.cheap import is_pointwise
 from memexp.channels.planes import Plane, Planes, lift, merge, varies
 from memexp.channels.tape import Role, Tape
 
@@ -74,20 +75,13 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 @cache
 def of(func: Any) -> Rule | None:
-    """The rule of an operation; operations that ATen tags as pointwise share one."""
+    """The rule of an operation; those that are pointwise share one."""
     name = func._schema.name.removeprefix("aten::")
     plain = name[:-1] if name.endswith("_") else name
     found = RULES.get(name) or RULES.get(plain)
     if found is None:
-        packet = getattr(torch.ops.aten, plain, None)  # some operations in place lack the tag of the plain one
-        tags = {*func.tags, *getattr(getattr(packet, "default", None), "tags", ())}
-        if torch.Tag.pointwise in tags or plain in UNTAGGED:
-            return pointwise
+        return pointwise if is_pointwise(func) else None
     return found
-
-
-# pointwise, though ATen does not tag them
-UNTAGGED = {"hardswish", "_prelu_kernel", "rsub", "floor_divide", "log_sigmoid_forward", "rrelu_with_noise"}
 
 
 class _Sample(NamedTuple):

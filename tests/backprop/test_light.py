@@ -143,6 +143,26 @@ def test_layers_in_a_row_are_light_together():
     assert kept[1] < 5.5 * one  # four of convolutions, and what leaves
 
 
+ACTIVATIONS = [
+    *(nn.LeakyReLU, nn.Hardswish, nn.ReLU6, nn.Hardtanh, nn.ELU, nn.SELU, nn.CELU, nn.Mish, nn.Hardsigmoid, nn.SiLU),
+]
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation_is_as_light_as_relu_whatever_tags_its_operation_has(activation, inplace):
+    def body(act):
+        torch.manual_seed(0)
+        layers = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), act, nn.Conv2d(8, 8, 3, padding=1)
+        return [EulerStep(nn.Sequential(*layers))]
+
+    stored, light = pair(body(activation(inplace=inplace)))
+    assert same_bits(gradients(light, wide()), gradients(stored, wide()))
+    x = torch.randn(8, 8, 32, 32)
+    kept = [allocated(lambda n=n: loss(n(x)))[1] for n in (light, chain(body(nn.ReLU(inplace)), "light"))]
+    assert kept[0] == kept[1]
+
+
 def test_backward_twice_and_second_derivatives_are_those_of_stored():
     stored, light = pair([Written(post_activation), Written(gated)])
     results = []

@@ -143,3 +143,12 @@ def test_part_of_a_dimension_is_removable() -> None:
     assert graph.removable("b.weight") == ()
     with pytest.raises(channels.ChannelError, match=r"'c\.gain' has no dimension 0"):
         graph.removable("c.gain")
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize(
+    "kind", ["LeakyReLU", "Hardswish", "ReLU6", "ELU", "SELU", "CELU", "Mish", "Hardsigmoid", "SiLU"]
+)
+def test_channels_pass_every_activation_whatever_tags_its_operation_has(kind: str, inplace: bool) -> None:
+    layers = torch.nn.Conv2d(3, 6, 3), getattr(torch.nn, kind)(inplace=inplace), torch.nn.Conv2d(6, 5, 3)
+    assert [group.size for group in channels.trace(torch.nn.Sequential(*layers), torch.randn(2, 3, 8, 8)).groups] == [6]
