@@ -21,8 +21,10 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from memexp.backprop.chain import Chain
@@ -86,7 +88,7 @@ def compiled(network: nn.Module) -> Iterator[Compilation]:
             steps = f"{sum(map(len, found)) - left} steps one by one, {left} left as they are"
             log.info("compile: %s", "the network as a whole" if whole else steps)
             for part, backend in parts.items():
-                part.compile(backend=backend, dynamic=False)
+                part._compiled_call_impl = partial(torch.compile(_call, backend=backend, dynamic=False), part)
             yield clock
     finally:
         callback.callback_handler.remove_start_callback(clock.starts)
@@ -114,6 +116,13 @@ def uncompiled(network: nn.Module) -> Iterator[bool]:
             module._compiled_call_impl = call
         for chain, own in remade:
             chain.remade = own
+
+
+def _call(module: nn.Module, *inputs: Any, **keywords: Any) -> Any:
+    """What `nn.Module.compile` compiles, from a frame of our own: torch before 2.14 looks at none of its own, and so leaves a
+    block of its own layers, such as a Sequential, as it is.
+    """
+    return module._call_impl(*inputs, **keywords)
 
 
 def _whole(network: nn.Module, found: list[Chain]) -> Any:

@@ -3,6 +3,7 @@
 import inspect
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
@@ -33,6 +34,8 @@ def run(index: int, step: nn.Module, streams: Streams, frame: Frame | None, cont
         else:
             found = evaluate("step", step, *streams, **own)
     except StepError as error:
+        if torch.compiler.is_dynamo_compiling():
+            torch._dynamo.graph_break()  # it is raised uncompiled: the compiler of torch 2.11 fails at a `from`
         raise StepError(f"{describe(index, step)}: {error}") from error.__cause__
     except TypeError:
         _check_count(index, step, len(streams), own)
