@@ -11,23 +11,29 @@ and a learning rate means what it means for the discrete network:
 """
 
 import functools
+from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.compiler import is_dynamo_compiling
 from torch.utils._python_dispatch import _disable_current_modes
 
 from memexp.integral import kernel, quadrature
 from memexp.integral.kernel import Block
 from memexp.integral.partition import Partition
 
+Key = tuple[str, int | tuple[float, ...], int, bool, bool]  # of `_fixed`
+
 
 @dataclass(frozen=True)
 class Samples:
-    """How a dimension is sampled: S: (m, n), None for the identity, and its band; q: (m,) q / h, None if not integrated.
+    """How a dimension is sampled: S: (m, n), None for the identity, and its band; q: (m,) q / h where it is integrated.
 
-    For a dimension that is integrated, q is on the rows of S already.
+    Where there is an S, q is on its rows already.
     """
 
     S: Tensor | None
@@ -66,9 +72,12 @@ class Continuum:
         """How a dimension of `n` is sampled now, for weights as `like`."""
         if not isinstance(self.nodes, Partition):
             nodes = self.present(training) if self.nodes is None else self.nodes
-            fixed, shares, band = _fixed(self.quadrature, nodes, self.n, integrated, like.dtype == torch.float64)
-            if like.is_cuda:
-                band = _whole(self.present(training), self.n)
+            key = self.quadrature, nodes, self.n, integrated, like.dtype == torch.float64
+            if like.device.type not in ("cpu", "meta") and not (isinstance(like, FakeTensor) or is_dynamo_compiling()):
+                return _resident(key, like.dtype, like.device)
+            fixed, shares, band = _fixed(*key)
+            if like.is_cuda and fixed is not None:
+                band = _whole(*fixed.shape)
             return Samples(_tensor(fixed, like), _tensor(shares, like), band)
         P = self.nodes()
         S = kernel.matrix(P, self.n)
@@ -86,6 +95,42 @@ def _unreadable(P: Tensor) -> bool:
 
 def _tensor(array: np.ndarray | None, like: Tensor) -> Tensor | None:
     return None if array is None else torch.from_numpy(array).to(like)
+
+
+class _Resident:
+    """Samples that stay on an accelerator: a step draws sizes that others have drawn, and copies nothing from the host."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most  # bytes; the longest unused go first
+        self._held: OrderedDict[Any, Samples] = OrderedDict()
+        self._bytes = 0
+
+    def __call__(self, key: Key, dtype: torch.dtype, device: torch.device) -> Samples:
+        found = self._held.get((key, dtype, device))
+        if found is not None:
+            self._held.move_to_end((key, dtype, device))
+            return found
+        fixed, shares, _ = _fixed(*key)
+        # no tensor of a trace without data, and one that autograd may save
+        with _disable_current_modes(), torch.inference_mode(False):
+            S, q = (None if a is None else _moved(torch.from_numpy(a).to(dtype), device) for a in (fixed, shares))
+        found = self._held[key, dtype, device] = Samples(S, q, [] if fixed is None else _whole(*fixed.shape))
+        self._bytes += _size(found)
+        while self._bytes > self.most and len(self._held) > 1:
+            self._bytes -= _size(self._held.popitem(last=False)[1])
+        return found
+
+
+_resident = _Resident(2**26)
+
+
+def _size(samples: Samples) -> int:
+    return sum(tensor.nbytes for tensor in (samples.S, samples.q) if tensor is not None)
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """The host waits for no copy from memory that the device reads by itself."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _whole(m: int, n: int) -> list[Block]:
@@ -106,7 +151,7 @@ def _fixed(
             return None, narrow, []
         S = kernel.matrix(P, n)
         S = S if q is None else q[:, None] * S
-        return S.to(dtype).numpy(), narrow, kernel.blocks(P.tolist(), n)
+        return S.to(dtype).numpy(), None, kernel.blocks(P.tolist(), n)
 
 
 @dataclass(frozen=True)
@@ -195,19 +240,19 @@ class Axis:
         return torch.cat(parts, self.dim)
 
     def spread(self, values: Tensor, training: bool) -> Tensor:
-        """From values at the present nodes, (m,), to the native ones, (n,), by straight lines; for statistics of data."""
+        """From values at the present nodes, (k, m), to the native ones, (k, n), by straight lines; for statistics of data."""
         found = []
         for segment, part in zip(
-            self.segments, values.split([s.present(training) for s in self.segments]), strict=True
+            self.segments, values.split([s.present(training) for s in self.segments], 1), strict=True
         ):
             if segment.group is None or segment.group.present(training) == segment.group.n:
                 found.append(part)
                 continue
-            rows = part.view(segment.outer, -1, segment.inner).movedim(1, 2).flatten(0, 1)
-            size = (len(rows), segment.group.n)
-            wide = torch.nn.functional.interpolate(rows[None, None], size, mode="bilinear", align_corners=True)
-            found.append(wide.view(segment.outer, segment.inner, -1).movedim(1, 2).flatten())
-        return torch.cat(found)
+            rows = part.unflatten(1, (segment.outer, -1, segment.inner)).movedim(2, 3).flatten(1, 2)
+            size = (rows.shape[1], segment.group.n)
+            wide = torch.nn.functional.interpolate(rows[None], size, mode="bilinear", align_corners=True)[0]
+            found.append(wide.unflatten(1, (segment.outer, segment.inner)).movedim(3, 2).flatten(1))
+        return found[0] if len(found) == 1 else torch.cat(found, 1)
 
     def _parts(self, x: Tensor) -> tuple[Tensor, ...]:
         if len(self.segments) == 1:

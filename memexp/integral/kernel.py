@@ -71,6 +71,8 @@ class _Banded(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         S, x = ctx.saved_tensors
+        if grad.device.type != "cpu" and not ctx.needs_input_grad[0]:  # its band is one block, all of it
+            return None, S.T @ grad if ctx.needs_input_grad[1] else None, None
         of_S = torch.zeros_like(S) if ctx.needs_input_grad[0] else None
         of_x = grad.new_zeros(ctx.shape) if ctx.needs_input_grad[1] else None
         for rows, columns in ctx.band:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from memexp import edits
 from memexp.integral.axis import Axis, Continuum
@@ -195,7 +196,7 @@ class IntegralNetwork(nn.Module):
             self._settle()
             return
         if self._count is None:
-            if type(self.steps) is not Tensor or self.steps.is_meta:
+            if isinstance(self.steps, FakeTensor) or self.steps.is_meta:
                 # without data there is no step: what a step needs at most is the largest size's
                 for group in self._continua.values():
                     group.drawn = _share(group, self.largest)

@@ -5,7 +5,7 @@ discrete one's and hold lambda h (memexp.integral.axis); each forward samples th
 so a recomputation in backward finds all that it reads. Positions of a kernel stay discrete.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar
 
@@ -80,34 +80,35 @@ class _IntegralBatchNorm(Integral, nn.modules.batchnorm._BatchNorm):
         axis = next(axes for axes in self.axes.values())[0]
         if axis.native(self.training):
             return super().forward(x)
-        weight, bias, mean, var = self._together(axis)
-        if not self.training or mean is None or var is None:
+        if not self.training or self.running_mean is None or self.running_var is None:
+            weight, bias, mean, var = self._together(axis, ("weight", "bias", "running_mean", "running_var"))
+            if mean is not None and var is not None:
+                mean, var = mean.detach(), self._positive(var.detach())
             return functional.batch_norm(x, mean, var, weight, bias, self.training or mean is None, 0.0, self.eps)
+        weight, bias = self._together(axis, ("weight", "bias"))
+        mean, var = (self.running_mean.new_zeros(x.shape[1]) for _ in range(2))
         # with momentum 1 what comes back as running statistics is the batch's
         y = functional.batch_norm(x, mean, var, weight, bias, True, 1.0, self.eps)
-        assert self.running_mean is not None
-        assert self.running_var is not None
         momentum = self.momentum
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             momentum = 1.0 / float(self.num_batches_tracked) if momentum is None else momentum
         assert momentum is not None
-        self.running_mean.lerp_(axis.spread(mean, self.training), momentum)
-        self.running_var.lerp_(axis.spread(var, self.training), momentum)
+        batch = axis.spread(torch.stack((mean, var)), self.training)
+        torch._foreach_lerp_([self.running_mean, self.running_var], list(batch.unbind(0)), momentum)
         return y
 
-    def _together(self, axis: Axis) -> list[Tensor | None]:
-        """Weight, bias, running mean and variance in one product."""
-        tensors = {name: getattr(self, name) for name in ("weight", "bias", "running_mean", "running_var")}
-        given = [tensor for tensor in tensors.values() if tensor is not None]
+    def _together(self, axis: Axis, names: Sequence[str]) -> list[Tensor | None]:
+        """The tensors of these names in one product."""
+        tensors = [getattr(self, name) for name in names]
+        given = [tensor for tensor in tensors if tensor is not None]
+        if not given:
+            return [None for _ in tensors]
         with _own_precision(given[0]):
             # in rows: backward of BN on channels_last images reads a weight with strides as if it had none (torch 2.14)
             rows = axis.sample(torch.stack(given, 1), self.training).t().contiguous()
             columns = iter(rows.unbind(0))
-        weight, bias, mean, var = (None if tensor is None else next(columns) for tensor in tensors.values())
-        if mean is not None and var is not None:
-            mean, var = mean.detach().clone(), self._positive(var.detach().clone())
-        return [weight, bias, mean, var]
+        return [None if tensor is None else next(columns) for tensor in tensors]
 
     def _positive(self, var: Tensor) -> Tensor:
         """Between nodes u overshoots, and a variance must not."""

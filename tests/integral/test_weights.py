@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from memexp.integral import axis as axes_module
 from memexp.integral import kernel, quadrature
 from memexp.integral.axis import Axis, Continuum, Segment
 from memexp.integral.weights import Integral, continue_, discretise_
@@ -173,3 +174,21 @@ def test_sampled_variance_is_never_below_the_least() -> None:
 def test_other_layers_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="ConvTranspose2d has no integral form"):
         continue_(nn.ConvTranspose2d(4, 4, 1), {})
+
+
+def test_samples_that_stay_on_a_device_take_no_more_than_their_share_of_it(monkeypatch):
+    made = []
+    monkeypatch.setattr(axes_module, "_moved", lambda tensor, device: made.append(tensor) or tensor)
+    resident = axes_module._Resident(most=3000)
+    keys = [("trapezoidal", m, 16, True, False) for m in (10, 12, 14, 16)]  # 640, 768, 896 and 64 bytes
+    for key in [*keys, *keys]:
+        samples = resident(key, torch.float32, torch.device("meta"))
+        S, q, _ = axes_module._fixed(*key)
+        assert [None if a is None else a.tolist() for a in (samples.S, samples.q)] == [
+            None if a is None else a.tolist() for a in (S, q)
+        ]
+    assert len(made) == 4
+    for m in (20, 24, 10):  # 1280 and 1536 bytes: the longest unused go
+        resident(("trapezoidal", m, 16, True, False), torch.float32, torch.device("meta"))
+        assert sum(map(axes_module._size, resident._held.values())) == resident._bytes <= 3000
+    assert len(made) == 7
