@@ -36,7 +36,8 @@ def after_out_of_memory(
     head = f"estimate: {shown_bytes(peak)} at the peak{least}, of {shown_bytes(limit)} ({source})"
     if peak <= limit:
         rest = "scratch space inside kernels or a fragmented allocator took the rest"
-        more = "; try PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True" if device.type == "cuda" else ""
+        fixed = device.type == "cuda" and not cfg.memory.enforce  # which has them grow already
+        more = "; try PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True" if fixed else ""
         if device.type == "cpu":
             rest = "the program and its libraries (about 1 GB of addresses) or scratch space took the rest"
         others = "" if held else "other processes, "  # have none of what one process is held to

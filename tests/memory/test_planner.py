@@ -279,10 +279,12 @@ def test_advice_is_for_what_the_process_may_have_of_the_card(monkeypatch, share,
     card, device = Card(monkeypatch), torch.device("cuda", 1)
     monkeypatch.setattr(torch.accelerator, "get_memory_info", lambda device: (0, card.total_memory), raising=False)
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: share)
-    cfg = memexp.compose([*SMALL, *REVNET, "backprop=budget", "backprop.limit=0.8"])
+    enforced = f"memory.enforce={'false' if share == 1 else 'true'}"
+    cfg = memexp.compose([*SMALL, *REVNET, "backprop=budget", "backprop.limit=0.8", enforced])
     advice = after_out_of_memory(cfg, device, planned=3 * 2**30)
     assert advice.startswith(f"estimate: 3,072.0 MiB at the peak, of {shown_bytes(share * 10**10)} ({told})")
     assert ("other processes" in advice) == (share == 1)  # have none of what this one is held to
+    assert ("expandable_segments" in advice) == (share == 1)  # which such a process has already
     assert "would fit: " in after_out_of_memory(cfg, device, planned=10**10 + 1)
     assert " at the peak of the least plan, of " in after_out_of_memory(cfg, device)
 
