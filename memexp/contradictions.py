@@ -174,8 +174,8 @@ def _start(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
     for key in ("init_from", "weights"):
         if (given := cfg["model"].get(key)) is not None and isinstance(given, str):
             yield (
-                f"model.{key}: {given!r} would not be read, as this run starts from the network of init_from={cfg['init_from']}; "
-                "set one of them."
+                f"model.{key}: {given!r} would not be read, as this run starts from the network of "
+                f"init_from={cfg['init_from']}; set one of them."
             )
 
 

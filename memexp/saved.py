@@ -222,7 +222,9 @@ def _made_longer(before: DictConfig, after: DictConfig) -> set[str]:
             )
     longer = trained & set(more.values())  # tune.epochs follows epochs, whether or not there is a stage tune
     if more and not longer:
-        problems.append(f"{', '.join(more)}: no stage of this run is made longer by it; its stages: {', '.join(keys(after))}.")
+        problems.append(
+            f"{', '.join(more)}: no stage of this run is made longer by it; its stages: {', '.join(keys(after))}."
+        )
     if problems:
         raise ConfigError(problems)
     return longer
