@@ -13,9 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memexp.config import ConfigError, compose, config_hash
+from omegaconf import OmegaConf
+
+from memexp.config import ConfigError, compose, compose_unchecked, config_hash
 from memexp.record import SCHEMA, read_json, write_json
 
+STARTS = ("init_from", "model.init_from", "distill.teacher")  # overrides that name a run which is to be there
 DISCARDED = ("nan", "oom")  # statuses after which going on from the checkpoint would end the same way
 
 
@@ -30,6 +33,7 @@ class Job:
     problem: str | None = None
     status: str | None = None
     seconds: float | None = None
+    ended: threading.Event = field(default_factory=threading.Event)
 
     @property
     def results(self) -> dict[str, Any]:
@@ -77,10 +81,29 @@ def carry_out(job: Job, sweep: Sweep, own_session: bool = True) -> None:
     """Runs one job to its end, or finds it done, and sets its status. own_session: Ctrl-C reaches this process alone, which
     asks the job to stop.
     """
-    if job.problem is not None:  # the run that it starts from may be an earlier job of this sweep, and be there by now
-        identify(job, sweep)
-    job.status = _status(job, sweep, own_session)
-    _tell_the_end(job, sweep)
+    try:
+        named = {os.path.abspath(path) for path in _starts(job, sweep)}
+        for other in sweep.jobs:  # jobs begin in their order, so that what is waited for has begun
+            if other.number < job.number and os.path.abspath(other.directory) in named:
+                other.ended.wait()
+        if job.problem is not None:  # the run that it starts from may be there by now
+            identify(job, sweep)
+        job.status = _status(job, sweep, own_session)
+        _tell_the_end(job, sweep)
+    finally:
+        job.ended.set()
+
+
+def _starts(job: Job, sweep: Sweep) -> list[str]:
+    """The runs that the job starts from."""
+    if not any(text.partition("=")[0] in STARTS for text in job.overrides):
+        return []
+    with _composing:
+        try:
+            cfg = compose_unchecked(job.overrides, sweep.config_name, sweep.config_dirs)
+        except ConfigError:  # which is told when its turn comes
+            return []
+    return [path for path in (OmegaConf.select(cfg, key) for key in STARTS) if isinstance(path, str)]
 
 
 def judge(job: Job, sweep: Sweep, code: int | None) -> str:

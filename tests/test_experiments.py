@@ -38,7 +38,7 @@ def test_the_jobs_of_the_sweep_are_valid(identifier, scale, tmp_path, monkeypatc
     for job in plain:
         for text in job:
             if text.startswith(("init_from=", "model.init_from=", "distill.teacher=")):  # what an earlier job leaves
-                start = text.partition("=")[2]
+                start = text.partition("=")[2].strip("'")
                 assert start in made
                 (tmp_path / start).mkdir(parents=True, exist_ok=True)
                 (tmp_path / start / "results.json").write_text("{}")

@@ -197,6 +197,26 @@ def test_a_job_that_goes_on_is_resumed_and_shares_the_cores(tmp_path, started, m
     assert options["env"]["OMP_NUM_THREADS"] == "4"
 
 
+@pytest.mark.parametrize("key", ["init_from", "model.init_from", "distill.teacher"])
+def test_a_job_waits_for_the_one_that_it_starts_from_and_no_other(tmp_path, monkeypatch, key):
+    first = Job(0, [], tmp_path / "first", hash="0")
+    resnet = ["model=resnet", "name=first"]
+    second = Job(1, [*resnet, f"{key}='{tmp_path}/x/../${{name}}'"], tmp_path / "second", hash="1")
+    third = Job(2, [*resnet, f"{key}={tmp_path}/elsewhere"], tmp_path / "third", hash="2")
+    order: list[str] = []
+
+    def carried_out(job, sweep, own_session):
+        if job is first:  # it ends after the third
+            assert third.ended.wait(20)
+        order.append(job.directory.name)
+        return "done"
+
+    monkeypatch.setattr(jobs, "_status", carried_out)
+    sweep = Sweep("config", [], [first, second, third], total=3)
+    LocalLauncher(3).carry_out(sweep.jobs, sweep)
+    assert order == ["third", "first", "second"]
+
+
 def test_no_process_is_started_once_the_sweep_is_stopped(job, started):
     assert jobs.run_process(job, Sweep("config", [], stopped=signal.SIGTERM), go_on=False) is None
     assert started == []

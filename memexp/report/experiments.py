@@ -54,7 +54,7 @@ def expected(conf: Path, identifier: str, count: Callable[[Mapping[str, Any]], i
     times = dict(part.strip().split(" ", 1) for part in line.removeprefix("time:").split("|") if " " in part.strip())
     found = {}
     for scale in SCALES:
-        made = OmegaConf.merge(OmegaConf.load(path), {"scale": scale})
+        made = OmegaConf.merge({"hydra": {"sweep": {"dir": "outputs"}}}, OmegaConf.load(path), {"scale": scale})
         told = OmegaConf.to_container(OmegaConf.select(made, "hydra.sweeper") or OmegaConf.create({}), resolve=True)
         assert isinstance(told, dict)
         found[scale] = count({str(key): value for key, value in told.items()}), times.get(scale, "-")
