@@ -61,7 +61,7 @@ class Run:
     def overrides(self) -> dict[str, str]:
         told = self.results.get("overrides")
         pairs = (str(text).lstrip("+~").partition("=") for text in (told if isinstance(told, list) else []))
-        return {key: value for key, _, value in pairs}
+        return {key: _unquoted(value) for key, _, value in pairs}
 
     @property
     def stages(self) -> list[dict[str, Any]]:
@@ -154,6 +154,13 @@ class Group:
         if len(self.runs) == 1:
             return self.first.status
         return ", ".join(f"{count} {status}" for status, count in counts.items())
+
+
+def _unquoted(value: str) -> str:
+    """The value of an override without Hydra's quotes and escapes, as a configuration would have it."""
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        value = value[1:-1]
+    return re.sub(r"\\(.)", r"\1", value)
 
 
 def _option(told: Any) -> str | None:

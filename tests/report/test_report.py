@@ -329,3 +329,12 @@ def test_a_table_on_a_terminal_of_few_characters_is_drawn_with_those(monkeypatch
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
         assert tables.terminal(table).startswith(drawn)
         tables.terminal(table).encode(encoding)
+
+
+def test_what_a_job_without_a_configuration_was_told_stands_without_quotes(tmp_path):
+    told = ["arm='it\\'s 5, \\'a\\''", "prune.target=latency\\:0.7", 'model.width="2"', "seed=1"]
+    results = {"schema": 2, "status": "failed", "error": "refused", "overrides": told}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    (run,), _ = find([tmp_path])
+    asked = ("arm", "prune.target", "model.width", "seed")
+    assert [run.setting(key) for key in asked] == ["it's 5, 'a'", "latency:0.7", "2", "1"]
