@@ -17,12 +17,14 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from memexp import build, data
+from memexp.backprop import chains
 from memexp.backprop.compiled import check_compiler, compiled
 from memexp.config import compose
 from memexp.memory import planned
 from memexp.memory.meter import Meter
 from memexp.training import distribution, recipe
 from memexp.training.distribution import World
+from memexp.training.graphed import Graphed, check_recordable
 
 TRACKED = 2  # steps whose memory is followed on a device that does not count it: the second has the optimizer's state
 WARM_UP = 2  # steps after these that are not timed
@@ -35,6 +37,8 @@ def carry_out(cfg: DictConfig, steps: int) -> dict[str, Any]:
     device = distribution.choose_device(cfg.device, World.from_environment())
     if cfg.compile:
         check_compiler(device.type)
+    if cfg.cuda_graph:
+        check_recordable(device, 1)
     classes, shape = data.describe(cfg.dataset)
     edits = build.start_edits(cfg)
     network = build.network(cfg, edits, classes, shape).to(device)
@@ -42,6 +46,11 @@ def carry_out(cfg: DictConfig, steps: int) -> dict[str, Any]:
         network = network.to(memory_format=torch.channels_last)
     made = recipe.make(cfg, network, device, classes)
     made.precision.set_up()
+    if cfg.cuda_graph:
+        made.graphed = Graphed(network, TRACKED)
+    verdicts: list[Callable[[], None]] = []  # of the engine, read after each step, as training does
+    for chain in chains(network) if device.type != "cpu" else ():
+        chain.verdicts = verdicts
 
     def batch() -> tuple[Tensor, Tensor]:
         images = torch.randn(cfg.batch_size, *shape).contiguous(memory_format=torch.channels_last)
@@ -64,6 +73,8 @@ def carry_out(cfg: DictConfig, steps: int) -> dict[str, Any]:
                 latest = made.step(network, batches)
             synchronise()
             times.append(time.perf_counter() - started)
+            while verdicts:
+                verdicts.pop(0)()
     del latest
     times = times[TRACKED + WARM_UP :]
     quartiles = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3

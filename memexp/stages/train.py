@@ -20,7 +20,7 @@ from memexp.pruning import Masks
 from memexp.stages.handed import Run
 from memexp.training import distribution, recipe, synced, utilisation
 from memexp.training.distribution import World
-from memexp.training.graphed import Graphed
+from memexp.training.graphed import Graphed, check_recordable
 from memexp.training.loop import Trainer
 from memexp.training.monitor import strategy_monitor
 from memexp.training.profile import Trace
@@ -40,11 +40,8 @@ def foresee(cfg: DictConfig) -> None:
             check_compiler(device.type)
     except ValueError as error:
         raise ConfigError([str(error)]) from error
-    if cfg.cuda_graph and (device.type != "cuda" or world.size > 1):
-        found = f"the device is {device}" if device.type != "cuda" else f"there are {world.size} processes"
-        raise ConfigError(
-            [f"cuda_graph: true needs one process on a GPU of NVIDIA's, and {found}; use cuda_graph=false."]
-        )
+    if cfg.cuda_graph:
+        check_recordable(device, world.size)
 
 
 def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:

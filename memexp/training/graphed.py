@@ -27,6 +27,15 @@ Pass = Callable[
 Capture = Callable[[Callable[[], Tensor], Any], tuple[Any, Tensor]]
 
 
+def check_recordable(device: torch.device, processes: int) -> None:
+    """Raises ConfigError where no pass can be recorded."""
+    if device.type != "cuda" or processes > 1:
+        found = f"the device is {device}" if device.type != "cuda" else f"there are {processes} processes"
+        raise ConfigError(
+            [f"cuda_graph: true needs one process on a GPU of NVIDIA's, and {found}; use cuda_graph=false."]
+        )
+
+
 def cuda_graph(function: Callable[[], Tensor], pool: Any) -> tuple[Any, Tensor]:
     """A CUDA graph of `function()`, which is recorded and not carried out, and what it will give. pool: of memory, or None."""
     graph = torch.cuda.CUDAGraph()

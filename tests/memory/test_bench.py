@@ -112,3 +112,9 @@ def test_e8_a_users_own_model_is_measured_too(tmp_path, monkeypatch):
     document = (tmp_path / "out" / "bench.md").read_text()
     assert document.startswith("# Strategies side by side\n\n    memexp bench model=mine batch_size=2\n")
     assert "| stored |" in document
+
+
+def test_a_case_that_needs_a_gpu_says_so():
+    cases = bench.cases([*REVNET, "cuda_graph=true", "device=cpu"], ["stored"], 0)
+    bench.measure(cases, 1, lambda text: None)
+    assert "needs one process on a GPU of NVIDIA's, and the device is cpu" in str(cases[0].error)
