@@ -11,6 +11,7 @@ import memexp
 from memexp import stages
 from memexp.backprop import AdditiveCoupling, Chain, join, split
 from memexp.config import ConfigError
+from memexp.models.vanishing import ArtefactReLU, VanishingReLU, set_lambda
 from memexp.training.graphed import WARM_UP, Graphed
 from memexp.training.precision import Precision
 from memexp.training.step import train_step
@@ -49,8 +50,10 @@ class Graph:
 class Recorder:
     def __init__(self, network):
         self.parameters, self.graphs, self.pools = list(network.parameters()), [], []
+        self.recording = False
 
     def __call__(self, function, pool):
+        self.recording = True
         before = [None if p.grad is None else p.grad.clone() for p in self.parameters]
         graph = Graph(function, self.parameters)
         for p, value in zip(self.parameters, before, strict=True):
@@ -161,6 +164,30 @@ def test_what_the_engine_says_of_a_recorded_pass_is_read_after_each_replay():
     recording.verdicts.append(lambda: told.append(True))
     trained(network, [[batch(7)], [batch(8)]], graphed)
     assert len(told) == 2
+
+
+@pytest.mark.parametrize("kind", [VanishingReLU, ArtefactReLU])
+def test_lambda_moves_on_in_a_recorded_pass(monkeypatch, kind):
+    """A number would be that of the recording for ever."""
+
+    def vanishing() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 8), kind(), nn.Linear(8, 3))
+
+    losses = []
+    for graphed in (False, True):
+        network = vanishing()
+        recorder = Recorder(network)
+        replays = Graphed(network, capture=recorder) if graphed else None
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                torch.cuda, "is_current_stream_capturing", lambda: bool(recorder.graphs or recorder.recording)
+            )
+            for step in range(9):
+                set_lambda(network, 1 - step / 8)
+                losses.append(float(trained(network, [[batch(step)]], replays)))
+        assert len(recorder.graphs) == graphed
+    assert losses[:9] == pytest.approx(losses[9:], rel=1e-6)
 
 
 def test_a_step_that_cannot_be_recorded_is_refused_with_the_reason():
