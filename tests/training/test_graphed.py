@@ -1,4 +1,4 @@
-"""A pass that is recorded and replayed: with a stand-in for the CUDA graph, whose replay runs the pass on its own tensors."""
+"""A pass that is recorded and replayed: with a stand-in for the CUDA graph, which repeats operations and no Python."""
 
 import copy
 
@@ -6,62 +6,74 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import memexp
-from memexp import stages
+from memexp import build, stages
 from memexp.backprop import AdditiveCoupling, Chain, join, split
 from memexp.config import ConfigError
+from memexp.models import families
 from memexp.models.vanishing import ArtefactReLU, VanishingReLU, set_lambda
+from memexp.training import recipe
 from memexp.training.graphed import WARM_UP, Graphed
 from memexp.training.precision import Precision
 from memexp.training.step import train_step
 
 
-class Graph:
-    """Replays by running the function again, and writing into the tensors that the first run gave."""
+class Operations(TorchDispatchMode):
+    """Every operation, with the tensors that it read and wrote: what a CUDA graph holds of a pass, and no more."""
 
-    def __init__(self, function, parameters):
-        self.function, self.parameters, self.replays = function, parameters, 0
-        self.before = [None if p.grad is None else p.grad for p in parameters]
-        self.loss = function()
-        self.grads = [p.grad for p in parameters]
-        for before, grad in zip(self.before, self.grads, strict=True):
-            if before is not None:  # a recording carries nothing out
-                assert before is grad
-        self.ran = [None if grad is None else grad.clone() for grad in self.grads]
+    def __init__(self):
+        super().__init__()
+        self.all = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.all.append((func, args, kwargs or {}, result))
+        return result
+
+
+class Graph:
+    """Replays the operations into the tensors of the recording."""
+
+    def __init__(self, operations):
+        self.operations, self.replays = operations, 0
 
     def pool(self):
         return "pool"
 
     def replay(self):
         self.replays += 1
-        kept = [p.grad for p in self.parameters]
-        for p in self.parameters:
-            p.grad = None
-        loss = self.function()
-        for before, grad, p in zip(self.before, self.grads, self.parameters, strict=True):
-            if grad is not None:
-                grad.copy_(p.grad) if before is None else grad.add_(p.grad)
-        for p, grad in zip(self.parameters, kept, strict=True):
-            p.grad = grad
-        self.loss.copy_(loss)
+        with torch.no_grad():
+            for func, args, kwargs, result in self.operations:
+                read = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+                for own, new in zip(tree_leaves(result), tree_leaves(func(*args, **kwargs)), strict=True):
+                    if (
+                        isinstance(own, torch.Tensor) and own.untyped_storage()._cdata not in read
+                    ):  # no view, not in place
+                        own.copy_(new)
 
 
 class Recorder:
+    """Records a pass of a network and carries nothing out, as a capture does."""
+
     def __init__(self, network):
-        self.parameters, self.graphs, self.pools = list(network.parameters()), [], []
-        self.recording = False
+        self.network, self.graphs, self.pools, self.recording = network, [], [], False
 
     def __call__(self, function, pool):
+        state = [(t, t.detach().clone()) for t in (*self.network.parameters(), *self.network.buffers())]
+        state += [(p.grad, p.grad.clone()) for p in self.network.parameters() if p.grad is not None]
         self.recording = True
-        before = [None if p.grad is None else p.grad.clone() for p in self.parameters]
-        graph = Graph(function, self.parameters)
-        for p, value in zip(self.parameters, before, strict=True):
-            if value is not None:  # a recording carries nothing out
-                p.grad.copy_(value)
-        self.graphs.append(graph)
+        with Operations() as operations:
+            loss = function()
+        self.recording = False
+        with torch.no_grad():
+            for tensor, value in state:
+                tensor.copy_(value)
+        self.graphs.append(Graph(operations.all))
         self.pools.append(pool)
-        return graph, graph.loss
+        return self.graphs[-1], loss
 
 
 def plain() -> nn.Sequential:
@@ -168,26 +180,20 @@ def test_what_the_engine_says_of_a_recorded_pass_is_read_after_each_replay():
 
 @pytest.mark.parametrize("kind", [VanishingReLU, ArtefactReLU])
 def test_lambda_moves_on_in_a_recorded_pass(monkeypatch, kind):
-    """A number would be that of the recording for ever."""
-
-    def vanishing() -> nn.Sequential:
+    """As a number it would stay what it was in the recording."""
+    losses = {}
+    for replayed in (False, True):
         torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(6, 8), kind(), nn.Linear(8, 3))
-
-    losses = []
-    for graphed in (False, True):
-        network = vanishing()
+        network = nn.Sequential(nn.Linear(6, 8), kind(), nn.Linear(8, 3))
         recorder = Recorder(network)
-        replays = Graphed(network, capture=recorder) if graphed else None
-        with monkeypatch.context() as patch:
-            patch.setattr(
-                torch.cuda, "is_current_stream_capturing", lambda: bool(recorder.graphs or recorder.recording)
-            )
-            for step in range(9):
-                set_lambda(network, 1 - step / 8)
-                losses.append(float(trained(network, [[batch(step)]], replays)))
-        assert len(recorder.graphs) == graphed
-    assert losses[:9] == pytest.approx(losses[9:], rel=1e-6)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda r=recorder: r.recording)
+        graphed = Graphed(network, capture=recorder) if replayed else None
+        losses[replayed] = []
+        for step in range(9):
+            set_lambda(network, 1 - step / 8)
+            losses[replayed].append(float(trained(network, [[batch(step)]], graphed)))
+        assert len(recorder.graphs) == replayed
+    assert losses[True] == pytest.approx(losses[False], rel=1e-6)
 
 
 def test_a_step_that_cannot_be_recorded_is_refused_with_the_reason():
@@ -216,3 +222,42 @@ def test_a_step_that_cannot_be_recorded_is_refused_with_the_reason():
 def test_what_cannot_be_recorded_anywhere_is_foreseen(overrides, said):
     with pytest.raises(ConfigError, match=said):
         stages.foresee(memexp.compose(["dataset=digits", "cuda_graph=true", *overrides]))
+
+
+SMALL = {
+    "revnet": ["model=revnet", "model.units=[2,1]", "model.channels=[8,8,16]"],
+    "exact": ["model=revnet", "model.units=[2,1]", "model.channels=[8,8,16]", "backprop.exact=true"],
+    "resnet": ["model=resnet", "model.kind=simple", "model.depth=4"],
+    "heunnet": ["model=heunnet", "model.depth=4"],
+    "reducenet": ["model=reducenet", "model.depth=8"],
+    "vgg16": ["model=vgg16", "model.layout=cifar", "model.width=0.125"],
+}
+OPTIONS = [["optimizer=ranger", "ema=0.9"], ["clip_grad=0.5", "precision=bf16"], []]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_networks_train_replayed_as_launched_under_every_strategy(name, monkeypatch):
+    strategies = families.proposed(memexp.compose(["dataset=digits", *SMALL[name]]).model, ())
+    for number, strategy in enumerate(strategies):
+        exact = name == "exact" and strategy in ("adjoint", "light", "budget")
+        if strategy == "budget" or exact:
+            continue
+        cfg = memexp.compose(["dataset=digits", *SMALL[name], f"backprop={strategy}", *OPTIONS[number % len(OPTIONS)]])
+        weights = []
+        for replayed in (False, True):
+            torch.manual_seed(0)
+            network = build.network(cfg)
+            made = recipe.make(cfg, network, torch.device("cpu"), 10)
+            recorder = Recorder(network)
+            monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda r=recorder: r.recording)
+            made.graphed = Graphed(network, capture=recorder) if replayed else None
+            generator = torch.Generator().manual_seed(0)
+            for _ in range(6):
+                images = torch.randn(4, 3, 32, 32, generator=generator)
+                made.step(network, [(images, torch.randint(10, (4,), generator=generator))])
+                if made.average is not None:
+                    made.average.update_parameters(network)
+            weights.append({**network.state_dict(), **(made.average.state_dict() if made.average is not None else {})})
+            assert [graph.replays for graph in recorder.graphs] == ([3] if replayed else [])
+        differing = [key for key, value in weights[0].items() if not torch.equal(value, weights[1][key])]
+        assert (strategy, differing) == (strategy, [])
