@@ -89,6 +89,9 @@ def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:
         _measure(run, trainer)
         if trainer.trace is not None:
             trainer.trace.close()
+    alone = run.world.size == 1 and not families.of(cfg.model).integral
+    if told := utilisation.advice(run.results["time"].get("utilisation"), alone and not cfg.cuda_graph):
+        log.info("%s", told)
     if cfg.memory.timeline:
         _timeline(run)
     training = trainer.recipe.state() | {"progress": vars(trainer.progress).copy()}

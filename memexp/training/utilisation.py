@@ -13,6 +13,7 @@ PEAKS: tuple[tuple[str, tuple[float, float | None, float]], ...] = (
     ("L40S", (91.6, 183.0, 362.0)),
     ("V100", (15.7, None, 125.0)),
 )
+IDLE = 0.05  # utilisation below which steps are likely to wait for the CPU, which launches their kernels
 BACKWARD = 2  # forward passes that a backward pass is worth
 
 
@@ -29,3 +30,13 @@ def peak(name: str, precision: str) -> float | None:
 def utilisation(macs: float, images_per_second: float, peak: float | None) -> float | None:
     """The share, in 0..1. macs: of one image's forward pass; a multiplication and an addition are two FLOPs."""
     return None if peak is None else 2 * macs * (1 + BACKWARD) * images_per_second / peak
+
+
+def advice(share: float | None, recordable: bool) -> str | None:
+    """What a run may be told that hardly used its GPU. recordable: whether its steps could be recorded, and are not."""
+    if share is None or share >= IDLE or not recordable:
+        return None
+    return (
+        f"the GPU did {100 * share:.1f} % of the arithmetic that it can do: steps as small as these wait for the CPU, which "
+        "launches their kernels one by one; cuda_graph=true records them once and replays them"
+    )

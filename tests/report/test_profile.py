@@ -40,6 +40,12 @@ def test_e9_a_trace_takes_the_place_of_a_link(tmp_path):
     assert steps_in(tmp_path / "t.json")[0] == ["training step 1"]
 
 
+def test_a_gpu_that_hardly_computes_is_told_of():
+    assert "did 3.0 % of the arithmetic" in str(utilisation.advice(0.03, True))
+    assert "cuda_graph=true" in str(utilisation.advice(0.03, True))
+    assert [utilisation.advice(*case) for case in ((0.03, False), (0.3, True), (None, True))] == [None] * 3
+
+
 def test_e9_utilisation_is_of_the_models_own_flops_and_only_where_the_peak_is_known():
     # PaLM's definition by hand: 10^12 MACs forward are 6 * 10^12 FLOPs a step and image
     assert utilisation.utilisation(1e12, 10.0, 312e12) == pytest.approx(60 / 312)
