@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from memexp import recorded
 from memexp.config import ConfigError
 from memexp.record import RunDirectory, read_json, writing
-from memexp.sequence import keys, stage_of
+from memexp.sequence import keys, recipe_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("memexp")
 # What may change when a run goes on: how long, what is written down, where it is computed and where its data lie.
-LONGER = {"epochs": "train", "max_steps": "train", "tune.epochs": "tune", "tune.max_steps": "tune"}
+LONGER = {"epochs": "train", "max_steps": "train", "tune.epochs": "tune", "tune.max_steps": "tune"}  # whose recipe
 FREE = (
     *("device", "log_every", "checkpoint_every", "evaluate_every", "monitor_every", "monitor_gradient"),
     *("dataset.root", "dataset.workers", "dataset.skip_broken", "dataset.download", "memory.", "report.", "profile."),
@@ -178,7 +178,6 @@ def _deployed(run: Run) -> Iterator[nn.Module]:
     if run.unfinished is None:
         yield run.network
         return
-    from memexp.sequence import recipe_of
     from memexp.stages import tune
     from memexp.stages.train import trainer_for
 
@@ -206,9 +205,9 @@ class _ReadOnly(RunDirectory):
 
 
 def _made_longer(before: DictConfig, after: DictConfig) -> set[str]:
-    """The stages that are made longer. Raises ConfigError for any other change that would make it another run."""
+    """The recipes of which stages are made longer. Raises ConfigError for any other change that would make it another run."""
     problems: list[str] = []
-    trained = set(map(stage_of, keys(after)))
+    trained = set(map(recipe_of, keys(after)))
     more: dict[str, str] = {}
     for key, old, new in _differences(before, after):
         if key in LONGER and (new is None or (old is not None and new >= old)):
@@ -220,7 +219,7 @@ def _made_longer(before: DictConfig, after: DictConfig) -> set[str]:
                 f"{key}: the run has {old!r}, and {new!r} would make it another run; start a new one, from these weights with "
                 "init_from=RUN."
             )
-    longer = trained & set(more.values())  # tune.epochs follows epochs, whether or not there is a stage tune
+    longer = set(more.values()) & trained  # tune.epochs follows epochs, whether or not there is a stage tune
     if more and not longer:
         problems.append(
             f"{', '.join(more)}: no stage of this run is made longer by it; its stages: {', '.join(keys(after))}."
@@ -246,7 +245,6 @@ def _start(path: Path, cfg: DictConfig) -> str:
 
     Longer than the checkpoint has it, as results.json may ask for more since a start that did not come to save anything.
     """
-    from memexp.sequence import recipe_of
     from memexp.training import checkpoint
 
     last = path / "checkpoints" / "last.pt"

@@ -65,7 +65,7 @@ class VanishingReLU(nn.Module):
         self.value.fill_(value)
 
     def forward(self, x: Tensor) -> Tensor:
-        if _made_once():
+        if _made_once(x):
             return torch.where(x > 0, x, x * (1 - self.value))
         if self._lambda == 0:
             return x
@@ -81,14 +81,14 @@ class ArtefactReLU(VanishingReLU):
     """The published code to the letter: relu overwrites x first, so this is relu(x) for every lambda, and never vanishes."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if _made_once():
+        if _made_once(x):
             return self.value * functional.relu_(x) + (1 - self.value) * x
         return self._lambda * functional.relu(x, inplace=True) + (1 - self._lambda) * x
 
 
-def _made_once() -> bool:
-    """Whether what is called now will serve other values of lambda, too: code that is compiled, or a CUDA graph."""
-    return torch.compiler.is_dynamo_compiling() or torch.cuda.is_current_stream_capturing()
+def _made_once(x: Tensor) -> bool:
+    """Whether what is done to x now will serve other values of lambda, too: code that is compiled, or a CUDA graph."""
+    return torch.compiler.is_dynamo_compiling() or (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def set_lambda(network: nn.Module, value: float) -> None:
