@@ -38,12 +38,19 @@ def is_quiet(modules: Sequence[nn.Module], steps: Sequence[nn.Module]) -> bool:
     kinds = set(map(type, modules))
     if not all(map(_home, kinds)):
         return False
-    # hooks, and a forward put in place of the class's own, are anybody's
-    if any([m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in modules]):
+    # hooks, and what stands in place of the class's own forward or of a parameter, are anybody's
+    if any([m._forward_hooks or m._forward_pre_hooks or _changed(m.__dict__, m._buffers) for m in modules]):
         return False
     of_engine = {kind for kind in kinds if _home(kind) == "step"}
     own = {module for module in modules if type(module) in of_engine}
     return len(own) <= len(steps) and own <= set(steps)
+
+
+def _changed(own: dict[str, Any], buffers: dict[str, Any]) -> bool:
+    """Whether a layer has a forward of its own, or a tensor for a parameter, which may be computed from others."""
+    if "forward" in own or "weight" in own or "bias" in own:
+        return True
+    return "weight" in buffers or "bias" in buffers
 
 
 def survey(steps: Iterable[nn.Module]) -> dict[nn.Module, slice | None]:

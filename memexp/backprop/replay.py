@@ -2,7 +2,8 @@
 
 What the first pass depended on beside its inputs is recorded, and put in place around every later evaluation:
 
-* parameters: those of the first pass, also where others have taken their place since (`torch.func.functional_call`);
+* modules and parameters: those of the first pass, also where others have taken their place since
+  (`torch.func.functional_call`);
 * random state: recorded before each branch that draws from it, set for the recomputation, and the caller's put back;
 * autocast, on or off and its dtype, without its cache (a weight cast without a graph must not serve where one is due;
   so with the cache of `torch.nn.utils.parametrize`);
@@ -167,6 +168,7 @@ class Record:
         buffered = [m for m in modules if m._buffers]
         self._normalise = [m for m in buffered if m.training and isinstance(m, _NormBase)]
         self._held = [(module, dict(module._parameters)) for module in modules if module._parameters]
+        self._holding = [(module, dict(module._modules)) for module in modules if module._modules]
         self._ids = [id(p) for _, held in self._held for p in held.values()]
         self.parameters = [p for _, held in self._held for p in held.values() if p is not None]
         self.lazy = any(map(is_lazy, self.parameters))
@@ -226,6 +228,7 @@ class Record:
                 own = module._parameters
                 if len(held) != len(own) or not all(map(is_, held.values(), own.values())):
                     seen.append((module, "_parameters", held))
+        seen += [(module, "_modules", held) for module, held in self._holding if module._modules != held]
         self._replaying = True
         try:
             with self.surroundings(), substituted(scratch), _attributes(seen) if seen else NOTHING:

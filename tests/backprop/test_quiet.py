@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from memexp.backprop import AdditiveCoupling, Chain
+from memexp.backprop import AdditiveCoupling, Chain, StepError
 
 
 def in_place_of_forward():
@@ -45,5 +45,54 @@ def test_layers_that_draw_in_ways_of_their_users_are_replayed(backprop, make):
         outputs = chain(*(torch.randn(4, 8, dtype=torch.float64) for _ in range(2)))
         sum(y.square().sum() for y in outputs).backward()
         gradients.append([p.grad for p in chain.parameters()])
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def computed(name, registered):
+    """A layer, of whose parameters one is computed from another tensor."""
+    layer, source = nn.Linear(8, 8), torch.ones(8, 8, requires_grad=True)
+    if name == "bias":
+        source = torch.ones(8, requires_grad=True)
+    del layer._parameters[name]
+    layer.register_buffer(name, source * 2) if registered else setattr(layer, name, source * 2)
+    return layer
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+@pytest.mark.parametrize("registered", [False, True])
+@pytest.mark.parametrize("backprop", ["checkpointed", "reversible"])
+def test_a_tensor_in_place_of_a_parameter_does_not_lose_its_gradient_unseen(backprop, registered, name):
+    steps = [AdditiveCoupling(computed(name, registered), nn.Linear(8, 8))]
+    steps += [AdditiveCoupling(nn.Linear(8, 8), nn.Linear(8, 8)) for _ in range(2)]
+    outputs = Chain(steps, backprop)(*(torch.randn(4, 8) for _ in range(2)))
+    with pytest.raises(StepError, match=r"step 0 \(AdditiveCoupling\).*gradient would be lost"):
+        sum(y.square().sum() for y in outputs).backward()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda step: setattr(step, "F", nn.Linear(8, 8)),
+        lambda step: setattr(step, "F", step.G),
+        lambda step: setattr(step.G, "0", nn.Linear(8, 8)),
+        lambda step: step.G.append(nn.Linear(8, 8)),
+    ],
+    ids=["branch", "shared", "layer", "more"],
+)
+@pytest.mark.parametrize("backprop", ["checkpointed", "reversible"])
+def test_a_module_that_has_been_replaced_before_backward_is_seen_as_it_was(backprop, change):
+    gradients = []
+    for strategy in ("stored", backprop):
+        torch.manual_seed(0)
+        steps = [AdditiveCoupling(nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8), nn.Tanh())) for _ in range(4)]
+        chain = Chain(steps, strategy).double()
+        parameters = list(chain.parameters())
+        outputs = chain(*(torch.randn(4, 8, dtype=torch.float64) for _ in range(2)))
+        change(chain[0])
+        now = list(map(id, chain.modules()))
+        sum(y.square().sum() for y in outputs).backward()
+        assert list(map(id, chain.modules())) == now
+        gradients.append([p.grad for p in parameters])
     for found, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(found, expected)
