@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from memexp.backprop.capture import is_captured
+
 
 def vanishing(step: int, total: int) -> float:
     """lambda for `step` (from 0) of `total` optimizer steps: 1 in the first, exactly 0 in the last, and after it.
@@ -88,7 +90,7 @@ class ArtefactReLU(VanishingReLU):
 
 def _made_once(x: Tensor) -> bool:
     """Whether what is done to x now will serve other values of lambda, too: code that is compiled, or a CUDA graph."""
-    return torch.compiler.is_dynamo_compiling() or (x.is_cuda and torch.cuda.is_current_stream_capturing())
+    return torch.compiler.is_dynamo_compiling() or is_captured(x)
 
 
 def set_lambda(network: nn.Module, value: float) -> None:
