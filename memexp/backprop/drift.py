@@ -2,13 +2,17 @@
 
 In floating point y - F(x) is not quite x when y = x + F(x), and in a deep network, or with branches in half precision, one
 step's error is amplified by the next. A small sample of the streams that enter a run of undone steps is kept in each pass,
-so that all take the same memory, and looked at in the first, and whenever the number of passes has doubled.
+so that all take the same memory, and looked at in the first, and whenever the number of passes has doubled. Of a pass that is
+recorded as a CUDA graph its replays are counted.
 """
 
 import warnings
+from collections.abc import Callable
+from itertools import count
 
 from torch import Tensor
 
+from memexp.backprop.capture import is_captured
 from memexp.backprop.measures import relative_error
 
 WIDTH = 4  # of the sample, in each dimension
@@ -35,10 +39,15 @@ class Drift:
         """Whether the inputs that are computed back in this pass are to be compared with the sample of the original ones."""
         return (
             not self._warned
-            and self._passes & (self._passes - 1) == 0
+            and (_is_power_of_2(self._passes) or any(map(is_captured, inputs)))
             and not any(x.is_meta for x in inputs)
             and all(x.shape == s.shape for x, s in zip(map(_middle, inputs), sample, strict=True))
         )
+
+    def replayed(self, name: str, found: Sample, sample: Sample) -> Callable[[], None]:
+        """`compare` of a recorded pass, to be called after each replay: it looks at the first, the second, the fourth, ..."""
+        replays = count(1)
+        return lambda: self.compare(name, found, sample) if _is_power_of_2(next(replays)) else None
 
     def compare(self, name: str, found: Sample, sample: Sample) -> None:
         """Warns, once, where two samples of the same streams differ too much. found: of those that are computed back."""
@@ -52,6 +61,10 @@ class Drift:
             "backprop=checkpointed; memexp.backprop.check(chain, inputs) measures inverse and gradient of each step",
             stacklevel=2,
         )
+
+
+def _is_power_of_2(n: int) -> bool:
+    return n & (n - 1) == 0
 
 
 def _middle(x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from memexp.backprop.capture import is_captured
 from memexp.backprop.context import Context, takes
 from memexp.backprop.determinism import altered, explain, fingerprint
 from memexp.backprop.drift import Drift, Sample
@@ -216,8 +217,11 @@ class Node:
             self.call.monitor.append(relative_error(inputs, self._original))
         late, drift, sample = self.call.verdicts, self.call.drift, self._sample
         if drift is not None and sample is not None and drift.due(inputs, sample):
-            compare = partial(drift.compare, self.name, drift.sample(inputs), sample)
-            compare() if late is None else late.append(compare)
+            samples = self.name, drift.sample(inputs), sample
+            if late is None:
+                drift.compare(*samples)
+            else:
+                late.append(drift.replayed(*samples) if is_captured(inputs[0]) else partial(drift.compare, *samples))
         if self._fingerprint is None:
             return
         if late is not None:

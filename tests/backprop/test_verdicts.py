@@ -70,3 +70,26 @@ def test_drift_is_warned_of_late():
     chain = passed(Half)
     with pytest.warns(UserWarning, match="computed back with a relative error"):
         judge(chain)
+
+
+@pytest.mark.parametrize("before", range(5))
+def test_drift_of_a_recorded_pass_is_looked_at_in_its_replays_whichever_pass_was_recorded(monkeypatch, before):
+    torch.manual_seed(0)
+    chain = Chain([AdditiveCoupling(nn.Linear(4, 4), nn.Linear(4, 4)) for _ in range(4)], "reversible")
+    chain.verdicts = []
+
+    def run():
+        y = chain(*[torch.randn(8, 4, requires_grad=True) for _ in range(2)])
+        (y[0] + y[1]).sum().backward()
+
+    for _ in range(before):
+        run()
+    chain.verdicts.clear()
+    for module in ("drift", "node"):
+        monkeypatch.setattr(f"memexp.backprop.{module}.is_captured", lambda x: True)
+    compared = []
+    monkeypatch.setattr(chain.drift, "compare", lambda *samples: compared.append(replay))
+    run()
+    for replay in range(1, 10):  # noqa: B007
+        judge(chain)
+    assert compared == [1, 2, 4, 8]
