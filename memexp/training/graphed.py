@@ -19,7 +19,7 @@ from memexp.backprop import chains
 from memexp.config import ConfigError
 
 log = logging.getLogger("memexp")
-WARM_UP = 3  # passes that are launched one by one, at least
+WARM_UP = 3  # steps that are launched one by one, at least
 
 Pass = Callable[
     [Tensor, Any], Tensor
@@ -58,7 +58,7 @@ class Recording:
 
 
 class Graphed:
-    """Passes of one network. capture: as `cuda_graph`, or a stand-in. warm_up: first passes to be launched one by one.
+    """Passes of one network. capture: as `cuda_graph`, or a stand-in. warm_up: first steps to be launched one by one.
 
     The first batch of a step makes its gradients, and further ones are added to them: two recordings.
     """
@@ -75,8 +75,8 @@ class Graphed:
         """
         leaves, structure = tree_flatten((images, target))
         form = structure, [(x.shape, x.stride(), x.dtype) for x in leaves]
-        if self._left > 0 or not (first or self._own_grads):
-            self._left -= 1
+        if self._left > 0 if first else not self._own_grads:
+            self._left -= first
             return self._launched(run, first, images, target)
         place = self._place()
         recording = self._recorded.get(first)
