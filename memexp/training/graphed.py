@@ -66,6 +66,7 @@ class Graphed:
     def __init__(self, network: nn.Module, warm_up: int = 0, capture: Capture = cuda_graph) -> None:
         self._network, self._left, self._capture = network, max(WARM_UP, warm_up), capture
         self._recorded: dict[bool, Recording] = {}
+        self._forms: dict[bool, Any] = {}  # of the latest batches
         self._own_grads = False  # whether the parameters' gradients are those of the recordings
 
     def __call__(self, run: Pass, first: bool, images: Tensor, target: Any) -> Tensor:
@@ -75,12 +76,15 @@ class Graphed:
         """
         leaves, structure = tree_flatten((images, target))
         form = structure, [(x.shape, x.stride(), x.dtype) for x in leaves]
+        repeated, self._forms[first] = form == self._forms.get(first), form
         if self._left > 0 if first else not self._own_grads:
             self._left -= first
             return self._launched(run, first, images, target)
         place = self._place()
         recording = self._recorded.get(first)
         if recording is None or recording.place != place:
+            if not repeated:  # the last batch of an epoch, perhaps
+                return self._launched(run, first, images, target)
             recording = self._recorded[first] = self._record(run, first, leaves, structure, form, place)
         if recording.form != form:
             return self._launched(run, first, images, target)

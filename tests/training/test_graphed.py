@@ -129,6 +129,16 @@ def test_batches_of_another_shape_are_launched_and_gradients_are_never_mixed_up(
     assert len(recorder.graphs) == 2
 
 
+@pytest.mark.parametrize("number", range(6))
+def test_a_batch_of_another_shape_than_all_others_is_not_what_is_recorded(number):
+    network = plain()
+    recorder = Recorder(network)
+    steps = [[batch(n, size=2 if n == number else 4)] for n in range(12)]
+    trained(network, steps, Graphed(network, capture=recorder))
+    (graph,) = recorder.graphs
+    assert graph.replays >= 12 - WARM_UP - 2
+
+
 @pytest.mark.parametrize(
     "change",
     [
