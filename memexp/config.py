@@ -260,22 +260,38 @@ def options_of(group: str, config_dirs: Sequence[str | Path] = ()) -> list[str]:
 def jobs(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> list[list[str]]:
     """The overrides of each job of a basic sweep; an interval stands there with its ends."""
     choices: list[list[str]] = [[]]
-    with _hydra(config_dirs) as loader:
-        parser = OverridesParser.create(config_loader=loader)
-        for text in overrides:
-            choices = [job + [value] for job in choices for value in values_of(parser, text)]
+    known = parser(config_dirs)
+    for text in overrides:
+        choices = [job + [value] for job in choices for value in values_of(known, text, ends=True)]
     return choices
 
 
-def values_of(parser: OverridesParser, text: str) -> list[str]:
-    """Each value of one override, as an override."""
+def parser(config_dirs: Sequence[str | Path] = ()) -> OverridesParser:
+    """It knows the options of groups, for a glob."""
+    with _hydra(config_dirs) as loader:
+        return OverridesParser.create(config_loader=loader)
+
+
+def key_of(parser: OverridesParser, text: str) -> str:
+    """The key of an override as it was typed, "+" and "~" included; the text itself where it is none."""
+    try:
+        return str(parser.parse_override(text).get_key_element())
+    except HydraException:
+        return text
+
+
+def values_of(parser: OverridesParser, text: str, ends: bool = False) -> list[str]:
+    """Each value of one override, as an override. ends: of an interval its two ends; else it is refused by a ConfigError."""
     try:
         (override,) = parser.parse_overrides([text])  # which knows the loader, for a glob
         if not override.is_sweep_override():
             return [text]
         key = override.get_key_element()
         if isinstance(interval := override.value(), IntervalSweep):
-            return [f"{key}={end}" for end in (interval.start, interval.end)]
+            if ends:
+                return [f"{key}={end}" for end in (interval.start, interval.end)]
+            advice = "give a list, or choose hydra/sweeper=optuna"
+            raise ConfigError([f"{key}: an interval cannot be swept in full; {advice}."])
         values = [f"{key}={value}" for value in override.sweep_string_iterator()]
     except HydraException:
         return [text]  # compose says what is wrong with it

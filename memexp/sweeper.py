@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
@@ -21,7 +20,7 @@ TARGET = "hydra_plugins.memexp_sweeper.CasesSweeper"  # where Hydra finds it
 
 
 class CasesSweeper(Sweeper):
-    """`hydra.sweeper.cases=[[model=resnet,model.depth=32],[model=revnet,model.depth=38]]`
+    """`hydra.sweeper.cases=[['model=resnet','model.depth=32'],['model=revnet','model.depth=38']]`
 
     A case is a list of overrides, each of which may give several values; what is typed on the command line comes after it and
     wins. Cases that have names (`{ResNet: [...], RevNet: [...]}`) give them to their jobs as `arm`. params: an experiment's
@@ -37,8 +36,8 @@ class CasesSweeper(Sweeper):
         params: dict[str, str] | None = None,
         cases: Sequence[Sequence[str]] | Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        listed: Sequence[Sequence[str]] = list(cases.values()) if isinstance(cases, Mapping) else cases or [[]]
-        if cases is not None and not (cases and all(case and not isinstance(case, str) for case in listed)):
+        listed: Any = list(cases.values()) if isinstance(cases, Mapping) else cases
+        if cases is not None and not (_is_list(listed) and all(map(_is_list, listed))):
             raise ConfigError(
                 [
                     f"hydra.sweeper.cases: {cases!r} is not allowed; it takes a list of lists of overrides, or a "
@@ -49,7 +48,9 @@ class CasesSweeper(Sweeper):
             raise ConfigError(
                 [f"hydra.sweeper.max_batch_size: {max_batch_size!r} is not allowed; it takes at least 1."]
             )
-        self.cases = [[str(text).replace("%{", "${") for text in case] for case in listed]
+        if params is not None and not isinstance(params, Mapping):
+            raise ConfigError([f"hydra.sweeper.params: {params!r} is not allowed; it takes the choices of each key."])
+        self.cases = [[str(text).replace("%{", "${") for text in case] for case in listed or [[]]]
         if isinstance(cases, Mapping):
             self.cases = [[_named(str(arm)), *case] for arm, case in zip(cases, self.cases, strict=True)]
         self.params = params or {}
@@ -69,8 +70,7 @@ class CasesSweeper(Sweeper):
         assert self.hydra_context is not None
         assert self.launcher is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        own = [f"{key}={choices}" for key, choices in self.params.items()]
-        jobs = self.jobs(parser.parse_overrides([*own, *arguments]))
+        jobs = self.jobs(parser, arguments)
         OmegaConf.save(self.config, make_folder() / "multirun.yaml")
         if Sweeps.current is not None:
             Sweeps.current.total = len(jobs)
@@ -82,22 +82,15 @@ class CasesSweeper(Sweeper):
             returned.append(self.launcher.launch(batch, initial_job_idx=start))
         return returned
 
-    def jobs(self, overrides: Sequence[Override]) -> list[list[str]]:
+    def jobs(self, parser: OverridesParser, typed: Sequence[str] = ()) -> list[list[str]]:
         """The overrides of each job, each once: every combination, for each case. A later choice for a key replaces an earlier
-        one. Raises ConfigError for a sweep over an interval, which takes a sweeper that optimises.
+        one. parser: knows the options of groups, for a glob.
+
+        Raises ConfigError for a sweep over an interval, which takes a sweeper that optimises. What is no override stands in
+        its jobs, which are refused for it.
         """
-        choices: dict[str, list[str]] = {}
-        for override in overrides:
-            key = override.get_key_element()
-            if not override.is_sweep_override():
-                choices[key] = [f"{key}={override.get_value_element_as_str()}"]
-            elif override.is_discrete_sweep():
-                choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
-            else:
-                raise ConfigError(
-                    [f"{key}: an interval cannot be swept in full; give a list, or choose hydra/sweeper=optuna."]
-                )
-        parser = OverridesParser.create()
+        own = [f"{key}={choices}" for key, choices in self.params.items()]
+        choices = {config.key_of(parser, text): values_of(parser, text) for text in [*own, *typed]}
         cases = [
             case for texts in self.cases for case in itertools.product(*(values_of(parser, text) for text in texts))
         ]
@@ -110,13 +103,18 @@ def planned(overrides: Sequence[str], config_name: str, config_dirs: Sequence[st
 
     For a sweeper that is not this one, an interval stands there with its ends.
     """
+    parser = config.parser(config_dirs)
     for typed in config.jobs(overrides, config_dirs):
         settings = config.sweeper_of(typed, config_name, config_dirs)
         if settings.pop("_target_", None) != TARGET:
             yield typed
             continue
-        own = [f"{key}={choices}" for key, choices in (settings.get("params") or {}).items()]
-        yield from CasesSweeper(**settings).jobs(OverridesParser.create().parse_overrides([*own, *typed]))
+        yield from CasesSweeper(**settings).jobs(parser, typed)
+
+
+def _is_list(value: Any) -> bool:
+    """A list that is not empty."""
+    return isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
 
 
 def _named(arm: str) -> str:
@@ -126,5 +124,5 @@ def _named(arm: str) -> str:
 
 def count(settings: Mapping[str, Any]) -> int:
     """The number of jobs of a sweep with these `cases` and `params`, nothing else being swept."""
-    params = [f"{key}={choices}" for key, choices in (settings.get("params") or {}).items()]
-    return len(CasesSweeper(cases=settings.get("cases")).jobs(OverridesParser.create().parse_overrides(params)))
+    sweeper = CasesSweeper(cases=settings.get("cases"), params=settings.get("params"))
+    return len(sweeper.jobs(config.parser()))

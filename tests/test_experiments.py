@@ -5,12 +5,11 @@ import re
 import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import memexp
 from memexp.cli import main
-from memexp.config import first_valid
+from memexp.config import first_valid, parser
 from memexp.paths import CONF
 from memexp.report.experiments import listing
 from memexp.sweeper import CasesSweeper, planned
@@ -27,8 +26,7 @@ def test_the_jobs_of_the_sweep_are_valid(identifier, scale, tmp_path, monkeypatc
         sweeper = hydra_compose("config", overrides, return_hydra_config=True).hydra.sweeper
     options = OmegaConf.to_container(sweeper, resolve=True)
     options.pop("_target_")
-    params = [f"{key}={value}" for key, value in (options["params"] or {}).items()]
-    jobs = CasesSweeper(**options).jobs(OverridesParser.create().parse_overrides(params))
+    jobs = CasesSweeper(**options).jobs(parser())
     assert len({tuple(job) for job in jobs}) == len(jobs) >= 1
     plain = {
         tuple(text for text in job if not text.startswith(("hydra.", "seed=")))

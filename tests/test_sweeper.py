@@ -1,15 +1,16 @@
 """Cases that go together, each with every combination of what is swept."""
 
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 import memexp
+from memexp import config
 from memexp.config import ConfigError
-from memexp.sweeper import CasesSweeper
+from memexp.sweeper import CasesSweeper, planned
 
 
 def jobs(sweeper: CasesSweeper, *overrides: str) -> list[list[str]]:
-    return sweeper.jobs(OverridesParser.create().parse_overrides(list(overrides)))
+    return sweeper.jobs(config.parser(), overrides)
 
 
 def test_each_case_is_crossed_with_each_combination_and_the_command_line_wins():
@@ -30,7 +31,9 @@ def test_what_comes_later_replaces_an_experiments_own_choice():
     assert jobs(CasesSweeper(), "a=1,2", "b=0", "a=3") == [["a=3", "b=0"]]
 
 
-@pytest.mark.parametrize("cases", [[], ["model=resnet"], [[]]])
+@pytest.mark.parametrize(
+    "cases", [[], ["model=resnet"], [[]], 1, "model=resnet", [["model=resnet"], 2], {}, {"A": None}]
+)
 def test_cases_that_are_no_lists_of_overrides_are_refused(cases):
     with pytest.raises(ConfigError, match=r"hydra\.sweeper\.cases"):
         CasesSweeper(cases=cases)
@@ -52,3 +55,32 @@ def test_a_case_may_sweep_and_have_a_name():
         ),
     ]
     assert memexp.compose(jobs(sweeper)[0]).arm == "it's whole"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"params": {"optimizer": "glob(s*)"}}, {"cases": [["optimizer=glob(s*)"]]}],
+    ids=["params", "cases"],
+)
+def test_a_glob_finds_the_options_of_its_group_before_the_sweep_and_in_it(settings, tmp_path):
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\n" + OmegaConf.to_yaml({"hydra": {"sweeper": settings}})
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    assert jobs(CasesSweeper(**settings)) == [["optimizer=sgd"]]
+    assert list(planned(["experiment=mine"], "config", [tmp_path])) == [["optimizer=sgd", "experiment=mine"]]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"params": {"seed": "interval(1, 2)"}}, {"cases": [["seed=interval(1, 2)"]]}], ids=["params", "cases"]
+)
+def test_an_interval_is_not_swept_in_full(settings):
+    with pytest.raises(ConfigError, match=r"seed: an interval cannot be swept in full.*hydra/sweeper=optuna"):
+        jobs(CasesSweeper(**settings))
+
+
+def test_params_that_are_no_choices_are_refused():
+    with pytest.raises(ConfigError, match=r"hydra\.sweeper\.params: \['seed'\] is not allowed"):
+        CasesSweeper(params=["seed"])
+    (job,) = jobs(CasesSweeper(params={"seed": "1,[2"}))
+    with pytest.raises(ConfigError, match=r"'seed=1,\[2' is not an override"):
+        memexp.compose(job)
