@@ -145,6 +145,14 @@ def run_name(cfg: DictConfig) -> str:
     return f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{told[:80]}-{config_hash(cfg)}"
 
 
+def quoted(text: str) -> str:
+    """The text as a value of an override, whatever is in it. A backslash stands for itself, but for those before a quote."""
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + found[2].replace("'", r"\'"), text) + "'"
+
+
+OmegaConf.register_new_resolver("memexp.quoted", quoted, replace=True)  # for the cases of experiments
+
+
 @contextmanager
 def _hydra(config_dirs: Sequence[str | Path]) -> Iterator[ConfigLoader]:
     """Hydra's loader over conf/ and the user's directories."""

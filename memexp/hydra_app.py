@@ -95,9 +95,11 @@ def _directories(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def _searched(directories: Sequence[str]) -> list[str]:
     """The same for Hydra: a flag for the first, then an override for the others."""
-    first, others = directories[:1], [str(Path(path).absolute()) for path in directories[1:]]
-    quoted = ",".join("'file://" + path.replace("\\", "\\\\").replace("'", "\\'") + "'" for path in others)
-    return [*(f"--config-dir={path}" for path in first), *([f"hydra.searchpath=[{quoted}]"] if others else [])]
+    first, others = directories[:1], [config.quoted(f"file://{Path(path).absolute()}") for path in directories[1:]]
+    return [
+        *(f"--config-dir={path}" for path in first),
+        *([f"hydra.searchpath=[{','.join(others)}]"] if others else []),
+    ]
 
 
 def _flags(arguments: Sequence[str], overrides: Sequence[str]) -> list[str]:

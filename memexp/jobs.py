@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from memexp.config import ConfigError, compose, compose_unchecked, config_hash
+from memexp.config import ConfigError, compose, compose_unchecked, config_hash, quoted
 from memexp.record import SCHEMA, read_json, write_json
 
 STARTS = ("init_from", "model.init_from", "distill.teacher")  # overrides that name a run which is to be there
@@ -163,9 +163,8 @@ def run_process(job: Job, sweep: Sweep, go_on: bool, own_session: bool = True) -
     if go_on:
         command = ["resume", *directories, str(job.directory)]
     else:
-        directory = str(job.directory).replace("\\", "\\\\").replace("'", "\\'")
         flags = ["--config-name", sweep.config_name, *directories]
-        command = ["train", *flags, *job.overrides, f"hydra.run.dir='{directory}'", "hydra.mode=RUN"]
+        command = ["train", *flags, *job.overrides, f"hydra.run.dir={quoted(str(job.directory))}", "hydra.mode=RUN"]
         before = read_json(job.directory / "results.json")
         if before is not None and before.get("status") != "done":  # what of it can be gone on with has been looked at
             command.append("overwrite=true")

@@ -13,7 +13,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from memexp import config
-from memexp.config import ConfigError, values_of
+from memexp.config import ConfigError, quoted, values_of
 from memexp.launcher import Sweeps, make_folder
 
 TARGET = "hydra_plugins.memexp_sweeper.CasesSweeper"  # where Hydra finds it
@@ -52,7 +52,7 @@ class CasesSweeper(Sweeper):
             raise ConfigError([f"hydra.sweeper.params: {params!r} is not allowed; it takes the choices of each key."])
         self.cases = [[str(text).replace("%{", "${") for text in case] for case in listed or [[]]]
         if isinstance(cases, Mapping):
-            self.cases = [[_named(str(arm)), *case] for arm, case in zip(cases, self.cases, strict=True)]
+            self.cases = [[f"arm={quoted(str(arm))}", *case] for arm, case in zip(cases, self.cases, strict=True)]
         self.params = params or {}
         self.max_batch_size = max_batch_size
         self.hydra_context: HydraContext | None = None
@@ -115,11 +115,6 @@ def planned(overrides: Sequence[str], config_name: str, config_dirs: Sequence[st
 def _is_list(value: Any) -> bool:
     """A list that is not empty."""
     return isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
-
-
-def _named(arm: str) -> str:
-    escaped = arm.replace("\\", "\\\\").replace("'", "\\'")
-    return f"arm='{escaped}'"
 
 
 def count(settings: Mapping[str, Any]) -> int:

@@ -84,3 +84,13 @@ def test_params_that_are_no_choices_are_refused():
     (job,) = jobs(CasesSweeper(params={"seed": "1,[2"}))
     with pytest.raises(ConfigError, match=r"'seed=1,\[2' is not an override"):
         memexp.compose(job)
+
+
+@pytest.mark.parametrize("name", ["a b=c, d", "it's", "it\\'s", "a\\b", "end\\", 'the "best"', "[x]{y}", "$x: é", ""])
+def test_what_is_quoted_is_read_as_it_was(name):
+    override = config.parser().parse_override(f"key={config.quoted(name)}")
+    assert override.value() == name
+    folder = f"sweeps/{name}/x"
+    typed = ["experiment=prune/netadapt", "scale=laptop", f"hydra.sweep.dir={config.quoted(folder)}"]
+    starts = [config.compose_unchecked(job).init_from for job in planned(typed, "config", ())]
+    assert set(starts) == {None, f"{folder}/resnet"}
