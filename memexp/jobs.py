@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,28 +83,38 @@ def carry_out(job: Job, sweep: Sweep, own_session: bool = True) -> None:
     asks the job to stop.
     """
     try:
-        named = {os.path.abspath(path) for path in _starts(job, sweep)}
-        for other in sweep.jobs:  # jobs begin in their order, so that what is waited for has begun
-            if other.number < job.number and os.path.abspath(other.directory) in named:
-                other.ended.wait()
+        begun = starts_from(job, [other for other in sweep.jobs if other.number < job.number], sweep)
+        for other in begun:  # jobs begin in their order, so that what is waited for has begun
+            other.ended.wait()
         if job.problem is not None:  # the run that it starts from may be there by now
             identify(job, sweep)
-        job.status = _status(job, sweep, own_session)
+        job.status = _status(job, sweep, own_session, begun)
         _tell_the_end(job, sweep)
     finally:
         job.ended.set()
 
 
-def _starts(job: Job, sweep: Sweep) -> list[str]:
-    """The runs that the job starts from."""
-    if not any(text.partition("=")[0] in STARTS for text in job.overrides):
+def starts_from(job: Job, others: Sequence[Job], sweep: Sweep) -> list[Job]:
+    """Those of the others whose runs the job starts from."""
+    if not any(text.partition("=")[0].lstrip("+") in STARTS for text in job.overrides):
         return []
     with _composing:
         try:
             cfg = compose_unchecked(job.overrides, sweep.config_name, sweep.config_dirs)
         except ConfigError:  # which is told when its turn comes
             return []
-    return [path for path in (OmegaConf.select(cfg, key) for key in STARTS) if isinstance(path, str)]
+    named = {os.path.abspath(path) for path in (OmegaConf.select(cfg, key) for key in STARTS) if isinstance(path, str)}
+    return [other for other in others if os.path.abspath(other.directory) in named]
+
+
+def in_turn(batch: Sequence[Job], sweep: Sweep) -> list[list[Job]]:
+    """The batch in parts, in order, none of which has a job that starts from another one of it."""
+    parts: list[list[Job]] = [[]]
+    for job in batch:
+        if starts_from(job, parts[-1], sweep):
+            parts.append([])
+        parts[-1].append(job)
+    return parts
 
 
 def judge(job: Job, sweep: Sweep, code: int | None) -> str:
@@ -130,7 +141,7 @@ def record_failure(job: Job, error: str, results: dict[str, Any] | None = None) 
     write_json(job.directory / "results.json", {**base, **(results or {}), "status": "failed", "error": error})
 
 
-def _status(job: Job, sweep: Sweep, own_session: bool) -> str:
+def _status(job: Job, sweep: Sweep, own_session: bool, begun: Sequence[Job]) -> str:
     title = f"{_title(job, sweep)}: {' '.join(job.overrides)}"
     before = read_json(job.directory / "results.json")
     if sweep.stopped is not None:
@@ -144,6 +155,11 @@ def _status(job: Job, sweep: Sweep, own_session: bool) -> str:
     if before is not None and same and before.get("status") == "done":
         _say(f"{title}\n  done before, in {job.directory}")
         return "done"
+    if (start := next((other for other in begun if other.results.get("status") != "done"), None)) is not None:
+        reason = f"it starts from {start.directory}, and that job of the sweep is {start.status}, not done"
+        _say(f"{title}\n  not run: {reason}")
+        record_failure(job, reason, before if same else None)
+        return "failed"
     go_on = (
         before is not None
         and same

@@ -168,9 +168,10 @@ class OtherLauncher(_Recorded):
             raise KeyboardInterrupt
 
         handlers = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
-        returned: Sequence[JobReturn] = []
+        returned: list[JobReturn] = []
         try:
-            returned = self.inner.launch([job.overrides for job in batch], batch[0].number)
+            for part in jobs.in_turn(batch, sweep):  # their processes know nothing of each other
+                returned += self.inner.launch([job.overrides for job in part], part[0].number)
         except KeyboardInterrupt:
             sweep.stopped = sweep.stopped or signal.SIGINT
         finally:

@@ -197,7 +197,7 @@ def test_a_job_that_goes_on_is_resumed_and_shares_the_cores(tmp_path, started, m
     assert options["env"]["OMP_NUM_THREADS"] == "4"
 
 
-@pytest.mark.parametrize("key", ["init_from", "model.init_from", "distill.teacher"])
+@pytest.mark.parametrize("key", ["init_from", "model.init_from", "distill.teacher", "++init_from"])
 def test_a_job_waits_for_the_one_that_it_starts_from_and_no_other(tmp_path, monkeypatch, key):
     first = Job(0, [], tmp_path / "first", hash="0")
     resnet = ["model=resnet", "name=first"]
@@ -205,7 +205,7 @@ def test_a_job_waits_for_the_one_that_it_starts_from_and_no_other(tmp_path, monk
     third = Job(2, [*resnet, f"{key}={tmp_path}/elsewhere"], tmp_path / "third", hash="2")
     order: list[str] = []
 
-    def carried_out(job, sweep, own_session):
+    def carried_out(job, *_):
         if job is first:  # it ends after the third
             assert third.ended.wait(20)
         order.append(job.directory.name)
@@ -215,6 +215,45 @@ def test_a_job_waits_for_the_one_that_it_starts_from_and_no_other(tmp_path, monk
     sweep = Sweep("config", [], [first, second, third], total=3)
     LocalLauncher(3).carry_out(sweep.jobs, sweep)
     assert order == ["third", "first", "second"]
+
+
+@pytest.mark.parametrize("status", ["failed", "nan", "oom"])
+def test_a_job_does_not_start_from_one_that_has_not_come_to_its_end(tmp_path, monkeypatch, status):
+    first = Job(0, ["model.depth=8"], tmp_path / "first", hash="abc")
+    second = Job(1, ["model=resnet", f"init_from={tmp_path}/first"], tmp_path / "second", hash="abc")
+    sweep = Sweep("config", [], [first, second], total=2)
+    processes = Processes(1, status)
+    monkeypatch.setattr(jobs, "run_process", processes)
+    LocalLauncher(1).carry_out(sweep.jobs, sweep)
+    assert [job.status for job in sweep.jobs] == [status, "failed"]
+    assert f"starts from {first.directory}, and that job of the sweep is {status}" in results(second)["error"]
+    assert len(processes.resumed) == 1
+    processes.code, processes.status = 0, "done"
+    for job in sweep.jobs:
+        job.ended.clear()
+    LocalLauncher(1).carry_out(sweep.jobs, sweep)
+    assert [job.status for job in sweep.jobs] == ["done", "done"]
+
+
+def test_another_launcher_is_given_a_job_when_what_it_starts_from_has_ended(tmp_path):
+    names = ["first", "other", "from first", "from first, too", "from the third"]
+    starts = [None, None, "first", "first", "from first"]
+    batch = [
+        Job(n, ["model=resnet", *([] if start is None else [f"init_from='{tmp_path}/{start}'"])], tmp_path / name)
+        for n, (name, start) in enumerate(zip(names, starts, strict=True))
+    ]
+    launched = []
+
+    class Inner:
+        def launch(self, overrides, number):
+            launched.append((number, len(overrides)))
+            return [None] * len(overrides)
+
+    other = launcher.OtherLauncher(None)
+    other.inner = Inner()
+    other.carry_out(batch, Sweep("config", []))
+    assert launched == [(0, 2), (2, 2), (4, 1)]
+    assert all(job.status == "failed" for job in batch)
 
 
 def test_no_process_is_started_once_the_sweep_is_stopped(job, started):
