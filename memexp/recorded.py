@@ -66,7 +66,7 @@ def as_config(given: DictConfig | Mapping[str, Any]) -> DictConfig:
         node[last] = {"name": value} if not way and key in GROUPS and isinstance(value, str) else value
         if isinstance(value, Mapping):
             node[last] = dict(value)
-    return from_plain(plain, targets(plain), "the dict", before={})
+    return from_plain(plain, targets(plain), "the dict", new=True)
 
 
 def from_plain(
@@ -75,12 +75,13 @@ def from_plain(
     source: str,
     overrides: Sequence[str] = (),
     config_dirs: Sequence[str | Path] = (),
-    before: Mapping[str, Any] = BEFORE,
+    new: bool = False,
 ) -> DictConfig:
     """The validated configuration of plain data that was read from `source`; keys that are newer than it get their defaults.
 
-    trusted: targets (`_target_`) of the user's own that may be imported. overrides: GROUP=OPTION and KEY=VALUE of what is
-    there. Raises ConfigError.
+    new: a run that is to begin; else one that is there, and did what its version did with these keys. trusted: targets
+    (`_target_`) of the user's own that may be imported. overrides: GROUP=OPTION and KEY=VALUE of what is there. Raises
+    ConfigError.
     """
     strange = sorted(targets(plain) - set(trusted))
     if strange:
@@ -92,7 +93,7 @@ def from_plain(
         )
     if (text := next((text for text in _texts(plain) if "${" in text), None)) is not None:
         raise ConfigError([f"{source} holds {text[:60]!r}; the configuration of a run has values only"])
-    cfg = _completed(plain, source, before)
+    cfg = _completed(plain if new else _as_then(plain), source, {} if new else BEFORE)
     problems = [problem for text in overrides if (problem := _amend(cfg, text, config_dirs)) is not None]
     if problems:
         raise ConfigError(problems)
@@ -133,6 +134,14 @@ def _renamed(plain: Mapping[str, Any]) -> dict[str, Any]:
         if discretise["keep"] is not None and found.get("prune") is None:
             found["prune"] = {"name": INTEGRAL, "keep": discretise["keep"]}
     return found
+
+
+def _as_then(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """`plain` without the first weights of a model that an earlier version allowed beside init_from, and did not read."""
+    model = plain.get("model")
+    if plain.get("init_from") is None or not isinstance(model, Mapping):
+        return dict(plain)
+    return {**plain, "model": {key: None if key in ("init_from", "weights") else model[key] for key in model}}
 
 
 def _completed(plain: Mapping[str, Any], source: str, before: Mapping[str, Any]) -> DictConfig:

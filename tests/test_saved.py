@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import memexp
-from memexp import build, config, saved
+from memexp import build, config, contradictions, saved
 from memexp.cli import main
 from memexp.config import ConfigError
 from memexp.record import RunDirectoryError
@@ -80,6 +81,43 @@ def test_b2_b3_what_would_make_it_another_run_is_refused_by_name_and_changes_not
         saved.resume(run, [override])
     assert message in str(caught.value)
     assert contents(run) == before
+
+
+def test_a_run_of_when_a_models_first_weights_might_stand_beside_init_from_is_read_as_it_ran(
+    run, tmp_path, monkeypatch
+):
+    """A run that begins is refused for it."""
+    both = [*TINY, "epochs=1", f"init_from={run}", f"model.init_from={run}"]
+    with pytest.raises(ConfigError, match=r"model\.init_from: .* would not be read"):
+        memexp.run(OmegaConf.to_container(config.compose_unchecked(both), resolve=True), tmp_path / "new")
+    rules = [rule for rule in contradictions.RULES if rule is not contradictions._start]
+    with monkeypatch.context() as before:
+        before.setattr(contradictions, "RULES", rules)
+        memexp.run(memexp.compose(both), tmp_path / "old")
+    old = json.loads((tmp_path / "old" / "results.json").read_text())
+    assert old["config"]["model"]["init_from"] == str(run)
+    assert saved.evaluate(tmp_path / "old")["top1"] == old["accuracy"]["top1"]
+    assert saved.resume(tmp_path / "old", ["epochs=2"])["epochs"] == 2
+    assert (
+        memexp.run(memexp.compose([*TINY, "epochs=1", f"init_from={tmp_path}/old"]), tmp_path / "after")["status"]
+        == "done"
+    )
+
+
+@pytest.mark.parametrize(
+    ("stages", "key"),
+    [
+        ("[train,evaluate]", "epochs"),
+        ("[prune,tune,evaluate]", "tune.epochs"),
+        ("[partition,discretise]", "tune.epochs"),
+    ],
+)
+def test_each_stage_that_trains_may_be_made_longer_by_the_keys_of_its_recipe(stages, key):
+    chosen = ["model=inn", "prune=integral", "prune.keep=0.6"] if "partition" in stages else ["prune=l1_norm"]
+    start = [] if stages.startswith("[train") else ["init_from=somewhere"]
+    before = config.compose_unchecked([*chosen, *start, f"stages={stages}", f"{key}=2"])
+    after = config.compose_unchecked([*chosen, *start, f"stages={stages}", f"{key}=3"])
+    assert saved._made_longer(before, after)
 
 
 def test_a_run_made_longer_remembers_it_and_goes_on_from_the_stage_that_is_longer(run):
