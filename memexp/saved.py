@@ -26,7 +26,7 @@ log = logging.getLogger("memexp")
 # What may change when a run goes on: how long, what is written down, where it is computed and where its data lie.
 LONGER = {"epochs": "train", "max_steps": "train", "tune.epochs": "tune", "tune.max_steps": "tune"}  # whose recipe
 FREE = (
-    *("device", "log_every", "checkpoint_every", "evaluate_every", "monitor_every", "monitor_gradient"),
+    *("device", "cuda_graph", "log_every", "checkpoint_every", "evaluate_every", "monitor_every", "monitor_gradient"),
     *("dataset.root", "dataset.workers", "dataset.skip_broken", "dataset.download", "memory.", "report.", "profile."),
 )
 

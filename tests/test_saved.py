@@ -120,6 +120,15 @@ def test_each_stage_that_trains_may_be_made_longer_by_the_keys_of_its_recipe(sta
     assert saved._made_longer(before, after)
 
 
+def test_a_run_whose_steps_were_recorded_goes_on_elsewhere_only_without(run):
+    edit(run / "results.json", config=json.loads((run / "results.json").read_text())["config"] | {"cuda_graph": True})
+    before = contents(run)
+    with pytest.raises(ConfigError, match=r"cuda_graph: true needs one process on a GPU.*use cuda_graph=false"):
+        saved.resume(run, ["epochs=3"])
+    assert contents(run) == before
+    assert saved.resume(run, ["epochs=3", "cuda_graph=false"])["epochs"] == 3
+
+
 def test_a_run_made_longer_remembers_it_and_goes_on_from_the_stage_that_is_longer(run):
     steps = json.loads((run / "results.json").read_text())["steps"]
     assert saved.resume(run, ["epochs=3", "log_every=2"])["steps"] == steps + 3
