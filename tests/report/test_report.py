@@ -9,8 +9,9 @@ import pytest
 from report_runs import add, log
 
 import memexp
+from memexp.config import quoted
 from memexp.report import plots, published, report, tables, write_report
-from memexp.report.collect import find, group
+from memexp.report.collect import Run, find, group
 from memexp.units import shown_bytes, shown_figure
 
 
@@ -329,6 +330,12 @@ def test_a_table_on_a_terminal_of_few_characters_is_drawn_with_those(monkeypatch
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
         assert tables.terminal(table).startswith(drawn)
         tables.terminal(table).encode(encoding)
+
+
+@pytest.mark.parametrize("text", ["it's", "a\\b", "it\\'s", "end\\", "two\\\\", 'the "best"', "", "plain"])
+def test_an_override_is_told_as_hydra_reads_it(tmp_path, text):
+    results = {"schema": 2, "status": "failed", "overrides": [f"arm={quoted(text)}", r"name=a\,b"]}
+    assert Run(tmp_path, results).overrides == {"arm": text, "name": "a,b"}
 
 
 def test_what_a_job_without_a_configuration_was_told_stands_without_quotes(tmp_path):
