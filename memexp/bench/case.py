@@ -47,7 +47,7 @@ def carry_out(cfg: DictConfig, steps: int) -> dict[str, Any]:
     made = recipe.make(cfg, network, device, classes)
     made.precision.set_up()
     if cfg.cuda_graph:
-        made.graphed = Graphed(network, TRACKED)
+        made.graphed = Graphed(network)
     verdicts: list[Callable[[], None]] = []  # of the engine, read after each step, as training does
     for chain in chains(network) if device.type != "cpu" else ():
         chain.verdicts = verdicts

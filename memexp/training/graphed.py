@@ -19,7 +19,7 @@ from memexp.backprop import chains
 from memexp.config import ConfigError
 
 log = logging.getLogger("memexp")
-WARM_UP = 3  # steps that are launched one by one, at least
+WARM_UP = 3  # steps that are launched one by one
 
 Pass = Callable[
     [Tensor, Any], Tensor
@@ -58,13 +58,14 @@ class Recording:
 
 
 class Graphed:
-    """Passes of one network. capture: as `cuda_graph`, or a stand-in. warm_up: first steps to be launched one by one.
+    """Passes of one network. capture: as `cuda_graph`, or a stand-in. followed: first steps, which are launched, too, and
+    perhaps not by the code that the others run.
 
     The first batch of a step makes its gradients, and further ones are added to them: two recordings.
     """
 
-    def __init__(self, network: nn.Module, warm_up: int = 0, capture: Capture = cuda_graph) -> None:
-        self._network, self._left, self._capture = network, max(WARM_UP, warm_up), capture
+    def __init__(self, network: nn.Module, followed: int = 0, capture: Capture = cuda_graph) -> None:
+        self._network, self._left, self._capture = network, followed + WARM_UP, capture
         self._recorded: dict[bool, Recording] = {}
         self._forms: dict[bool, Any] = {}  # of the latest batches
         self._own_grads = False  # whether the parameters' gradients are those of the recordings
