@@ -302,7 +302,10 @@ def _estimate(arguments: list[str]) -> int:
     from memexp.report import estimates
 
     if options.multirun:
-        print(estimates.sweep(options.overrides, options.config_name, options.config_dir))
+        from memexp.sweeper import planned
+
+        jobs = planned(options.overrides, options.config_name, options.config_dir)
+        print(estimates.sweep(jobs, options.config_name, options.config_dir))
         return 0
     print(estimates.one(options.overrides, options.config_name, options.config_dir, options.summary, options.json))
     return 0

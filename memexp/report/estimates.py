@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +47,13 @@ def shown(cfg: DictConfig, summary: bool, as_json: bool, edits: Sequence[Edit] |
     return "\n".join([_breakdown(cfg, found), *(_fits(cfg, limit) if limit else [])])
 
 
-def sweep(overrides: Sequence[str], name: str, directories: Sequence[str]) -> str:
-    """A table of every combination, and plots of memory against depth and batch in outputs/estimate/<time>."""
+def sweep(jobs: Iterable[list[str]], name: str, directories: Sequence[str]) -> str:
+    """A table of a sweep's jobs (memexp.sweeper.planned), and plots of memory against depth and batch in
+    outputs/estimate/<time>.
+    """
     runs = []
     problems: list[str] = []
-    for job in config.jobs(overrides, directories):
+    for job in jobs:
         try:
             cfg = config.compose(job, name, directories)
             runs.append(_as_run(cfg, job, estimate(cfg)))

@@ -7,12 +7,14 @@ import torchvision
 import memexp
 from memexp import models
 from memexp.backprop import Chain
+from memexp.cli import main
 from memexp.config import ConfigError
 from memexp.memory.limit import answer, largest
 from memexp.report import estimates
 from memexp.report.collect import find, group
 from memexp.report.layers import summarise
 from memexp.report.published import compare
+from memexp.sweeper import planned
 from memexp.units import parse_bytes
 
 SMALL = ["dataset=digits", "dataset.limit=64", "dataset.test_limit=10", "batch_size=8", "device=cpu", "monitor_every=0"]
@@ -135,10 +137,23 @@ def test_bytes_as_people_write_them():
 
 def test_a_sweep_becomes_a_table_and_plots(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = estimates.sweep([*SMALL[:-1], "model=resnet", "model.depth=8,14", "batch_size=4,8"], "config", [])
+    overrides = [*SMALL[:-1], "model=resnet", "model.depth=8,14", "batch_size=4,8"]
+    text = estimates.sweep(planned(overrides, "config", []), "config", [])
     assert text.count("estimated") == 1
     assert len(list(tmp_path.glob("outputs/estimate/*/memory-depth.png"))) == 1
     assert len(list(tmp_path.glob("outputs/estimate/*/memory-batch.png"))) == 1
+
+
+def test_an_experiment_is_estimated_by_its_own_jobs(tmp_path, monkeypatch, capsys):
+    """Its settings alone are another network, if they are one."""
+    monkeypatch.chdir(tmp_path)
+    assert (
+        main(["estimate", "-m", "experiment=revnet/imagenet", "scale=laptop", "dataset.image_size=32", "batch_size=1"])
+        == 0
+    )
+    said = capsys.readouterr().out
+    assert "resnet │ 50" in said
+    assert "revnet │ 56" in said
 
 
 def test_the_experiment_of_layer_tables_stands_beside_what_torchsummary_prints(tmp_path):
