@@ -106,8 +106,10 @@ def planned(overrides: Sequence[str], config_name: str, config_dirs: Sequence[st
     parser = config.parser(config_dirs)
     for typed in config.jobs(overrides, config_dirs):
         settings = config.sweeper_of(typed, config_name, config_dirs)
-        if settings.pop("_target_", None) != TARGET:
-            yield typed
+        if settings.pop("_target_", None) != TARGET:  # others, too, have keys and choices of an experiment's own
+            params = settings.get("params")
+            own = [f"{key}={choices}" for key, choices in params.items()] if isinstance(params, Mapping) else []
+            yield from config.jobs([*own, *typed], config_dirs)
             continue
         yield from CasesSweeper(**settings).jobs(parser, typed)
 

@@ -86,6 +86,18 @@ def test_params_that_are_no_choices_are_refused():
         memexp.compose(job)
 
 
+@pytest.mark.parametrize("sweeper", ["basic", "optuna", "cases"])
+def test_an_experiments_own_keys_are_in_the_jobs_whichever_sweeper_is_chosen(tmp_path, sweeper):
+    (tmp_path / "experiment").mkdir()
+    own = {"hydra": {"sweeper": {"params": {"model.depth": "choice(56, 104)"}}}}
+    text = "# @package _global_\n" + OmegaConf.to_yaml(own)
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    typed = ["experiment=mine", "model=revnet", "dataset=imagenet", f"hydra/sweeper={sweeper}"]
+    first, second = planned(typed, "config", [tmp_path])
+    assert (first, second) == (["model.depth=56", *typed], ["model.depth=104", *typed])
+    assert config.first_valid([first], "config", [tmp_path]).model.depth == 56
+
+
 @pytest.mark.parametrize("name", ["a b=c, d", "it's", "it\\'s", "a\\b", "end\\", 'the "best"', "[x]{y}", "$x: é", ""])
 def test_what_is_quoted_is_read_as_it_was(name):
     override = config.parser().parse_override(f"key={config.quoted(name)}")
