@@ -257,6 +257,7 @@ class Trainer:
         Seconds spent on compiling are in none of them, and stand beside.
         """
         skipped = self.place.meter.tracked_steps + (self.trace.steps if self.trace is not None else 0) + WARM_UP
+        skipped += self.recipe.graphed is not None  # the step that is recorded
         warm = self.durations[skipped:]
         steps = warm or self.durations
         median = _median(steps) if steps else None

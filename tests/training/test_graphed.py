@@ -1,6 +1,7 @@
 """A pass that is recorded and replayed: with a stand-in for the CUDA graph, which repeats operations and no Python."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from memexp.models import families
 from memexp.models.vanishing import ArtefactReLU, VanishingReLU, set_lambda
 from memexp.training import recipe
 from memexp.training.graphed import WARM_UP, Graphed
+from memexp.training.loop import Trainer
 from memexp.training.precision import Precision
 from memexp.training.step import train_step
 
@@ -271,3 +273,15 @@ def test_networks_train_replayed_as_launched_under_every_strategy(name):
             assert [graph.replays for graph in recorder.graphs] == ([3] if replayed else [])
         differing = [key for key, value in weights[0].items() if not torch.equal(value, weights[1][key])]
         assert (strategy, differing) == (strategy, [])
+
+
+@pytest.mark.parametrize(("graphed", "median"), [(None, 5.0), (object(), 1.0)])
+def test_the_step_that_is_recorded_is_none_of_those_whose_time_is_told(graphed, median):
+    trainer = Trainer.__new__(Trainer)
+    trainer.place, trainer.recipe = (
+        SimpleNamespace(meter=SimpleNamespace(tracked_steps=2)),
+        SimpleNamespace(graphed=graphed),
+    )
+    trainer.trace, trainer.compilation, trainer._images = None, None, 8
+    trainer.durations = [3.0] * (2 + WARM_UP) + [9.0, 1.0]  # recorded, replayed
+    assert trainer.timing()["step_median"] == median
