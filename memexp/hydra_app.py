@@ -48,7 +48,8 @@ def train(arguments: list[str], hydra_only: bool) -> int:
             outcome.foreseen = True
     if multirun:
         job_name = "sweep"
-        outcome.sweep = launcher.start_sweep(name, directories)
+        started = launcher.start_sweep(name, directories)
+        outcome.sweep = jobs.Sweep(started.config_name, started.config_dirs)
         constant = ",".join(f"'{key}'" for key in config.constant_keys(options.overrides))
         own = f"hydra.job.config.override_dirname.exclude_keys=[{constant}]"
         # what is set of a group that is itself swept may not be there before an option is chosen, as with prune=l1_norm,random
@@ -122,8 +123,8 @@ def _of_a_swept_group(text: str, swept: Sequence[str]) -> str:
 class _Outcome:
     """The task that Hydra calls. It keeps the run's error, as Hydra would print it in its own way.
 
-    sweep: that the run is a job of; the task is then carried out in another process, perhaps elsewhere. foreseen: what the
-    stages would refuse has been looked at.
+    sweep: that the run is a job of, without the other jobs; the task is then carried out in another process, perhaps elsewhere,
+    to which all of this is sent. foreseen: what the stages would refuse has been looked at.
     """
 
     def __init__(self) -> None:
@@ -136,7 +137,7 @@ class _Outcome:
         shown = from_here(hydra_config.runtime.output_dir)
         if self.sweep is not None:
             job = jobs.Job(hydra_config.job.num, list(hydra_config.overrides.task), shown)
-            return launcher.in_worker(job, jobs.Sweep(self.sweep.config_name, self.sweep.config_dirs))
+            return launcher.in_worker(job, self.sweep)
         from memexp.record import summary
         from memexp.run import run
         from memexp.training.console import start_logging

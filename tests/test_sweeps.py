@@ -2,6 +2,7 @@
 one that writes a record."""
 
 import json
+import pickle
 import sys
 from pathlib import Path
 
@@ -147,6 +148,23 @@ def test_a_sweep_that_cannot_be_is_refused_before_anything_is_made(sweep, argume
     names, reports, status = sweep(*arguments)
     assert (names, reports, status) == ([], [], 2)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", ["joblib", "submitit_local"])
+def test_the_task_of_a_job_can_be_sent_to_another_process(sweep, monkeypatch, where):
+    pytest.importorskip(f"hydra_plugins.hydra_{where.split('_')[0]}_launcher")
+    sent = []
+
+    def send(self, batch, of):
+        assert len(of.jobs) == 2
+        sent.append(pickle.loads(pickle.dumps(self.inner.task_function)))
+        for job in batch:
+            job.status = "failed"
+
+    monkeypatch.setattr(launcher.OtherLauncher, "carry_out", send)
+    sweep(f"hydra/launcher={where}", "seed=1,2")
+    (task,) = sent
+    assert task.__self__.sweep.config_name == "config"
 
 
 @pytest.mark.long
