@@ -53,7 +53,7 @@ def prepare(
         train.foresee(cfg)
         listen(device)
     _seed(cfg)
-    if cfg.memory.snapshot and device.type != "cuda":
+    if cfg.memory.snapshot and to_train and device.type != "cuda":
         raise ConfigError(
             [f"memory.snapshot: true needs CUDA, but the device is {device}; memory.timeline=true works on any device."]
         )

@@ -205,6 +205,14 @@ def test_a_snapshot_is_refused_where_there_is_no_cuda(tmp_path):
         memexp.run(memexp.compose([*SMALL, *NETWORK, "memory.snapshot=true"]), tmp_path)
 
 
+def test_a_run_that_took_snapshots_is_evaluated_where_there_is_no_cuda(tmp_path):
+    top1 = memexp.run(memexp.compose([*SMALL, *NETWORK]), tmp_path)["accuracy"]["top1"]
+    record = json.loads((tmp_path / "results.json").read_text())
+    record["config"]["memory"]["snapshot"] = True
+    (tmp_path / "results.json").write_text(json.dumps(record))
+    assert memexp.evaluate(tmp_path)["top1"] == top1
+
+
 def test_a_run_records_its_estimate_beside_what_it_took(tmp_path):
     cfg = memexp.compose([*SMALL, *NETWORK])
     memory = memexp.run(cfg, tmp_path)["memory"]
