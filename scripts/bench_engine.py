@@ -32,7 +32,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from memexp.backprop import AdditiveCoupling, Chain, join, split
+from memexp.backprop import AdditiveCoupling, Chain, join, late, split
 from memexp.backprop.compiled import compiled
 from memexp.memory.allocator import allocated
 from memexp.training.graphed import cuda_graph
@@ -171,17 +171,16 @@ def pass_of(network: nn.Module, x: Tensor, precision: str) -> Callable[[], Tenso
 
 def step_of(network: nn.Module, x: Tensor, run: Callable[[], object]) -> Callable[[], None]:
     """A training step; on a GPU what the engine has to say is read at its end, as training does."""
-    verdicts: list[Callable[[], None]] = []
-    if isinstance(network, Chain) and x.is_cuda:
-        network.verdicts = verdicts
+    verdicts: late.Verdicts = []
+    if x.is_cuda:
+        late.collect(network, verdicts)
 
     def step() -> None:
         run()
         network.zero_grad(set_to_none=True)
         if x.is_cuda:
             torch.cuda.synchronize()
-        while verdicts:
-            verdicts.pop(0)()
+        late.judge(verdicts)
 
     return step
 

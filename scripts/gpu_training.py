@@ -3,7 +3,7 @@
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,8 @@ if not GPU:
     import emulated_accelerator as npu
 
 import memexp  # noqa: E402  once the emulated accelerator is registered
-from memexp import backprop, build  # noqa: E402
+from memexp import build  # noqa: E402
+from memexp.backprop import late  # noqa: E402
 from memexp.training import recipe  # noqa: E402
 from memexp.training.graphed import Graphed  # noqa: E402
 
@@ -65,9 +66,8 @@ class Training:
         self.recipe.precision.set_up()
         if graph:
             self.recipe.graphed = Graphed(self.network)
-        self.verdicts: list[Callable[[], None]] = []
-        for chain in backprop.chains(self.network):
-            chain.verdicts = self.verdicts  # as the training loop does
+        self.verdicts: late.Verdicts = []
+        late.collect(self.network, self.verdicts)  # as the training loop does
         generator = torch.Generator().manual_seed(1)
         images = torch.randn(batch, 3, size, size, generator=generator)
         self.batch = images.to(DEVICE), torch.randint(10, (batch,), generator=generator).to(DEVICE)
@@ -75,15 +75,10 @@ class Training:
     def step(self) -> Tensor:
         return self.recipe.step(self.network, [self.batch])
 
-    def judge(self) -> None:
-        """What the engine has to say of the steps so far. Raises or warns."""
-        while self.verdicts:
-            self.verdicts.pop(0)()
-
     def weights(self, steps: int) -> dict[str, Tensor]:
         for _ in range(steps):
             self.step()
-        self.judge()
+        late.judge(self.verdicts)
         return {name: value.detach().cpu() for name, value in self.network.state_dict().items()}
 
     def seconds(self, steps: int = 20) -> float:
@@ -96,7 +91,7 @@ class Training:
             self.step()
             wait()
             times.append(time.perf_counter() - started)
-        self.judge()
+        late.judge(self.verdicts)
         return statistics.median(times)
 
 

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from memexp import build, data
-from memexp.backprop import chains
+from memexp.backprop import late
 from memexp.backprop.compiled import check_compiler, compiled
 from memexp.config import compose
 from memexp.memory import planned
@@ -48,9 +48,9 @@ def carry_out(cfg: DictConfig, steps: int) -> dict[str, Any]:
     made.precision.set_up()
     if cfg.cuda_graph:
         made.graphed = Graphed(network)
-    verdicts: list[Callable[[], None]] = []  # of the engine, read after each step, as training does
-    for chain in chains(network) if device.type != "cpu" else ():
-        chain.verdicts = verdicts
+    verdicts: late.Verdicts = []
+    if device.type != "cpu":  # read after each step, as training does
+        late.collect(network, verdicts)
 
     def batch() -> tuple[Tensor, Tensor]:
         images = torch.randn(cfg.batch_size, *shape).contiguous(memory_format=torch.channels_last)
@@ -73,8 +73,7 @@ def carry_out(cfg: DictConfig, steps: int) -> dict[str, Any]:
                 latest = made.step(network, batches)
             synchronise()
             times.append(time.perf_counter() - started)
-            while verdicts:
-                verdicts.pop(0)()
+            late.judge(verdicts)
     del latest
     times = times[TRACKED + WARM_UP :]
     quartiles = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from memexp.backprop import chains
+from memexp.backprop.late import Verdicts
 from memexp.config import ConfigError
 
 log = logging.getLogger("memexp")
@@ -52,7 +53,7 @@ class Recording:
     inputs: list[Tensor]
     loss: Tensor
     grads: list[Tensor | None]
-    verdicts: list[Callable[[], None]]
+    verdicts: Verdicts
     form: Any
     place: Any
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memexp.backprop import chains
+from memexp.backprop import late
 from memexp.backprop.compiled import Compilation, uncompiled
 from memexp.data import Batches, DataError
 from memexp.training import distribution, statistics
@@ -54,8 +54,8 @@ class Trainer:
         self.compilation: Compilation | None = None  # where steps are compiled as they are first needed
         self.progress = Progress()
         self.durations: list[float] = []
-        self._unchecked: tuple[int, Tensor, list[Callable[[], None]]] | None = None
-        self._verdicts: list[Callable[[], None]] = []  # of the engine, on a device that is not to be waited for
+        self._unchecked: tuple[int, Tensor, late.Verdicts] | None = None
+        self._verdicts: late.Verdicts = []  # of the engine, on a device that is not to be waited for
         self._lambda: float | None = None  # of vanishing activations, in the latest step
         self._images = 0  # of the latest step, in all processes
         splits = place.splits
@@ -79,8 +79,7 @@ class Trainer:
         """
         done = self.progress
         if self.precision.device.type != "cpu":  # to read a figure is to wait for the device
-            for chain in chains(self.recipe.network):
-                chain.verdicts = self._verdicts
+            late.collect(self.recipe.network, self._verdicts)
         with Console(self.total_steps, done.step, quiet=not self.place.world.is_main) as console:
             try:
                 while not (self._finished() and done.evaluation):
@@ -100,8 +99,7 @@ class Trainer:
                     self.save()
                 raise
             finally:
-                for chain in chains(self.recipe.network):
-                    chain.verdicts = None
+                late.collect(self.recipe.network, None)
         assert done.evaluation is not None
         return Evaluation(**done.evaluation)
 
@@ -177,8 +175,7 @@ class Trainer:
             return math.nan
         step, loss, verdicts = self._unchecked
         value = float(loss)
-        while verdicts:
-            verdicts.pop(0)()
+        late.judge(verdicts)
         if not math.isfinite(value):
             raise NotFinite(f"the loss of step {step} is {value}. {REMEDY}")
         return value
