@@ -27,7 +27,7 @@ from memexp.prepared import check_schedules, prepare
 from memexp.record import RunDirectory, RunDirectoryError, write_json
 from memexp.recorded import as_config
 from memexp.results import describe, estimated_peak, remember, skeleton
-from memexp.stages import prune, study, train
+from memexp.stages import prune, study
 from memexp.stages.handed import Run
 from memexp.training import board, distribution
 from memexp.training.checkpoint import CheckpointError
@@ -90,7 +90,7 @@ def _ordered(
         "overrides": list(overrides),
         "start": start,
         "hydra": hydra,
-        "foreseen": foreseen,
+        "foreseen": foreseen or start is not None,
     }
     distribution.share_text(json.dumps(order), world)
     return _carry_out(order, world)
@@ -185,9 +185,7 @@ def _prepared(
     keys: Sequence[str],
 ) -> Run:
     """Whatever can be refused before the first stage is refused here."""
-    if order["start"] is not None:  # its device may be another one
-        train.foresee(cfg)
-    elif not order["foreseen"]:
+    if not order["foreseen"]:
         stages.foresee(cfg)
     prepared = prepare(cfg, directory, world, stop, results, order["start"])
     check_schedules(prepared, keys)
