@@ -53,10 +53,6 @@ def prepare(
         train.foresee(cfg)
         listen(device)
     _seed(cfg)
-    if cfg.memory.snapshot and to_train and device.type != "cuda":
-        raise ConfigError(
-            [f"memory.snapshot: true needs CUDA, but the device is {device}; memory.timeline=true works on any device."]
-        )
     if cfg.memory.enforce and to_train:  # a budget's limit is known once it is planned
         hold(None if cfg.memory.limit is None else parse_bytes(cfg.memory.limit), device)
     path, state = _standing(directory, start, to_train)

@@ -56,6 +56,8 @@ COMBINED = [
     "model=inn compile=true",
     "model=inn cuda_graph=true",
     "cuda_graph=true device=cpu",
+    "memory.snapshot=true device=cpu",
+    "memory.enforce=true memory.limit=1GB device=cpu",
     "cuda_graph=true memory.enforce=true memory.limit=1GB",
     "model=resnet model.kind=simple init_from=. model.init_from=.",
     "dataset=imagefolder dataset.root=/nowhere",

@@ -76,6 +76,14 @@ def answer(cfg: DictConfig, limit: int, edits: Sequence[Edit] = ()) -> Answer:
     return Answer(limit, peak, batch, batch_peak, depth, more, strategies)
 
 
+def check_holdable(device: torch.device) -> None:
+    """Raises ConfigError for a device on which no process can be held to a limit."""
+    if device.type != "cuda":
+        raise ConfigError(
+            [f"memory.enforce: true needs CUDA, whose allocator can be held to a limit, and the device is {device}."]
+        )
+
+
 def hold(limit: int | None, device: torch.device) -> None:
     """Holds this process to `limit` bytes of a CUDA device; what its allocator would reserve beyond is out of memory.
 
@@ -83,10 +91,7 @@ def hold(limit: int | None, device: torch.device) -> None:
 
     Raises ConfigError for a device that cannot be held to a limit, and where it has less than that.
     """
-    if device.type != "cuda":
-        raise ConfigError(
-            [f"memory.enforce: true needs CUDA, whose allocator can be held to a limit, and the device is {device}."]
-        )
+    check_holdable(device)
     if limit is None:
         return
     total = torch.cuda.get_device_properties(device).total_memory

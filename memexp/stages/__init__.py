@@ -13,10 +13,9 @@ __all__ = ["Run", "carry_out", "foresee"]
 
 def foresee(cfg: DictConfig) -> None:
     """Raises ConfigError for what a stage of `cfg` would refuse whatever weights it is given, before anything is trained."""
-    if cfg.compile or cfg.cuda_graph:
-        from memexp.stages import train
+    from memexp.stages import train
 
-        train.foresee(cfg)
+    train.foresee(cfg)
     if cfg.prune is None and not {"deploy", "grow"} & set(map(stage_of, keys(cfg))):
         return
     from memexp import build

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from memexp.backprop.compiled import check_compiler, compiled
 from memexp.config import ConfigError
 from memexp.memory import planned
-from memexp.memory.limit import hold
+from memexp.memory.limit import check_holdable, hold
 from memexp.memory.meter import Meter
 from memexp.memory.snapshot import Snapshots
 from memexp.models import families
@@ -30,8 +30,8 @@ log = logging.getLogger("memexp")
 
 
 def foresee(cfg: DictConfig) -> None:
-    """Raises ConfigError where the steps are to be compiled or recorded, and cannot be."""
-    if not (cfg.compile or cfg.cuda_graph):
+    """Raises ConfigError for what the device cannot do: compiled or recorded steps, a limit that is held, snapshots."""
+    if not (cfg.compile or cfg.cuda_graph or cfg.memory.enforce or cfg.memory.snapshot):
         return
     world = World.from_environment()
     try:
@@ -42,6 +42,12 @@ def foresee(cfg: DictConfig) -> None:
         raise ConfigError([str(error)]) from error
     if cfg.cuda_graph:
         check_recordable(device, world.size)
+    if cfg.memory.enforce:
+        check_holdable(device)
+    if cfg.memory.snapshot and device.type != "cuda":
+        raise ConfigError(
+            [f"memory.snapshot: true needs CUDA, but the device is {device}; memory.timeline=true works on any device."]
+        )
 
 
 def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:

@@ -294,6 +294,7 @@ def test_a_run_is_held_to_its_limit_or_to_its_budget(tmp_path, monkeypatch, limi
     held = []
     for module in ("memexp.prepared", "memexp.stages.train"):
         monkeypatch.setattr(importlib.import_module(module), "hold", lambda limit, device: held.append(limit))
+    monkeypatch.setattr("memexp.stages.train.check_holdable", lambda device: None)
     monkeypatch.setattr(limits, "release", lambda: held.append("released"))
     more = ["backprop=budget", "backprop.limit=0.8", "memory.enforce=true", "max_steps=1"]
     results = memexp.run(memexp.compose([*SMALL, *REVNET, *more, f"memory.limit={limit or 'null'}"]), tmp_path)
