@@ -18,12 +18,11 @@ from memexp import data, edits, models, recorded
 from memexp.backprop import Chain
 from memexp.config import ConfigError
 from memexp.models import families
-from memexp.options import name_of
+from memexp.options import FIRST_WEIGHTS, name_of
 from memexp.training import checkpoint
 from memexp.training.checkpoint import CheckpointError
 
 Shape = tuple[int, int, int]
-FILES = ("weights", "init_from")  # keys of a model that name where its first weights come from
 
 
 def network(
@@ -56,7 +55,7 @@ def network(
 
 def without_files(cfg: DictConfig) -> DictConfig:
     """The configuration without the files and runs that the first weights come from: shapes are enough, or others follow."""
-    named = {key: None for key in FILES if cfg.model.get(key) is not None}
+    named = {key: None for key in FIRST_WEIGHTS if cfg.model.get(key) is not None}
     merged = OmegaConf.merge(cfg, {"model": named}) if named else cfg
     assert isinstance(merged, DictConfig)
     return merged

@@ -30,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from memexp import contradictions, userfiles
+from memexp.options import STARTS
 from memexp.paths import CONF, PACKAGE
 from memexp.schema import nearest
 
@@ -74,7 +75,7 @@ def _located(
 
 def _missing_start(cfg: DictConfig) -> list[str]:
     """Of a new run alone: one that is on disk has its own checkpoints, wherever that run has gone since."""
-    groups = {"init_from": cfg, "model.init_from": cfg.get("model"), "distill.teacher": cfg.get("distill")}
+    groups = {key: cfg.get(key.partition(".")[0]) if "." in key else cfg for key in STARTS}
     named = {key: OmegaConf.select(cfg, key) for key, group in groups.items() if isinstance(group, DictConfig)}
     return [
         f"{key}: there is no run in {start!r}; name a run directory, which has a results.json."

@@ -7,7 +7,18 @@ from typing import Any
 
 from memexp import sequence
 from memexp.models import families
-from memexp.options import ELEMENTWISE, GROUPS, INTEGRAL, OPTIONAL, OWN, STUDIES, Config, name_of, of_runner
+from memexp.options import (
+    ELEMENTWISE,
+    FIRST_WEIGHTS,
+    GROUPS,
+    INTEGRAL,
+    OPTIONAL,
+    OWN,
+    STUDIES,
+    Config,
+    name_of,
+    of_runner,
+)
 from memexp.pruning.settings import Settings, Target
 from memexp.schema import mismatches, nearest
 
@@ -171,7 +182,7 @@ def _partition(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
 def _start(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
     if "model" not in sound or cfg.get("init_from") is None:
         return
-    for key in ("init_from", "weights"):
+    for key in FIRST_WEIGHTS:
         if (given := cfg["model"].get(key)) is not None and isinstance(given, str):
             yield (
                 f"model.{key}: {given!r} would not be read, as this run starts from the network of "

@@ -17,9 +17,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from memexp.config import ConfigError, compose, compose_unchecked, config_hash, quoted
+from memexp.options import STARTS
 from memexp.record import SCHEMA, read_json, write_json
 
-STARTS = ("init_from", "model.init_from", "distill.teacher")  # overrides that name a run which is to be there
 DISCARDED = ("nan", "oom")  # statuses after which going on from the checkpoint would end the same way
 
 

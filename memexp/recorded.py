@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from memexp.config import CONFIG_NAME, ConfigError, compose_unchecked, keys_of, validate
-from memexp.options import GROUPS, INTEGRAL
+from memexp.options import FIRST_WEIGHTS, GROUPS, INTEGRAL
 from memexp.schema import nearest
 
 # What a run did that was written before there was the key, where that is not the default.
@@ -141,7 +141,7 @@ def _as_then(plain: Mapping[str, Any]) -> dict[str, Any]:
     model = plain.get("model")
     if plain.get("init_from") is None or not isinstance(model, Mapping):
         return dict(plain)
-    return {**plain, "model": {key: None if key in ("init_from", "weights") else model[key] for key in model}}
+    return {**plain, "model": {key: None if key in FIRST_WEIGHTS else model[key] for key in model}}
 
 
 def _completed(plain: Mapping[str, Any], source: str, before: Mapping[str, Any]) -> DictConfig:

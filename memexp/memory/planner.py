@@ -130,7 +130,7 @@ def best(
     # where storing everything takes no more than the least, it is stored
     fitting = [chosen for chosen, peak in steps.seen.items() if peak <= max(room, lowest)]
     chosen = max(fitting, key=lambda c: (costs.saved(c), -steps.seen[c]))
-    peak, lowest, most = (bytes + scratch for bytes in (steps.seen[chosen], lowest, everything))
+    peak, lowest, most = (found + scratch for found in (steps.seen[chosen], lowest, everything))
     return Plan(*steps.by_chain(chosen), budget, peak, lowest, most, costs.saved(chosen), scratch)
 
 

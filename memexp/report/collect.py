@@ -159,9 +159,8 @@ class Group:
 def _unquoted(value: str) -> str:
     """The value of an override without Hydra's quotes and escapes, as a configuration would have it."""
     quote = value[:1]
-    if (
-        len(value) > 1 and quote == value[-1] and quote in "'\""
-    ):  # inside, a backslash stands for itself but before a quote
+    if len(value) > 1 and quote == value[-1] and quote in "'\"":
+        # inside, a backslash stands for itself but before a quote
         return re.sub(rf"(\\+)({quote}|\Z)", lambda found: found[1][: len(found[1]) // 2] + found[2], value[1:-1])
     return re.sub(r"\\(.)", r"\1", value)
 
