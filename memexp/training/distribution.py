@@ -1,5 +1,7 @@
 """One process or many: torchrun starts them, rank 0 composes the configuration and writes, all of them train."""
 
+import atexit
+import gc
 import json
 import os
 from collections.abc import Callable
@@ -8,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # here: read while processes are joined, its defaults hold their group for good
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -56,13 +59,15 @@ def choose_device(name: str, world: World) -> torch.device:
     return device
 
 
-def start(world: World) -> None:
+def start(world: World, address: str = "env://") -> None:
     """Joins the processes: gloo between CPUs, and between accelerators what is theirs (NCCL for CUDA, XCCL for XPU)."""
     if world.size > 1 and not dist.is_initialized():
         found = torch.accelerator.current_accelerator(check_available=True)
         kind = found.type if found is not None else "cpu"
         more = f",{kind}:{dist.get_default_backend_for_device(kind)}" if kind != "cpu" else ""
-        dist.init_process_group(f"cpu:gloo{more}" if more else "gloo")
+        backend = f"cpu:gloo{more}" if more else "gloo"
+        dist.init_process_group(backend, init_method=address, rank=world.rank, world_size=world.size)
+        atexit.register(_let_go)
 
 
 class ProcessLost(Exception):
@@ -110,6 +115,14 @@ def together(make: Callable[[], T], world: World) -> T:
 def stop() -> None:
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _let_go() -> None:
+    """Ends the group's threads while Python still runs: one that lets go of a tensor later aborts the process ("terminate
+    called without an active exception"). They end with the last that holds the group, and a network in a cycle may be it.
+    """
+    stop()
+    gc.collect()
 
 
 def share_text(text: str, world: World) -> str:

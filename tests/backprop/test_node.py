@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed, nn
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))  # the processes import this file without pytest's conftest
 
@@ -13,6 +13,8 @@ from chain_networks import basic, chain, couplings, loss, streams, worst
 
 from memexp.backprop import Chain, EulerStep
 from memexp.memory import track
+from memexp.training import distribution
+from memexp.training.distribution import World
 
 
 def network(backprop, options):
@@ -33,7 +35,7 @@ STRATEGIES = [("reversible", {}), ("checkpointed", {"every": 2}), ("adjoint", {"
 
 
 def train(rank, store, results):
-    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    distribution.start(World(rank, 2), f"file://{store}")
     try:
         for backprop, options in STRATEGIES:
             model = nn.parallel.DistributedDataParallel(network(backprop, options), bucket_cap_mb=0.001)
@@ -42,7 +44,7 @@ def train(rank, store, results):
                 loss(model(*half)).backward()
             torch.save([p.grad for p in model.parameters()], f"{results}-{backprop}-{rank}")
     finally:
-        distributed.destroy_process_group()
+        distribution.stop()
 
 
 def test_two_processes_give_the_gradients_of_one(tmp_path):

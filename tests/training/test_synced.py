@@ -1,6 +1,8 @@
 """Two gloo processes with batch statistics of both are one process with the whole batch, in float64."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import distributed, nn
 from memexp import models
 from memexp.backprop import Chain
 from memexp.integral import convert
-from memexp.training import synced
+from memexp.training import distribution, synced
 from memexp.training.distribution import World, distribute
 from memexp.training.precision import Precision
 from memexp.training.step import train_step
@@ -44,7 +46,8 @@ def losses(model: nn.Module, rank: int, size: int) -> list[float]:
 
 
 def part(rank: int, folder: str) -> None:
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    distribution.start(World(rank, 2), f"file://{folder}/store")
+    group = weakref.ref(distributed.group.WORLD)
     try:
         for name, backprop in CASES:
             own = network(name, backprop)
@@ -54,7 +57,10 @@ def part(rank: int, folder: str) -> None:
             assert not any(isinstance(layer, synced.SyncedBatchNorm) for layer in own.modules())
             torch.save((found, own.state_dict()), f"{folder}/{name}-{backprop}-{rank}")
     finally:
-        distributed.destroy_process_group()
+        del own, model
+        distribution.stop()
+    gc.collect()
+    assert group() is None  # its threads have ended: none lets go of a tensor when the interpreter no longer can
 
 
 def test_two_processes_are_one_with_the_whole_batch(tmp_path):
