@@ -228,11 +228,11 @@ class Chain(Container):
             yield group.start
 
     def _enter(self, rounding: Rounding | None, streams: Streams) -> Streams:
-        if rounding is not None:
-            return tuple(rounding.enter(x) for x in streams)
-        if any(has_inverse(step, approximate=False) for step in self):
-            return tuple(map(full_precision, streams))
-        return streams
+        if rounding is None and not any(has_inverse(step, approximate=False) for step in self):
+            return streams
+        # an expanded stream comes back in memory of its own, and dropout draws in the order of memory
+        streams = tuple(x.contiguous() if 0 in x.stride() else x for x in streams)
+        return tuple(map(full_precision if rounding is None else rounding.enter, streams))
 
     @property
     def undoable(self) -> bool:

@@ -110,8 +110,10 @@ class AdditiveCoupling(Step):
         if rounding is None:
             return stream + z
         z = rounding(z)
-        # what rounding returns is new: without autograd the sum can take its place, which saves an allocation
-        return stream + z if torch.is_grad_enabled() or z.dtype != stream.dtype else z.add_(stream)
+        # what rounding returns is new: without autograd the sum can take its place, which saves an allocation; its strides have
+        # to be the stream's, as what is undone later has those, and dropout draws in the order of memory
+        own = torch.is_grad_enabled() or z.dtype != stream.dtype or z.stride() != stream.stride()
+        return stream + z if own else z.add_(stream)
 
     def _subtract(self, y: Tensor, z: Tensor) -> Tensor:
         rounding = grid()
