@@ -25,8 +25,8 @@ class ChannelError(ValueError):
 class Member:
     """`indices[i]` along `dim` of the parameter or buffer `name` (of the state dict) belong to channel i.
 
-    role: out, the filters that make the channels (weight, bias); in, the weights that take them; norm, other entries, such as
-    those of a normalisation.
+    role: out, the filters that make the channels (weight, bias); in, the weights that take them; direction, what is divided by
+    its norm to make filters (v of a weight norm); norm, other entries, such as those of a normalisation.
     """
 
     name: str

@@ -40,7 +40,7 @@ def narrow_edit(graph: Graph, kept: Kept) -> dict[str, Any]:
 
 
 def _left(
-    graph: Graph, kept: Kept, roles: Sequence[str] = ("out", "in", "norm")
+    graph: Graph, kept: Kept, roles: Sequence[str] = ("out", "in", "norm", "direction")
 ) -> dict[tuple[str, int], NDArray[np.bool_]]:
     """Of each (parameter, dimension) that loses something: which of its indices stay."""
     found: dict[tuple[str, int], NDArray[np.bool_]] = {}
@@ -55,7 +55,7 @@ def _left(
             )
         gone = sorted(set(range(group.size)).difference(channels))
         for member in group.members:
-            if gone and (member.role in roles or group.nonzero):
+            if gone and (member.role in roles or (group.nonzero and member.role == "in")):
                 key = member.name, member.dim
                 left = found.setdefault(key, np.ones(graph.sizes[key], dtype=bool))
                 left[list(chain.from_iterable(member.indices[channel] for channel in gone))] = False

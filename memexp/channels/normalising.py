@@ -98,14 +98,15 @@ def weight_norm(call: Call) -> Any:
     """w = g v / |v|: outputs can be removed; of v, what its norm is taken over stays. v itself must not be zero: v / |v|."""
     v, g, dim = call["v"], call["g"], call.dim(call["dim"])
     for plane in call.planes(v):
-        call.tape.role(plane, "in")
-        if varies(plane) != {dim}:
+        own = varies(plane) == {dim}
+        call.tape.role(plane, "direction" if own else "in")
+        if not own:
             call.freeze(plane, "the norm of the weight is taken over it")
     for plane in call.planes(g):
         call.tape.role(plane, "out")
-    own = [p for p in call.planes(v) if varies(p) == {dim}]
+    made = [p for p in call.planes(v) if varies(p) == {dim}]
     outs = merge(
-        call.tape.atoms, [(own, g.shape), (call.planes(g), g.shape)], f"{call.name}: a length that is no channel"
+        call.tape.atoms, [(made, g.shape), (call.planes(g), g.shape)], f"{call.name}: a length that is no channel"
     )
     rest = [p for p in call.planes(v) if varies(p) != {dim}]
     return [*outs, *rest] if isinstance(call.out, Tensor) else [[*outs, *rest], []]

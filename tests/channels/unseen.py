@@ -246,6 +246,17 @@ class ScaledByLength(Network):
         return self.b(y.transpose(1, 2).flatten(2))
 
 
+class DirectionNormed(Network):
+    """Weight norm where channels that are zero go on as others: the direction of a filter must not become zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = parametrizations.weight_norm(self.conv(3, 6)), self.conv(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).sigmoid())
+
+
 GROUPS: dict[type[Network], list[int]] = {
     TokensMixed: [12, 20],
     TokensNormed: [6],
@@ -264,4 +275,5 @@ GROUPS: dict[type[Network], list[int]] = {
     TransposedInGroups: [4],
     Counted: [7],
     ScaledByLength: [4],
+    DirectionNormed: [6],
 }

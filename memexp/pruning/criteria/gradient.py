@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from memexp.channels import Group
 from memexp.pruning.calibration import Calibration, calibrating, gradients
 from memexp.pruning.criteria.base import OfElements
+from memexp.pruning.criteria.twice import twice
 from memexp.pruning.filters import combined, layer_of, normalised, rows, tensor_of
 
 
@@ -75,7 +76,7 @@ def hessian_diagonal(
     network: nn.Module, names: Sequence[str], calibration: Calibration, probes: int
 ) -> dict[str, Tensor]:
     """The estimated diagonal of the mean loss's Hessian with respect to the named weights."""
-    with calibrating(network), torch.enable_grad():
+    with calibrating(network), torch.enable_grad(), twice("obd"):
         tensors = [tensor_of(network, name) for name in names]
         generator = torch.Generator().manual_seed(calibration.seed)
         signs = [

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from memexp.channels import Group, Member
 from memexp.pruning.calibration import Calibration, calibrating
 from memexp.pruning.criteria.base import Criterion
+from memexp.pruning.criteria.twice import twice
 from memexp.pruning.filters import combined, layer_of, rows, tensor_of, weights
 
 
@@ -72,7 +73,7 @@ class Obs(Criterion):
 
 def hessian(network: nn.Module, name: str, calibration: Calibration) -> Tensor:
     """(N, N) float64: that of the mean loss over all the data with respect to the named weight's N elements."""
-    with calibrating(network), torch.enable_grad():
+    with calibrating(network), torch.enable_grad(), twice("obs"):
         weight = tensor_of(network, name)
         total = torch.zeros(weight.numel(), weight.numel(), dtype=torch.float64, device=weight.device)
         samples = 0
