@@ -1,6 +1,7 @@
 """What a trace writes down: planes of tensors, roles of parameters, and numbers that follow the channels."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -42,12 +43,22 @@ class Tape:
     ended: list[tuple[Plane, int, str]] = field(
         default_factory=list
     )  # summed without weights, how many `nonzero` then, why
+    closed: bool = False  # whether what is carried out goes by, as part of an operation that is noted as a whole
     doubtful: bool = False  # whether a number in the source may be one that does not follow the channels
     _planes: Any = field(default_factory=WeakTensorKeyDictionary)
     _activations: Any = field(default_factory=WeakTensorKeyDictionary)  # the network's inputs and what is made of them
     _pending: Any = field(default_factory=WeakTensorKeyDictionary)
     _followers: list[tuple[Plane, Plane]] = field(default_factory=list)
     _roles: list[tuple[Plane, Role]] = field(default_factory=list)
+
+    @contextmanager
+    def unseen(self) -> Iterator[None]:
+        """Inside, nothing is noted."""
+        self.closed = True
+        try:
+            yield
+        finally:
+            self.closed = False
 
     def adopt(self, name: str, tensor: Tensor, atoms: Plane | None = None) -> None:
         """A parameter or buffer: a plane for each dimension. One that has two names keeps the first.

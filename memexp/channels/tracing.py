@@ -7,11 +7,13 @@ One level higher, where the source calls torch, the arguments show which lengths
 
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,6 +27,8 @@ from memexp.channels.sizes import Size, tracked_attributes
 from memexp.channels.skipping import ShapesOnly
 from memexp.channels.tape import Tape
 
+# carried out in smaller operations, among them a number that follows from a length: a scale from that of a head
+WHOLE = {scaled_dot_product_attention: torch.ops.aten.scaled_dot_product_attention.default}
 COUNTED = "their number is itself a value that the forward computes with"
 ARITHMETIC = {
     *("add", "radd", "iadd", "sub", "rsub", "isub", "mul", "rmul", "imul", "div", "rdiv", "truediv", "rtruediv"),
@@ -95,8 +99,12 @@ class _Source(TorchFunctionMode):
                 if isinstance(number, Size):
                     number.used()
         outer, self.tape.call = self.tape.call, (func, args, kwargs or {})
+        whole = WHOLE.get(func)
         try:
-            out = func(*args, **(kwargs or {}))
+            with self.tape.unseen() if whole else nullcontext():
+                out = func(*args, **(kwargs or {}))
+            if whole:
+                _note(self.tape, whole, args, kwargs or {}, out)
         finally:
             self.tape.call = outer
         if isinstance(out, torch.Size):
@@ -122,31 +130,36 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        tensors = list(_tensors((args, kwargs)))
-        for tensor in tensors:
-            self.tape.used(tensor)
-        if any(map(self.tape.is_activation, tensors)):
-            for tensor in _tensors(out):
-                self.tape.activation(tensor)
-        marked = [tensor for tensor in tensors if self.tape.planes(tensor)]
-        if marked:
-            rule = rules.of(func)
-            if rule is None and all(map(self.tape.is_parameter, marked)):
-                rule = rules.kept  # what a weight is made of stays as it is, whatever is done to it
-            if rule is None:
-                raise ChannelError(
-                    f"{func} in {_place()} has no rule for channels: write the forward without it, or leave this network "
-                    "as it is"
-                )
-            call = rules.Call(self.tape, func, args, kwargs, out)
-            planes = rule(call)
-            outs, planes = (
-                ([out], [planes]) if isinstance(out, Tensor) else (out if isinstance(out, tuple | list) else [], planes)
-            )
-            for tensor, own in zip(outs, planes, strict=False):
-                if isinstance(tensor, Tensor):
-                    self.tape.write(tensor, tidy(own))
+        if not self.tape.closed:
+            _note(self.tape, func, args, kwargs, out)
         return out
+
+
+def _note(tape: Tape, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """What the operation's rule says of its outputs."""
+    tensors = list(_tensors((args, kwargs)))
+    for tensor in tensors:
+        tape.used(tensor)
+    if any(map(tape.is_activation, tensors)):
+        for tensor in _tensors(out):
+            tape.activation(tensor)
+    marked = [tensor for tensor in tensors if tape.planes(tensor)]
+    if not marked:
+        return
+    rule = rules.of(func)
+    if rule is None and all(map(tape.is_parameter, marked)):
+        rule = rules.kept  # what a weight is made of stays as it is, whatever is done to it
+    if rule is None:
+        raise ChannelError(
+            f"{func} in {_place()} has no rule for channels: write the forward without it, or leave this network as it is"
+        )
+    planes = rule(rules.Call(tape, func, args, kwargs, out))
+    outs, planes = (
+        ([out], [planes]) if isinstance(out, Tensor) else (out if isinstance(out, tuple | list) else [], planes)
+    )
+    for tensor, own in zip(outs, planes, strict=False):
+        if isinstance(tensor, Tensor):
+            tape.write(tensor, tidy(own))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -257,6 +257,19 @@ class DirectionNormed(Network):
         return self.b(self.a(x).sigmoid())
 
 
+class WiderValues(Network):
+    """Attention that torch carries out in small operations: its scale follows from the length of queries, which has to stay."""
+
+    shape = (2, 7, 12)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.b = nn.Linear(12, 8), nn.Linear(12, 8), nn.Linear(12, 10), nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(functional.scaled_dot_product_attention(9 * self.q(x), self.k(x), self.v(x)))
+
+
 GROUPS: dict[type[Network], list[int]] = {
     TokensMixed: [12, 20],
     TokensNormed: [6],
@@ -276,4 +289,5 @@ GROUPS: dict[type[Network], list[int]] = {
     Counted: [7],
     ScaledByLength: [4],
     DirectionNormed: [6],
+    WiderValues: [10],
 }
