@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_iter
 
 from memexp import data, edits, models, recorded
 from memexp.backprop import Chain
@@ -53,6 +54,22 @@ def network(
         raise ConfigError([f"model: {error}"]) from error
 
 
+def without_data(
+    cfg: DictConfig, changes: Sequence[edits.Edit], classes: int | None = None, shape: Shape | None = None
+) -> nn.Module:
+    """As `network`, on the meta device, where weights take neither time nor memory; on the CPU where it has to be."""
+    try:
+        with torch.device("meta"):
+            built = network(cfg, changes, classes, shape)
+    except Exception:  # a constructor that reads values; what is really wrong with it shows once more
+        return network(cfg, changes, classes, shape)
+    saved = {id(tensor) for tensor in built.state_dict(keep_vars=True).values()}
+    held = (value for module in built.modules() for value in tree_iter(vars(module)) if isinstance(value, Tensor))
+    if any(value.is_meta and id(value) not in saved for value in held):  # values that no checkpoint gives back
+        return network(cfg, changes, classes, shape)
+    return built
+
+
 def without_files(cfg: DictConfig) -> DictConfig:
     """The configuration without the files and runs that the first weights come from: shapes are enough, or others follow."""
     named = {key: None for key in FIRST_WEIGHTS if cfg.model.get(key) is not None}
@@ -72,8 +89,8 @@ def from_checkpoint(cfg: DictConfig, state: dict[str, Any], path: Path, deployed
     classes, shape = (len(state["classes"]), tuple(state["shape"])) if state["classes"] else data.describe(cfg.dataset)
     known = families.of(cfg.model) is not families.OWN  # its constructor makes nothing but parameters and buffers
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta" if known else "cpu"):
-            built = network(bare, state["edits"], classes, shape)
+        with torch.random.fork_rng(devices=[]):
+            built = (without_data if known else network)(bare, state["edits"], classes, shape)
     except ConfigError as error:
         raise CheckpointError(f"checkpoint {path}: its network cannot be built: {error}") from error
     weights = state["deployed"] if deployed and "deployed" in state else state["model"]

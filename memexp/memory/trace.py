@@ -107,24 +107,10 @@ def network(cfg: DictConfig, classes: int, shape: tuple[int, int, int], edits: S
     To be called inside `without_data`. It is built outside, as constructors may read values and copy modules.
     """
     with _disable_current_modes(), torch.random.fork_rng(devices=[]):
-        model = _built(build.without_files(cfg), classes, shape, edits)
+        model = build.without_data(build.without_files(cfg), edits, classes, shape)
         if cfg.channels_last:
             model = model.to(memory_format=torch.channels_last)
     return emptied(model)
-
-
-def _built(cfg: DictConfig, classes: int, shape: tuple[int, int, int], edits: Sequence[Edit]) -> nn.Module:
-    """On the meta device, where weights take neither time nor memory; on the CPU where it has to be."""
-    try:
-        with torch.device("meta"):
-            model = build.network(cfg, edits, classes, shape)
-    except Exception:  # a constructor that reads values; what is really wrong with it shows once more
-        return build.network(cfg, edits, classes, shape)
-    registered = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    others = (value for module in model.modules() for value in tree_iter(vars(module)) if isinstance(value, Tensor))
-    if any(value.is_meta and id(value) not in registered for value in others):
-        return build.network(cfg, edits, classes, shape)  # tensors of its own that are no parameters
-    return model
 
 
 def _batch(cfg: DictConfig, classes: int, shape: tuple[int, int, int]) -> Batch:

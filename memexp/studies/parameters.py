@@ -2,14 +2,12 @@
 
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig
 
 from memexp import build, data
 
 
 def study(cfg: DictConfig, directory: Path) -> dict[str, float]:
-    """Builds the network on the meta device, where nothing is allocated; no data set is read."""
-    with torch.device("meta"):
-        network = build.network(cfg, (), *data.describe(cfg.dataset))
+    """No data set is read."""
+    network = build.without_data(cfg, (), *data.describe(cfg.dataset))
     return {"parameters": sum(p.numel() for p in network.parameters())}
