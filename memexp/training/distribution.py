@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional  # here: read while processes are joined, its defaults hold their group for good
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from memexp.training import synced
+
+if dist.is_available():  # now: read while processes are joined, its defaults would hold their group for good
+    import torch.distributed.nn.functional
 
 T = TypeVar("T")
 
