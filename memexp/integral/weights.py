@@ -5,13 +5,14 @@ discrete one's and hold lambda h (memexp.integral.axis); each forward samples th
 so a recomputation in backward finds all that it reads. Positions of a kernel stay discrete.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.conv import _ConvNd
 
 from memexp.integral.axis import Axis
 
@@ -38,10 +39,10 @@ class Integral(nn.Module):
         return value
 
 
-class IntegralConv2d(Integral, nn.Conv2d):
+class _IntegralConv(Integral, _ConvNd):
     """F of (x_out, x_in) for each position of the kernel; depthwise and grouped too."""
 
-    discrete = nn.Conv2d
+    convolve: ClassVar[Callable[..., Tensor]]
 
     def forward(self, x: Tensor) -> Tensor:
         W, bias = self.sampled("weight"), self.sampled("bias")
@@ -50,7 +51,20 @@ class IntegralConv2d(Integral, nn.Conv2d):
         if self.padding_mode != "zeros":
             x = functional.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
-        return functional.conv2d(x, W, bias, self.stride, padding, self.dilation, x.shape[1] // W.shape[1])
+        groups = x.shape[1 - W.ndim] // W.shape[1]  # with and without a batch
+        return type(self).convolve(x, W, bias, self.stride, padding, self.dilation, groups)
+
+
+class IntegralConv1d(_IntegralConv, nn.Conv1d):
+    discrete, convolve = nn.Conv1d, functional.conv1d
+
+
+class IntegralConv2d(_IntegralConv, nn.Conv2d):
+    discrete, convolve = nn.Conv2d, functional.conv2d
+
+
+class IntegralConv3d(_IntegralConv, nn.Conv3d):
+    discrete, convolve = nn.Conv3d, functional.conv3d
 
 
 class IntegralLinear(Integral, nn.Linear):
@@ -124,9 +138,15 @@ class IntegralBatchNorm2d(_IntegralBatchNorm, nn.BatchNorm2d):
     discrete = nn.BatchNorm2d
 
 
-LAYERS: dict[type[nn.Module], type[Integral]] = {
-    layer.discrete: layer for layer in (IntegralConv2d, IntegralLinear, IntegralBatchNorm1d, IntegralBatchNorm2d)
-}
+class IntegralBatchNorm3d(_IntegralBatchNorm, nn.BatchNorm3d):
+    discrete = nn.BatchNorm3d
+
+
+KINDS: tuple[type[Integral], ...] = (
+    *(IntegralConv1d, IntegralConv2d, IntegralConv3d, IntegralLinear),
+    *(IntegralBatchNorm1d, IntegralBatchNorm2d, IntegralBatchNorm3d),
+)
+LAYERS: dict[type[nn.Module], type[Integral]] = {kind.discrete: kind for kind in KINDS}
 
 
 def continue_(layer: nn.Module, axes: Mapping[str, tuple[Axis, ...]]) -> Integral:
@@ -165,7 +185,7 @@ def discretise_(layer: Integral) -> nn.Module:
     del layer.axes
     layer._modules.pop("partitions", None)
     # the layer's figures become those of its tensors
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, _ConvNd):
         if layer.groups > 1 and _whole_groups(layer, axes.get("weight", ())):
             layer.groups = layer.groups * layer.weight.shape[0] // layer.out_channels
         layer.in_channels, layer.out_channels = layer.groups * layer.weight.shape[1], layer.weight.shape[0]
@@ -178,6 +198,6 @@ def discretise_(layer: Integral) -> nn.Module:
     return layer
 
 
-def _whole_groups(layer: nn.Conv2d, axes: tuple[Axis, ...]) -> bool:
+def _whole_groups(layer: _ConvNd, axes: tuple[Axis, ...]) -> bool:
     """Whether a channel of the continuous group is a whole group of the convolution (depthwise), and not one within each."""
     return all(axis.dim == 0 and any(s.group and s.outer % layer.groups for s in axis.segments) for axis in axes)
