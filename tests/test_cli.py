@@ -99,7 +99,8 @@ def test_killed_again_and_again_it_ends_with_the_same_weights_as_undisturbed():
     assert results("killed")["accuracy"] == results("whole")["accuracy"]
 
 
-@pytest.mark.parametrize("moment", ["step 2/6", "step 3/6"])  # in training; just before the first evaluation
+# just before the first evaluation; in training
+@pytest.mark.parametrize("moment", ["step 3/6", pytest.param("step 2/6", marks=pytest.mark.long)])
 def test_asked_to_stop_it_saves_and_goes_on_later(moment):
     arguments = ["train", *TINY, "epochs=2", "log_every=1"]
     memexp(*arguments, "hydra.run.dir=whole")

@@ -90,7 +90,11 @@ def test_d7_below_the_least_the_fastest_of_least_peak_is_taken():
 
 @pytest.mark.parametrize(
     "model",
-    [pytest.param(REVNET, marks=pytest.mark.long), ["model=resnet", "model.depth=20"], ["model=vgg16"]],
+    [
+        pytest.param(REVNET, marks=pytest.mark.long),
+        ["model=resnet", "model.depth=20"],
+        pytest.param(["model=vgg16"], marks=pytest.mark.long),
+    ],
     ids=lambda m: m[0],
 )
 def test_between_least_and_stored_more_memory_saves_more_and_never_takes_more_than_given(model):
@@ -274,7 +278,10 @@ def test_a_run_out_of_memory_is_told_the_estimate_of_the_plan_that_ran(tmp_path,
     assert f"estimate: {shown_bytes(peak)} at the peak, of " in results["error"]
 
 
-@pytest.mark.parametrize(("share", "told"), [(0.4, "what this process may have of cuda:1"), (1.0, "cuda:1")])
+@pytest.mark.parametrize(
+    ("share", "told"),
+    [(0.4, "what this process may have of cuda:1"), pytest.param(1.0, "cuda:1", marks=pytest.mark.long)],
+)
 def test_advice_is_for_what_the_process_may_have_of_the_card(monkeypatch, share, told):
     card, device = Card(monkeypatch), torch.device("cuda", 1)
     monkeypatch.setattr(torch.accelerator, "get_memory_info", lambda device: (0, card.total_memory), raising=False)

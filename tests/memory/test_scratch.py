@@ -57,7 +57,7 @@ def test_elsewhere_nothing_is_known_of_it():
 SMALL = ["dataset=synthetic", "model=resnet", "model.depth=14", "batch_size=8", "backprop=budget"]
 
 
-@pytest.mark.parametrize("share", [0.5, 0.7, 0.9])
+@pytest.mark.parametrize("share", [0.5, *(pytest.param(share, marks=pytest.mark.long) for share in (0.7, 0.9))])
 def test_a_budget_has_room_for_scratch_space(share):
     without = planner.plan(memexp.compose([*SMALL, "backprop.limit=1.0"]))
     taken = without.most // 5
