@@ -54,7 +54,7 @@ def network(
         raise ConfigError([f"model: {error}"]) from error
 
 
-def without_data(
+def weightless(
     cfg: DictConfig, changes: Sequence[edits.Edit], classes: int | None = None, shape: Shape | None = None
 ) -> nn.Module:
     """As `network`, on the meta device, where weights take neither time nor memory; on the CPU where it has to be."""
@@ -90,7 +90,7 @@ def from_checkpoint(cfg: DictConfig, state: dict[str, Any], path: Path, deployed
     known = families.of(cfg.model) is not families.OWN  # its constructor makes nothing but parameters and buffers
     try:
         with torch.random.fork_rng(devices=[]):
-            built = (without_data if known else network)(bare, state["edits"], classes, shape)
+            built = (weightless if known else network)(bare, state["edits"], classes, shape)
     except ConfigError as error:
         raise CheckpointError(f"checkpoint {path}: its network cannot be built: {error}") from error
     weights = state["deployed"] if deployed and "deployed" in state else state["model"]

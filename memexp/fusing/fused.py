@@ -179,17 +179,22 @@ def _difference(y: Tensor, x: Tensor) -> float:
     """Of the largest element of x."""
     if not x.numel():
         return 0.0
-    x, y = x.double(), y.double()
-    return float((x - y).abs().max() / x.abs().max().clamp(min=torch.finfo(torch.float32).tiny))
+    if not x.is_floating_point():
+        x, y = x.double(), y.double()
+    return float((x - y).abs().max() / x.abs().max().clamp(min=torch.finfo(x.dtype).tiny))
 
 
 def _rounding(network: nn.Module, batch: Inputs) -> float:
     """How far the network's outputs are from those that it has in float64."""
     exact = linearise.exactly(network)
-    like = next(exact.parameters(), torch.empty(0, dtype=torch.float64))
-    given = [x.to(like) if isinstance(x, Tensor) and x.is_floating_point() else x for x in arguments(batch)]
-    pairs = zip(tree_leaves(network(*arguments(batch))), tree_leaves(exact(*given)), strict=True)
+    pairs = zip(tree_leaves(network(*arguments(batch))), tree_leaves(exact(*_given(exact, batch))), strict=True)
     return max(_difference(x.to(y.device), y) for x, y in pairs if isinstance(x, Tensor))
+
+
+def _given(exact: nn.Module, batch: Inputs) -> list[Any]:
+    """The arguments as the network takes them that `linearise.exactly` gives."""
+    like = next(exact.parameters(), torch.empty(0, dtype=torch.float64))
+    return [x.to(like) if isinstance(x, Tensor) and x.is_floating_point() else x for x in arguments(batch)]
 
 
 def _refuse_activations(network: nn.Module) -> None:
@@ -211,7 +216,7 @@ def _affine_on(network: nn.Module, example_input: Inputs) -> dict[str, Any] | No
     if not isinstance(example_input, Tensor) or not example_input.is_floating_point():
         return None
     exact = linearise.exactly(network)
-    x = example_input[:1].to(next(exact.parameters(), example_input).device, torch.float64)
+    (x,) = _given(exact, example_input[:1])
     out = exact(x)
     if not isinstance(out, Tensor) or out.ndim != 2 or not linearise.is_affine(exact, x):
         return None

@@ -107,7 +107,7 @@ def network(cfg: DictConfig, classes: int, shape: tuple[int, int, int], edits: S
     To be called inside `without_data`. It is built outside, as constructors may read values and copy modules.
     """
     with _disable_current_modes(), torch.random.fork_rng(devices=[]):
-        model = build.without_data(build.without_files(cfg), edits, classes, shape)
+        model = build.weightless(build.without_files(cfg), edits, classes, shape)
         if cfg.channels_last:
             model = model.to(memory_format=torch.channels_last)
     return emptied(model)

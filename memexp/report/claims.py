@@ -3,7 +3,7 @@
 A check says of one side that it is at least or at most so far from another:
 
     figure: accuracy.top1      key of results.json, or `kept`
-    of: {arm: RevNet}          settings of the runs that it is the figure of
+    of: {arm: RevNet}          settings of the runs that it is the figure of; of a list, each value by itself
     than: {arm: ResNet}        of the runs, or {figure: KEY} of the same runs, or a number, that it is compared with
     over: model.depth          in place of `than`: the runs with the largest value are compared with those with the least
     least: -1, most: 1         what the difference may be; either may be left out
@@ -44,7 +44,8 @@ def verdict(groups: Sequence[Group]) -> list[str]:
     told = about(run for group in groups for run in group.runs)
     if "claim" not in told:
         return []
-    found = [comparison for check in told.get("checks", ()) for comparison in compared(groups, check)]
+    checks = itertools.chain.from_iterable(map(_single, told.get("checks", ())))
+    found = [comparison for check in checks for comparison in compared(groups, check)]
     measured = [comparison for comparison in found if comparison.holds is not None]
     failed = [comparison for comparison in measured if not comparison.holds]
     small = ", at the small scale," if any(g.first.get("scale") == "laptop" for g in groups) else ""
@@ -61,6 +62,14 @@ def verdict(groups: Sequence[Group]) -> list[str]:
         says = f"These runs{small} {how}: {len(measured) - len(failed)} of {len(measured)} comparisons hold; not {spelled}."
     missing = len(found) - len(measured)
     return [f"Claimed: {told['claim']}", says + (f" {missing} more could not be made." if missing and measured else "")]
+
+
+def _single(check: Check) -> Iterator[Check]:
+    """A check for each combination of the values that `of` lists."""
+    of = check.get("of", {})
+    lists = [value if isinstance(value, list) else [value] for value in of.values()]
+    for values in itertools.product(*lists):
+        yield {**check, "of": dict(zip(of, values, strict=True))}
 
 
 def compared(groups: Sequence[Group], check: Check) -> Iterator[Comparison]:

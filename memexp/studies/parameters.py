@@ -9,5 +9,5 @@ from memexp import build, data
 
 def study(cfg: DictConfig, directory: Path) -> dict[str, float]:
     """No data set is read."""
-    network = build.without_data(cfg, (), *data.describe(cfg.dataset))
+    network = build.weightless(cfg, (), *data.describe(cfg.dataset))
     return {"parameters": sum(p.numel() for p in network.parameters())}

@@ -62,7 +62,10 @@ def choose_device(name: str, world: World) -> torch.device:
 
 
 def start(world: World, address: str = "env://") -> None:
-    """Joins the processes: gloo between CPUs, and between accelerators what is theirs (NCCL for CUDA, XCCL for XPU)."""
+    """Joins the processes: gloo between CPUs, and between accelerators what is theirs (NCCL for CUDA, XCCL for XPU).
+
+    address: where they find each other, as torch's init_method; by default as torchrun has set it.
+    """
     if world.size > 1 and not dist.is_initialized():
         found = torch.accelerator.current_accelerator(check_available=True)
         kind = found.type if found is not None else "cpu"

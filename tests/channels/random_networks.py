@@ -43,8 +43,8 @@ class RandomNetwork(nn.Module):
     def _add(self, draw: Draw, shapes: list[Shape]) -> None:
         first = draw.randrange(max(0, len(shapes) - 3), len(shapes))
         how, make = draw.choice(KINDS)
-        fits = {"one": 3, "same": 3, "side": 0}[how]
-        others = [i for i, s in enumerate(shapes) if s[:fits] == shapes[first][:fits] and s[1:] == shapes[first][1:]]
+        compared = slice(1, None) if how == "side" else slice(None)
+        others = [i for i, shape in enumerate(shapes) if shape[compared] == shapes[first][compared]]
         sources = [first] if how == "one" else [first, draw.choice(others)]
         try:
             made = make(draw, shapes[first])

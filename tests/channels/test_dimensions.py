@@ -5,20 +5,11 @@ import copy
 import pytest
 import torch
 from equality import choose, difference, parameters, randomise
+from random_networks import Residual
 from torch import Tensor, nn
 
 from memexp import backprop, channels, fusing
 from memexp.integral import convert
-
-
-class Residual(nn.Module):
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + self.inner(x)
-        return out
 
 
 @pytest.fixture(params=[1, 3])
