@@ -159,7 +159,7 @@ def check(
                     f"the fused network's output is of shape {tuple(y.shape)}, the network's {tuple(x.shape)}: it depends on "
                     "values, so the two cannot be compared; fuse the part before that (a backbone)"
                 )
-            bound = BOUNDS.get(x.dtype, 0.0)
+            bound = BOUNDS.get(x.real.dtype, 0.0)
             error = _difference(y, x)
             if error > bound and x.dtype == torch.float32:
                 bound = max(bound, 3 * _rounding(network, batch))
@@ -179,7 +179,7 @@ def _difference(y: Tensor, x: Tensor) -> float:
     """Of the largest element of x."""
     if not x.numel():
         return 0.0
-    if not x.is_floating_point():
+    if not x.real.is_floating_point():
         x, y = x.double(), y.double()
     return float((x - y).abs().max() / x.abs().max().clamp(min=torch.finfo(x.dtype).tiny))
 

@@ -35,3 +35,25 @@ def test_more_than_that_is_refused():
         other[0].weight.mul_(1.01)
     with pytest.raises(FusingError, match="differ from the network's by"):
         check(network, other, [images])
+
+
+class Spectrum(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.fft.rfft2(self.inner(x))
+
+
+def test_complex_outputs_are_compared_in_both_parts():
+    torch.manual_seed(0)
+    network = Spectrum(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))).eval()
+    images = torch.rand(4, 3, 12, 12)
+    other = fuse(network, images)
+    assert 0 < other.error < 1e-5
+    other.network.inner[0].bias.data[0] += 1  # the real part of one frequency
+    network.register_forward_hook(lambda module, inputs, out: out * 1j)
+    other.network.register_forward_hook(lambda module, inputs, out: out * 1j)
+    with pytest.raises(FusingError, match="differ from the network's by"):
+        check(network, other.network, [images])
