@@ -109,11 +109,14 @@ def assemble(tape: Tape) -> Graph:
     groups, place = _groups(tape, keys, roots, entry, index, live, group)
 
     frozen: dict[tuple[str, int], str] = {}
-    for key, atoms in tape.entries.items():
-        stuck = atoms[place[roots[atoms], 0] < 0]
+    alone = place[roots, 0] < 0
+    for shared in keys:
+        atoms = tape.entries[shared[0]]
+        stuck = atoms[alone[atoms]]
         if len(stuck):
             why = int(reason[stuck].max())
-            frozen[key] = tape.atoms.frozen[why][1] if why >= 0 else _alone(tape, roots, int(roots[stuck[0]]))
+            words = tape.atoms.frozen[why][1] if why >= 0 else _alone(tape, roots, int(roots[stuck[0]]))
+            frozen.update(dict.fromkeys(shared, words))
     sizes = {key: len(atoms) for key, atoms in tape.entries.items()}
     numbers = tuple(found for use in tape.uses if (found := _number(use, roots, place)) is not None)
     return Graph(groups, frozen, sizes, numbers)
@@ -144,35 +147,43 @@ def _groups(
     group: Array,
 ) -> tuple[list[Group], Array]:
     """Groups, and by root (group, channel), -1 for none."""
-    order = (group[roots[live]] * (entry.max() + 1) + entry[live]) * len(roots) + roots[live]
-    live = live[np.argsort(order, kind="stable")]  # by group, entry, channel, and as it was: index
     place = np.full((len(roots), 2), -1)
-    roles = tape.roles()
+    root, roles = roots[live], tape.roles()
+    member = group[root] * len(keys) + entry[live]
+    order = np.argsort(member * len(roots) + root, kind="stable")  # by group, entry, channel, and as it was: index
+    root, member, index = root[order], member[order], index[live[order]]
+    new = np.diff(member, prepend=-1) != 0
+    begins = np.append(np.flatnonzero(new), len(root))  # of each member
+    channels = np.flatnonzero(new | (np.diff(root, prepend=-1) != 0))  # where one begins in a member
+    bounds = np.searchsorted(channels, begins)
     nonzero = np.zeros(len(roots), dtype=bool)
     for plane in tape.nonzero:
         nonzero[roots[plane]] = True
-    singles = list(zip(range(int(index.max()) + 1), strict=True))
+
+    singles = list(zip(range(int(index.max(initial=-1)) + 1), strict=True))
     known: dict[bytes, tuple[tuple[int, ...], ...]] = {}
+    found: dict[int, tuple[Array, list[Member]]] = {}  # by number: the channels' roots, and members
+    for number, start, end, c, d in zip(
+        member[begins[:-1]].tolist(), begins[:-1], begins[1:], bounds[:-1], bounds[1:], strict=True
+    ):
+        shared = keys[number % len(keys)]
+        role = roles.get(int(tape.entries[shared[0]][0]), "norm")
+        own = index[start:end]
+        if d - c == end - start:
+            key = own.tobytes()
+            if key not in known:  # most members of a group have the same indices
+                known[key] = tuple(map(singles.__getitem__, own.tolist()))
+            indices = known[key]
+        else:
+            indices = tuple(tuple(part.tolist()) for part in np.split(own, channels[c + 1 : d] - start))
+        _, members = found.setdefault(number // len(keys), (root[channels[c:d]], []))
+        members += [Member(name, dim, indices, role) for name, dim in shared]
+
     groups: list[Group] = []
-    for mine in np.split(live, np.flatnonzero(np.diff(group[roots[live]])) + 1) if len(live) else []:
-        members = []
-        for atoms in np.split(mine, np.flatnonzero(np.diff(entry[mine])) + 1):
-            shared = keys[entry[atoms[0]]]
-            role = roles.get(int(tape.entries[shared[0]][0]), "norm")
-            starts = np.flatnonzero(np.diff(roots[atoms])) + 1
-            if len(starts) + 1 == len(atoms):
-                key = index[atoms].tobytes()
-                if key not in known:  # most members of a group have the same indices
-                    known[key] = tuple(map(singles.__getitem__, index[atoms].tolist()))
-                indices = known[key]
-            else:
-                indices = tuple(tuple(part.tolist()) for part in np.split(index[atoms], starts))
-            members += [Member(name, dim, indices, role) for name, dim in shared]
-        size = len(members[0].indices)
-        if size > 1 and any(member.role == "out" and member.name not in tape.buffers for member in members):
-            own = roots[mine][np.append(True, np.diff(roots[mine]) != 0)][:size]  # of its first member
-            place[own, 0], place[own, 1] = len(groups), np.arange(size)
-            groups.append(Group(size, tuple(members), bool(nonzero[own].any())))
+    for own, members in found.values():
+        if len(own) > 1 and any(member.role == "out" and member.name not in tape.buffers for member in members):
+            place[own, 0], place[own, 1] = len(groups), np.arange(len(own))
+            groups.append(Group(len(own), tuple(members), bool(nonzero[own].any())))
     return groups, place
 
 

@@ -55,30 +55,28 @@ class Atoms:
     def couple(self, plane: Plane, axes: Iterable[int], why: str = "") -> Plane:
         """One channel along each of `axes`: the plane with length 1 there."""
         axes = [axis for axis in axes if plane.shape[axis] > 1]
-        first = plane
-        for axis in axes:
-            first = first.take([0], axis)
-        if axes:
-            self.unite(plane, first, why or "it meets entries that are no channels")
-            if (first == 0).any():  # the first is no channel, but others may be: they are frozen now
-                first = plane.max(axis=tuple(axes), keepdims=True)
+        if not axes:
+            return plane
+        first = plane[tuple(slice(1) if axis in axes else slice(None) for axis in range(plane.ndim))]
+        self.unite(plane, first, why or "it meets entries that are no channels")
+        if (first == 0).any():  # the first is no channel, but others may be: they are frozen now
+            first = plane.max(axis=tuple(axes), keepdims=True)
         return first
 
     def roots(self) -> Plane:
         """The lowest atom of each atom's channel, (count,): connected components of all that was united."""
         root = np.arange(self.count, dtype=np.int64)
-        if not self.edges:
-            return root
-        a, b = (np.concatenate(side) for side in zip(*self.edges, strict=True))
-        while True:
-            low, high = np.minimum(root[a], root[b]), np.maximum(root[a], root[b])
-            differ = low != high
-            if not differ.any():
-                return root
-            a, b = a[differ], b[differ]
-            np.minimum.at(root, high[differ], low[differ])
+        changed = True
+        while changed:
+            changed = False
+            for a, b in self.edges:  # in the forward's order, so that few rounds do
+                left, right = root[a], root[b]
+                if (left != right).any():
+                    np.minimum.at(root, np.maximum(left, right), np.minimum(left, right))
+                    changed = True
             while (root[root] != root).any():
                 root = root[root]
+        return root
 
 
 def varies(plane: Plane) -> set[int]:
@@ -90,7 +88,7 @@ def compress(plane: Plane) -> Plane:
     """Length 1 along each dimension along which nothing differs."""
     for axis, size in enumerate(plane.shape):
         if size > 1:
-            first = plane.take([0], axis)
+            first = plane[(slice(None),) * axis + (slice(1),)]
             if (plane == first).all():
                 plane = first
     return plane

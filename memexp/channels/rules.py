@@ -25,6 +25,9 @@ def _defaults(func: Any) -> dict[str, Any]:
     return {a.name: a.default_value if a.has_default_value() else None for a in arguments}
 
 
+_name = cache(str)
+
+
 class Call:
     """One operation: its arguments by name, its output, and the tape."""
 
@@ -33,6 +36,7 @@ class Call:
         self.arguments: dict[str, Any] = dict(_defaults(func))
         self.arguments.update(zip(self.arguments, args, strict=False))
         self.arguments.update(kwargs)
+        self._planes: dict[int, tuple[Tensor, Planes]] = {}  # looked up once: by id of a tensor that is held here
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
@@ -43,10 +47,14 @@ class Call:
 
     @property
     def name(self) -> str:
-        return str(self.func)
+        return _name(self.func)
 
     def planes(self, tensor: Tensor | None) -> Planes:
-        return [] if tensor is None else self.tape.planes(tensor)
+        if tensor is None:
+            return []
+        if id(tensor) not in self._planes:
+            self._planes[id(tensor)] = tensor, self.tape.planes(tensor)
+        return self._planes[id(tensor)][1]
 
     def freeze(self, plane: Plane, why: str) -> None:
         self.tape.atoms.freeze(plane, f"{self.name}: {why}")

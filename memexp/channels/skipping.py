@@ -1,6 +1,7 @@
 """Convolutions and matrix products are not computed in a trace: their results have the right shape and are zero."""
 
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,14 +21,38 @@ class ShapesOnly(TorchDispatchMode):
     """Where most of a forward's time goes, only the shape is worked out; all else is carried out."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in HEAVY:
-            return func(*args, **(kwargs or {}))
-        shape = func(*map(_without_data, args), **(kwargs or {}))
-        device = next(a.device for a in args if isinstance(a, Tensor))
-        return torch.empty_strided(shape.size(), shape.stride(), dtype=shape.dtype, device=device).zero_()
+        return shaped(func, args, kwargs or {})
+
+
+def shaped(func: Any, args: Any, kwargs: Any) -> Any:
+    """What the operation returns; of a heavy one, zeros of the right shape."""
+    if func not in HEAVY:
+        return func(*args, **kwargs)
+    like = _result(func, *map(_signature, args), **kwargs)
+    device = next(a.device for a in args if isinstance(a, Tensor))
+    return torch.empty_strided(like.size, like.stride, dtype=like.dtype, device=device).zero_()
+
+
+class _Like(NamedTuple):
+    size: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "_Like":
+        return cls(tensor.size(), tensor.stride(), tensor.dtype)
+
+
+def _signature(value: Any) -> Any:
+    return _Like.of(value) if isinstance(value, Tensor) else tuple(value) if isinstance(value, list) else value
+
+
+@lru_cache(maxsize=4096)  # a deep network repeats itself
+def _result(func: Any, *signature: Any, **kwargs: Any) -> _Like:
+    return _Like.of(func(*map(_without_data, signature), **kwargs))
 
 
 def _without_data(value: Any) -> Any:
-    if not isinstance(value, Tensor):
+    if not isinstance(value, _Like):
         return value
-    return torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device="meta")
+    return torch.empty_strided(value.size, value.stride, dtype=value.dtype, device="meta")

@@ -30,6 +30,18 @@ class Use:
     axis: int
 
 
+@dataclass(slots=True)
+class Known:
+    """Of a tensor. planes: None until they are written. activation: it is one of the network's inputs, or made of one.
+
+    pending: planes that are frozen, and why, as soon as an operation or the output takes it.
+    """
+
+    planes: Planes | None = None
+    activation: bool = False
+    pending: list[tuple[Plane, str]] = field(default_factory=list)
+
+
 @dataclass
 class Tape:
     atoms: Atoms = field(default_factory=Atoms)
@@ -45,9 +57,7 @@ class Tape:
     )  # summed without weights, how many `nonzero` then, why
     closed: bool = False  # whether what is carried out goes by, as part of an operation that is noted as a whole
     doubtful: bool = False  # whether a number in the source may be one that does not follow the channels
-    _planes: Any = field(default_factory=WeakTensorKeyDictionary)
-    _activations: Any = field(default_factory=WeakTensorKeyDictionary)  # the network's inputs and what is made of them
-    _pending: Any = field(default_factory=WeakTensorKeyDictionary)
+    _known: Any = field(default_factory=WeakTensorKeyDictionary)
     _followers: list[tuple[Plane, Plane]] = field(default_factory=list)
     _roles: list[tuple[Plane, Role]] = field(default_factory=list)
 
@@ -65,16 +75,18 @@ class Tape:
 
         atoms: for its one dimension, if they are another's too.
         """
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor in self._planes:
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            return
+        known = self.known(tensor)
+        if known.planes is not None:
             return
         if not isinstance(tensor, nn.Parameter):
             self.buffers.add(name)
-        planes = []
+        known.planes = []
         for dim, size in enumerate(tensor.shape):
             if size > 1:
                 own = self.entries[name, dim] = self.atoms.new(size) if atoms is None else atoms
-                planes.append(own.reshape([size if d == dim else 1 for d in range(tensor.ndim)]))
-        self.write(tensor, planes)
+                known.planes.append(own.reshape([size if d == dim else 1 for d in range(tensor.ndim)]))
 
     def adopt_together(self, tensors: dict[str, Tensor]) -> None:
         """Entries of a normalisation, which are of the same channels from the start."""
@@ -84,23 +96,21 @@ class Tape:
             for name, tensor in vectors.items():
                 self.adopt(name, tensor, atoms)
 
-    def planes(self, tensor: Tensor) -> Planes:
-        found: Planes = self._planes.get(tensor, [])
+    def known(self, tensor: Tensor) -> Known:
+        """What is known of it, from now on."""
+        found: Known | None = self._known.get(tensor)
+        if found is None:
+            found = self._known[tensor] = Known()
         return found
 
-    def activation(self, tensor: Tensor) -> None:
-        """It is one of the network's inputs, or made of one."""
-        self._activations[tensor] = True
-
-    def is_activation(self, tensor: Tensor) -> bool:
-        return tensor in self._activations
+    def planes(self, tensor: Tensor) -> Planes:
+        found: Known | None = self._known.get(tensor)
+        return found.planes or [] if found else []
 
     def is_parameter(self, tensor: Tensor) -> bool:
         """Whether it has channels, and is a parameter or was made without the network's inputs."""
-        return tensor in self._planes and not self.is_activation(tensor)
-
-    def write(self, tensor: Tensor, planes: Planes) -> None:
-        self._planes[tensor] = planes
+        found: Known | None = self._known.get(tensor)
+        return found is not None and found.planes is not None and not found.activation
 
     def fix(self, plane: Plane, axis: int, why: str) -> None:
         """The length of `axis` cannot change: channels along it alone stay, those that differ elsewhere too are one on it."""
@@ -117,12 +127,12 @@ class Tape:
     def freeze_if_used(self, tensors: Iterable[Tensor], plane: Plane, why: str) -> None:
         """None of the plane's channels can be removed if an operation or the output takes one of `tensors`."""
         for tensor in tensors:
-            self._pending[tensor] = [*self._pending.get(tensor, []), (plane, why)]
+            self.known(tensor).pending.append((plane, why))
 
-    def used(self, tensor: Tensor) -> None:
-        """An operation or the output takes it."""
-        for plane, why in self._pending.pop(tensor, ()) if self._pending else ():
-            self.atoms.freeze(plane, why)
+    def used(self, known: Known) -> None:
+        """An operation or the output takes what this is known of."""
+        while known.pending:
+            self.atoms.freeze(*known.pending.pop(0))
 
     def role(self, plane: Plane, role: Role) -> None:
         """The parameters whose atoms these are have this role, unless an earlier operation has given them one."""

@@ -6,7 +6,7 @@ One level higher, where the source calls torch, the arguments show which lengths
 """
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from memexp.channels.graph import ChannelError, Graph
 from memexp.channels.planes import tidy
 from memexp.channels.settling import settle
 from memexp.channels.sizes import Size, tracked_attributes
-from memexp.channels.skipping import ShapesOnly
+from memexp.channels.skipping import shaped
 from memexp.channels.tape import Tape
 
 # carried out in smaller operations, among them a number that follows from a length: a scale from that of a head
@@ -43,21 +43,22 @@ def trace(network: nn.Module, *example_inputs: Any) -> Graph:
     shapes alone are worked out, so control flow that depends on activations sees zeros.
     The network is as before afterwards. Raises ChannelError, which names the operation, where one has no rule.
     """
-    for path, module in network.named_modules():
+    modules = dict(network.named_modules())
+    for path, module in modules.items():
         if isinstance(module, torch.jit.ScriptModule):
             raise ChannelError(
                 f"{path or 'the network'} is a TorchScript module, which cannot be narrowed: give the network as it was "
                 "before torch.jit.script or torch.jit.trace"
             )
     tape = Tape()
-    for path, module in network.named_modules():
+    for path, module in modules.items():
         if isinstance(module, _NormBase | nn.LayerNorm | nn.GroupNorm):
             tape.adopt_together({f"{path}.{n}" if path else n: t for n, t in module.state_dict(keep_vars=True).items()})
     for name, tensor in network.state_dict(keep_vars=True).items():
         tape.adopt(name, tensor)
     for tensor in _tensors(example_inputs):
-        tape.activation(tensor)
-    modes = [(module, module.training) for module in network.modules()]
+        tape.known(tensor).activation = True
+    modes = [(module, module.training) for module in modules.values()]
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
         network.eval()
@@ -66,17 +67,16 @@ def trace(network: nn.Module, *example_inputs: Any) -> Graph:
             all_adapted(network),
             tracked_attributes(network),
             torch.no_grad(),
-            ShapesOnly(),
             _Source(tape),
             _Operations(tape),
         ):
             outputs = network(*example_inputs)
-        if not any(True for _ in _tensors(outputs)):
+        if not _tensors(outputs):
             raise ChannelError(
                 f"the network returns a {type(outputs).__name__}: return tensors, or tuples or dicts of them"
             )
         for tensor in _tensors(outputs):
-            tape.used(tensor)
+            tape.used(tape.known(tensor))
             for plane in tape.planes(tensor):
                 tape.atoms.freeze(plane, "it is part of the network's output")
         return settle(network, tape, example_inputs, outputs)
@@ -129,7 +129,7 @@ class _Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        out = shaped(func, args, kwargs)
         if not self.tape.closed:
             _note(self.tape, func, args, kwargs, out)
         return out
@@ -137,17 +137,18 @@ class _Operations(TorchDispatchMode):
 
 def _note(tape: Tape, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     """What the operation's rule says of its outputs."""
-    tensors = list(_tensors((args, kwargs)))
-    for tensor in tensors:
-        tape.used(tensor)
-    if any(map(tape.is_activation, tensors)):
+    tensors = _tensors((args, kwargs))
+    known = [tape.known(tensor) for tensor in tensors]
+    for one in known:
+        tape.used(one)
+    if any(one.activation for one in known):
         for tensor in _tensors(out):
-            tape.activation(tensor)
-    marked = [tensor for tensor in tensors if tape.planes(tensor)]
+            tape.known(tensor).activation = True
+    marked = [one for one in known if one.planes]
     if not marked:
         return
     rule = rules.of(func)
-    if rule is None and all(map(tape.is_parameter, marked)):
+    if rule is None and not any(one.activation for one in marked):
         rule = rules.kept  # what a weight is made of stays as it is, whatever is done to it
     if rule is None:
         raise ChannelError(
@@ -159,17 +160,18 @@ def _note(tape: Tape, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     )
     for tensor, own in zip(outs, planes, strict=False):
         if isinstance(tensor, Tensor):
-            tape.write(tensor, tidy(own))
+            tape.known(tensor).planes = tidy(own)
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(value: Any) -> list[Tensor]:
+    """All tensors in it, in order."""
     if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return []
+    return [tensor for item in value if isinstance(item, Tensor | list | tuple | dict) for tensor in _tensors(item)]
 
 
 def _place() -> str:
