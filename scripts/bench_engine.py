@@ -24,6 +24,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ def pass_of(network: nn.Module, x: Tensor, precision: str) -> Callable[[], Tenso
         entry = entry * 1.0
         with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
             outputs = network(*split(entry)) if isinstance(network, Chain | Checkpoints) else [network(entry)]
-        loss = torch.stack([y.float().square().sum() for y in outputs]).sum() / x.numel()
+        loss = reduce(torch.add, [y.float().square().sum() for y in outputs]) / x.numel()
         loss.backward()
         return loss.detach()
 

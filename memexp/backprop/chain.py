@@ -35,7 +35,7 @@ from memexp.backprop.task import Streams, Task, Undone, as_tuple, invert, undo_a
 # A node costs some 0.1 ms, as much as a small step: where memory allows it, one undoes several steps. Their gradients
 # leave together, and the outputs of the last stay as long.
 SMALL_STREAMS = 2**20  # bytes
-SMALL_WEIGHTS = 2**22
+SMALL_WEIGHTS = 2**24
 
 
 class Chain(Container):

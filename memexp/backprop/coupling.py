@@ -56,7 +56,10 @@ class AdditiveCoupling(Step):
 
     def forward(self, *streams: Tensor, **context: Any) -> tuple[Tensor, Tensor]:
         x1, x2 = self._two(streams)
-        s1, s2 = self._shortcuts()
+        if self.shortcut is None:
+            y1 = self._add(x1, "F", self.F, x2, context)
+            return y1, self._add(x2, "G", self.G, y1, context)
+        s1, s2 = self.shortcut if isinstance(self.shortcut, nn.ModuleList) else (self.shortcut, self.shortcut)
         y1 = self._add(self._through("shortcut 1", s1, x1, context), "F", self.F, x2, context)
         return y1, self._add(self._through("shortcut 2", s2, x2, context), "G", self.G, y1, context)
 
@@ -93,15 +96,7 @@ class AdditiveCoupling(Step):
         x1, x2 = streams
         return x1, x2
 
-    def _shortcuts(self) -> tuple[nn.Module | None, nn.Module | None]:
-        if isinstance(self.shortcut, nn.ModuleList):
-            s1, s2 = self.shortcut
-            return s1, s2
-        return self.shortcut, self.shortcut
-
-    def _through(self, name: str, shortcut: nn.Module | None, x: Tensor, context: Context) -> Tensor:
-        if shortcut is None:
-            return x
+    def _through(self, name: str, shortcut: nn.Module, x: Tensor, context: Context) -> Tensor:
         return full_precision(evaluate(name, shortcut, x, **(taken(shortcut, context) if context else {})))
 
     def _add(self, stream: Tensor, name: str, branch: nn.Module, x: Tensor, context: Context) -> Tensor:

@@ -38,19 +38,15 @@ def is_quiet(modules: Sequence[nn.Module], steps: Sequence[nn.Module]) -> bool:
     kinds = set(map(type, modules))
     if not all(map(_home, kinds)):
         return False
-    # hooks, and what stands in place of the class's own forward or of a parameter, are anybody's
-    if any([m._forward_hooks or m._forward_pre_hooks or _changed(m.__dict__, m._buffers) for m in modules]):
+    # hooks, and what stands in place of the class's own forward or of a parameter (computed from others, maybe), are anybody's
+    if any([m._forward_hooks or m._forward_pre_hooks for m in modules]):
+        return False
+    places = [m.__dict__ for m in modules] + [m._buffers for m in modules if m._buffers]
+    if any(["forward" in own or "weight" in own or "bias" in own for own in places]):
         return False
     of_engine = {kind for kind in kinds if _home(kind) == "step"}
     own = {module for module in modules if type(module) in of_engine}
     return len(own) <= len(steps) and own <= set(steps)
-
-
-def _changed(own: dict[str, Any], buffers: dict[str, Any]) -> bool:
-    """Whether a layer has a forward of its own, or a tensor for a parameter, which may be computed from others."""
-    if "forward" in own or "weight" in own or "bias" in own:
-        return True
-    return "weight" in buffers or "bias" in buffers
 
 
 def survey(steps: Iterable[nn.Module]) -> dict[nn.Module, slice | None]:
@@ -67,10 +63,15 @@ def survey(steps: Iterable[nn.Module]) -> dict[nn.Module, slice | None]:
 def _collect(part: nn.Module, found: dict[nn.Module, slice | None]) -> bool:
     start, whole = len(found), True
     found[part] = None
-    if part._modules:
-        for child in part._modules.values():
-            if child is not None and (child in found or not _collect(child, found)):
-                whole = False
+    for child in part._modules.values():
+        if child is None:
+            continue
+        if child in found:
+            whole = False
+        elif child._modules:
+            whole = _collect(child, found) and whole
+        else:
+            found[child] = slice(len(found), len(found) + 1)
     if whole:
         found[part] = slice(start, len(found))
     return whole

@@ -23,6 +23,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from operator import is_
 from typing import Any, TypeVar
 
@@ -66,6 +67,8 @@ class Frame:
 
     def of(self, index: int) -> "Frame":
         """For one of several steps that have a record together."""
+        if self.record is not None and self.record.quiet:  # which takes down nothing under a name
+            return self
         return Frame(self.rounding, self.watch, self.record, self.undone, f"{self.prefix}{index}.")
 
 
@@ -90,7 +93,7 @@ def evaluate(key: str, branch: Callable[..., T], *inputs: Tensor, **context: Any
     frame = current.get()
     if frame is None:
         return branch(*inputs, **context)
-    if frame.one_graph and not torch.is_grad_enabled():
+    if frame.rounding is not None and frame.one_graph and not torch.is_grad_enabled():
         branch = partial(_as_in_backward, branch)
     if frame.record is not None and frame.record.quiet:
         return branch(*inputs, **context)
@@ -169,8 +172,10 @@ class Record:
         self._normalise = [m for m in buffered if m.training and isinstance(m, _NormBase)]
         self._held = [(module, dict(module._parameters)) for module in modules if module._parameters]
         self._holding = [(module, dict(module._modules)) for module in modules if module._modules]
-        self._ids = [id(p) for _, held in self._held for p in held.values()]
-        self.parameters = [p for _, held in self._held for p in held.values() if p is not None]
+        self._every = [p for _, held in self._held for p in held.values()]
+        self._starts = [0, *accumulate([len(module._parameters) for module in modules])]  # of each module's among them
+        self._ids = list(map(id, self._every))
+        self.parameters = [p for p in self._every if p is not None]
         self.lazy = any(map(is_lazy, self.parameters))
         if self.lazy:  # nothing more can be asked of a parameter without a shape
             return
@@ -192,10 +197,12 @@ class Record:
             if not all(map(torch.equal, state, following)):
                 self._random[key] = state
 
-    def parts(self, module: nn.Module) -> Iterable[nn.Module]:
-        """A module of the steps, and all that it holds."""
+    def parameters_of(self, module: nn.Module) -> Sequence[nn.Parameter | None]:
+        """Those of a module of the steps, and of all that it holds."""
         place = self._places.get(module)
-        return survey((module,)) if place is None else self.modules[place]
+        if place is None:
+            return [p for part in survey((module,)) for p in part._parameters.values()]
+        return self._every[self._starts[place.start] : self._starts[place.stop]]
 
     def repeatable(self, key: str) -> bool:
         """Whether the branch gives the same value for the same input wherever it is evaluated: no random numbers."""

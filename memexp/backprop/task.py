@@ -73,7 +73,7 @@ class Task:
         frame = current.get()
         graph = need or (frame is not None and frame.one_graph)
         if frame is not None and frame.record is not None and frame.record.quiet and not self.context:
-            return self._layers(frame.record.parts(module), module, x, grad, direct, need, graph)
+            return self._layers(frame.record.parameters_of(module), module, x, grad, direct, need, graph)
         with torch.enable_grad():
             leaf = x.detach().requires_grad_() if graph else x.detach()
             z = evaluate(key, module, leaf, **self.given(module))
@@ -84,7 +84,7 @@ class Task:
 
     def _layers(
         self,
-        parts: Iterable[nn.Module],
+        parameters: Iterable[nn.Parameter | None],
         module: nn.Module,
         x: Tensor,
         grad: Tensor,
@@ -94,19 +94,14 @@ class Task:
     ) -> tuple[Tensor, Tensor | None]:
         """`branch` of layers of torch's: they read nothing but their parameters, which need not be looked for in the graph.
 
-        parts: the module and all that it holds.
+        parameters: of the module and all that it holds.
         """
         with torch.enable_grad():
             leaf = x.detach().requires_grad_() if graph else x.detach()
             z = module(leaf)
         value = z.detach()
         unwanted = self.known.unwanted
-        wanted = {
-            id(p): p
-            for part in parts
-            for p in part._parameters.values()
-            if p is not None and p.requires_grad and id(p) not in unwanted
-        }
+        wanted = {id(p): p for p in parameters if p is not None and p.requires_grad and id(p) not in unwanted}
         if not (z.requires_grad and (need or wanted)):
             return value, direct
         targets = (leaf, *wanted.values()) if need else tuple(wanted.values())
