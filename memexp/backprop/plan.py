@@ -70,7 +70,9 @@ def groups(steps: Sequence[nn.Module], plan: Sequence[Keep]) -> list[tuple[Keep,
     for index, keep in enumerate(plan):
         if keep not in WORDS:
             raise ValueError(f"plan for step {index} is {keep!r}: use one of {', '.join(WORDS)}")
-        if keep == "undone" and not any(has_inverse(steps[index], approximate=how) for how in (False, True)):
+        if keep == "undone" and not (
+            has_inverse(steps[index], approximate=False) or has_inverse(steps[index], approximate=True)
+        ):
             raise ValueError(f"{describe(index, steps[index])} cannot be undone, but the plan says so")
         if (
             keep == "light"

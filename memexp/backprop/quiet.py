@@ -35,7 +35,8 @@ def is_quiet(modules: Sequence[nn.Module], steps: Sequence[nn.Module]) -> bool:
     A class says so of itself, but not of what it holds, by `quiet = True`. The engine's own steps do not, either; a branch that
     has some is another matter, as they would take it for theirs.
     """
-    kinds = set(map(type, modules))
+    types = list(map(type, modules))
+    kinds = set(types)
     if not all(map(_home, kinds)):
         return False
     # hooks, and what stands in place of the class's own forward or of a parameter (computed from others, maybe), are anybody's
@@ -45,8 +46,7 @@ def is_quiet(modules: Sequence[nn.Module], steps: Sequence[nn.Module]) -> bool:
     if any(["forward" in own or "weight" in own or "bias" in own for own in places]):
         return False
     of_engine = {kind for kind in kinds if _home(kind) == "step"}
-    own = {module for module in modules if type(module) in of_engine}
-    return len(own) <= len(steps) and own <= set(steps)
+    return sum(map(types.count, of_engine)) == sum([type(step) in of_engine for step in set(steps)])
 
 
 def survey(steps: Iterable[nn.Module]) -> dict[nn.Module, slice | None]:
