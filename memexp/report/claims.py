@@ -99,7 +99,7 @@ def _compared(subject: Sequence[Group], others: Sequence[Group], check: Check, a
             right, against = _mean(_matching(others, than), key), f" against {_named(than)}"
         else:
             right = float(than) if than is not None else 0.0
-    text = ", ".join(filter(None, [_named(check.get("of", {})), _named(at)]))
+    text = _named({**check.get("of", {}), **at})
     text = f"{check.get('name', key)}{f' of {text}' if text else ''}{against}"
     if left is None or right is None or (check.get("ratio") and not right):
         return Comparison(text, left, right, None)
