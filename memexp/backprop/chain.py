@@ -236,7 +236,7 @@ class Chain(Container):
 
     @property
     def undoable(self) -> bool:
-        return len(self) > 0 and all(any(has_inverse(step, approximate=how) for how in (False, True)) for step in self)
+        return len(self) > 0 and all(map(has_inverse, self))
 
     @property
     def approximate(self) -> bool:
@@ -257,7 +257,7 @@ class Chain(Container):
         rounding = self.strategy.rounding if outer is None else outer.rounding
         surroundings = Surroundings(streams, context)
         for index, step in reversed(list(enumerate(self))):
-            if not any(has_inverse(step, approximate=how) for how in (False, True)):
+            if not has_inverse(step):
                 raise StepError(f"{describe(index, step)} has no inverse, so the Chain cannot be undone")
             token = current.set(Frame(rounding))
             try:

@@ -78,7 +78,7 @@ def check(chain: Chain, inputs: Tensor | Sequence[Tensor], **context: Any) -> Re
     plan = list(chain.strategy.plan(list(chain), streams))
     for index, (step, keep) in enumerate(zip(chain, plan, strict=True)):
         last = index + 1 == len(chain) and any(word == "undone" for word in plan)
-        undoable = any(has_inverse(step, approximate=how) for how in (False, True))
+        undoable = has_inverse(step)
         word: Keep = "undone" if last and undoable else "checkpointed" if keep == "continued" else keep
         surroundings = Surroundings(streams, context)
         with _restored(step, surroundings):

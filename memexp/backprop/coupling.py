@@ -56,12 +56,8 @@ class AdditiveCoupling(Step):
 
     def forward(self, *streams: Tensor, **context: Any) -> tuple[Tensor, Tensor]:
         x1, x2 = self._two(streams)
-        if self.shortcut is None:
-            y1 = self._add(x1, "F", self.F, x2, context)
-            return y1, self._add(x2, "G", self.G, y1, context)
-        s1, s2 = self.shortcut if isinstance(self.shortcut, nn.ModuleList) else (self.shortcut, self.shortcut)
-        y1 = self._add(self._through("shortcut 1", s1, x1, context), "F", self.F, x2, context)
-        return y1, self._add(self._through("shortcut 2", s2, x2, context), "G", self.G, y1, context)
+        y1 = self._add(self._through(1, x1, context), "F", self.F, x2, context)
+        return y1, self._add(self._through(2, x2, context), "G", self.G, y1, context)
 
     def inverse(self, *streams: Tensor, **context: Any) -> tuple[Tensor, Tensor]:
         """x1, x2 from y1, y2.
@@ -96,8 +92,16 @@ class AdditiveCoupling(Step):
         x1, x2 = streams
         return x1, x2
 
-    def _through(self, name: str, shortcut: nn.Module, x: Tensor, context: Context) -> Tensor:
-        return full_precision(evaluate(name, shortcut, x, **(taken(shortcut, context) if context else {})))
+    def _through(self, place: int, x: Tensor, context: Context) -> Tensor:
+        """Stream 1 or 2 through its shortcut."""
+        shortcut = self.shortcut
+        if shortcut is None:
+            return x
+        if isinstance(shortcut, nn.ModuleList):
+            first, second = shortcut
+            shortcut = first if place == 1 else second
+        keywords = taken(shortcut, context) if context else {}
+        return full_precision(evaluate(f"shortcut {place}", shortcut, x, **keywords))
 
     def _add(self, stream: Tensor, name: str, branch: nn.Module, x: Tensor, context: Context) -> Tensor:
         z = residual(name, branch, x, stream, context)

@@ -37,17 +37,17 @@ class Strategy(Protocol):
         """One word for each step, given the streams that enter; called at each forward that needs gradients."""
 
 
-def has_inverse(step: nn.Module, *, approximate: bool) -> bool:
-    """Whether `step` can be undone, exactly or approximately.
+def has_inverse(step: nn.Module, *, approximate: bool | None = None) -> bool:
+    """Whether `step` can be undone, exactly or approximately; None: in either way.
 
     A user's own step is undone through its method `inverse`. It is taken as exact unless the step has
     `approximate = True`; a step that has the method but cannot be undone as configured says so with `undoable = False`.
     Whether it is the inverse, `memexp.backprop.check` measures.
     """
     if isinstance(step, Step):
-        return step.undoable and step.approximate == approximate
+        return step.undoable and approximate in (None, step.approximate)
     can = callable(getattr(step, "inverse", None)) and getattr(step, "undoable", True) is not False
-    return can and (getattr(step, "approximate", False) is True) == approximate
+    return can and approximate in (None, getattr(step, "approximate", False) is True)
 
 
 def is_single(step: nn.Module) -> bool:
@@ -70,9 +70,7 @@ def groups(steps: Sequence[nn.Module], plan: Sequence[Keep]) -> list[tuple[Keep,
     for index, keep in enumerate(plan):
         if keep not in WORDS:
             raise ValueError(f"plan for step {index} is {keep!r}: use one of {', '.join(WORDS)}")
-        if keep == "undone" and not (
-            has_inverse(steps[index], approximate=False) or has_inverse(steps[index], approximate=True)
-        ):
+        if keep == "undone" and not has_inverse(steps[index]):
             raise ValueError(f"{describe(index, steps[index])} cannot be undone, but the plan says so")
         if (
             keep == "light"

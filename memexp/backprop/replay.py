@@ -93,7 +93,7 @@ def evaluate(key: str, branch: Callable[..., T], *inputs: Tensor, **context: Any
     frame = current.get()
     if frame is None:
         return branch(*inputs, **context)
-    if frame.rounding is not None and frame.one_graph and not torch.is_grad_enabled():
+    if frame.one_graph and not torch.is_grad_enabled():
         branch = partial(_as_in_backward, branch)
     if frame.record is not None and frame.record.quiet:
         return branch(*inputs, **context)

@@ -135,7 +135,7 @@ def _boundaries(model: nn.Module) -> Iterator[dict[nn.Module, int]]:
 
     for chain in chains(model):
         for index, step in enumerate(chain):
-            undoable = has_inverse(step, approximate=False) or has_inverse(step, approximate=True)
+            undoable = has_inverse(step)
             if index == 0 or not undoable:
                 hooks.append(step.register_forward_pre_hook(enters))
         hooks.append(chain.register_forward_hook(leaves))
