@@ -34,6 +34,13 @@ def chosen(parameters: Iterable[Tensor]) -> dict[str, bool]:
     return {"fused": fused, "foreach": not fused}
 
 
+def in_memory_order(gradient: Tensor) -> Tensor:
+    """A dense gradient for torch's fused kernels, which on a CPU copy one in NHWC order: there its elements in a row."""
+    if gradient.device.type != "cpu" or gradient.is_contiguous():
+        return gradient
+    return gradient.as_strided((gradient.numel(),), (1,))
+
+
 def laid_out_as(p: Tensor, t: Tensor) -> Tensor:
     """`t`, or a copy of it where its elements do not lie in memory as those of `p` do."""
     if t.layout is torch.strided and (t.stride() == p.stride() or _same_order(p, t)):
@@ -51,11 +58,15 @@ def clip(parameters: Iterable[Tensor], largest: float) -> Tensor:
 class _ByName(Optimizer):
     """A torch optimizer that runs the kernel of `kernels.chosen`, whatever a state that it loads was saved with."""
 
-    def _init_group(self, group: dict[str, Any], *lists: Any) -> Any:  # torch calls it in each step before its kernel
+    def _init_group(self, group: dict[str, Any], *lists: Any) -> Any:
+        """torch calls it in each step before its kernel; the first two lists become parameters and gradients."""
         for p in group["params"]:
             if p.grad is not None:
                 self._prepare(p, group)
-        return super()._init_group(group, *lists)  # type: ignore[misc]
+        found = super()._init_group(group, *lists)  # type: ignore[misc]
+        if group["fused"]:
+            lists[1][:] = map(in_memory_order, lists[1])
+        return found
 
     def _prepare(self, p: Tensor, group: dict[str, Any]) -> None:
         assert p.grad is not None

@@ -11,6 +11,7 @@ Where it has none (`kernels.has_fused`), the same by foreach. Complex weights co
 
 import math
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, overload
 
 import torch
@@ -19,6 +20,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from memexp.optim import checks, kernels
+
+_DTYPE, _DEVICE, _STRIDE = attrgetter("dtype"), attrgetter("device"), Tensor.stride
 
 
 class RAdam(Optimizer):
@@ -65,41 +68,37 @@ class RAdam(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            alike: dict[tuple[Any, ...], tuple[list[Tensor], ...]] = {}
-            for p in group["params"]:
-                if (g := p.grad) is not None:
-                    t, m, v = self._state(p, g)
-                    strides = p.stride()
-                    if not g.stride() == m.stride() == v.stride() == strides:
-                        g, m, v = self._laid_out(p, g)
-                    key = (t, p.dtype, p.device, kernels.dense(p))
-                    if key not in alike:
-                        alike[key] = ([], [], [], [])
-                    for column, tensor in zip(alike[key], (p, g, m, v), strict=True):
-                        column.append(tensor)
-            for (t, *_), columns in alike.items():
-                self._update(group, t, *columns)
+            params = [p for p in group["params"] if p.grad is not None and _strided(p, p.grad)]
+            states = [self._state(p) for p in params]
+            g, m, v = self._laid_out(params, states)
+            alike: dict[tuple[Any, ...], list[int]] = {}
+            steps = [state["step"] for state in states]
+            kinds = zip(steps, map(_DTYPE, params), map(_DEVICE, params), map(kernels.dense, params), strict=True)
+            for i, kind in enumerate(kinds):
+                alike.setdefault(kind, []).append(i)
+            for (t, *_), members in alike.items():
+                self._update(group, t, *([column[i] for i in members] for column in (params, g, m, v)))
         return loss
 
-    def _state(self, p: Tensor, g: Tensor) -> tuple[int, Tensor, Tensor]:
-        """The number of this step of a parameter, and its moments."""
-        if g.layout is not torch.strided:
-            raise RuntimeError(
-                f"the gradient of a parameter of shape {tuple(p.shape)} is sparse, which RAdam cannot use: make it dense, or "
-                "train it with torch.optim.SGD or SparseAdam"
-            )
+    def _state(self, p: Tensor) -> dict[str, Any]:
+        """A parameter's state as it is in this step, which is counted."""
         state = self.state[p]
-        if "exp_avg" not in state:
+        if not state or "exp_avg" not in state:
             state |= {"step": 0, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
         state["step"] += 1
-        return state["step"], state["exp_avg"], state["exp_avg_sq"]
+        return state
 
-    def _laid_out(self, p: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradient and moments in memory as the parameter is; the moments stay so."""
-        state = self.state[p]
-        for name in ("exp_avg", "exp_avg_sq"):
-            state[name] = kernels.laid_out_as(p, state[name])
-        return kernels.laid_out_as(p, g), state["exp_avg"], state["exp_avg_sq"]
+    def _laid_out(self, params: list[Tensor], states: list[dict[str, Any]]) -> tuple[list[Tensor], ...]:
+        """Gradients and moments in memory as their parameters are; the moments stay so."""
+        gradients = [p.grad for p in params if p.grad is not None]
+        m, v = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+        strides = [*map(_STRIDE, params)]
+        for column in (gradients, m, v):
+            if [*map(_STRIDE, column)] != strides:
+                column[:] = map(kernels.laid_out_as, params, column)
+        for state, first, second in zip(states, m, v, strict=True):
+            state["exp_avg"], state["exp_avg_sq"] = first, second
+        return gradients, m, v
 
     def _update(
         self, group: dict[str, Any], t: int, params: list[Tensor], g: list[Tensor], m: list[Tensor], v: list[Tensor]
@@ -117,7 +116,7 @@ class RAdam(Optimizer):
             step = torch.full((), float(t), device=params[0].device)
             torch._fused_adamw_(
                 params,
-                g,
+                [kernels.in_memory_order(x) for x in g],
                 m,
                 v,
                 [],
@@ -142,3 +141,12 @@ class RAdam(Optimizer):
             torch._foreach_addcdiv_(params, m, root, -lr * r * math.sqrt(1 - beta2**t) / (1 - beta1**t))
         else:
             torch._foreach_add_(params, m, alpha=-lr / (1 - beta1**t))
+
+
+def _strided(p: Tensor, gradient: Tensor) -> bool:
+    if gradient.layout is torch.strided:
+        return True
+    raise RuntimeError(
+        f"the gradient of a parameter of shape {tuple(p.shape)} is sparse, which RAdam cannot use: make it dense, or "
+        "train it with torch.optim.SGD or SparseAdam"
+    )

@@ -248,3 +248,17 @@ def test_groups_of_named_parameters_and_one_that_fails_to_be_added():
         with pytest.raises(ValueError, match="is not allowed"):
             optimizer.add_param_group({"params": [("p", nn.Parameter(torch.ones(1)))], **bad})
     assert len(optimizer.param_groups) == len(optimizer.optimizer.param_groups) == 1
+
+
+@every
+def test_no_gradient_is_copied_where_weights_and_gradients_lie_in_nhwc_order(make):
+    params = [nn.Parameter(torch.randn(8, 4, 3, 3).to(memory_format=torch.channels_last)) for _ in range(3)]
+    optimizer = make(params)
+    for p in params:
+        p.grad = torch.randn_like(p)
+    for _ in range(8):  # RAdam has no fused kernel for its first five
+        optimizer.step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        optimizer.step()
+    copies = {"aten::clone", "aten::contiguous"}
+    assert not copies & {event.key for event in profile.key_averages()}
