@@ -23,13 +23,14 @@ from memexp.backprop.errors import StepError, describe
 from memexp.backprop.node import Call, Node
 from memexp.backprop.plan import Keep, groups, has_inverse
 from memexp.backprop.remade import remaking
-from memexp.backprop.replay import Frame, Record, Surroundings, current, evaluate
+from memexp.backprop.replay import Frame, Record, current, evaluate
 from memexp.backprop.rounding import RangeWatch, Rounding
 from memexp.backprop.run import run_all
 from memexp.backprop.step import Step
 from memexp.backprop.stored import Stored
 from memexp.backprop.strategies import make_strategy
 from memexp.backprop.streams import full_precision
+from memexp.backprop.surroundings import Surroundings
 from memexp.backprop.task import Streams, Task, Undone, as_tuple, invert, undo_all
 
 # A node costs some 0.1 ms, as much as a small step: where memory allows it, one undoes several steps. Their gradients
@@ -58,7 +59,8 @@ class Chain(Container):
             have to say is appended as functions, to be called when it suits; they raise or warn. None: said at once.
 
     Call: `chain(*streams, **context)`. Streams are tensors of any shapes that the steps take; one that comes out is
-        returned as a Tensor, more as a tuple. Keywords are handed to every step and branch whose forward takes them;
+        returned as a Tensor, more as a tuple. Keywords are handed to every step and branch whose forward takes them (an
+        object that a step changes, such as a cache, is seen by its recomputation as the first pass saw it);
         what else a step reads and needs a gradient is refused in backward, unless the step is stored.
 
     Raises:

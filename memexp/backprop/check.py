@@ -14,9 +14,11 @@ from memexp.backprop.door import check_keywords, check_streams, twice
 from memexp.backprop.errors import StepError, describe
 from memexp.backprop.measures import relative_error
 from memexp.backprop.node import Call, Node
+from memexp.backprop.objects import Objects
 from memexp.backprop.plan import Keep, has_inverse
-from memexp.backprop.replay import Frame, Surroundings
+from memexp.backprop.replay import Frame
 from memexp.backprop.run import run
+from memexp.backprop.surroundings import Surroundings
 
 
 @dataclass(frozen=True)
@@ -121,13 +123,15 @@ def _gradients(evaluated: Any, streams: Sequence[Tensor], context: Context, step
 
 @contextmanager
 def _restored(step: nn.Module, surroundings: Surroundings) -> Iterator[None]:
-    """Afterwards the step's buffers and torch's random state are as before."""
+    """Afterwards the step's buffers, objects that it is handed, and torch's random state are as before."""
     state = surroundings.random_state()
+    objects = Objects(surroundings.context)
     buffers = [(m, name, b, b.clone()) for m in step.modules() for name, b in m._buffers.items() if b is not None]
     try:
         yield
     finally:
         surroundings.set_random_state(state)
+        objects.put_back()
         with torch.no_grad():
             for module, name, buffer, value in buffers:
                 buffer.copy_(value)

@@ -11,9 +11,10 @@ from torch.autograd import forward_ad
 from memexp.backprop.context import Context, takes
 from memexp.backprop.errors import StepError, describe
 from memexp.backprop.plan import Keep
-from memexp.backprop.replay import Frame, Record, Surroundings, substituted
+from memexp.backprop.replay import Frame, Record, substituted
 from memexp.backprop.rounding import Rounding
 from memexp.backprop.run import run
+from memexp.backprop.surroundings import Surroundings
 
 
 def check_steps(steps: Sequence[Any]) -> None:
@@ -115,6 +116,8 @@ def twice(
         record.settle()
         with record.again():
             again = run(index, step, streams, frame, surroundings.context)
+    if record.objects is not None:
+        record.objects.put_back()
     return outputs, all(map(_same, outputs, again))
 
 

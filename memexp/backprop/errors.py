@@ -9,4 +9,4 @@ class StepError(ValueError):
 
 def describe(index: int, step: nn.Module) -> str:
     """How errors name a step."""
-    return f"step {index} ({type(step).__name__})"
+    return f"step {index} ({step._get_name()})"

@@ -24,9 +24,10 @@ from memexp.backprop.errors import StepError, describe
 from memexp.backprop.graph import Known
 from memexp.backprop.measures import relative_error
 from memexp.backprop.plan import Keep
-from memexp.backprop.replay import NOTHING, Frame, Record, Surroundings
+from memexp.backprop.replay import Frame, Record
 from memexp.backprop.rounding import RangeWatch, Rounding
 from memexp.backprop.run import run, run_all
+from memexp.backprop.surroundings import NOTHING, Surroundings
 from memexp.backprop.tail import LARGE_STREAMS, forgetful, without_tail
 from memexp.backprop.task import Grads, Streams, Task, as_tuple, pull_back, undo_all
 
@@ -115,7 +116,10 @@ class Node:
 
     def __call__(self, *streams: Tensor) -> Streams:
         context = [self.call.context[name] for _, name in self.reads]
-        return as_tuple(_Recompute.apply(self, len(streams), *streams, *context, *self.parameters))
+        outputs = as_tuple(_Recompute.apply(self, len(streams), *streams, *context, *self.parameters))
+        if self.record.objects is not None and self.record.objects.changed:
+            self.record.objects.claim(self.name)
+        return outputs
 
     def forward(self, streams: Streams) -> Streams:
         if self.keep == "undone" and self.below is None:
@@ -125,6 +129,12 @@ class Node:
         with self.call.surroundings():
             streams = run_all(self.steps, streams, self.frame, self.call.context)
         self.record.settle()
+        objects = self.record.objects
+        if self.keep == "undone" and objects is not None and objects.changed:
+            raise StepError(
+                f"{self.name} changes what it is handed as {', '.join(objects.changed)}, so that what is undone first would "
+                "see what is left there last: use backprop=checkpointed, light or stored"
+            )
         return streams
 
     def kept(self, inputs: Streams, outputs: Streams) -> Streams:

@@ -10,7 +10,8 @@ What the first pass depended on beside its inputs is recorded, and put in place 
 * train or eval mode of every module;
 * buffers: normalisation layers in training mode normalise with the batch's statistics again and move none, so running
   statistics move once per training step; buffers of other modules that the first pass changed (power iterations of a
-  spectral norm, say) are seen as they were before it.
+  spectral norm, say) are seen as they were before it;
+* objects that the call hands to the steps: as they were before the first pass (objects.py).
 
 Layers that are known to neither draw nor count are not watched (quiet.py). Nothing is kept for a step that draws
 no random numbers and changes no buffers but running statistics. Random state means torch's global generators: numbers from a
@@ -19,7 +20,7 @@ no random numbers and changes no buffers but running statistics. Random state me
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -31,14 +32,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_map
 
+from memexp.backprop.objects import Objects
 from memexp.backprop.quiet import is_quiet, survey
 from memexp.backprop.rounding import RangeWatch, Rounding
+from memexp.backprop.surroundings import NOTHING, Surroundings
 
 T = TypeVar("T")
-NOTHING: AbstractContextManager[None] = nullcontext()
 LARGE = 2**16  # bytes of a buffer from which on it is copied only if it is written to
 
 
@@ -114,49 +115,6 @@ def _as_in_backward(branch: Callable[..., T], *inputs: Tensor, **context: Any) -
     return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, result)
 
 
-class Surroundings:
-    """A Chain's call, the same for all its steps: keywords, devices, autocast."""
-
-    def __init__(self, streams: Sequence[Tensor], context: dict[str, Any]) -> None:
-        self.context = context
-        self._versions = {n: t._version for n, t in context.items() if isinstance(t, Tensor) and not t.is_inference()}
-        tensors = (*streams, *(value for value in context.values() if isinstance(value, Tensor)))
-        self.devices = sorted({x.device for x in tensors if x.device.type not in ("cpu", "meta")}, key=str)
-        types = ["cpu", *sorted({device.type for device in self.devices})]
-        self.autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in types]
-
-    def __call__(self) -> AbstractContextManager[Any]:
-        """Around every evaluation of a step: autocast as at the Chain's entry, and caches of weights out of force."""
-        set_again = [
-            torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False)
-            for kind, enabled, dtype in self.autocast
-            if enabled or torch.is_autocast_enabled(kind)
-        ]
-        if not set_again and not parametrize._cache_enabled:
-            return NOTHING
-        stack = ExitStack()
-        # what the cache of parametrize.cached() holds is with a graph in one pass and without in the other
-        stack.enter_context(_without_cache())
-        for autocast in set_again:
-            stack.enter_context(autocast)
-        return stack
-
-    def changed(self) -> list[str]:
-        """Keywords whose tensors were changed in place since."""
-        return [name for name, version in self._versions.items() if self.context[name]._version != version]
-
-    def random_state(self) -> list[Tensor]:
-        if not self.devices:
-            return [torch.get_rng_state()]
-        states = [torch.get_rng_state()]
-        return states + [torch.get_device_module(device).get_rng_state(device) for device in self.devices]
-
-    def set_random_state(self, states: list[Tensor]) -> None:
-        torch.set_rng_state(states[0])
-        for device, state in zip(self.devices, states[1:], strict=True):
-            torch.get_device_module(device).set_rng_state(state, device)
-
-
 class Record:
     """The first pass of some steps, recorded (until `settle`) and replayed (in `again`)."""
 
@@ -179,6 +137,8 @@ class Record:
         self.lazy = any(map(is_lazy, self.parameters))
         if self.lazy:  # nothing more can be asked of a parameter without a shape
             return
+        handed = surroundings.context
+        self.objects = Objects(handed) if len(handed) > len(surroundings.versions) else None
         self._versions = [p._version for p in self.parameters]
         self._memory = [p.untyped_storage()._cdata for p in self.parameters]
         self._buffered = [m for m in buffered if not isinstance(m, _NormBase)]
@@ -188,7 +148,9 @@ class Record:
         self._replaying = False
 
     def settle(self) -> None:
-        """After the first pass: which branches have drawn random numbers?"""
+        """After the first pass: which branches have drawn random numbers, which objects have changed?"""
+        if self.objects is not None:
+            self.objects.settle()
         states, self._states = self._states, []
         if not states:
             return
@@ -236,9 +198,10 @@ class Record:
                 if len(held) != len(own) or not all(map(is_, held.values(), own.values())):
                     seen.append((module, "_parameters", held))
         seen += [(module, "_modules", held) for module, held in self._holding if module._modules != held]
+        objects = NOTHING if self.objects is None else self.objects.again()
         self._replaying = True
         try:
-            with self.surroundings(), substituted(scratch), _attributes(seen) if seen else NOTHING:
+            with self.surroundings(), substituted(scratch), objects, _attributes(seen) if seen else NOTHING:
                 yield
         finally:
             self._replaying = False
@@ -311,12 +274,3 @@ def _attributes(values: list[tuple[nn.Module, str, Any]]) -> Iterator[None]:
     finally:
         for (module, name, _), value in zip(values, own, strict=True):
             module.__dict__[name] = value
-
-
-@contextmanager
-def _without_cache() -> Iterator[None]:
-    enabled, parametrize._cache_enabled = parametrize._cache_enabled, 0
-    try:
-        yield
-    finally:
-        parametrize._cache_enabled = enabled

@@ -18,12 +18,16 @@ from memexp.backprop.errors import StepError
 Maker = Callable[[Sequence[nn.Module]], Chain]
 
 
-@dataclass
+@dataclass(slots=True)
 class Passed:
-    """What a block is called with or gives, without its tensors: structure, and a leaf or None where a tensor stands."""
+    """What a block is called with or gives, without its tensors: structure, and a leaf or None where a tensor stands.
+
+    original: while the first pass runs, the very lists and dicts, which a block may change, and their tensors.
+    """
 
     structure: Any = None
     leaves: Sequence[Any] = ()
+    original: tuple[Any, tuple[Tensor, ...]] | None = None
 
     @staticmethod
     def of(tree: Any) -> tuple["Passed", tuple[Tensor, ...]]:
@@ -32,20 +36,17 @@ class Passed:
         return Passed(structure, [_Here if isinstance(leaf, Tensor) else leaf for leaf in leaves]), tensors
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Any:
+        if self.original is not None and all(a is b for a, b in zip(tensors, self.original[1], strict=True)):
+            return self.original[0]
         following = iter(tensors)
         return tree_unflatten([next(following) if leaf is _Here else leaf for leaf in self.leaves], self.structure)
+
+    def held(self) -> list[Any]:
+        return [*self.leaves, *(self.original[0] if self.original is not None else ())]
 
 
 class _Here:
     """Stands for a tensor."""
-
-
-@dataclass
-class Passes:
-    """One call of a block. given: its arguments; result: set by every evaluation, and always the same."""
-
-    given: Passed
-    result: Passed | None = None
 
 
 class Body(nn.Module):
@@ -55,9 +56,14 @@ class Body(nn.Module):
         super().__init__()
         self.block = block
 
-    def forward(self, *streams: Tensor, passes: Passes) -> tuple[Tensor, ...]:
-        args, kwargs = passes.given.with_tensors(streams)
-        passes.result, tensors = Passed.of(type(self.block).forward(self.block, *args, **kwargs))
+    def _get_name(self) -> str:
+        return self.block._get_name()
+
+    def forward(self, *streams: Tensor, given: Passed, say: Callable[[Passed], None]) -> tuple[Tensor, ...]:
+        """given: its arguments. say: is told by every evaluation what it gives beside tensors, which is always the same."""
+        args, kwargs = given.with_tensors(streams)
+        result, tensors = Passed.of(type(self.block).forward(self.block, *args, **kwargs))
+        say(result)
         return tensors
 
 
@@ -80,11 +86,18 @@ class Wrapped:
         if not torch.is_grad_enabled():
             return type(self.block).forward(self.block, *args, **kwargs)
         given, streams = Passed.of((args, kwargs))
-        passes = Passes(given)
+        given.original = (args, kwargs), streams
+        said: list[Passed] = []
+
+        def say(result: Passed) -> None:
+            said[:] = [result]
+
         self.chain.training = self.block.training
-        outputs = self.chain(*streams, passes=passes)
-        assert passes.result is not None
-        return passes.result.with_tensors((outputs,) if isinstance(outputs, Tensor) else outputs)
+        try:
+            outputs = self.chain(*streams, given=given, say=say)
+        finally:
+            given.original = None
+        return said[0].with_tensors((outputs,) if isinstance(outputs, Tensor) else outputs)
 
 
 def wrapped(module: nn.Module) -> Wrapped | None:

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from memexp.backprop import apply, chains
 from memexp.backprop.monitor import gradient
+from memexp.config import ConfigError
 from memexp.memory.fake import emptied, without_data
 from memexp.memory.planner import Plan, Steps, best, measure
 from memexp.memory.scratch import scratch
@@ -79,7 +80,7 @@ def fit(
 
     Raises:
         ValueError: the least that any choice takes is above the limit, and what it is; or there are no blocks.
-        ConfigError: the network's shapes depend on values, so that it cannot be followed without data.
+        ConfigError: the network cannot be followed without data, as where shapes depend on values.
     """
     network = apply(network, "budget", blocks=blocks)
     try:
@@ -92,10 +93,18 @@ def fit(
         beside = scratch(step, device)
         registered = (*network.parameters(), *network.buffers())
         bare = copy.deepcopy(network, {id(t): _bare(t) for t in registered})
-        with without_data():
-            tensors = tree_map(lambda leaf: _empty(leaf) if isinstance(leaf, Tensor) else leaf, example)
-            steps = Steps(Example(emptied(bare), loss_fn, tensors, optimizer))
-            plan = best(steps, times, limit, compiled=compiled, scratch=beside)
+        try:
+            with without_data():
+                tensors = tree_map(lambda leaf: _empty(leaf) if isinstance(leaf, Tensor) else leaf, example)
+                steps = Steps(Example(emptied(bare), loss_fn, tensors, optimizer))
+                plan = best(steps, times, limit, compiled=compiled, scratch=beside)
+        except RuntimeError as error:  # though with data a step was just taken
+            raise ConfigError(
+                [
+                    f"the network trains, but cannot be followed without data ({error}): use apply(network, 'light') or "
+                    "apply(network, 'checkpointed'), which need no plan"
+                ]
+            ) from error
         if plan.peak > plan.budget:
             raise ValueError(
                 f"limit={limit}: the least that a training step of this network takes is {shown_bytes(plan.least)} (stored: "

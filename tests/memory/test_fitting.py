@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from memexp.backprop import chains
+from memexp.config import ConfigError
 from memexp.memory import fit, track
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "backprop"))
@@ -83,43 +84,59 @@ def test_blocks_that_the_forward_does_not_call_are_named():
 
 
 def big():
+    """Networks, and images of 64 pixels at which half of stored's peak is activations within blocks."""
     import timm
     from torchvision import models
 
     return {
-        "resnet50": (models.resnet50, 64),
+        "resnet50": (models.resnet50, 96),
         "vgg16_bn": (models.vgg16_bn, 512),
         "convnext_tiny": (models.convnext_tiny, 64),
         "swin_t": (models.swin_t, 32),
         "vit_b_16": (lambda: models.vit_b_16(image_size=64), 128),
         "densenet121": (models.densenet121, 32),
         "efficientnet_b0": (models.efficientnet_b0, 32),
-        "resnet10t": (lambda: timm.create_model("resnet10t"), 96),
         "vit_tiny": (lambda: timm.create_model("vit_tiny_patch16_224", img_size=64), 64),
         "edgenext_xx_small": (lambda: timm.create_model("edgenext_xx_small"), 32),
+        "resnet10t": (lambda: timm.create_model("resnet10t"), 96),
     }
 
 
+NAMES = [
+    "resnet50", "vgg16_bn", "convnext_tiny", "swin_t", "vit_b_16", "densenet121", "efficientnet_b0", "vit_tiny",
+    "edgenext_xx_small",
+]  # fmt: skip
+
+
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "name",
-    [
-        "resnet50",
-        "vgg16_bn",
-        "convnext_tiny",
-        "swin_t",
-        "vit_b_16",
-        "densenet121",
-        "efficientnet_b0",
-        "resnet10t",
-        "vit_tiny",
-        "edgenext_xx_small",
-    ],
-)
-def test_networks_of_torchvision_and_timm(name):
+@pytest.mark.parametrize(("name", "share"), [*((name, 0.6) for name in NAMES), ("resnet10t", 0.85)])
+def test_networks_of_torchvision_and_timm(name, share):
     torch.manual_seed(0)
     build, count = big()[name]
-    agrees(build(), (torch.randn(count, 3, 64, 64), torch.randint(1000, (count,))), 0.6)
+    agrees(build(), (torch.randn(count, 3, 64, 64), torch.randint(1000, (count,))), share)
+
+
+@pytest.mark.long
+def test_a_network_most_of_whose_memory_is_its_stem_s_says_what_the_least_is():
+    build, count = big()["resnet10t"]
+    with pytest.raises(
+        ValueError, match=r"limit=0.6: the least that a training step of this network takes is [\d.]+ MiB"
+    ):
+        fit(build(), functional.cross_entropy, (torch.randn(count, 3, 64, 64), torch.randint(1000, (count,))), 0.6)
+
+
+def test_a_network_that_trains_but_whose_kernels_have_no_shapes_without_data_is_one_sentence():
+    class Strict(nn.Linear):
+        def forward(self, x):
+            if type(self.weight.data) is not torch.Tensor:
+                raise RuntimeError("expected mat_a to be BFloat16")
+            return super().forward(x)
+
+    network = nn.Sequential(*(nn.Sequential(Strict(8, 8), nn.Tanh()) for _ in range(3)))
+    with pytest.raises(
+        ConfigError, match=r"the network trains, but cannot be followed without data \(expected mat_a .*light"
+    ):
+        fit(network, lambda y: y.sum(), torch.randn(4, 8), 0.6)
 
 
 @pytest.mark.long

@@ -1,0 +1,63 @@
+"""What all steps of one call of a Chain have around them: its keywords, devices, autocast, random state."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import parametrize
+
+NOTHING: AbstractContextManager[None] = nullcontext()
+
+
+class Surroundings:
+    """A Chain's call, the same for all its steps: keywords, devices, autocast."""
+
+    def __init__(self, streams: Sequence[Tensor], context: dict[str, Any]) -> None:
+        self.context = context
+        self.versions = {n: t._version for n, t in context.items() if isinstance(t, Tensor) and not t.is_inference()}
+        tensors = (*streams, *(value for value in context.values() if isinstance(value, Tensor)))
+        self.devices = sorted({x.device for x in tensors if x.device.type not in ("cpu", "meta")}, key=str)
+        types = ["cpu", *sorted({device.type for device in self.devices})]
+        self.autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in types]
+
+    def __call__(self) -> AbstractContextManager[Any]:
+        """Around every evaluation of a step: autocast as at the Chain's entry, and caches of weights out of force."""
+        set_again = [
+            torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False)
+            for kind, enabled, dtype in self.autocast
+            if enabled or torch.is_autocast_enabled(kind)
+        ]
+        if not set_again and not parametrize._cache_enabled:
+            return NOTHING
+        stack = ExitStack()
+        # what the cache of parametrize.cached() holds is with a graph in one pass and without in the other
+        stack.enter_context(_without_cache())
+        for autocast in set_again:
+            stack.enter_context(autocast)
+        return stack
+
+    def changed(self) -> list[str]:
+        """Keywords whose tensors were changed in place since."""
+        return [name for name, version in self.versions.items() if self.context[name]._version != version]
+
+    def random_state(self) -> list[Tensor]:
+        if not self.devices:
+            return [torch.get_rng_state()]
+        states = [torch.get_rng_state()]
+        return states + [torch.get_device_module(device).get_rng_state(device) for device in self.devices]
+
+    def set_random_state(self, states: list[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        for device, state in zip(self.devices, states[1:], strict=True):
+            torch.get_device_module(device).set_rng_state(state, device)
+
+
+@contextmanager
+def _without_cache() -> Iterator[None]:
+    enabled, parametrize._cache_enabled = parametrize._cache_enabled, 0
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled = enabled
