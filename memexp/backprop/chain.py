@@ -61,7 +61,8 @@ class Chain(Container):
     Call: `chain(*streams, **context)`. Streams are tensors of any shapes that the steps take; one that comes out is
         returned as a Tensor, more as a tuple. Keywords are handed to every step and branch whose forward takes them (an
         object that a step changes, such as a cache, is seen by its recomputation as the first pass saw it);
-        what else a step reads and needs a gradient is refused in backward, unless the step is stored.
+        what else a step reads and needs a gradient, and the gradient of what it hands out beside its outputs (a loss in an
+        attribute, say), is refused in backward, unless the step is stored or light.
 
     Raises:
         ValueError: unknown strategy or option, or the strategy does not fit the steps.

@@ -21,6 +21,7 @@ from memexp.backprop.context import Context, takes
 from memexp.backprop.determinism import altered, explain, fingerprint
 from memexp.backprop.drift import Drift, Sample
 from memexp.backprop.errors import StepError, describe
+from memexp.backprop.escaping import may_escape, remembered, without_graph
 from memexp.backprop.graph import Known
 from memexp.backprop.measures import relative_error
 from memexp.backprop.plan import Keep
@@ -116,18 +117,17 @@ class Node:
 
     def __call__(self, *streams: Tensor) -> Streams:
         context = [self.call.context[name] for _, name in self.reads]
-        outputs = as_tuple(_Recompute.apply(self, len(streams), *streams, *context, *self.parameters))
-        if self.record.objects is not None and self.record.objects.changed:
-            self.record.objects.claim(self.name)
-        return outputs
+        return as_tuple(_Recompute.apply(self, len(streams), *streams, *context, *self.parameters))
 
     def forward(self, streams: Streams) -> Streams:
         if self.keep == "undone" and self.below is None:
             self._fingerprint = fingerprint(streams) if self.call.rounding else None
             self._original = streams if self.call.monitor is not None else None
             self._sample = self.call.drift.sample(streams) if self.call.drift else None
-        with self.call.surroundings():
+        begun = torch.autograd._get_sequence_nr()
+        with self.call.surroundings(), remembered(self.name) if self._may_escape() else NOTHING:
             streams = run_all(self.steps, streams, self.frame, self.call.context)
+        streams = without_graph(streams, begun)
         self.record.settle()
         objects = self.record.objects
         if self.keep == "undone" and objects is not None and objects.changed:
@@ -136,6 +136,12 @@ class Node:
                 "see what is left there last: use backprop=checkpointed, light or stored"
             )
         return streams
+
+    def _may_escape(self) -> bool:
+        record = self.record
+        # with a grid or a compiled part, both passes are to run the same code, which asks whether autograd records
+        plain = not record.quiet and not record.compiled and self.call.rounding is None
+        return plain and may_escape(record.modules)
 
     def kept(self, inputs: Streams, outputs: Streams) -> Streams:
         """What stays in memory until backward."""

@@ -3,8 +3,7 @@
 A block appends its keys to a cache that it is handed, or its output to a list: evaluated once more, it would find what it had
 left there itself and give another gradient. So what stands in such objects, in their attributes, lists, dicts and sets, and in
 what these hold, is noted before the first pass and put back around each later evaluation. A tensor there that is written in
-place cannot be put back, and is refused. What a recomputed step leaves there was computed without a graph, so that a gradient
-that is asked of it would be lost: that is refused, too.
+place cannot be put back, and is refused.
 """
 
 from collections import OrderedDict
@@ -41,7 +40,6 @@ class Objects:
 
     def __init__(self, handed: Mapping[str, Any]) -> None:
         self.changed: list[str] = []
-        self._handed = handed
         self._names: list[str] = []
         self._places: list[Any] = []  # what can be changed: lists, dicts, sets, the attributes of an object as a dict
         self._before: list[Any] = []
@@ -112,24 +110,6 @@ class Objects:
             for index in moved:
                 _put(self._places[index], own[index])
 
-    def claim(self, owner: str) -> None:
-        """What has come to stand in the objects, left by `owner`, raises a StepError where its gradient is asked for."""
-        known = {id(value) for contents in self._before for value in _listed(contents)}
-
-        def claimed(value: Any) -> Any:
-            if type(value) is tuple:
-                return tuple(map(claimed, value))
-            if not isinstance(value, Tensor) or id(value) in known or value.requires_grad:
-                return value
-            return _left(value, owner) if value.is_floating_point() or value.is_complex() else value
-
-        for place in Objects(self._handed)._places:
-            contents = _contents(place)
-            if isinstance(contents, dict):
-                _put(place, {key: claimed(value) for key, value in contents.items()})
-            else:
-                _put(place, type(contents)(map(claimed, contents)))
-
     def _moved(self, current: Iterable[Any]) -> list[int]:
         pairs = zip(self._before, current, strict=True)
         return [index for index, (before, now) in enumerate(pairs) if not _same(before, now)]
@@ -174,33 +154,3 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, list):
         return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
     return bool(a == b)
-
-
-def _left(tensor: Tensor, owner: str) -> Tensor:
-    """An alias of what `owner` has left in an object, in a graph that leads to a leaf of its own, which says so."""
-    leaf = torch.empty((), dtype=tensor.dtype, device=tensor.device, requires_grad=True)
-    leaf.left_by = owner  # type: ignore[attr-defined]
-    alias: Tensor = _Left.apply(tensor, leaf)
-    return alias
-
-
-def lost(owner: str) -> str:
-    """What is said where the gradient of such a tensor is asked for."""
-    return (
-        f"the gradient of what {owner} has left in an object that it was handed is asked for, and would be lost, as that step "
-        "is recomputed: let it give the tensor as an output, or use backprop=stored or light"
-    )
-
-
-class _Left(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, leaf: Tensor) -> Tensor:
-        ctx.owner = leaf.left_by  # type: ignore[attr-defined]
-        ctx.set_materialize_grads(False)
-        return tensor.detach()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, None]:
-        if grads != (None,):
-            raise StepError(lost(ctx.owner))
-        return None, None

@@ -134,7 +134,7 @@ def test_a_gradient_asked_of_what_a_recomputed_block_has_left_is_refused_not_los
         return network(x, cache).sum() + cache.layers[1].keys.square().sum()
 
     with pytest.raises(
-        StepError, match=r"what step 0 \(Caching\) has left in an object that it was handed .*=stored or light"
+        StepError, match=r"a tensor that step 0 \(Caching\) hands out beside its outputs .*=stored or light"
     ):
         loss(apply(copy.deepcopy(network), "checkpointed")).backward()
     found, expected = apply(copy.deepcopy(network), "light"), network
@@ -150,7 +150,7 @@ def test_a_later_block_that_reads_what_another_has_left_is_refused_when_recomput
     found = gradients(apply(copy.deepcopy(network), "light"), {})
     wanted = [g for g in expected if g is not None]
     assert all(map(torch.equal, [g for g in found if g is not None], wanted))
-    with pytest.raises(StepError, match="has left in an object that it was handed"):
+    with pytest.raises(StepError, match=r"step 0 \(Sharing\) hands out beside its outputs"):
         gradients(apply(network, "checkpointed"), {})
 
 

@@ -1,0 +1,82 @@
+"""What a recomputed step hands out beside its outputs: an auxiliary loss in an attribute, a feature that a hook keeps.
+
+The first pass of a step without a graph would lose a gradient that is asked of that tensor in silence. Steps that may hand
+something out, having modules of other origin than torch's own or forward hooks, run with a graph that keeps no tensors: what
+escapes knows whether it depends on something that is trained, and a backward pass that needs what was not kept says so.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_leaves
+
+from memexp.backprop.errors import StepError
+from memexp.backprop.step import Step
+
+
+def may_escape(modules: Sequence[nn.Module]) -> bool:
+    """Whether a module may leave tensors somewhere: it is neither torch's nor of the engine, or has a forward hook."""
+    kinds = set(map(type, modules))
+    if any(map(_is_composite, kinds)):  # a Chain looks at its steps itself
+        return False
+    return any(map(_is_foreign, kinds)) or any([m._forward_hooks or m._forward_pre_hooks for m in modules])
+
+
+@cache
+def _is_composite(kind: type[nn.Module]) -> bool:
+    return issubclass(kind, Step) and kind.composite
+
+
+@cache
+def _is_foreign(kind: type[nn.Module]) -> bool:
+    return not kind.__module__.startswith(("torch.nn.modules.", "memexp.backprop."))
+
+
+class Gone(Tensor):
+    """Stands for a tensor that was not kept. Using it raises StepError; a backward pass that only passes by does not.
+
+    said: names the step.
+    """
+
+    said: str
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        if func is torch.ops.aten.detach.default:  # as autograd does before it looks whether there is a gradient
+            return args[0]
+        name = next(leaf.said for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Gone))
+        raise StepError(
+            f"the gradient of a tensor that {name} hands out beside its outputs (in an attribute, a list, to a hook) is asked "
+            "for, and would be lost, as the step is recomputed: let it give the tensor as an output, or use backprop=stored or "
+            "light"
+        )
+
+
+@contextmanager
+def remembered(name: str) -> Iterator[None]:
+    """Inside, autograd records and keeps no tensor; backward of what escapes raises StepError with the step's name."""
+
+    def unpack(shape: torch.Size) -> Tensor:
+        gone = Tensor._make_wrapper_subclass(Gone, shape)
+        gone.said = name
+        return gone
+
+    with torch.enable_grad(), saved_tensors_hooks(Tensor.size, unpack):
+        yield
+
+
+def without_graph(outputs: Sequence[Tensor], begun: int) -> tuple[Tensor, ...]:
+    """The outputs, without the graph that was recorded since `begun`, a sequence number of autograd."""
+    return tuple(_without_graph(y, begun) for y in outputs)
+
+
+def _without_graph(y: Tensor, begun: int) -> Tensor:
+    if y.grad_fn is None or y.grad_fn._sequence_nr() < begun:
+        return y
+    return y.detach() if y._is_view() else y.detach_()

@@ -1,0 +1,119 @@
+"""What recomputed steps hand out beside their outputs: auxiliary losses, features that hooks keep. A gradient is never lost."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from memexp.backprop import AdditiveCoupling, Chain, StepError, apply
+
+
+class WithLoss(nn.Module):
+    """Leaves a loss of its own in an attribute; made of what backward can do without the step, or not."""
+
+    def __init__(self, of_weights=False):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.of_weights = of_weights
+        self.loss = None
+
+    def forward(self, x):
+        y = torch.tanh(self.layer(x))
+        self.loss = self.layer.weight.sum() if self.of_weights else y.square().sum()
+        return y
+
+
+class Tabled(nn.Module):
+    """Makes a constant once and keeps it, as masks and tables of positions are."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.table = None
+
+    def forward(self, x):
+        if self.table is None:
+            self.table = torch.arange(4.0)
+        return self.layer(x) * self.table
+
+
+class Network(nn.Module):
+    def __init__(self, kind, **options):
+        super().__init__()
+        self.blocks = nn.ModuleList(kind(**options) for _ in range(3))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def gradients(network, more):
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    network.zero_grad()
+    (network(x).sum() + more(network)).backward()
+    return [p.grad for p in network.parameters()]
+
+
+def losses(network):
+    return sum(block.loss for block in network.blocks)
+
+
+def made(kind, **options):
+    torch.manual_seed(0)
+    return Network(kind, **options)
+
+
+@pytest.mark.parametrize("backprop", ["checkpointed", "budget"])
+def test_the_gradient_of_a_loss_left_in_an_attribute_is_refused_not_lost(backprop):
+    with pytest.raises(
+        StepError, match=r"a tensor that step 0 \(WithLoss\) hands out beside its outputs .*=stored or light"
+    ):
+        gradients(apply(made(WithLoss), backprop), losses)
+
+
+def test_where_no_tensor_of_the_step_is_needed_for_it_it_is_right():
+    expected = gradients(made(WithLoss, of_weights=True), losses)
+    found = gradients(apply(made(WithLoss, of_weights=True), "checkpointed"), losses)
+    assert all(map(torch.allclose, found, expected))
+
+
+def test_light_has_it():
+    found = gradients(apply(made(WithLoss), "light"), losses)
+    assert all(map(torch.equal, found, gradients(made(WithLoss), losses)))
+
+
+@pytest.mark.parametrize("backprop", ["checkpointed", "reversible"])
+def test_features_that_a_hook_keeps_of_layers_within_are_refused_not_lost(backprop):
+    torch.manual_seed(0)
+    steps = [AdditiveCoupling(nn.Sequential(nn.Linear(4, 4), nn.Tanh()), nn.Linear(4, 4)) for _ in range(3)]
+    features = []
+    steps[1].F[0].register_forward_hook(lambda module, args, output: features.append(output))
+    streams = torch.randn(5, 4), torch.randn(5, 4)
+    chain = Chain(copy.deepcopy(steps), backprop)
+    y1, y2 = chain(*streams)
+    (y1.sum() + y2.sum()).backward(retain_graph=True)  # who does not ask for it is not disturbed
+    with pytest.raises(StepError, match=r"step (1|0 .* to step 2) \(AdditiveCoupling\) hands out beside its outputs"):
+        (y1.sum() + features[0].square().sum()).backward()
+
+
+@pytest.mark.parametrize("backprop", ["checkpointed", "budget", "light"])
+def test_a_table_that_is_made_once_stays_a_constant(backprop):
+    network, stored = apply(made(Tabled), backprop), made(Tabled)
+    for _ in range(2):
+        found, expected = gradients(network, lambda n: 0), gradients(stored, lambda n: 0)
+        assert all(map(torch.equal, found, expected))
+        assert not any(block.table.requires_grad for block in network.blocks)
+
+
+def test_what_a_hook_on_a_block_keeps_has_its_gradient():
+    def run(network):
+        kept = []
+        handle = network.blocks[1].register_forward_hook(lambda module, args, output: kept.append(output))
+        found = gradients(network, lambda n: kept[0].square().sum())
+        handle.remove()
+        return found
+
+    for found, expected in zip(run(apply(made(Tabled), "checkpointed")), run(made(Tabled)), strict=True):
+        torch.testing.assert_close(found, expected)
