@@ -40,22 +40,25 @@ def _is_foreign(kind: type[nn.Module]) -> bool:
 class Gone(Tensor):
     """Stands for a tensor that was not kept. Using it raises StepError; a backward pass that only passes by does not.
 
-    said: names the step.
+    step: its name.
     """
 
-    said: str
+    step: str
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         if func is torch.ops.aten.detach.default:  # as autograd does before it looks whether there is a gradient
             return args[0]
-        name = next(leaf.said for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Gone))
-        raise StepError(
-            f"the gradient of a tensor that {name} hands out beside its outputs (in an attribute, a list, to a hook) is asked "
-            "for, and would be lost, as the step is recomputed: let it give the tensor as an output, or use backprop=stored or "
-            "light"
-        )
+        raise lost(next(leaf.step for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Gone)))
+
+
+def lost(name: str) -> StepError:
+    """What is raised where a gradient is asked for that the step of that name cannot give."""
+    return StepError(
+        f"the gradient of a tensor that {name} hands out beside its outputs (in an attribute, a list, to a hook) is asked for, "
+        "and would be lost, as the step is recomputed: let it give the tensor as an output, or use backprop=stored or light"
+    )
 
 
 @contextmanager
@@ -64,7 +67,7 @@ def remembered(name: str) -> Iterator[None]:
 
     def unpack(shape: torch.Size) -> Tensor:
         gone = Tensor._make_wrapper_subclass(Gone, shape)
-        gone.said = name
+        gone.step = name
         return gone
 
     with torch.enable_grad(), saved_tensors_hooks(Tensor.size, unpack):
@@ -80,3 +83,31 @@ def _without_graph(y: Tensor, begun: int) -> Tensor:
     if y.grad_fn is None or y.grad_fn._sequence_nr() < begun:
         return y
     return y.detach() if y._is_view() else y.detach_()
+
+
+def alone(tensor: Tensor, begun: int, name: str) -> Tensor:
+    """In place of a tensor with a graph recorded since `begun`: one whose backward raises StepError, and that leads nowhere.
+
+    An object that holds a graph, and is held by the nodes of that graph, would stay in memory for good.
+    """
+    if tensor.grad_fn is None or tensor.grad_fn._sequence_nr() < begun:
+        return tensor
+    root = torch.empty((), dtype=tensor.dtype, device=tensor.device, requires_grad=True)
+    root.left_by = name  # type: ignore[attr-defined]
+    with torch.enable_grad():
+        alias: Tensor = _Alone.apply(tensor.detach(), root, name)
+    return alias
+
+
+class _Alone(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, root: Tensor, name: str) -> Tensor:
+        ctx.name = name
+        ctx.set_materialize_grads(False)
+        return tensor.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, None, None]:
+        if grads != (None,):
+            raise lost(ctx.name)
+        return None, None, None

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from memexp.backprop.errors import StepError
+from memexp.backprop.escaping import lost
 
 
 class Known:
@@ -63,6 +64,8 @@ def leaves(outputs: Sequence[Tensor], inputs: Sequence[Tensor], known: Known) ->
 
 
 def _refuse(leaf: Tensor) -> None:
+    if (name := getattr(leaf, "left_by", None)) is not None:
+        raise lost(name)
     raise StepError(
         f"its recomputation reads a tensor of shape {tuple(leaf.shape)} that needs a gradient, or depends on one that "
         "does, and is neither a stream nor a registered parameter of the step, so its gradient would be lost: hand it "

@@ -21,7 +21,7 @@ from memexp.backprop.context import Context, takes
 from memexp.backprop.determinism import altered, explain, fingerprint
 from memexp.backprop.drift import Drift, Sample
 from memexp.backprop.errors import StepError, describe
-from memexp.backprop.escaping import may_escape, remembered, without_graph
+from memexp.backprop.escaping import alone, may_escape, remembered, without_graph
 from memexp.backprop.graph import Known
 from memexp.backprop.measures import relative_error
 from memexp.backprop.plan import Keep
@@ -102,6 +102,7 @@ class Node:
         self.reads = [(i, name) for name in call.tensors for i in reversed(steps) if takes(steps[i], name)]
         self.below = below if below is not None and below.keep == "undone" else None
         self.top = top
+        self.escaping = False
         self._handed: Handed | None = None
         self._fingerprint: Tensor | None = None
         self._original: Streams | None = None
@@ -124,24 +125,22 @@ class Node:
             self._fingerprint = fingerprint(streams) if self.call.rounding else None
             self._original = streams if self.call.monitor is not None else None
             self._sample = self.call.drift.sample(streams) if self.call.drift else None
-        begun = torch.autograd._get_sequence_nr()
-        with self.call.surroundings(), remembered(self.name) if self._may_escape() else NOTHING:
+        begun, record, objects = torch.autograd._get_sequence_nr(), self.record, self.record.objects
+        # with a grid or a compiled part, both passes are to run the same code, which asks whether autograd records
+        plain = not record.quiet and not record.compiled and self.call.rounding is None
+        self.escaping = plain and may_escape(record.modules)
+        with self.call.surroundings(), remembered(self.name) if self.escaping else NOTHING:
             streams = run_all(self.steps, streams, self.frame, self.call.context)
         streams = without_graph(streams, begun)
-        self.record.settle()
-        objects = self.record.objects
+        record.settle()
+        if objects is not None and objects.changed and self.escaping:
+            objects.replace(lambda t: alone(t, begun, self.name))
         if self.keep == "undone" and objects is not None and objects.changed:
             raise StepError(
                 f"{self.name} changes what it is handed as {', '.join(objects.changed)}, so that what is undone first would "
                 "see what is left there last: use backprop=checkpointed, light or stored"
             )
         return streams
-
-    def _may_escape(self) -> bool:
-        record = self.record
-        # with a grid or a compiled part, both passes are to run the same code, which asks whether autograd records
-        plain = not record.quiet and not record.compiled and self.call.rounding is None
-        return plain and may_escape(record.modules)
 
     def kept(self, inputs: Streams, outputs: Streams) -> Streams:
         """What stays in memory until backward."""
@@ -282,6 +281,7 @@ class _Recompute(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        kept = ctx.saved_tensors  # a second time, torch says so
         node: Node = ctx.node
         if torch.is_grad_enabled():
             raise RuntimeError(
@@ -293,5 +293,7 @@ class _Recompute(torch.autograd.Function):
         # a leaf frozen since the first pass gets no gradient, as it gets none from autograd
         pairs = zip(node.parameters, needs[second:], strict=True)
         node.known.unwanted = {id(p) for p, need in pairs if not (need and p.requires_grad)}
-        found, of_context, of_parameters = node.backward(ctx.saved_tensors, grads, needs[:first], needs[first:second])
+        found, of_context, of_parameters = node.backward(kept, grads, needs[:first], needs[first:second])
+        if node.escaping and not torch._C._autograd._get_current_graph_task_keep_graph():
+            ctx.node = None  # which may hold what the graph of something that has escaped leads to
         return None, None, *found, *of_context, *[of_parameters.get(id(p)) for p in node.parameters]

@@ -7,7 +7,7 @@ place cannot be put back, and is refused.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, Protocol, runtime_checkable
@@ -40,6 +40,7 @@ class Objects:
 
     def __init__(self, handed: Mapping[str, Any]) -> None:
         self.changed: list[str] = []
+        self._handed = handed
         self._names: list[str] = []
         self._places: list[Any] = []  # what can be changed: lists, dicts, sets, the attributes of an object as a dict
         self._before: list[Any] = []
@@ -109,6 +110,21 @@ class Objects:
         finally:
             for index in moved:
                 _put(self._places[index], own[index])
+
+    def replace(self, other: Callable[[Tensor], Tensor]) -> None:
+        """Puts other tensors in place of those that stand in the objects now."""
+
+        def replaced(value: Any) -> Any:
+            if type(value) is tuple:
+                return tuple(map(replaced, value))
+            return other(value) if isinstance(value, Tensor) else value
+
+        for place in Objects(self._handed)._places:
+            contents = _contents(place)
+            if isinstance(contents, dict):
+                _put(place, {key: replaced(value) for key, value in contents.items()})
+            else:
+                _put(place, type(contents)(map(replaced, contents)))
 
     def _moved(self, current: Iterable[Any]) -> list[int]:
         pairs = zip(self._before, current, strict=True)

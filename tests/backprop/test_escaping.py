@@ -1,6 +1,8 @@
 """What recomputed steps hand out beside their outputs: auxiliary losses, features that hooks keep. A gradient is never lost."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -117,3 +119,46 @@ def test_what_a_hook_on_a_block_keeps_has_its_gradient():
 
     for found, expected in zip(run(apply(made(Tabled), "checkpointed")), run(made(Tabled)), strict=True):
         torch.testing.assert_close(found, expected)
+
+
+class Remembering(nn.Module):
+    """Leaves what it computes in what it is handed, in an attribute, and in a list that all share."""
+
+    shared: list[torch.Tensor] = []
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x, notes=None):
+        self.last = torch.tanh(self.layer(x))
+        self.shared.append(self.last)
+        notes.append(self.last * 2)
+        return self.last + x
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_what_is_left_behind_keeps_no_pass_in_memory(every):
+    chain = Chain([Remembering() for _ in range(4)], "checkpointed", every=every)
+    alive = []
+    for _ in range(3):
+        x = torch.randn(5, 4)
+        hidden = x * chain[0].layer.weight.sum()
+        y = chain(hidden, notes=[])
+        alive.append(weakref.ref(y.grad_fn.node.call))
+        y.sum().backward()
+        del x, hidden, y
+    gc.collect()
+    assert [ref() for ref in alive] == [None] * 3
+    Remembering.shared.clear()
+
+
+def test_a_second_backward_needs_a_graph_that_is_kept():
+    chain = Chain([Tabled(), Tabled()], "checkpointed")
+    y = chain(torch.randn(5, 4)).sum()
+    y.backward(retain_graph=True)
+    first = chain[0].layer.weight.grad.clone()
+    y.backward()
+    assert torch.equal(chain[0].layer.weight.grad, 2 * first)
+    with pytest.raises(RuntimeError, match="a second time"):
+        y.backward()

@@ -150,7 +150,7 @@ def test_a_later_block_that_reads_what_another_has_left_is_refused_when_recomput
     found = gradients(apply(copy.deepcopy(network), "light"), {})
     wanted = [g for g in expected if g is not None]
     assert all(map(torch.equal, [g for g in found if g is not None], wanted))
-    with pytest.raises(StepError, match=r"step 0 \(Sharing\) hands out beside its outputs"):
+    with pytest.raises(StepError, match=r"a tensor that step 0 \(Sharing\) hands out beside its outputs"):
         gradients(apply(network, "checkpointed"), {})
 
 
