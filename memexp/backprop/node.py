@@ -126,9 +126,8 @@ class Node:
             self._original = streams if self.call.monitor is not None else None
             self._sample = self.call.drift.sample(streams) if self.call.drift else None
         begun, record, objects = torch.autograd._get_sequence_nr(), self.record, self.record.objects
-        # with a grid or a compiled part, both passes are to run the same code, which asks whether autograd records
-        plain = not record.quiet and not record.compiled and self.call.rounding is None
-        self.escaping = plain and may_escape(record.modules)
+        # compiled code knows by itself whether autograd records
+        self.escaping = not record.quiet and not record.compiled and may_escape(record.modules)
         with self.call.surroundings(), remembered(self.name) if self.escaping else NOTHING:
             streams = run_all(self.steps, streams, self.frame, self.call.context)
         streams = without_graph(streams, begun)
@@ -294,6 +293,8 @@ class _Recompute(torch.autograd.Function):
         pairs = zip(node.parameters, needs[second:], strict=True)
         node.known.unwanted = {id(p) for p, need in pairs if not (need and p.requires_grad)}
         found, of_context, of_parameters = node.backward(kept, grads, needs[:first], needs[first:second])
-        if node.escaping and not torch._C._autograd._get_current_graph_task_keep_graph():
-            ctx.node = None  # which may hold what the graph of something that has escaped leads to
+        if node.escaping and not node.call.rounding and not torch._C._autograd._get_current_graph_task_keep_graph():
+            ctx.node = (
+                None  # which may hold what the graph of something that has escaped leads to (exact's faults need it)
+            )
         return None, None, *found, *of_context, *[of_parameters.get(id(p)) for p in node.parameters]

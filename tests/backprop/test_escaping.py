@@ -86,14 +86,18 @@ def test_light_has_it():
     assert all(map(torch.equal, found, gradients(made(WithLoss), losses)))
 
 
-@pytest.mark.parametrize("backprop", ["checkpointed", "reversible"])
-def test_features_that_a_hook_keeps_of_layers_within_are_refused_not_lost(backprop):
+@pytest.mark.parametrize(
+    "options",
+    [{"backprop": "checkpointed"}, {"backprop": "reversible"}, {"backprop": "reversible", "exact": True}],
+    ids=["checkpointed", "reversible", "exact"],
+)
+def test_features_that_a_hook_keeps_of_layers_within_are_refused_not_lost(options):
     torch.manual_seed(0)
     steps = [AdditiveCoupling(nn.Sequential(nn.Linear(4, 4), nn.Tanh()), nn.Linear(4, 4)) for _ in range(3)]
     features = []
     steps[1].F[0].register_forward_hook(lambda module, args, output: features.append(output))
     streams = torch.randn(5, 4), torch.randn(5, 4)
-    chain = Chain(copy.deepcopy(steps), backprop)
+    chain = Chain(copy.deepcopy(steps), **options)
     y1, y2 = chain(*streams)
     (y1.sum() + y2.sum()).backward(retain_graph=True)  # who does not ask for it is not disturbed
     with pytest.raises(StepError, match=r"step (1|0 .* to step 2) \(AdditiveCoupling\) hands out beside its outputs"):
