@@ -77,9 +77,9 @@ def remembered(name: str) -> Iterator[None]:
         yield
 
 
-def without_graph(outputs: Sequence[Tensor], begun: int) -> tuple[Tensor, ...]:
-    """The outputs, without the graph that was recorded since `begun`, a sequence number of autograd."""
-    return tuple(_without_graph(y, begun) for y in outputs)
+def without_graph(outputs: Sequence[Tensor], inputs: Sequence[Tensor], begun: int) -> tuple[Tensor, ...]:
+    """The outputs, without the graph that was recorded since `begun`, a sequence number of autograd (each thread's own)."""
+    return tuple(y if any(y is x for x in inputs) else _without_graph(y, begun) for y in outputs)
 
 
 def _without_graph(y: Tensor, begun: int) -> Tensor:

@@ -129,8 +129,8 @@ class Node:
         # compiled code knows by itself whether autograd records
         self.escaping = not record.quiet and not record.compiled and may_escape(record.modules)
         with self.call.surroundings(), remembered(self.name) if self.escaping else NOTHING:
-            streams = run_all(self.steps, streams, self.frame, self.call.context)
-        streams = without_graph(streams, begun)
+            outputs = run_all(self.steps, streams, self.frame, self.call.context)
+        outputs = without_graph(outputs, streams, begun) if self.escaping else outputs
         record.settle()
         if objects is not None and objects.changed and self.escaping:
             objects.replace(lambda t: alone(t, begun, self.name))
@@ -139,7 +139,7 @@ class Node:
                 f"{self.name} changes what it is handed as {', '.join(objects.changed)}, so that what is undone first would "
                 "see what is left there last: use backprop=checkpointed, light or stored"
             )
-        return streams
+        return outputs
 
     def kept(self, inputs: Streams, outputs: Streams) -> Streams:
         """What stays in memory until backward."""

@@ -166,3 +166,30 @@ def test_a_second_backward_needs_a_graph_that_is_kept():
     assert torch.equal(chain[0].layer.weight.grad, 2 * first)
     with pytest.raises(RuntimeError, match="a second time"):
         y.backward()
+
+
+class Passing(nn.Module):
+    """Gives one of its streams as it is, and a part of what it makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 8)
+
+    def forward(self, x, y):
+        return y, self.layer(x)[:, :4], x
+
+
+def test_outputs_that_are_streams_or_views_have_their_gradients():
+    torch.manual_seed(0)
+    step = Passing()
+
+    def run(chain):
+        start = torch.ones(5, 4, requires_grad=True)
+        outputs = chain(start * 2, start * 3)
+        sum((k + 1) * y.square().sum() for k, y in enumerate(outputs)).backward()
+        found = [start.grad, *(p.grad.clone() for p in step.parameters())]
+        step.zero_grad()
+        return found
+
+    for found, expected in zip(run(Chain([step], "checkpointed")), run(Chain([step])), strict=True):
+        torch.testing.assert_close(found, expected)
