@@ -17,6 +17,7 @@ def names(cases):
     return [case.name for case in cases]
 
 
+@pytest.mark.long
 def test_cases_are_what_the_model_allows_and_budgets_lie_between_the_ends():
     cases = bench.cases(REVNET, None, 2)
     assert names(cases)[:4] == ["stored", "light", "checkpointed", "reversible"]

@@ -278,10 +278,8 @@ def test_a_run_out_of_memory_is_told_the_estimate_of_the_plan_that_ran(tmp_path,
     assert f"estimate: {shown_bytes(peak)} at the peak, of " in results["error"]
 
 
-@pytest.mark.parametrize(
-    ("share", "told"),
-    [(0.4, "what this process may have of cuda:1"), pytest.param(1.0, "cuda:1", marks=pytest.mark.long)],
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("share", "told"), [(0.4, "what this process may have of cuda:1"), (1.0, "cuda:1")])
 def test_advice_is_for_what_the_process_may_have_of_the_card(monkeypatch, share, told):
     card, device = Card(monkeypatch), torch.device("cuda", 1)
     monkeypatch.setattr(torch.accelerator, "get_memory_info", lambda device: (0, card.total_memory), raising=False)
