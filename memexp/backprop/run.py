@@ -40,14 +40,18 @@ def run(index: int, step: nn.Module, streams: Streams, frame: Frame | None, cont
     except TypeError:
         _check_count(index, step, len(streams), own)
         raise
+    except RuntimeError as error:
+        # where autograd records, torch refuses to write to a leaf before it is written to
+        if "leaf Variable that requires grad is being used in an in-place" in str(error) and any(
+            map(_is_trained, streams)
+        ):
+            raise _written(index, step) from error
+        raise
     finally:
         current.reset(token)
     outputs = _tensors(index, step, found)
     if versions != [x._version for x in streams if not x.is_inference()]:
-        raise StepError(
-            f"{describe(index, step)} changes a stream in place; streams belong to the Chain and its caller: "
-            "use an operation that is not in place, e.g. nn.ReLU(inplace=False)"
-        )
+        raise _written(index, step)
     if frame is not None and frame.rounding is not None and not (isinstance(step, Step) and step.on_grid):
         outputs = tuple(frame.rounding.enter(y) for y in outputs)  # back on the grid
     return outputs
@@ -60,6 +64,17 @@ def run_all(steps: dict[int, nn.Module], streams: Streams, frame: Frame | None, 
         if frame is not None and frame.watch is not None:
             frame.watch.see(describe(index, step), streams)
     return streams
+
+
+def _is_trained(x: Tensor) -> bool:
+    return x.is_leaf and x.requires_grad
+
+
+def _written(index: int, step: nn.Module) -> StepError:
+    return StepError(
+        f"{describe(index, step)} changes a stream in place; streams belong to the Chain and its caller: "
+        "use an operation that is not in place, e.g. nn.ReLU(inplace=False)"
+    )
 
 
 def _tensors(index: int, step: nn.Module, found: Any) -> Streams:

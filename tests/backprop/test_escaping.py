@@ -193,3 +193,18 @@ def test_outputs_that_are_streams_or_views_have_their_gradients():
 
     for found, expected in zip(run(Chain([step], "checkpointed")), run(Chain([step])), strict=True):
         torch.testing.assert_close(found, expected)
+
+
+class Writing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.layer(x.relu_())
+
+
+@pytest.mark.parametrize("needs", [False, True])
+def test_a_stream_written_in_place_is_named_also_where_torch_refuses_it_first(needs):
+    with pytest.raises(StepError, match=r"step 0 \(Writing\) changes a stream in place"):
+        Chain([Writing()], "checkpointed")(torch.randn(2, 4, requires_grad=needs))
