@@ -68,7 +68,8 @@ class RAdam(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None and _strided(p, p.grad)]
+            params = [p for p in group["params"] if p.grad is not None]
+            _check_strided(params)
             states = [self._state(p) for p in params]
             g, m, v = self._laid_out(params, states)
             alike: dict[tuple[Any, ...], list[int]] = {}
@@ -83,7 +84,7 @@ class RAdam(Optimizer):
     def _state(self, p: Tensor) -> dict[str, Any]:
         """A parameter's state as it is in this step, which is counted."""
         state = self.state[p]
-        if not state or "exp_avg" not in state:
+        if "exp_avg" not in state:
             state |= {"step": 0, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
         state["step"] += 1
         return state
@@ -143,10 +144,10 @@ class RAdam(Optimizer):
             torch._foreach_add_(params, m, alpha=-lr / (1 - beta1**t))
 
 
-def _strided(p: Tensor, gradient: Tensor) -> bool:
-    if gradient.layout is torch.strided:
-        return True
-    raise RuntimeError(
-        f"the gradient of a parameter of shape {tuple(p.shape)} is sparse, which RAdam cannot use: make it dense, or "
-        "train it with torch.optim.SGD or SparseAdam"
-    )
+def _check_strided(params: list[Tensor]) -> None:
+    for p in params:
+        if p.grad is not None and p.grad.layout is not torch.strided:
+            raise RuntimeError(
+                f"the gradient of a parameter of shape {tuple(p.shape)} is sparse, which RAdam cannot use: make it dense, or "
+                "train it with torch.optim.SGD or SparseAdam"
+            )
