@@ -126,6 +126,7 @@ class Node:
             self._original = streams if self.call.monitor is not None else None
             self._sample = self.call.drift.sample(streams) if self.call.drift else None
         begun, record, objects = torch.autograd._get_sequence_nr(), self.record, self.record.objects
+        # compiled code knows by itself whether autograd records
         self.escaping = not record.quiet and not record.compiled and may_escape(record.modules)
         with self.call.surroundings(), remembered(self.name) if self.escaping else NOTHING:
             outputs = run_all(self.steps, streams, self.frame, self.call.context)
@@ -133,11 +134,7 @@ class Node:
         record.settle()
         if objects is not None and objects.changed:
             if self.keep == "undone":
-                names = ", ".join(objects.changed)
-                raise StepError(
-                    f"{self.name} changes what it is handed as {names}, so that what is undone first would see what is left "
-                    "there last: use backprop=checkpointed, light or stored"
-                )
+                raise objects.order_lost(self.name)
             if self.escaping:
                 objects.replace(lambda t: alone(t, begun, self.name))
         return outputs

@@ -111,6 +111,13 @@ class Objects:
             for index in moved:
                 _put(self._places[index], own[index])
 
+    def order_lost(self, name: str) -> StepError:
+        """What is raised where steps that have changed objects would be evaluated in another order."""
+        return StepError(
+            f"{name} changes what it is handed as {', '.join(self.changed)}, so that what is undone first would see what is left "
+            "there last: use backprop=checkpointed, light or stored"
+        )
+
     def replace(self, other: Callable[[Tensor], Tensor]) -> None:
         """Puts other tensors in place of those that stand in the objects now."""
 
