@@ -114,8 +114,8 @@ class Objects:
     def order_lost(self, name: str) -> StepError:
         """What is raised where steps that have changed objects would be evaluated in another order."""
         return StepError(
-            f"{name} changes what it is handed as {', '.join(self.changed)}, so that what is undone first would see what is left "
-            "there last: use backprop=checkpointed, light or stored"
+            f"{name} changes what it is handed as {', '.join(self.changed)}, so that what is undone first would see what is "
+            "left there last: use backprop=checkpointed, light or stored"
         )
 
     def replace(self, other: Callable[[Tensor], Tensor]) -> None:
