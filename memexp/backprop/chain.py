@@ -20,6 +20,7 @@ from memexp.backprop.context import Context, taken
 from memexp.backprop.door import check_keywords, check_repeatable, check_streams, check_transforms
 from memexp.backprop.drift import Drift
 from memexp.backprop.errors import StepError, describe
+from memexp.backprop.escaping import is_remembered
 from memexp.backprop.node import Call, Node
 from memexp.backprop.plan import Keep, groups, has_inverse
 from memexp.backprop.remade import remaking
@@ -166,7 +167,7 @@ class Chain(Container):
         """The outputs, recomputed in backward as the strategy plans it."""
         steps = list(self)
         outputs = self._enter(rounding, streams)
-        needs = torch.is_grad_enabled() and (
+        needs = (torch.is_grad_enabled() and not is_remembered()) and (
             any(x.requires_grad for x in (*streams, *context.values()) if isinstance(x, Tensor))
             or any(p.requires_grad for p in self.parameters())
         )

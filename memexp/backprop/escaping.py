@@ -7,6 +7,7 @@ escapes knows whether it depends on something that is trained, and a backward pa
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
@@ -16,28 +17,22 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
 
 from memexp.backprop.errors import StepError
-from memexp.backprop.step import Step
 
 
 def may_escape(modules: Sequence[nn.Module]) -> bool:
     """Whether a module may leave tensors somewhere: it is neither torch's nor of the engine, or has a forward hook."""
-    kinds = set(map(type, modules))
-    if any(map(_is_composite, kinds)):  # a Chain looks at its steps itself
-        return False
-    if any(map(_is_foreign, kinds)):
+    if any(map(_is_foreign, set(map(type, modules)))):
         return True
     hooks = [hook for m in modules for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
     return any(not getattr(hook, "__module__", "").startswith("memexp.") for hook in hooks)  # ours keep nothing
 
 
 @cache
-def _is_composite(kind: type[nn.Module]) -> bool:
-    return issubclass(kind, Step) and kind.composite
-
-
-@cache
 def _is_foreign(kind: type[nn.Module]) -> bool:
     return not kind.__module__.startswith(("torch.nn.modules.", "memexp.backprop."))
+
+
+_inside: ContextVar[bool] = ContextVar("inside", default=False)
 
 
 class Gone(Tensor):
@@ -73,8 +68,17 @@ def remembered(name: str) -> Iterator[None]:
         gone.step = name
         return gone
 
-    with torch.enable_grad(), saved_tensors_hooks(Tensor.size, unpack):
-        yield
+    token = _inside.set(True)
+    try:
+        with torch.enable_grad(), saved_tensors_hooks(Tensor.size, unpack):
+            yield
+    finally:
+        _inside.reset(token)
+
+
+def is_remembered() -> bool:
+    """Whether autograd records only so that what escapes is known: a Chain within has nothing to plan for."""
+    return _inside.get()
 
 
 def without_graph(outputs: Sequence[Tensor], inputs: Sequence[Tensor], begun: int) -> tuple[Tensor, ...]:

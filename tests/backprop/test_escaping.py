@@ -81,6 +81,41 @@ def test_where_no_tensor_of_the_step_is_needed_for_it_it_is_right():
     assert all(map(torch.allclose, found, expected))
 
 
+class Holding(nn.Module):
+    """A block with a Chain of its own."""
+
+    def __init__(self, within):
+        super().__init__()
+        self.chain = Chain([WithLoss(), WithLoss()], **within)
+
+    def forward(self, x):
+        return self.chain(x)
+
+    @property
+    def loss(self):
+        return sum(step.loss for step in self.chain)
+
+
+@pytest.mark.parametrize("within", ["stored", "light", "checkpointed"])
+def test_also_where_the_step_has_a_chain_of_its_own(within):
+    def run(backprop, more):
+        torch.manual_seed(0)
+        chain = Chain([Holding({"backprop": within}) for _ in range(2)], backprop)
+        (chain(torch.randn(5, 4)).sum() + more(chain)).backward()
+        return [p.grad for p in chain.parameters()]
+
+    assert all(map(torch.equal, run("checkpointed", lambda c: 0), run("stored", lambda c: 0)))
+    with pytest.raises(StepError, match=r"step 0 \(Holding\) hands out beside its outputs"):
+        run("checkpointed", lambda c: c[0].loss)
+
+
+def test_also_where_the_step_is_a_chain():
+    chain = Chain([Chain([WithLoss(), WithLoss()]), WithLoss()], "checkpointed")
+    y = chain(torch.randn(5, 4))
+    with pytest.raises(StepError, match=r"step 0 \(Chain\) hands out beside its outputs"):
+        (y.sum() + chain[0][1].loss).backward()
+
+
 def test_light_has_it():
     found = gradients(apply(made(WithLoss), "light"), losses)
     assert all(map(torch.equal, found, gradients(made(WithLoss), losses)))
