@@ -86,7 +86,7 @@ def peers(small: bool) -> Iterator[Row]:
 
 def budgets(small: bool) -> Iterator[Row]:
     """Plans for a budget beside torch.compile's own budgets: scripts/bench_budget.py, on this card in one process."""
-    options = ["--networks", "resnet56:256", "--budgets", "4", "--compiled", "3", "--torch", "0", "0.5", "1"]
+    options = ["--networks", "resnet20:1024", "--budgets", "3", "--compiled", "1", "--torch", "0", "0.5"]
     for label, rows in _bench("bench_budget", *options)["networks"].items():
         for row in rows:
             held = row.get("tracked", 0) <= row.get("budget", float("inf"))

@@ -1,8 +1,8 @@
 """Floating-point operations of one operation of PyTorch: its own formulas, and ours where it has none or a wrong one.
 
 Two FLOPs are one add-multiply. Counted are matrix products, convolutions, attention and recurrent layers, as everywhere.
-PyTorch's formulas leave out attention and LSTM on a CPU and the fused kernels of evaluation, and take the weight gradient of
-a grouped convolution for that of a dense one.
+PyTorch's formulas leave out attention and LSTM on a CPU and the fused kernels of evaluation, take the weight gradient of
+a grouped convolution for that of a dense one, and (before 2.14) refuse attention whose queries have more heads than the keys.
 """
 
 import re
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
 OURS = (
@@ -57,11 +57,13 @@ def _convolution_backward(
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any, out: Any, **options: Any) -> int:
-    return int(sdpa_flop_count(query.shape, key.shape, value.shape))
+    """Scores, and their product with the values; keys and values may have fewer heads. A mask is not looked at."""
+    return 2 * _rows(query) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
 
 
-def _attention_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any, out: Any, **o: Any) -> int:
-    return int(sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape))
+def _attention_backward(_: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any, out: Any, **o: Any) -> int:
+    """The scores once more, their gradient, and those of queries, keys and values."""
+    return 2 * _rows(query) * key.shape[-2] * (3 * query.shape[-1] + 2 * value.shape[-1])
 
 
 def _rows(x: Tensor) -> int:
@@ -118,12 +120,17 @@ def _linear(x: Tensor, weight: Tensor, *rest: Any, out: Any, **options: Any) -> 
     return 2 * _rows(x) * weight.numel()
 
 
+ATTENTION = (
+    "flash_attention_for_cpu",
+    "fused_attention_overrideable",
+    "flash_attention",
+    "efficient_attention",
+    "cudnn_attention",
+)
 FORMULAS: dict[Any, Callable[..., int]] = {
+    **{getattr(aten, f"_scaled_dot_product_{kind}"): _attention for kind in ATTENTION},
+    **{getattr(aten, f"_scaled_dot_product_{kind}_backward"): _attention_backward for kind in ATTENTION},
     aten.convolution_backward: _convolution_backward,
-    aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-    aten._scaled_dot_product_fused_attention_overrideable: _attention,
-    aten._scaled_dot_product_fused_attention_overrideable_backward: _attention_backward,
     aten.mkldnn_rnn_layer: _recurrent,
     aten.mkldnn_rnn_layer_backward: lambda *args, out: 2 * _recurrent(*args, out=out),
     aten._cudnn_rnn: _recurrent_list,

@@ -213,6 +213,14 @@ def _plan(run: Run, cfg: DictConfig, trainer: Trainer) -> dict[str, Any]:
     shared = distribution.agreed(found | {"stage": run.key}, run.world)
     planned.follow(run.network, shared)
     if cfg.memory.enforce and cfg.memory.limit is None:
+        if shared["least_peak"] > shared["budget"]:  # it would be out of memory at once
+            raise ConfigError(
+                [
+                    f"memory.enforce: true would hold this run to its budget of {shown_bytes(shared['budget'])}, and the "
+                    f"least that it takes is {shown_bytes(shared['least_peak'])}; give at least that as backprop.limit, or "
+                    "use memory.enforce=false."
+                ]
+            )
         hold(shared["budget"] + beside, run.device)
     return shared
 

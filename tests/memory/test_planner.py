@@ -306,6 +306,17 @@ def test_a_run_is_held_to_its_limit_or_to_its_budget(tmp_path, monkeypatch, limi
     assert held == ([2 * 10**9] if limit else [None, results["strategy"]["budget"]]) + ["released"]
 
 
+def test_a_run_is_not_held_to_less_than_it_takes(tmp_path, monkeypatch):
+    for module in ("memexp.prepared", "memexp.stages.train"):
+        monkeypatch.setattr(importlib.import_module(module), "hold", lambda limit, device: None)
+    monkeypatch.setattr("memexp.stages.train.check_holdable", lambda device: None)
+    more = ["backprop=budget", "backprop.limit=0.1", "memory.enforce=true"]
+    with pytest.raises(
+        ConfigError, match=r"memory\.enforce: .* its budget of .* MiB, and the least that it takes is .* MiB"
+    ):
+        memexp.run(memexp.compose([*SMALL, *REVNET, *more]), tmp_path)
+
+
 def test_what_cannot_be_held_is_refused_before_anything_is_trained(tmp_path):
     with pytest.raises(ConfigError, match=r"memory\.enforce: true needs to know the limit"):
         memexp.compose([*SMALL, "memory.enforce=true"])

@@ -9,6 +9,7 @@ from torch import nn
 
 import memexp
 from memexp.config import ConfigError
+from memexp.memory import flops
 from memexp.memory.fake import emptied, without_data
 from memexp.memory.meter import macs_per_image
 from memexp.memory.tracker import Tracker, track
@@ -93,6 +94,16 @@ def test_d12_macs_of_attention_as_by_hand(training):
     with torch.no_grad():
         found = track(lambda: network(x)).macs_forward
     assert found == 2 * 3 * (7 * (4 * 48 * 48 + 2 * 48 * 64) + 2 * 7 * 7 * 48)
+
+
+@pytest.mark.parametrize("kernel", ["flash", "efficient", "cudnn"])
+def test_flops_of_grouped_attention_on_a_gpu_as_by_hand(kernel):
+    query, key, value, grad = (torch.empty(2, *shape) for shape in ((8, 5, 6), (2, 7, 6), (2, 7, 4), (8, 5, 4)))
+    forward = getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}_attention").default
+    backward = getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}_attention_backward").default
+    scores = 2 * 2 * 8 * 5 * 7
+    assert flops.count(forward, (query, key, value), {}, None) == scores * (6 + 4)
+    assert flops.count(backward, (grad, query, key, value), {}, None) == scores * (3 * 6 + 2 * 4)
 
 
 def test_d12_macs_of_a_recurrent_layer_as_by_hand():
