@@ -23,7 +23,8 @@ def apply(
 ) -> nn.Module:
     """Gives the network's blocks a strategy, in place; keys of its state dict stay. Returns it (a Chain for a Sequential).
 
-    Applied again, it changes the strategy. An in-place activation that is a step by itself works out of place from then on.
+    Applied again, it changes the strategy. An in-place activation or dropout that is a step by itself works out of place from
+    then on; for such a dropout torch draws other random numbers on a GPU.
     A language model's cache of keys may be filled while it trains; it takes memory until backward (use_cache=False).
 
     >>> network = memexp.backprop.apply(torchvision.models.resnet50(), "light")

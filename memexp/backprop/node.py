@@ -21,7 +21,7 @@ from memexp.backprop.context import Context, takes
 from memexp.backprop.determinism import altered, explain, fingerprint
 from memexp.backprop.drift import Drift, Sample
 from memexp.backprop.errors import StepError, describe
-from memexp.backprop.escaping import alone, may_escape, remembered, without_graph
+from memexp.backprop.escaping import alone, constants, may_escape, remembered, without_graph
 from memexp.backprop.graph import Known
 from memexp.backprop.measures import relative_error
 from memexp.backprop.plan import Keep
@@ -120,7 +120,8 @@ class Node:
         context = [self.call.context[name] for _, name in self.reads]
         return as_tuple(_Recompute.apply(self, len(streams), *streams, *context, *self.parameters))
 
-    def forward(self, streams: Streams) -> Streams:
+    def forward(self, streams: Streams) -> tuple[Streams, list[Tensor]]:
+        """The outputs, and those among them that depend on nothing that is trained."""
         if self.keep == "undone" and self.below is None:
             self._fingerprint = fingerprint(streams) if self.call.rounding else None
             self._original = streams if self.call.monitor is not None else None
@@ -130,6 +131,7 @@ class Node:
         self.escaping = not record.quiet and not record.compiled and may_escape(record.modules)
         with self.call.surroundings(), remembered(self.name) if self.escaping else NOTHING:
             outputs = run_all(self.steps, streams, self.frame, self.call.context)
+        constant = constants(outputs, streams, self.escaping)
         outputs = without_graph(outputs, streams, begun) if self.escaping else outputs
         record.settle()
         if objects is not None and objects.changed:
@@ -137,7 +139,7 @@ class Node:
                 raise objects.order_lost(self.name)
             if self.escaping:
                 objects.replace(lambda t: alone(t, begun, self.name))
-        return outputs
+        return outputs, constant
 
     def kept(self, inputs: Streams, outputs: Streams) -> Streams:
         """What stays in memory until backward."""
@@ -270,7 +272,8 @@ class _Recompute(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, node: Node, count: int, *tensors: Tensor) -> Streams:
         streams = tensors[:count]
-        outputs = node.forward(streams)
+        outputs, constant = node.forward(streams)
+        ctx.mark_non_differentiable(*constant)
         ctx.node, ctx.count = node, count
         ctx.save_for_backward(*node.kept(streams, outputs))
         ctx.set_materialize_grads(False)
@@ -292,7 +295,5 @@ class _Recompute(torch.autograd.Function):
         node.known.unwanted = {id(p) for p, need in pairs if not (need and p.requires_grad)}
         found, of_context, of_parameters = node.backward(kept, grads, needs[:first], needs[first:second])
         if node.escaping and not node.call.rounding and not torch._C._autograd._get_current_graph_task_keep_graph():
-            ctx.node = (
-                None  # which may hold what the graph of something that has escaped leads to (exact's faults need it)
-            )
+            ctx.node = None  # which may hold what the graph of what has escaped leads to (exact's faults need it)
         return None, None, *found, *of_context, *[of_parameters.get(id(p)) for p in node.parameters]

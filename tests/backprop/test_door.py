@@ -435,10 +435,11 @@ def one_process():
 @pytest.mark.parametrize("strategy", ["checkpointed", "reversible"])
 @pytest.mark.parametrize("where", ["step", "branch", "root"])
 def test_a2_a_step_that_is_sharded_by_itself_is_refused_by_name(one_process, strategy, where):
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     chain = Chain([AdditiveCoupling(nn.Linear(4, 4), nn.Linear(4, 4)) for _ in range(2)], backprop=strategy)
-    fully_shard({"step": chain[0], "branch": chain[0].G, "root": chain}[where])
+    fully_shard({"step": chain[0], "branch": chain[0].G, "root": chain}[where], mesh=init_device_mesh("cpu", (1,)))
     x = torch.randn(2, 4), torch.randn(2, 4)
     if where == "root":
         sum(y.sum() for y in chain(*x)).backward()

@@ -243,3 +243,41 @@ class Writing(nn.Module):
 def test_a_stream_written_in_place_is_named_also_where_torch_refuses_it_first(needs):
     with pytest.raises(StepError, match=r"step 0 \(Writing\) changes a stream in place"):
         Chain([Writing()], "checkpointed")(torch.randn(2, 4, requires_grad=needs))
+
+
+class Biased(nn.Module):
+    """Gives beside its output what later blocks read: a mask that nothing is trained of, and a bias that is."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x, mask=None, bias=None):
+        if mask is None:
+            mask, bias = torch.zeros(4), self.layer.bias * 2
+        flags.append((x.requires_grad, mask.requires_grad, bias.requires_grad))
+        return self.layer(x) + mask + bias, mask, bias
+
+
+flags: list[tuple[bool, ...]] = []
+
+
+@pytest.mark.parametrize("masks", [(), (torch.ones(4), torch.ones(4))], ids=["made", "given"])
+def test_what_depends_on_nothing_trained_is_not_taken_for_trained(masks):
+    """Attention on a GPU chooses its kernel by that, and with it the numbers that dropout draws (T5's bias)."""
+
+    def run(backprop):
+        torch.manual_seed(0)
+        flags.clear()
+        chain = Chain([Biased() for _ in range(3)], backprop)
+        outputs = chain(torch.ones(2, 4), *masks)
+        sum(y.sum() for y in outputs).backward()
+        return [y.requires_grad for y in outputs], list(flags), [p.grad for p in chain.parameters()]
+
+    of_outputs, seen, grads = run("stored")
+    assert of_outputs == [True, False, not masks]
+    found, flagged, theirs = run("checkpointed")
+    assert found == of_outputs
+    assert flagged[:3] == seen
+    assert [f[1:] for f in flagged[3:]] == [f[1:] for f in reversed(seen)]
+    assert all(map(torch.equal, theirs, grads))

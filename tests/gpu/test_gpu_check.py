@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +17,10 @@ LAUNCHES = {"stored": 333, "checkpointed": 456, "reversible": 464, "reversible b
 
 
 def checked(folder: Path, parts: str) -> list[dict[str, str]]:
-    """The rows, from a process of its own: an accelerator is registered once and for good."""
-    done = subprocess.run(
-        [sys.executable, SCRIPT, folder, "--parts", parts], capture_output=True, text=True, timeout=600
-    )
+    """The rows without a GPU, from a process of its own: an accelerator is registered once and for good."""
+    command = [sys.executable, SCRIPT, folder, "--parts", parts]
+    without = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=without)
     path = folder / "gpu_check.json"
     assert path.is_file(), done.stderr[-2000:]
     rows: list[dict[str, str]] = json.loads(path.read_text())["rows"]

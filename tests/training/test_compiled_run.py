@@ -14,7 +14,7 @@ from memexp.training.loop import Trainer
 
 SMALL = [
     *("model=revnet", "model.units=[2,1,1]", "model.channels=[8,8,16,16]", "dataset=digits", "dataset.limit=96"),
-    *("dataset.test_limit=32", "batch_size=16", "max_steps=4", "memory.steps=1", "compile=true"),
+    *("dataset.test_limit=32", "batch_size=16", "max_steps=4", "memory.steps=1", "compile=true", "device=cpu"),
 ]
 
 

@@ -163,7 +163,9 @@ def test_b14_statistics_are_those_of_images_as_they_are_trained_on(tmp_path, mon
 
     monkeypatch.setattr(statistics, "estimated_statistics", spied)
     overrides = ["model=inn", "model.base=resnet8", "dataset=digits", "dataset.limit=64", "dataset.test_limit=16"]
-    cfg = memexp.compose([*overrides, "dataset.padding=4", "max_steps=1", "discretise.sizes=[0.7]", "monitor_every=0"])
+    cfg = memexp.compose(
+        [*overrides, "dataset.padding=4", "max_steps=1", "discretise.sizes=[0.7]", "monitor_every=0", "device=cpu"]
+    )
     memexp.run(cfg, tmp_path)
     splits = data.load(cfg.dataset, batch_size=32, seed=0, device=torch.device("cpu"))
     trained, plain = (
