@@ -46,8 +46,10 @@ def compose(
     directories of your own configs. Raises memexp.config.ConfigError with every problem.
     """
     from memexp import config
+    from memexp.sweeper import with_arm
 
-    return config.compose(_words(overrides), config_name, _several(config_dir))
+    directories = _several(config_dir)
+    return config.compose(with_arm(_words(overrides), config_name, directories), config_name, directories)
 
 
 def build_model(cfg: DictConfig | Mapping[str, Any]) -> nn.Module:

@@ -294,20 +294,18 @@ def _estimate(arguments: list[str]) -> int:
     if options.overrides and Path(options.overrides[0]).is_dir():
         return _estimate_run(Path(options.overrides[0]), options)
     from memexp.config import compose
+    from memexp.sweeper import planned, with_arm
 
+    named = options.config_name, options.config_dir
     if not options.multirun:
-        compose(
-            options.overrides, options.config_name, options.config_dir
-        )  # wrong input is told before torch is imported
+        options.overrides = with_arm(options.overrides, *named)
+        compose(options.overrides, *named)  # wrong input is told before torch is imported
     from memexp.report import estimates
 
     if options.multirun:
-        from memexp.sweeper import planned
-
-        jobs = planned(options.overrides, options.config_name, options.config_dir)
-        print(estimates.sweep(jobs, options.config_name, options.config_dir))
+        print(estimates.sweep(planned(options.overrides, *named), *named))
         return 0
-    print(estimates.one(options.overrides, options.config_name, options.config_dir, options.summary, options.json))
+    print(estimates.one(options.overrides, *named, options.summary, options.json))
     return 0
 
 

@@ -32,15 +32,18 @@ def train(arguments: list[str], hydra_only: bool) -> int:
         options = get_args_parser().parse_intermixed_args(arguments)
         multirun = options.multirun or "hydra.mode=MULTIRUN" in options.overrides
         name = options.config_name or CONFIG_NAME
+        overrides = options.overrides
+        if not multirun:
+            if text := sweeper.caution(overrides, name, directories):
+                print(f"warning: {text}", file=sys.stderr)
+            overrides = sweeper.with_arm(overrides, name, directories)
         if options.cfg == "job" and not options.package:  # composed once: this is what people wait for
-            print(
-                OmegaConf.to_yaml(config.compose(options.overrides, name, directories), resolve=options.resolve), end=""
-            )
+            print(OmegaConf.to_yaml(config.compose(overrides, name, directories), resolve=options.resolve), end="")
             return 0
         if multirun:
             cfg = config.first_valid(sweeper.planned(options.overrides, name, directories), name, directories)
         else:
-            cfg = config.compose(options.overrides, name, directories)
+            cfg = config.compose(overrides, name, directories)
         if not multirun and "hydra.mode=RUN" not in options.overrides:  # a sweep's job has a record of what is refused
             from memexp import stages
 
@@ -55,8 +58,6 @@ def train(arguments: list[str], hydra_only: bool) -> int:
         # what is set of a group that is itself swept may not be there before an option is chosen, as with prune=l1_norm,random
         swept = config.swept_keys(options.overrides)
         overrides = [own, *(_of_a_swept_group(text, swept) for text in options.overrides)]
-    elif not hydra_only:
-        overrides = options.overrides
     if not hydra_only:
         arguments = [*_flags(arguments, options.overrides), *_searched(directories), *overrides]
     application = hydra.main(config_path=str(CONF), config_name=CONFIG_NAME, version_base="1.3")(outcome.carry_out)

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -15,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from memexp import config
 from memexp.config import ConfigError, quoted, values_of
 from memexp.launcher import Sweeps, make_folder
+from memexp.schema import nearest
 
 TARGET = "hydra_plugins.memexp_sweeper.CasesSweeper"  # where Hydra finds it
 
@@ -23,9 +26,9 @@ class CasesSweeper(Sweeper):
     """`hydra.sweeper.cases=[['model=resnet','model.depth=32'],['model=revnet','model.depth=38']]`
 
     A case is a list of overrides, each of which may give several values; what is typed on the command line comes after it and
-    wins. Cases that have names (`{ResNet: [...], RevNet: [...]}`) give them to their jobs as `arm`. params: an experiment's
-    own sweep, key -> choices. %{key} in a case is what its job has of a key, where ${key} is what the sweep has.
-    max_batch_size: jobs given to the launcher at once; None: all.
+    wins. Cases that have names (`{ResNet: [...], RevNet: [...]}`) give them to their jobs as `arm`, and `arm=ResNet` chooses
+    among them. params: an experiment's own sweep, key -> choices. %{key} in a case is what its job has of a key, where ${key}
+    is what the sweep has. max_batch_size: jobs given to the launcher at once; None: all.
 
     Written anew rather than derived from Hydra's BasicSweeper, whose module Hydra executes again when it looks for plugins.
     """
@@ -51,8 +54,9 @@ class CasesSweeper(Sweeper):
         if params is not None and not isinstance(params, Mapping):
             raise ConfigError([f"hydra.sweeper.params: {params!r} is not allowed; it takes the choices of each key."])
         self.cases = [[str(text).replace("%{", "${") for text in case] for case in listed or [[]]]
-        if isinstance(cases, Mapping):
-            self.cases = [[f"arm={quoted(str(arm))}", *case] for arm, case in zip(cases, self.cases, strict=True)]
+        self.arms = list(map(str, cases)) if isinstance(cases, Mapping) else []
+        if self.arms:
+            self.cases = [[f"arm={quoted(arm)}", *case] for arm, case in zip(self.arms, self.cases, strict=True)]
         self.params = params or {}
         self.max_batch_size = max_batch_size
         self.hydra_context: HydraContext | None = None
@@ -90,12 +94,70 @@ class CasesSweeper(Sweeper):
         its jobs, which are refused for it.
         """
         own = [f"{key}={choices}" for key, choices in self.params.items()]
-        choices = {config.key_of(parser, text): values_of(parser, text) for text in [*own, *typed]}
-        cases = [
-            case for texts in self.cases for case in itertools.product(*(values_of(parser, text) for text in texts))
-        ]
+        named = [text for text in typed if self.arms and text.startswith("arm=")]
+        others = [text for text in typed if text not in named]
+        choices = {config.key_of(parser, text): values_of(parser, text) for text in [*own, *others]}
+        chosen = self.cases
+        if named:
+            chosen = [self.cases[self._place(name)] for name in _names(parser, named[-1], self.arms)]
+        cases = [case for texts in chosen for case in itertools.product(*(values_of(parser, text) for text in texts))]
         found = [(*case, *job) for job in itertools.product(*choices.values()) for case in cases]
         return [list(job) for job in dict.fromkeys(found)]
+
+    def _place(self, arm: str) -> int:
+        if arm not in self.arms:
+            raise ConfigError([f"arm: '{arm}' is not one of {'; '.join(self.arms)}.{nearest(arm, self.arms)}"])
+        return self.arms.index(arm)
+
+
+def with_arm(overrides: Sequence[str], config_name: str, config_dirs: Sequence[str | Path]) -> list[str]:
+    """The overrides of one run: before them those of the arm of the experiment that `arm=` names, if it names one.
+
+    Raises ConfigError for an arm that is several runs.
+    """
+    typed = [text for text in overrides if text.startswith("arm=")]
+    if not typed or not any(text.startswith("experiment=") for text in overrides):
+        return list(overrides)
+    others = [text for text in overrides if text not in typed]
+    cases = config.sweeper_of(others, config_name, config_dirs).get("cases")
+    parser = config.parser(config_dirs)
+    if not isinstance(cases, Mapping) or (arm := _names(parser, typed[-1], list(cases))[0]) not in cases:
+        return list(overrides)  # a label of one's own
+    keys = {config.key_of(parser, text) for text in others}
+    (case,) = CasesSweeper(cases={arm: cases[arm]}).cases
+    found = {text: values_of(parser, text) for text in case if config.key_of(parser, text) not in keys}
+    if several := [text for text, values in found.items() if len(values) > 1]:
+        raise ConfigError(
+            [f"arm: '{arm}' is several runs ({', '.join(several)}); -m runs them, or give one value of each."]
+        )
+    return [*found, *others]
+
+
+def caution(overrides: Sequence[str], config_name: str, config_dirs: Sequence[str | Path]) -> str | None:
+    """What is to be said of one run with the settings of an experiment that is many."""
+    chosen = next((text for text in overrides if text.startswith("experiment=")), None)
+    if chosen is None:
+        return None
+    cases = config.sweeper_of(overrides, config_name, config_dirs).get("cases")
+    if not isinstance(cases, Mapping) or len(cases) < 2 or any(text.startswith("arm=") for text in overrides):
+        return None
+    return (
+        f"{chosen} has {len(cases)} arms, and this run is none of them but what they have in common; -m runs all, and "
+        f"arm=NAME one: {'; '.join(map(str, cases))}"
+    )
+
+
+def _names(parser: OverridesParser, text: str, arms: Sequence[str]) -> list[str]:
+    """The values of an override of `arm`; the name of an arm may be typed as it is, whatever is in it."""
+    plain = text.partition("=")[2]
+    try:
+        (override,) = parser.parse_overrides([text])
+        found = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+    except HydraException:
+        return [plain]
+    return (
+        [plain] if plain in arms else [str(value.text if isinstance(value, QuotedString) else value) for value in found]
+    )
 
 
 def planned(overrides: Sequence[str], config_name: str, config_dirs: Sequence[str | Path]) -> Iterator[list[str]]:

@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 import memexp
 from memexp import config
 from memexp.config import ConfigError
-from memexp.sweeper import CasesSweeper, planned
+from memexp.sweeper import CasesSweeper, caution, planned
 
 
 def jobs(sweeper: CasesSweeper, *overrides: str) -> list[list[str]]:
@@ -106,3 +106,48 @@ def test_what_is_quoted_is_read_as_it_was(name):
     typed = ["experiment=prune/netadapt", "scale=laptop", f"hydra.sweep.dir={config.quoted(folder)}"]
     starts = [config.compose_unchecked(job).init_from for job in planned(typed, "config", ())]
     assert set(starts) == {None, f"{folder}/resnet"}
+
+
+TABLE = ["experiment=revnet/table3", "scale=laptop"]
+
+
+@pytest.mark.parametrize("typed", ["RevNet-38, stored", "'RevNet-38, stored'"])
+def test_an_arm_of_an_experiment_is_one_run_with_what_makes_it_that(typed):
+    """Without its overrides it was the experiment's default network under another's name."""
+    cfg = memexp.compose([*TABLE, f"arm={typed}"])
+    assert (cfg.arm, cfg.model.name, cfg.model.depth, cfg.backprop.name) == (
+        "RevNet-38, stored",
+        "revnet",
+        38,
+        "stored",
+    )
+    assert memexp.compose([*TABLE, f"arm={typed}", "model.depth=56"]).model.depth == 56
+
+
+def test_a_sweep_takes_the_arms_that_are_named():
+    chosen = [
+        memexp.compose(job) for job in planned([*TABLE, "arm=ResNet-32,'RevNet-38, exact'", "seed=0"], "config", ())
+    ]
+    assert [(cfg.arm, cfg.model.name) for cfg in chosen] == [("ResNet-32", "resnet"), ("RevNet-38, exact", "revnet")]
+    with pytest.raises(ConfigError, match=r"arm: 'ResNet-3' is not one of ResNet-32; .* Did you mean 'ResNet-32'\?"):
+        list(planned([*TABLE, "arm=ResNet-3"], "config", ()))
+
+
+def test_an_arm_of_several_runs_is_refused_as_one(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    cases = {"deep": ["model=revnet", "model.depth=56,110"], "own": ["model=resnet"]}
+    text = "# @package _global_\n" + OmegaConf.to_yaml({"hydra": {"sweeper": {"cases": cases}}})
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"arm: 'deep' is several runs \(model\.depth=56,110\); -m runs them"):
+        memexp.compose(["experiment=mine", "arm=deep"], tmp_path)
+    assert memexp.compose(["experiment=mine", "arm=deep", "model.depth=110"], tmp_path).model.depth == 110
+    assert memexp.compose(["experiment=mine", "arm=a label of mine"], tmp_path).arm == "a label of mine"
+
+
+def test_a_run_that_is_none_of_an_experiments_arms_is_told_of_them():
+    told = caution(TABLE, "config", ())
+    assert told is not None
+    assert "has 4 arms, and this run is none of them" in told
+    assert told.endswith("arm=NAME one: ResNet-32; RevNet-38; RevNet-38, stored; RevNet-38, exact")
+    assert caution([*TABLE, "arm=ResNet-32"], "config", ()) is None
+    assert caution(["experiment=node/fig2"], "config", ()) is None
