@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.weak import TensorWeakRef
 
 from memexp.backprop.cheap import again, is_cheap, written
@@ -89,35 +88,46 @@ class Value:
 
 
 class Operation:
-    """One that was done, with values in place of tensors. target: the argument that it writes to and that is its result."""
+    """One that was done. arguments: in place of each tensor, in lists, too, a tuple, its value and geometry.
+    target: the argument that it writes to and that is its result.
+    """
 
-    __slots__ = ("arguments", "function", "kwargs", "structure", "target")
+    __slots__ = ("arguments", "function", "kwargs", "target")
 
-    def __init__(self, function: Any, arguments: list[Any], structure: Any, kwargs: Any, target: int | None) -> None:
-        self.function, self.arguments, self.structure, self.kwargs = function, arguments, structure, kwargs
-        self.target = target
+    def __init__(self, function: Any, arguments: list[Any], kwargs: Any, target: int | None) -> None:
+        self.function, self.arguments, self.kwargs, self.target = function, arguments, kwargs, target
 
     @property
     def values(self) -> Iterator[Value]:
-        return (argument[0] for argument in self.arguments if isinstance(argument, tuple))
+        for argument in self.arguments:
+            if type(argument) is tuple:
+                yield argument[0]
+            elif type(argument) is list:
+                yield from (part[0] for part in argument if type(part) is tuple)
 
     def again(self, index: int) -> Tensor:
-        flat: list[Any] = []
+        arguments: list[Any] = []
         root: Tensor | None = None
         for position, argument in enumerate(self.arguments):
-            if not isinstance(argument, tuple):
-                flat.append(argument)
-                continue
-            value, shape = argument
-            tensor = value.tensor()
-            if position == self.target:
-                root = tensor = tensor.clone() if tensor is value.kept or tensor is value.held else tensor
-            flat.append(tensor if shape == value.geometry else tensor.as_strided(*shape))
-        out = self.function(*tree_unflatten(flat, self.structure), **self.kwargs)
+            if type(argument) is list:
+                argument = [_tensor(*part) if type(part) is tuple else part for part in argument]
+            elif type(argument) is tuple:
+                value, shape = argument
+                argument = value.tensor()
+                if position == self.target:
+                    root = argument = argument.clone() if argument is value.kept or argument is value.held else argument
+                argument = argument if shape == value.geometry else argument.as_strided(*shape)
+            arguments.append(argument)
+        out = self.function(*arguments, **self.kwargs)
         if root is not None:
             return root
         made: Tensor = out if isinstance(out, Tensor) else out[index]
         return made
+
+
+def _tensor(value: Value, shape: Geometry) -> Tensor:
+    tensor = value.tensor()
+    return tensor if shape == value.geometry else tensor.as_strided(*shape)
 
 
 class Remaking(TorchDispatchMode):
@@ -182,14 +192,15 @@ class Remaking(TorchDispatchMode):
 
     def _write(self, func: Any, args: Any, kwargs: Any, changed: tuple[int, ...]) -> Any:
         """An operation writes to some of its arguments, which are other values from then on."""
-        given = [args[position] if 0 <= position < len(args) else kwargs for position in changed]
-        targets = [tensor for tensor in tree_flatten(given)[0] if isinstance(tensor, Tensor)]
+        targets: list[Tensor] = []
+        for place in changed:
+            given = args[place] if 0 <= place < len(args) else list(kwargs.values())
+            targets += [x for x in (given if isinstance(given, list | tuple) else (given,)) if isinstance(x, Tensor)]
         if all(t.nbytes < SMALL and t.untyped_storage()._cdata not in self._values for t in targets):
             return func(*args, **kwargs)  # a count of batches
-        operation = None
-        if len(targets) == 1 and not kwargs and is_cheap(func):
-            position = next(i for i, argument in enumerate(tree_flatten(args)[0]) if argument is targets[0])
-            operation, _ = self._operation(func, args, kwargs, position)
+        followed = len(targets) == 1 and not kwargs and is_cheap(func)
+        target = next((i for i, argument in enumerate(args) if argument is targets[0]), None) if followed else None
+        operation = None if target is None else self._operation(func, args, kwargs, target)[0]
         before = [self._value(tensor) for tensor in targets]
         for value in before:
             if value.kept is not None:  # what is made of it needs it as it was
@@ -203,13 +214,15 @@ class Remaking(TorchDispatchMode):
 
     def _operation(self, function: Any, args: Any, kwargs: Any, target: int | None = None) -> tuple[Operation, int]:
         """The operation, and the bytes of what it reads."""
-        flat, structure = tree_flatten(args)
-        size = 0
-        for position, argument in enumerate(flat):
+        arguments, size = list(args), 0
+        for position, argument in enumerate(arguments):
             if isinstance(argument, Tensor):
+                arguments[position] = self._value(argument), geometry(argument)
                 size += argument.nbytes
-                flat[position] = (self._value(argument), geometry(argument))
-        return Operation(function, flat, structure, kwargs, target), size
+            elif isinstance(argument, list | tuple):
+                arguments[position] = [(self._value(x), geometry(x)) if isinstance(x, Tensor) else x for x in argument]
+                size += sum([x.nbytes for x in argument if isinstance(x, Tensor)])
+        return Operation(function, arguments, kwargs, target), size
 
 
 @contextmanager
