@@ -80,7 +80,7 @@ def test_a_run_records_everything_and_prints_plain_lines():
     assert "images/s" in out
 
 
-def test_killed_again_and_again_it_ends_with_the_same_weights_as_undisturbed():
+def test_killed_and_stopped_it_ends_with_the_same_weights_as_undisturbed():
     arguments = ["train", *TINY, "epochs=3", "checkpoint_every=2", "log_every=1", "ema=0.9", "mixup=0.2", "seed=3"]
     memexp(*arguments, "hydra.run.dir=whole")
     child = start(*arguments, "hydra.run.dir=killed")
@@ -89,9 +89,11 @@ def test_killed_again_and_again_it_ends_with_the_same_weights_as_undisturbed():
     child.communicate()
     child = start("resume", "killed")
     wait_for(child, "step 6/9")
-    child.send_signal(signal.SIGKILL)
-    child.communicate()
     assert results("killed")["status"] == "running"
+    child.send_signal(signal.SIGTERM)
+    child.communicate()
+    assert child.returncode == 143
+    assert results("killed")["status"] == "interrupted"
     memexp("resume", "killed")
     assert same("whole", "killed")
     steps = [json.loads(line)["step"] for line in Path("killed/metrics.jsonl").read_text().splitlines()]
@@ -99,8 +101,8 @@ def test_killed_again_and_again_it_ends_with_the_same_weights_as_undisturbed():
     assert results("killed")["accuracy"] == results("whole")["accuracy"]
 
 
-# just before the first evaluation; in training
-@pytest.mark.parametrize("moment", ["step 3/6", pytest.param("step 2/6", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("moment", ["step 3/6", "step 2/6"])  # just before the first evaluation; in training
 def test_asked_to_stop_it_saves_and_goes_on_later(moment):
     arguments = ["train", *TINY, "epochs=2", "log_every=1"]
     memexp(*arguments, "hydra.run.dir=whole")
@@ -114,6 +116,7 @@ def test_asked_to_stop_it_saves_and_goes_on_later(moment):
     assert same("whole", "stopped")
 
 
+@pytest.mark.long  # tests/test_sweeps.py has it in one process
 def test_a_sweep_goes_on_past_a_failing_job_and_runs_only_that_one_again():
     arguments = ["train", "-m", *TINY, "max_steps=2", "name=s", "model.depth=8,9", "seed=0,1"]
     out, _ = memexp(*arguments, status=1)
@@ -134,21 +137,22 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step():
     assert results("run")["status"] == "nan"
 
 
-def test_a_finished_run_and_one_in_use_are_not_overwritten():
+def test_a_finished_run_and_one_in_use_are_not_overwritten(capsys):
     memexp("train", *TINY, "max_steps=1", "hydra.run.dir=run")
     before = Path("run/results.json").read_bytes()
-    _, err = memexp("train", *TINY, "max_steps=1", "hydra.run.dir=run", status=1)
-    assert "already holds a finished run" in err
+    assert cli.main(["train", *TINY, "max_steps=1", "hydra.run.dir=run"]) == 1
+    assert "already holds a finished run" in capsys.readouterr().err
     assert Path("run/results.json").read_bytes() == before
-    out, _ = memexp("resume", "run")
-    assert "nothing to resume" in out
+    assert cli.main(["resume", "run"]) == 0
+    assert "nothing to resume" in capsys.readouterr().out
 
 
-def test_a_checkpoint_is_evaluated_on_any_split():
+def test_a_checkpoint_is_evaluated_on_any_split(capsys):
     memexp("train", *TINY, "max_steps=2", "dataset.val_fraction=0.25", "ema=0.9", "hydra.run.dir=run")
     out, _ = memexp("evaluate", "run")
     assert f"top-1 {results('run')['accuracy']['top1']:.2f} %" in out
-    out, _ = memexp("evaluate", "run", "--split", "val", "--checkpoint", "best")
+    assert cli.main(["evaluate", "run", "--split", "val", "--checkpoint", "best"]) == 0
+    out = capsys.readouterr().out
     assert "on 24 images" in out
     watched = results("run")["stages"][0]["accuracy"]
     assert f"top-1 {watched['top1']:.2f} %, " in out

@@ -22,7 +22,7 @@ from memexp.training import loop
 from memexp.units import shown_bytes
 
 SMALL = ["dataset=digits", "dataset.limit=64", "dataset.test_limit=10", "batch_size=8", "device=cpu", "monitor_every=0"]
-REVNET = ["model=revnet", "model.units=[4,4]", "model.channels=[8,8,16]"]
+REVNET = ["model=revnet", "model.units=[3,2]", "model.channels=[8,8,16]"]
 
 
 CONTEXTS = list(product((False, True), WORDS, (False, True)))
@@ -92,7 +92,7 @@ def test_d7_below_the_least_the_fastest_of_least_peak_is_taken():
     "model",
     [
         pytest.param(REVNET, marks=pytest.mark.long),
-        ["model=resnet", "model.depth=20"],
+        ["model=resnet", "model.depth=14"],
         pytest.param(["model=vgg16"], marks=pytest.mark.long),
     ],
     ids=lambda m: m[0],
@@ -151,11 +151,11 @@ def test_a_run_takes_what_was_predicted_and_a_resumed_one_keeps_its_plan(tmp_pat
         state = torch.load(path, weights_only=True)
         for figures in state["stages"]:
             if "strategy" in figures:
-                figures["strategy"]["stored_steps"] = [[8]]
+                figures["strategy"]["stored_steps"] = [[5]]
         torch.save(state, path)
     (tmp_path / "results.json").write_text(json.dumps(results | {"status": "interrupted"}))
 
-    assert saved.resume(tmp_path, ["max_steps=8"])["strategy"]["stored_steps"] == [[8]]
+    assert saved.resume(tmp_path, ["max_steps=8"])["strategy"]["stored_steps"] == [[5]]
     with pytest.raises(ConfigError, match=r"backprop\.limit: the run has 0\.6, and 0\.4 would make it another run"):
         saved.resume(tmp_path, ["backprop.limit=0.4"])
 
