@@ -13,12 +13,12 @@ from memexp.record import folder, write_bytes
 def save(figure: Figure, directory: Path, name: str) -> Path:
     """Writes `directory`/`name`.png, .svg and .pdf; returns the PNG file. Raises RunDirectoryError."""
     folder(directory)
-    for suffix in ("svg", "pdf", "png"):
+    for suffix in ("png", "svg", "pdf"):
         buffer = io.BytesIO()
         figure.savefig(buffer, format=suffix, dpi=150)
-        path = directory / f"{name}.{suffix}"
-        write_bytes(path, buffer.getvalue())
-    return path
+        figure.set_layout_engine("none")  # it stands as it was laid out for the first
+        write_bytes(directory / f"{name}.{suffix}", buffer.getvalue())
+    return directory / f"{name}.png"
 
 
 def as_it_is(text: str) -> str:
