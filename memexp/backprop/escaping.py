@@ -2,7 +2,8 @@
 
 The first pass of a step without a graph would lose a gradient that is asked of that tensor in silence. Steps that may hand
 something out, having modules of other origin than torch's own or forward hooks, run with a graph that keeps no tensors: what
-escapes knows whether it depends on something that is trained, and a backward pass that needs what was not kept says so.
+escapes knows whether it depends on something that is trained, and a backward pass that needs what was not kept says so. So do
+layers that compute otherwise where nothing is recorded: torch's attention, in evaluation mode, by another kernel.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,10 +19,16 @@ from torch.utils._pytree import tree_leaves
 
 from memexp.backprop.errors import StepError
 
+FUSED = nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder
+
 
 def may_escape(modules: Sequence[nn.Module]) -> bool:
-    """Whether a module may leave tensors somewhere: it is neither torch's nor of the engine, or has a forward hook."""
+    """Whether a module may leave tensors somewhere, being neither torch's nor of the engine, or having a forward hook; or
+    computes otherwise where nothing is recorded.
+    """
     if any(map(_is_foreign, set(map(type, modules)))):
+        return True
+    if any([isinstance(m, FUSED) and not m.training for m in modules]):
         return True
     hooks = [hook for m in modules for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
     return any(not getattr(hook, "__module__", "").startswith("memexp.") for hook in hooks)  # ours keep nothing

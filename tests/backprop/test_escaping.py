@@ -281,3 +281,25 @@ def test_what_depends_on_nothing_trained_is_not_taken_for_trained(masks):
     assert flagged[:3] == seen
     assert [f[1:] for f in flagged[3:]] == [f[1:] for f in reversed(seen)]
     assert all(map(torch.equal, theirs, grads))
+
+
+@pytest.mark.parametrize("options", [{"backprop": "checkpointed"}, {"backprop": "reversible", "exact": True}])
+@pytest.mark.parametrize("trained", [True, False])
+def test_attention_in_evaluation_mode_is_computed_as_where_it_is_recorded(options, trained):
+    """torch has a fused kernel for where it is not, which rounds otherwise; exact was refused for it."""
+
+    def run(backprop):
+        torch.manual_seed(0)
+        layers = [nn.TransformerEncoderLayer(16, 2, 32, batch_first=True) for _ in range(4)]
+        layers[0].requires_grad_(trained)
+        # a stream with one reader: several add up their gradients in another order
+        branches = [nn.Sequential(nn.Linear(16, 16), layer) for layer in layers]
+        pairs = zip(branches[::2], branches[1::2], strict=True)
+        steps = [AdditiveCoupling(f, g) for f, g in pairs] if "exact" in options else branches
+        chain = Chain(steps, **(backprop | {"exact": True} if "exact" in options else backprop)).eval()
+        x = torch.randn(2, 3, 16)
+        outputs = chain(x, x * 2) if "exact" in options else (chain(x),)
+        sum(y.square().sum() for y in outputs).backward()
+        return [*outputs, *(p.grad for p in chain.parameters() if p.requires_grad)]
+
+    assert all(map(torch.equal, run(options), run({"backprop": "stored"})))
