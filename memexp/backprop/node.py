@@ -186,7 +186,7 @@ class Node:
             self.below._handed = (inputs, None)
         leaves = tuple(x.detach().requires_grad_(need) for x, need in zip(inputs, needs, strict=True))
         outputs = leaves
-        with torch.enable_grad(), self.record.again(), self._without_tail(inputs, needs):
+        with torch.enable_grad(), self.record.again(recording=True), self._without_tail(inputs, needs):
             for index, step in self.steps.items():
                 outputs = run(index, step, outputs, self.frame.of(index), contexts[index])
         read = tuple(contexts[index][name] for index, name in self.reads)

@@ -5,8 +5,8 @@ What the first pass depended on beside its inputs is recorded, and put in place 
 * modules and parameters: those of the first pass, also where others have taken their place since
   (`torch.func.functional_call`);
 * random state: recorded before each branch that draws from it, set for the recomputation, and the caller's put back;
-* autocast, on or off and its dtype, without its cache (a weight cast without a graph must not serve where one is due;
-  so with the cache of `torch.nn.utils.parametrize`);
+* autocast, on or off and its dtype, and its cache only where all is recorded (a weight cast without a graph must not serve
+  where one is due; so with the cache of `torch.nn.utils.parametrize`);
 * train or eval mode of every module;
 * buffers: normalisation layers in training mode normalise with the batch's statistics again and move none, so running
   statistics move once per training step; buffers of other modules that the first pass changed (power iterations of a
@@ -177,8 +177,8 @@ class Record:
         ]
 
     @contextmanager
-    def again(self) -> Iterator[None]:
-        """Around each later evaluation of the step or of one of its branches."""
+    def again(self, recording: bool = False) -> Iterator[None]:
+        """Around each later evaluation of the step or of one of its branches. recording: of all that is done inside."""
         seen: list[tuple[nn.Module, str, Any]] = []
         scratch: list[tuple[nn.Module, str, Tensor]] = []
         if self.modes != [module.training for module in self.modules]:
@@ -201,7 +201,7 @@ class Record:
         objects = NOTHING if self.objects is None else self.objects.again()
         self._replaying = True
         try:
-            with self.surroundings(), substituted(scratch), objects, _attributes(seen) if seen else NOTHING:
+            with self.surroundings(recording), substituted(scratch), objects, _attributes(seen) if seen else NOTHING:
                 yield
         finally:
             self._replaying = False

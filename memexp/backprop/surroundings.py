@@ -21,11 +21,17 @@ class Surroundings:
         self.devices = sorted({x.device for x in tensors if x.device.type not in ("cpu", "meta")}, key=str)
         types = ["cpu", *sorted({device.type for device in self.devices})]
         self.autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in types]
+        self.cached = torch.is_autocast_cache_enabled()
 
-    def __call__(self) -> AbstractContextManager[Any]:
-        """Around every evaluation of a step: autocast as at the Chain's entry, and caches of weights out of force."""
+    def __call__(self, recording: bool = False) -> AbstractContextManager[Any]:
+        """Around every evaluation of a step: autocast as at the Chain's entry, and caches of weights out of force.
+
+        recording: all that is done inside is recorded by autograd. A weight that is read again and again, as in a loop over
+        time, is then cast once, as in the network without the engine, and its gradient is added up in the cast's type.
+        """
+        caches = recording and self.cached and not _in_autocast()
         set_again = [
-            torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False)
+            torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=caches)
             for kind, enabled, dtype in self.autocast
             if enabled or torch.is_autocast_enabled(kind)
         ]
@@ -52,6 +58,13 @@ class Surroundings:
         torch.set_rng_state(states[0])
         for device, state in zip(self.devices, states[1:], strict=True):
             torch.get_device_module(device).set_rng_state(state, device)
+
+
+def _in_autocast() -> bool:
+    """Whether a caller's autocast is around, in whose cache casts may be that have no graph."""
+    depth = torch.autocast_increment_nesting()
+    torch.autocast_decrement_nesting()
+    return depth > 1
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The rules of every strategy: statistics once, conditions replayed, autograd's gradients, tensors left alone."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -127,6 +128,45 @@ def test_a_weight_cast_in_a_first_pass_is_not_reused_without_its_graph():
         value = alone(x + alone(x)).sum()
     value.backward()
     torch.testing.assert_close(f.weight.grad, alone.weight.grad, rtol=2e-2, atol=2e-2)
+
+
+class Recurrent(nn.Module):
+    """Reads its weights once for each moment, with or without a graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.RNNCell(4, 4)
+        self.gate = nn.Linear(4, 4)
+
+    def forward(self, x):
+        state, states = x[0], []
+        for now in x:
+            with torch.no_grad():
+                scale = self.gate(now).sigmoid()
+            state = self.cell(now * scale, state) + self.gate(now)
+            states.append(state)
+        return torch.stack(states)
+
+
+@pytest.mark.parametrize("around", [False, True])
+def test_a_weight_that_is_read_again_and_again_is_cast_once_as_without_the_engine(around):
+    """Each cast would be kept by itself, and the gradient be added up in another type; not so inside a caller's autocast."""
+    torch.manual_seed(0)
+    steps = [Recurrent() for _ in range(2)]
+
+    def run(backprop):
+        chain = Chain(copy.deepcopy(steps), backprop)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = chain(torch.randn(9, 3, 4, generator=torch.Generator().manual_seed(1)))
+        with torch.autocast("cpu", torch.bfloat16) if around else nullcontext():
+            y.square().sum().backward()
+        return [p.grad for p in chain.parameters()]
+
+    expected, found = run("stored"), run("checkpointed")
+    if around:
+        assert all(torch.allclose(a, b, rtol=0.05, atol=0.05) for a, b in zip(found, expected, strict=True))
+    else:
+        assert all(map(torch.equal, found, expected))
 
 
 @recomputing
