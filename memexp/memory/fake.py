@@ -1,5 +1,6 @@
 """Tensors without data: code runs for its shapes only, at any size, in the time of its Python."""
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,8 @@ def without_data() -> Iterator[list[str]]:
         register_optimizer_step_pre_hook(lambda *_: answers.count(1)),
         register_optimizer_step_post_hook(lambda *_: answers.count(-1)),
     ]
+    torchs = logging.getLogger("torch._subclasses.fake_tensor")  # prints a traceback of what is raised, too
+    disabled, torchs.disabled = torchs.disabled, True
     try:
         with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True), answers:
             yield answers.read
@@ -57,6 +60,7 @@ def without_data() -> Iterator[list[str]]:
             ]
         ) from error
     finally:
+        torchs.disabled = disabled
         for hook in hooks:
             hook.remove()
 

@@ -149,3 +149,9 @@ def test_a_value_that_the_network_reads_is_known_or_said():
         assert float(torch.randn(())) == 0
     assert len(read) == 1
     assert read[0].startswith("test_without_data.py:")
+
+
+def test_what_torch_cannot_do_without_data_is_raised_and_not_printed_beside(capfd):
+    with pytest.raises(RuntimeError, match="mat_a"), without_data():
+        torch._grouped_mm(torch.ones(2, 8, 8), torch.ones(2, 8, 8))
+    assert capfd.readouterr().err == ""
