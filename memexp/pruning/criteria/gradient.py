@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from memexp.channels import Group
 from memexp.pruning.calibration import Calibration, calibrating, gradients
 from memexp.pruning.criteria.base import OfElements
-from memexp.pruning.criteria.twice import twice
+from memexp.pruning.criteria.twice import check_twice, twice
 from memexp.pruning.filters import combined, layer_of, normalised, rows, tensor_of
 
 
@@ -85,6 +85,7 @@ def hessian_diagonal(
         totals = [torch.zeros_like(t, dtype=torch.float64) for t in tensors]
         samples = 0
         for loss, count in calibration.losses(network):
+            check_twice(loss, "obd")
             first = torch.autograd.grad(loss, tensors, create_graph=True, allow_unused=True, materialize_grads=True)
             # a loss that is linear in all of them, or does not reach them, has no second derivative
             for v in signs if any(g.requires_grad for g in first) else ():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from memexp.channels import Group, Member
 from memexp.pruning.calibration import Calibration, calibrating
 from memexp.pruning.criteria.base import Criterion
-from memexp.pruning.criteria.twice import twice
+from memexp.pruning.criteria.twice import check_twice, twice
 from memexp.pruning.filters import combined, layer_of, rows, tensor_of, weights
 
 
@@ -78,11 +78,12 @@ def hessian(network: nn.Module, name: str, calibration: Calibration) -> Tensor:
         total = torch.zeros(weight.numel(), weight.numel(), dtype=torch.float64, device=weight.device)
         samples = 0
         for loss, count in calibration.losses(network):
+            check_twice(loss, "obs")
             (gradient,) = torch.autograd.grad(loss, weight, create_graph=True)
             if gradient.requires_grad:
                 for row, element in zip(total, gradient.flatten(), strict=True):
-                    (second,) = torch.autograd.grad(element, weight, retain_graph=True)
-                    row += second.flatten()
+                    (second,) = torch.autograd.grad(element, weight, retain_graph=True, allow_unused=True)
+                    row += 0 if second is None else second.flatten()  # None: the loss is linear in it
             samples += count
     return total / samples
 
