@@ -6,15 +6,16 @@ error as the reason, and the rest is tried again.
 """
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from memexp.channels.applying import narrow
 from memexp.channels.graph import ChannelError, Graph, assemble
 from memexp.channels.narrowing import narrow_edit
+from memexp.channels.outputs import tensors_in
 from memexp.channels.skipping import ShapesOnly
 from memexp.channels.tape import Tape
 
@@ -59,9 +60,5 @@ def _some(number: int, size: int) -> int:
     return 1 + (size - 1) * (20 + 37 * number % 61) // 100
 
 
-def _shapes(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return tuple(value.shape)
-    if isinstance(value, Mapping):
-        return [_shapes(item) for item in value.values()]
-    return [_shapes(item) for item in value] if isinstance(value, list | tuple) else None
+def _shapes(value: Any) -> list[tuple[int, ...]]:
+    return [tuple(tensor.shape) for tensor in tensors_in(value)]

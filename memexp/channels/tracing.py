@@ -21,11 +21,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from memexp.channels import contracting, moving, normalising, rules  # noqa: F401  (rules register themselves)
 from memexp.channels.attention import all_adapted
 from memexp.channels.graph import ChannelError, Graph
+from memexp.channels.outputs import tensors_in
 from memexp.channels.planes import tidy
 from memexp.channels.settling import settle
 from memexp.channels.sizes import Size, tracked_attributes
 from memexp.channels.skipping import shaped
 from memexp.channels.tape import Tape
+from memexp.channels.untouched import untouched
 
 # carried out in smaller operations, among them a number that follows from a length: a scale from that of a head
 WHOLE = {scaled_dot_product_attention: torch.ops.aten.scaled_dot_product_attention.default}
@@ -56,7 +58,7 @@ def trace(network: nn.Module, *example_inputs: Any) -> Graph:
             tape.adopt_together({f"{path}.{n}" if path else n: t for n, t in module.state_dict(keep_vars=True).items()})
     for name, tensor in network.state_dict(keep_vars=True).items():
         tape.adopt(name, tensor)
-    for tensor in _tensors(example_inputs):
+    for tensor in tensors_in(example_inputs):
         tape.known(tensor).activation = True
     modes = [(module, module.training) for module in modules.values()]
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -64,6 +66,7 @@ def trace(network: nn.Module, *example_inputs: Any) -> Graph:
         network.eval()
         torch.backends.mha.set_fastpath_enabled(False)
         with (
+            untouched(network),
             all_adapted(network),
             tracked_attributes(network),
             torch.no_grad(),
@@ -71,11 +74,11 @@ def trace(network: nn.Module, *example_inputs: Any) -> Graph:
             _Operations(tape),
         ):
             outputs = network(*example_inputs)
-        if not _tensors(outputs):
+        if not tensors_in(outputs):
             raise ChannelError(
                 f"the network returns a {type(outputs).__name__}: return tensors, or tuples or dicts of them"
             )
-        for tensor in _tensors(outputs):
+        for tensor in tensors_in(outputs):
             tape.used(tape.known(tensor))
             for plane in tape.planes(tensor):
                 tape.atoms.freeze(plane, "it is part of the network's output")

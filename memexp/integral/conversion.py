@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from memexp import edits
 from memexp.channels import Graph, trace
+from memexp.channels.outputs import tensors_in
 from memexp.fusing.flow import TWO_NAMES
 from memexp.fusing.flow import trace as watch
 from memexp.fusing.foldable import found as found_folds
@@ -256,11 +257,7 @@ def _permute(part: Stretch, tensors: Mapping[str, Tensor]) -> tuple[float, float
 def _outputs(network: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
     """Of the network in evaluation, with random layers as they are there."""
     with torch.no_grad():
-        found = network(*inputs)
-    if isinstance(found, Tensor):
-        return [found]
-    values = found.values() if isinstance(found, dict) else found
-    return [value for value in values if isinstance(value, Tensor)]
+        return tensors_in(network(*inputs))
 
 
 def _compare(found: IntegralNetwork, expected: list[Tensor], inputs: tuple[Any, ...]) -> None:

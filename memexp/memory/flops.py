@@ -116,6 +116,16 @@ def _added_product(_: Any, a: Tensor, b: Tensor, *rest: Any, out: Any, **options
     return 2 * a.numel() * b.shape[-1]
 
 
+def _trilinear(*arguments: Any, out: Any, **options: Any) -> int:
+    """nn.Bilinear: sums of products of three tensors, each with its missing dimensions."""
+    shapes = []
+    for tensor, missing in zip(arguments[:3], arguments[3:6], strict=True):
+        for dim in sorted(missing):
+            tensor = tensor.unsqueeze(dim)
+        shapes.append(tensor.shape)
+    return 2 * prod(torch.broadcast_shapes(*shapes))
+
+
 def _linear(x: Tensor, weight: Tensor, *rest: Any, out: Any, **options: Any) -> int:
     return 2 * _rows(x) * weight.numel()
 
@@ -147,6 +157,7 @@ FORMULAS: dict[Any, Callable[..., int]] = {
     aten.addbmm: _added_product,
     aten.baddbmm_: _added_product,
     aten._int_mm: _product,
+    aten._trilinear: _trilinear,
     aten.linear: _linear,
     aten.mkldnn_linear: _linear,
 }

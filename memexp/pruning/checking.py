@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
+from memexp.channels.outputs import tensors_in
 from memexp.pruning.calibration import evaluating
 
 # by dtype: how far the two may be, relative to the largest output; sums over fewer channels round differently
@@ -33,9 +33,9 @@ def difference(one: nn.Module, other: nn.Module, batches: Iterable[Sequence[Tens
     worst = 0.0
     with evaluating(one), evaluating(other), _full_precision():
         for inputs in batches:
-            expected = _outputs(other(*inputs))
+            expected = tensors_in(other(*inputs))
             try:
-                found = _outputs(one(*inputs))
+                found = tensors_in(one(*inputs))
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as fault:
@@ -63,10 +63,6 @@ def check(narrowed: nn.Module, masked: nn.Module, batches: Iterable[Sequence[Ten
             f"{limit:.0e}): nothing was pruned; leave the layers at fault out by scope={{LAYER: ratio}}"
         )
     return {"error": error, "limit": limit}
-
-
-def _outputs(value: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def _full_precision() -> AbstractContextManager[Any]:

@@ -106,6 +106,11 @@ def test_flops_of_grouped_attention_on_a_gpu_as_by_hand(kernel):
     assert flops.count(backward, (grad, query, key, value), {}, None) == scores * (3 * 6 + 2 * 4)
 
 
+def test_macs_of_a_bilinear_layer_as_by_hand():
+    layer = nn.Bilinear(8, 5, 6)
+    assert track(lambda: layer(torch.zeros(4, 8), torch.zeros(4, 5)), layer).macs_forward == 4 * 6 * 8 * 5
+
+
 def test_d12_macs_of_a_recurrent_layer_as_by_hand():
     layer, x = nn.LSTM(12, 20), torch.zeros(5, 3, 12)
     report = track(lambda: layer(x)[0].sum().backward(), layer)

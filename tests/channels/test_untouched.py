@@ -1,0 +1,95 @@
+"""A trace runs the network that it is given, and leaves it as it was; what comes out in a dataclass is an output, too."""
+
+import copy
+import pickle
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from memexp import channels, edits, integral, pruning
+
+IMAGES = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+
+
+class Stateful(nn.Module):
+    """What forwards do to their modules: a table made at the first call, parameters set by the first batch, counts, caches."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+        self.scale = nn.Parameter(torch.ones(1, 8, 1, 1))
+        self.table, self.seen, self.latest = None, [], {"width": 0}
+        self.register_buffer("ready", torch.tensor(False))
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x):
+        y = self.first(x)
+        if self.table is None:
+            self.table = torch.arange(4.0) @ torch.ones(4, 4)
+        if not self.ready:
+            self.scale.data.copy_(1 / (y.std((0, 2, 3), keepdim=True) + 1e-6))
+            self.ready.fill_(True)
+        self.mean.mul_(0.9).add_(y.mean((0, 2, 3)), alpha=0.1)
+        self.seen.append(y.shape[1])
+        self.latest["width"] = self.width = y.shape[1]
+        return self.last(torch.relu(y * self.scale)) * self.table
+
+
+def state(network):
+    attributes = {key: value for key, value in vars(network).items() if not key.startswith("_")}
+    return copy.deepcopy((attributes, network.state_dict()))
+
+
+def same(a, b):
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    return all(map(same, a, b)) if isinstance(a, tuple) else type(a) is type(b) and a == b
+
+
+@pytest.mark.parametrize("run_before", [False, True])
+def test_a_network_is_as_it_was(run_before):
+    network = Stateful()
+    if run_before:
+        network.eval()(IMAGES)
+    before = state(network)
+    channels.trace(network, IMAGES)
+    assert same(state(network), before)
+    pickle.dumps(network)
+
+
+def test_a_pruned_network_is_what_its_edit_makes_of_a_new_one():
+    network, fresh = Stateful(), Stateful()
+    fresh.load_state_dict(network.state_dict())
+    pruned, edit = pruning.prune(network.eval(), IMAGES, ratio=0.5)
+    again = edits.apply(fresh.eval(), edit)
+    assert torch.equal(pruned(IMAGES), again(IMAGES))
+
+
+@dataclass
+class Features:
+    scores: Tensor | None
+    maps: list[Tensor]
+
+
+class InDataclass(nn.Module):
+    def __init__(self, beside):
+        super().__init__()
+        self.first, self.last, self.beside = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), beside
+
+    def forward(self, x):
+        y = torch.relu(self.first(x))
+        return (self.last(y), Features(None, [y])) if self.beside else Features(self.last(y), [])
+
+
+def test_channels_of_outputs_in_a_dataclass_stay():
+    with pytest.raises(ValueError, match="no layer of this network has channels"):
+        pruning.prune(InDataclass(beside=True), IMAGES, ratio=0.5)
+    pruned, _ = pruning.prune(InDataclass(beside=False), IMAGES, ratio=0.5)
+    assert pruned(IMAGES).scores.shape == (2, 4, 4, 4)
+    assert pruned.first.out_channels == 4
+    half = integral.convert(InDataclass(beside=False), IMAGES).discretize(0.5)
+    assert half.first.out_channels == 4
