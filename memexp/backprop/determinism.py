@@ -41,3 +41,9 @@ def altered(name: str) -> str:
         "as in the first pass (does it depend on something that changed since, or on a kernel that is not "
         "deterministic?): set torch.use_deterministic_algorithms(True), or use exact=false"
     )
+
+
+def check_unaltered(name: str, found: Tensor, expected: Tensor) -> None:
+    """Raises RuntimeError where two fingerprints differ."""
+    if not torch.equal(found, expected):
+        raise RuntimeError(altered(name))

@@ -1,5 +1,6 @@
 """Errors of the engine name the step that they are about."""
 
+import torch
 from torch import nn
 
 
@@ -10,3 +11,13 @@ class StepError(ValueError):
 def describe(index: int, step: nn.Module) -> str:
     """How errors name a step."""
     return f"step {index} ({step._get_name()})"
+
+
+def not_here(name: str) -> str:
+    """The message of a backward pass of steps where recomputing is not possible."""
+    if torch.is_inference_mode_enabled():
+        return f"backward of {name} inside torch.inference_mode(): a recomputation is recorded, and there nothing is"
+    return (
+        f"double backward (create_graph=True) through {name}: recomputing strategies give first derivatives only; use "
+        "backprop=stored for second derivatives"
+    )

@@ -26,11 +26,22 @@ def may_escape(modules: Sequence[nn.Module]) -> bool:
     """Whether a module may leave tensors somewhere, being neither torch's nor of the engine, or having a forward hook; or
     computes otherwise where nothing is recorded.
     """
-    if any(map(_is_foreign, set(map(type, modules)))):
+    if any(map(_is_foreign, set(map(type, modules)))) or any(["forward" in m.__dict__ for m in modules]):
         return True
     if any([isinstance(m, FUSED) and not m.training for m in modules]):
         return True
-    hooks = [hook for m in modules for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
+    return _keep([hook for m in modules for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())])
+
+
+def is_listened_to() -> bool:
+    """Whether there are somebody's hooks on all modules."""
+    every = torch.nn.modules.module
+    if not every._global_forward_hooks and not every._global_forward_pre_hooks:
+        return False
+    return _keep([*every._global_forward_hooks.values(), *every._global_forward_pre_hooks.values()])
+
+
+def _keep(hooks: Sequence[Any]) -> bool:
     return any(not getattr(hook, "__module__", "").startswith("memexp.") for hook in hooks)  # ours keep nothing
 
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from memexp.backprop.capture import is_captured
 from memexp.backprop.context import Context, takes
-from memexp.backprop.determinism import altered, explain, fingerprint
+from memexp.backprop.determinism import check_unaltered, explain, fingerprint
 from memexp.backprop.drift import Drift, Sample
-from memexp.backprop.errors import StepError, describe
-from memexp.backprop.escaping import alone, constants, may_escape, remembered, without_graph
+from memexp.backprop.errors import StepError, describe, not_here
+from memexp.backprop.escaping import alone, constants, is_listened_to, may_escape, remembered, without_graph
 from memexp.backprop.graph import Known
 from memexp.backprop.measures import relative_error
 from memexp.backprop.plan import Keep
@@ -29,7 +29,7 @@ from memexp.backprop.replay import Frame, Record
 from memexp.backprop.rounding import RangeWatch, Rounding
 from memexp.backprop.run import run, run_all
 from memexp.backprop.surroundings import NOTHING, Surroundings
-from memexp.backprop.tail import LARGE_STREAMS, forgetful, without_tail
+from memexp.backprop.tail import LARGE_STREAMS, forgetful, forms, without_tail
 from memexp.backprop.task import Grads, Streams, Task, as_tuple, pull_back, undo_all
 
 Handed = tuple[Streams, tuple[nn.Module, Tensor] | None]
@@ -128,7 +128,8 @@ class Node:
             self._sample = self.call.drift.sample(streams) if self.call.drift else None
         begun, record, objects = torch.autograd._get_sequence_nr(), self.record, self.record.objects
         # compiled code knows by itself whether autograd records
-        self.escaping = not record.quiet and not record.compiled and may_escape(record.modules)
+        looked_at = is_listened_to() or (not record.quiet and may_escape(record.modules))
+        self.escaping = looked_at and not record.compiled
         with self.call.surroundings(), remembered(self.name) if self.escaping else NOTHING:
             outputs = run_all(self.steps, streams, self.frame, self.call.context)
         constant = constants(outputs, streams, self.escaping)
@@ -161,10 +162,12 @@ class Node:
                 f"a parameter of {self.name} was changed in place between forward and backward (an optimizer step?); "
                 "its recomputation would give another gradient: run backward first"
             )
-        if changed := self.call.surroundings.changed():
+        changed = [f"the buffer {name}" for name in self.record.buffers_changed()]
+        changed += [f"the keyword tensor {name}" for name in self.call.surroundings.changed()]
+        if changed:
             raise RuntimeError(
-                f"{self.name}: the keyword tensor {', '.join(changed)} was changed in place between forward and "
-                "backward; the recomputation would give another gradient: run backward first"
+                f"{self.name}: {', '.join(changed)} was changed in place between forward and backward; the recomputation "
+                "would give another gradient: run backward first"
             )
         if self.keep == "checkpointed":
             return self._recompute(kept, grads, needs, self._leaves(reads))
@@ -205,7 +208,7 @@ class Node:
         # a layer that was pruned gives other shapes for the same streams
         wanted = tuple([(p.requires_grad, p.shape) for p in record.parameters]), frozenset(self.known.unwanted), needs
         surroundings = tuple(record.modes), tuple(self.call.surroundings.autocast), self.call.rounding
-        steps = tuple(map(id, self.steps.values()))
+        steps = forms(record.modules)
         return without_tail(next(iter(self.steps.values())), (steps, wanted, surroundings), inputs)
 
     def _undo(
@@ -239,7 +242,7 @@ class Node:
         if self._fingerprint is None:
             return
         if late is not None:
-            late.append(partial(_unaltered, self.name, fingerprint(inputs), self._fingerprint))
+            late.append(partial(check_unaltered, self.name, fingerprint(inputs), self._fingerprint))
             return
         if torch.equal(fingerprint(inputs), self._fingerprint):
             return
@@ -262,12 +265,6 @@ class Node:
         return handed
 
 
-def _unaltered(name: str, found: Tensor, expected: Tensor) -> None:
-    """Raises RuntimeError where two fingerprints differ."""
-    if not torch.equal(found, expected):
-        raise RuntimeError(altered(name))
-
-
 class _Recompute(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, node: Node, count: int, *tensors: Tensor) -> Streams:
@@ -283,11 +280,8 @@ class _Recompute(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         kept = ctx.saved_tensors  # a second time, torch says so
         node: Node = ctx.node
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                f"double backward (create_graph=True) through {node.name}: recomputing strategies give first "
-                "derivatives only; use backprop=stored for second derivatives"
-            )
+        if torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+            raise RuntimeError(not_here(node.name))
         needs = ctx.needs_input_grad[2:]
         first, second = ctx.count, ctx.count + len(node.reads)
         # a leaf frozen since the first pass gets no gradient, as it gets none from autograd

@@ -14,120 +14,16 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import TensorWeakRef
 
 from memexp.backprop.cheap import again, is_cheap, written
+from memexp.backprop.values import Operation, Value, geometry, kind, unchanged
 
 SMALL = 1024  # bytes: what is not worth the work
 REDUCED = 4  # a result so many times smaller than what it is made of is kept
 NESTED = 2  # saved values that are dropped may be made of one another so deep: each is in memory for the next
-
-Geometry = tuple[torch.Size, tuple[int, ...], Any]
-
-
-class Value:
-    """What a storage holds between two writes to it.
-
-    Attributes:
-        kept: the tensor, if it stays in memory until backward; `version` as autograd counts writes to it.
-        source: the operation that makes it again, None where it is dear; `index` among its results.
-        uses: how often autograd has saved it though it is dropped.
-        depth: of dropped values that it is made of, with itself.
-    """
-
-    __slots__ = (
-        "__weakref__", "depth", "dtype", "entered", "free", "geometry", "held", "index", "kept", "lost", "nbytes", "source",
-        "uses", "version", "waiting", "weak",
-    )  # fmt: skip
-
-    def __init__(self, tensor: Tensor, source: "Operation | None" = None, index: int = 0) -> None:
-        self.geometry = geometry(tensor)
-        self.dtype = tensor.dtype
-        self.nbytes = tensor.nbytes
-        self.source, self.index = source, index
-        self.free = isinstance(tensor, nn.Parameter)  # stays in memory anyway
-        self.weak = TensorWeakRef(tensor) if source is None else None
-        self.kept: Tensor | None = None
-        self.version = 0
-        self.entered = False  # often in memory for others, too
-        self.lost = False  # written over
-        self.uses = self.waiting = self.depth = 0
-        self.held: Tensor | None = None  # remade, until all who saved it have had it
-
-    def written(self, tensor: Tensor, source: "Operation | None") -> "Value":
-        """The next value of the same storage, after a write through `tensor`."""
-        found = Value(tensor, source)
-        if source is not None:
-            found.geometry, found.dtype, found.nbytes = self.geometry, self.dtype, self.nbytes
-        return found
-
-    def keep(self, tensor: Tensor) -> None:
-        self.kept, self.version = tensor, tensor._version
-        self.source = None
-
-    def tensor(self) -> Tensor:
-        """The value, remade if it is not kept.
-
-        Raises:
-            RuntimeError: the kept tensor was written to since, by something outside of what was followed.
-        """
-        if self.kept is not None:
-            return unchanged(self.kept, self.version)
-        if self.held is not None:
-            return self.held
-        assert self.source is not None
-        made = self.source.again(self.index)
-        if (made.stride(), made.storage_offset()) != self.geometry[1:]:
-            made = torch.empty_strided(*self.geometry[:2], dtype=made.dtype, device=made.device).copy_(made)
-        if self.uses:
-            self.held, self.waiting = made, self.uses
-        return made
-
-
-class Operation:
-    """One that was done. arguments: in place of each tensor, in lists, too, a tuple, its value and geometry.
-    target: the argument that it writes to and that is its result.
-    """
-
-    __slots__ = ("arguments", "function", "kwargs", "target")
-
-    def __init__(self, function: Any, arguments: list[Any], kwargs: Any, target: int | None) -> None:
-        self.function, self.arguments, self.kwargs, self.target = function, arguments, kwargs, target
-
-    @property
-    def values(self) -> Iterator[Value]:
-        for argument in self.arguments:
-            if type(argument) is tuple:
-                yield argument[0]
-            elif type(argument) is list:
-                yield from (part[0] for part in argument if type(part) is tuple)
-
-    def again(self, index: int) -> Tensor:
-        arguments: list[Any] = []
-        root: Tensor | None = None
-        for position, argument in enumerate(self.arguments):
-            if type(argument) is list:
-                argument = [_tensor(*part) if type(part) is tuple else part for part in argument]
-            elif type(argument) is tuple:
-                value, shape = argument
-                argument = value.tensor()
-                if position == self.target:
-                    root = argument = argument.clone() if argument is value.kept or argument is value.held else argument
-                argument = argument if shape == value.geometry else argument.as_strided(*shape)
-            arguments.append(argument)
-        out = self.function(*arguments, **self.kwargs)
-        if root is not None:
-            return root
-        made: Tensor = out if isinstance(out, Tensor) else out[index]
-        return made
-
-
-def _tensor(value: Value, shape: Geometry) -> Tensor:
-    tensor = value.tensor()
-    return tensor if shape == value.geometry else tensor.as_strided(*shape)
 
 
 class Remaking(TorchDispatchMode):
@@ -151,20 +47,22 @@ class Remaking(TorchDispatchMode):
     def pack(self, tensor: Tensor) -> Any:
         """What autograd is to hold for a tensor that it saves."""
         if tensor.layout is not torch.strided or tensor.nbytes < SMALL:
-            return tensor, tensor._version
+            return _alone(tensor), tensor._version
         value = self._value(tensor)
-        if value.kept is None and value.source is not None and value.dtype is tensor.dtype and _dropped(value):
+        if value.kept is not None or value.kind != kind(tensor):
+            return _alone(tensor), tensor._version
+        if value.source is not None and _dropped(value):
             value.uses += 1
             return value, geometry(tensor)
-        if value.kept is None and value.dtype is tensor.dtype:
-            value.keep(tensor if geometry(tensor) == value.geometry else tensor.as_strided(*value.geometry))
+        tensor = _alone(tensor)
+        value.keep(tensor if geometry(tensor) == value.geometry else tensor.as_strided(*value.geometry))
         return tensor, tensor._version
 
     def leave(self, outputs: Sequence[Tensor]) -> None:
         """What leaves is in memory for others, and need not be remade."""
         for y in outputs:
             _, value = self._values.get(y.untyped_storage()._cdata, (None, None))
-            if value is not None and value.uses and value.kept is None:
+            if value is not None and value.uses and value.kept is None and value.kind == kind(y):
                 root = y.detach()
                 value.keep(root if geometry(root) == value.geometry else root.as_strided(*value.geometry))
         self._values.clear()
@@ -185,6 +83,8 @@ class Remaking(TorchDispatchMode):
             return
         function, arguments = again(func, args, out)
         operation, size = self._operation(function, arguments, kwargs)
+        if operation is None:
+            return
         for index, y in enumerate(results if function is func else results[:1]):
             storage = y.untyped_storage()
             if REDUCED * y.nbytes >= size and storage._cdata not in self._values:  # else it is a view
@@ -212,16 +112,23 @@ class Remaking(TorchDispatchMode):
             self._values[storage._cdata] = StorageWeakRef(storage), value.written(tensor, operation)
         return out
 
-    def _operation(self, function: Any, args: Any, kwargs: Any, target: int | None = None) -> tuple[Operation, int]:
-        """The operation, and the bytes of what it reads."""
+    def _operation(
+        self, function: Any, args: Any, kwargs: Any, target: int | None = None
+    ) -> tuple[Operation | None, int]:
+        """The operation, and the bytes of what it reads; None where it reads bits of a value as something else."""
         arguments, size = list(args), 0
         for position, argument in enumerate(arguments):
             if isinstance(argument, Tensor):
+                read = [argument]
                 arguments[position] = self._value(argument), geometry(argument)
-                size += argument.nbytes
             elif isinstance(argument, list | tuple):
+                read = [x for x in argument if isinstance(x, Tensor)]
                 arguments[position] = [(self._value(x), geometry(x)) if isinstance(x, Tensor) else x for x in argument]
-                size += sum([x.nbytes for x in argument if isinstance(x, Tensor)])
+            else:
+                continue
+            if any([self._value(x).kind != kind(x) for x in read]):
+                return None, 0
+            size += sum([x.nbytes for x in read])
         return Operation(function, arguments, kwargs, target), size
 
 
@@ -250,17 +157,11 @@ def unpack(packed: Any) -> Tensor:
         return root if second == value.geometry else root.as_strided(*second)
 
 
-def unchanged(tensor: Tensor, version: int) -> Tensor:
-    if tensor._version != version:
-        raise RuntimeError(
-            f"a tensor of shape {tuple(tensor.shape)} that backward needs was changed in place since the forward pass (it is "
-            f"at version {tensor._version}, expected {version}): run backward first, or use an operation that is not in place"
-        )
-    return tensor
-
-
-def geometry(tensor: Tensor) -> Geometry:
-    return tensor.shape, tensor.stride(), tensor.storage_offset()
+def _alone(tensor: Tensor) -> Tensor:
+    """In place of the output of the node that saves it, which would hold itself for good."""
+    node = tensor.grad_fn
+    own = node is not None and node._sequence_nr() == torch._C._autograd._get_sequence_nr() - 1
+    return tensor.detach() if own else tensor
 
 
 def _dropped(value: Value) -> bool:

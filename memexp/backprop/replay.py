@@ -34,13 +34,13 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
+from memexp.backprop.buffers import Values, as_before, moved, noted
 from memexp.backprop.objects import Objects
 from memexp.backprop.quiet import is_quiet, survey
 from memexp.backprop.rounding import RangeWatch, Rounding
 from memexp.backprop.surroundings import NOTHING, Surroundings
 
 T = TypeVar("T")
-LARGE = 2**16  # bytes of a buffer from which on it is copied only if it is written to
 
 
 @dataclass(slots=True)
@@ -141,16 +141,23 @@ class Record:
         self.objects = Objects(handed) if len(handed) > len(surroundings.versions) else None
         self._versions = [p._version for p in self.parameters]
         self._memory = [p.untyped_storage()._cdata for p in self.parameters]
-        self._buffered = [m for m in buffered if not isinstance(m, _NormBase)]
+        self._watched = [m for m in modules if not isinstance(m, _NormBase)]
+        self._read = [m for m in buffered if not (m.training and isinstance(m, _NormBase))]
+        self._left: list[tuple[nn.Module, str, Tensor, int]] = []
         self._states: list[tuple[str, list[Tensor]]] = []
         self._random: dict[str, list[Tensor]] = {}
-        self._buffers: dict[str, list[tuple[nn.Module, str, Tensor]]] = {}
+        self._buffers: dict[str, Values] = {}
         self._replaying = False
 
     def settle(self) -> None:
         """After the first pass: which branches have drawn random numbers, which objects have changed?"""
         if self.objects is not None:
             self.objects.settle()
+        if self._read:
+            own = [
+                (m, n, b) for m in self._read for n, b in m._buffers.items() if b is not None and not b.is_inference()
+            ]
+            self._left = [(m, name, buffer, buffer._version) for m, name, buffer in own]
         states, self._states = self._states, []
         if not states:
             return
@@ -176,22 +183,34 @@ class Record:
             p.untyped_storage()._cdata for p in self.parameters
         ]
 
+    def buffers_changed(self) -> list[str]:
+        """Buffers that the first pass has read, and not moved, which were written to since."""
+        moved = {(module, name) for values in self._buffers.values() for module, name, _ in values}
+        return [
+            f"{name} of {type(module).__name__}"
+            for module, name, buffer, version in self._left
+            if buffer._version != version and module._buffers.get(name) is buffer and (module, name) not in moved
+        ]
+
     @contextmanager
     def again(self, recording: bool = False) -> Iterator[None]:
         """Around each later evaluation of the step or of one of its branches. recording: of all that is done inside."""
         seen: list[tuple[nn.Module, str, Any]] = []
-        scratch: list[tuple[nn.Module, str, Tensor]] = []
+        # buffers that others have taken the place of since
+        scratch: Values = [(m, name, b) for m, name, b, _ in self._left if m._buffers.get(name) is not b]
         if self.modes != [module.training for module in self.modules]:
             pairs = zip(self.modules, self.modes, strict=True)
             seen += [(module, "training", mode) for module, mode in pairs if module.training != mode]
         for norm in self._normalise:
             if not norm.track_running_stats:  # or in a recomputation of a Chain around
                 continue
-            if type(norm).forward is _BatchNorm.forward and not self.compiled:  # which would compile it once more
+            # without weights the statistics alone say in which type the kernel computes
+            plain = type(norm).forward is _BatchNorm.forward and norm.affine
+            if plain and not self.compiled:  # which would compile it once more
                 # it then leaves running statistics alone, and normalises as before; faster than moving copies
                 seen.append((norm, "track_running_stats", False))
             else:
-                scratch += [(norm, name, b.clone()) for name, b in norm._buffers.items() if b is not None]
+                scratch += [(norm, name, b) for name, b in norm._buffers.items() if b is not None]
         if self._ids != [id(p) for module, _ in self._held for p in module._parameters.values()]:
             for module, held in self._held:
                 own = module._parameters
@@ -211,28 +230,17 @@ class Record:
 
     def _watch(self, key: str, branch: Callable[..., T], inputs: tuple[Tensor, ...], context: dict[str, Any]) -> T:
         self._states.append((key, self.surroundings.random_state()))
-        before = [
-            (module, name, buffer, buffer._version, _copy(buffer))
-            for module in self._buffered
-            for name, buffer in module._buffers.items()
-            if buffer is not None and not buffer.is_inference()
-        ]
+        before = noted(self._watched)
         result = branch(*inputs, **context)
-        if before:
-            changed = [
-                (module, name, value)
-                for module, name, buffer, version, value in before
-                if module._buffers.get(name) is not buffer or buffer._version != version
-            ]
-            if changed:
-                self._buffers[key] = changed
+        if changed := moved(before):
+            self._buffers[key] = changed
         return result
 
     def _replay(self, key: str, branch: Callable[..., T], inputs: tuple[Tensor, ...], context: dict[str, Any]) -> T:
         if key not in self._random and key not in self._buffers:
             return branch(*inputs, **context)
         state = self._random.get(key)
-        with substituted([(m, name, value.clone()) for m, name, value in self._buffers.get(key, ())]):
+        with substituted(self._buffers.get(key, [])):
             if state is None:
                 return branch(*inputs, **context)
             callers = self.surroundings.random_state()
@@ -243,24 +251,9 @@ class Record:
                 self.surroundings.set_random_state(callers)
 
 
-def _copy(buffer: Tensor) -> Tensor:
-    """Its value, whatever becomes of it. A large one, such as a mask, is copied only when it is written to."""
-    if buffer.nbytes >= LARGE:
-        try:
-            return torch._lazy_clone(buffer)
-        except (RuntimeError, NotImplementedError):  # memory that torch did not allocate, or no data at all
-            pass
-    return buffer.clone()
-
-
-def substituted(values: list[tuple[nn.Module, str, Tensor]]) -> AbstractContextManager[None]:
+def substituted(values: Values) -> AbstractContextManager[None]:
     """The modules see `values` as their buffers; the buffers themselves are not touched."""
-    if not values:
-        return NOTHING
-    seen: dict[nn.Module, dict[str, Any]] = {}
-    for module, name, value in values:
-        seen.setdefault(module, dict(module._buffers))[name] = value
-    return _attributes([(module, "_buffers", buffers) for module, buffers in seen.items()])
+    return _attributes(as_before(values)) if values else NOTHING
 
 
 @contextmanager

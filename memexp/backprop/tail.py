@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_iter, tree_map
 LARGE_STREAMS = 2**17  # bytes: below, looking at each operation costs more than the last ones
 READ = {torch.ops.aten._local_scalar_dense, torch.ops.aten.equal}  # values that Python sees
 DETACH = torch.ops.aten.detach.default  # done for each tensor that is saved where a hook looks at it, and only there
+PLAIN = {int, float, bool, str, type(None)}
 HOMES = ("torch.nn.modules.", "torchvision.", "memexp.models.", "memexp.backprop.coupling", "memexp.backprop.euler")
 
 
@@ -58,6 +59,11 @@ def forgetful(modules: Iterable[nn.Module]) -> bool:
         and not (module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
         for module in modules
     )
+
+
+def forms(modules: Iterable[nn.Module]) -> Hashable:
+    """Which modules they are, and their settings: others may save what these do not."""
+    return tuple([(id(m), type(m), *[v for v in vars(m).values() if type(v) in PLAIN]) for m in modules])
 
 
 @contextmanager

@@ -245,61 +245,29 @@ def test_a_stream_written_in_place_is_named_also_where_torch_refuses_it_first(ne
         Chain([Writing()], "checkpointed")(torch.randn(2, 4, requires_grad=needs))
 
 
-class Biased(nn.Module):
-    """Gives beside its output what later blocks read: a mask that nothing is trained of, and a bias that is."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(4, 4)
-
-    def forward(self, x, mask=None, bias=None):
-        if mask is None:
-            mask, bias = torch.zeros(4), self.layer.bias * 2
-        flags.append((x.requires_grad, mask.requires_grad, bias.requires_grad))
-        return self.layer(x) + mask + bias, mask, bias
-
-
-flags: list[tuple[bool, ...]] = []
-
-
-@pytest.mark.parametrize("masks", [(), (torch.ones(4), torch.ones(4))], ids=["made", "given"])
-def test_what_depends_on_nothing_trained_is_not_taken_for_trained(masks):
-    """Attention on a GPU chooses its kernel by that, and with it the numbers that dropout draws (T5's bias)."""
-
-    def run(backprop):
-        torch.manual_seed(0)
-        flags.clear()
-        chain = Chain([Biased() for _ in range(3)], backprop)
-        outputs = chain(torch.ones(2, 4), *masks)
-        sum(y.sum() for y in outputs).backward()
-        return [y.requires_grad for y in outputs], list(flags), [p.grad for p in chain.parameters()]
-
-    of_outputs, seen, grads = run("stored")
-    assert of_outputs == [True, False, not masks]
-    found, flagged, theirs = run("checkpointed")
-    assert found == of_outputs
-    assert flagged[:3] == seen
-    assert [f[1:] for f in flagged[3:]] == [f[1:] for f in reversed(seen)]
-    assert all(map(torch.equal, theirs, grads))
-
-
+@pytest.mark.parametrize("way", ["a hook on all modules", "a forward of the instance"])
 @pytest.mark.parametrize("options", [{"backprop": "checkpointed"}, {"backprop": "reversible", "exact": True}])
-@pytest.mark.parametrize("trained", [True, False])
-def test_attention_in_evaluation_mode_is_computed_as_where_it_is_recorded(options, trained):
-    """torch has a fused kernel for where it is not, which rounds otherwise; exact was refused for it."""
+def test_what_is_kept_of_torchs_own_layers_is_refused_too(way, options):
+    torch.manual_seed(0)
+    kept = []
+    branches = [nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(4)]
+    steps = branches if "exact" not in options else [AdditiveCoupling(*branches[:2]), AdditiveCoupling(*branches[2:])]
+    layer = branches[1][0]
 
-    def run(backprop):
-        torch.manual_seed(0)
-        layers = [nn.TransformerEncoderLayer(16, 2, 32, batch_first=True) for _ in range(4)]
-        layers[0].requires_grad_(trained)
-        # a stream with one reader: several add up their gradients in another order
-        branches = [nn.Sequential(nn.Linear(16, 16), layer) for layer in layers]
-        pairs = zip(branches[::2], branches[1::2], strict=True)
-        steps = [AdditiveCoupling(f, g) for f, g in pairs] if "exact" in options else branches
-        chain = Chain(steps, **(backprop | {"exact": True} if "exact" in options else backprop)).eval()
-        x = torch.randn(2, 3, 16)
-        outputs = chain(x, x * 2) if "exact" in options else (chain(x),)
-        sum(y.square().sum() for y in outputs).backward()
-        return [*outputs, *(p.grad for p in chain.parameters() if p.requires_grad)]
+    def patched(x):
+        kept.append(nn.functional.linear(x, layer.weight, layer.bias))
+        return kept[-1]
 
-    assert all(map(torch.equal, run(options), run({"backprop": "stored"})))
+    def listen(module, inputs, output):
+        kept.extend([output] if module is layer else [])
+
+    streams = [torch.randn(5, 4)] * (2 if "exact" in options else 1)
+    if way == "a hook on all modules":
+        handle = nn.modules.module.register_module_forward_hook(listen)
+    else:
+        layer.forward = patched
+    y = Chain(steps, **options)(*streams)
+    if way == "a hook on all modules":
+        handle.remove()
+    with pytest.raises(StepError, match="hands out beside its outputs"):
+        (sum(part.sum() for part in y) + kept[0].square().sum()).backward()

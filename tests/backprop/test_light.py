@@ -1,6 +1,8 @@
 """Light: what is cheap to make is remade, bit for bit, on any network; and it is less than stored keeps."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -201,3 +203,78 @@ def test_without_gradients_it_is_stored():
     stored, light = pair([Written(gated)])
     with torch.no_grad():
         assert torch.equal(light(*wide()), stored(*wide()))
+
+
+KEEPING = [
+    *(
+        torch.tanh,
+        torch.sigmoid,
+        torch.exp,
+        functional.relu,
+        torch.rsqrt,
+        torch.norm,
+        torch.logsumexp,
+        torch.cumprod,
+        torch.std,
+    ),
+    *(functional.softmax, functional.log_softmax, torch.amax, functional.layer_norm, torch.max),
+]
+
+
+@pytest.mark.parametrize("function", KEEPING, ids=lambda function: function.__name__)
+def test_a_pass_of_which_there_is_no_backward_does_not_stay_in_memory(function):
+    """Nodes that save their own output would hold themselves."""
+    more = {torch.logsumexp: (-1,), torch.cumprod: (-1,), functional.softmax: (-1,), functional.log_softmax: (-1,)}
+    more |= {functional.layer_norm: ((64,),), torch.amax: (-1,)}
+
+    class Step(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(64, 64)
+
+        def forward(self, x):
+            y = self.layer(x)
+            made.append(weakref.ref(y))
+            function(y.abs() + 1, *more.get(function, ()))
+            return functional.silu(y)
+
+    made = []
+    y = Chain([Step(), Step()], "light")(torch.randn(32, 64))
+    del y
+    gc.collect()
+    assert [ref() for ref in made] == [None, None]
+
+
+class Viewed(nn.Module):
+    """Reads the bits of a tensor as something else."""
+
+    def __init__(self, how, dtype=torch.float32):
+        super().__init__()
+        self.layer, self.how = nn.Linear(64, 64, dtype=dtype), how
+
+    def forward(self, x):
+        return x + self.how(torch.tanh(self.layer(x)))
+
+
+@pytest.mark.parametrize(
+    ("how", "dtype"),
+    [
+        (lambda z: z.conj() * torch.tanh(z), torch.complex64),
+        (lambda z: torch.complex(z.real.tanh(), z.imag.sigmoid()), torch.complex64),
+        (lambda z: torch.view_as_complex(torch.view_as_real(z).tanh()), torch.complex64),
+        (lambda z: torch._neg_view(z) * torch.tanh(z.imag), torch.complex64),
+        (lambda h: torch.where(h.view(torch.int32) % 4 != 0, h, 0.0) * h, torch.float32),
+        (lambda h: h * (h.view(torch.int32) & 1), torch.float32),
+    ],
+    ids=["conj", "parts", "view_as_real", "neg", "where", "bits"],
+)
+def test_bits_that_are_read_as_something_else(how, dtype):
+    torch.manual_seed(0)
+    steps, x = [Viewed(how, dtype) for _ in range(2)], torch.randn(32, 64, dtype=dtype)
+
+    def run(backprop):
+        network = Chain(copy.deepcopy(steps), backprop)
+        network(x).abs().square().mean().backward()
+        return [p.grad for p in network.parameters()]
+
+    assert all(map(torch.equal, run("light"), run("stored")))
