@@ -21,3 +21,16 @@ def not_here(name: str) -> str:
         f"double backward (create_graph=True) through {name}: recomputing strategies give first derivatives only; use "
         "backprop=stored for second derivatives"
     )
+
+
+def parameter_changed(name: str, within: bool) -> str:
+    """The message of a backward pass of steps with other parameters. within: their own forward has changed them."""
+    if within:
+        return (
+            f"{name} changes a parameter in place in its own forward, so that a recomputation would begin with another one: do "
+            "so outside of the forward, or use backprop=stored or light"
+        )
+    return (
+        f"a parameter of {name} was changed in place between forward and backward (an optimizer step?); its recomputation "
+        "would give another gradient: run backward first"
+    )

@@ -53,6 +53,12 @@ def _is_foreign(kind: type[nn.Module]) -> bool:
 _inside: ContextVar[bool] = ContextVar("inside", default=False)
 
 
+WITHIN = (
+    "differentiates in its own forward (torch.autograd.grad, backward), and its first pass keeps nothing that this needs: use "
+    "backprop=stored or light"
+)
+
+
 class Gone(Tensor):
     """Stands for a tensor that was not kept. Using it raises StepError; a backward pass that only passes by does not.
 
@@ -66,6 +72,8 @@ class Gone(Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         if func is torch.ops.aten.detach.default:  # as autograd does before it looks whether there is a gradient
             return args[0]
+        if is_remembered():
+            raise StepError(WITHIN)
         raise lost(next(leaf.step for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Gone)))
 
 
@@ -108,14 +116,18 @@ def constants(outputs: Sequence[Tensor], inputs: Sequence[Tensor], recorded: boo
 
 
 def without_graph(outputs: Sequence[Tensor], inputs: Sequence[Tensor], begun: int) -> tuple[Tensor, ...]:
-    """The outputs, without the graph that was recorded since `begun`, a sequence number of autograd (each thread's own)."""
-    return tuple(y if any(y is x for x in inputs) else _without_graph(y, begun) for y in outputs)
+    """The outputs, without the graph that was recorded since `begun`, a sequence number of autograd (each thread's own).
+
+    None is a view of what the caller does not see: torch lets nobody write to such an output.
+    """
+    return tuple([y if any([y is x for x in inputs]) else _without_graph(y, begun) for y in outputs])
 
 
 def _without_graph(y: Tensor, begun: int) -> Tensor:
-    if y.grad_fn is None or y.grad_fn._sequence_nr() < begun:
-        return y
-    return y.detach() if y._is_view() else y.detach_()
+    recorded = y.grad_fn is not None and y.grad_fn._sequence_nr() >= begun
+    if y._is_view() and (recorded or y.grad_fn is None):
+        return y.detach()
+    return y.detach_() if recorded else y
 
 
 def alone(tensor: Tensor, begun: int, name: str) -> Tensor:

@@ -20,7 +20,7 @@ from memexp.backprop.capture import is_captured
 from memexp.backprop.context import Context, takes
 from memexp.backprop.determinism import check_unaltered, explain, fingerprint
 from memexp.backprop.drift import Drift, Sample
-from memexp.backprop.errors import StepError, describe, not_here
+from memexp.backprop.errors import StepError, describe, not_here, parameter_changed
 from memexp.backprop.escaping import alone, constants, is_listened_to, may_escape, remembered, without_graph
 from memexp.backprop.graph import Known
 from memexp.backprop.measures import relative_error
@@ -133,7 +133,7 @@ class Node:
         with self.call.surroundings(), remembered(self.name) if self.escaping else NOTHING:
             outputs = run_all(self.steps, streams, self.frame, self.call.context)
         constant = constants(outputs, streams, self.escaping)
-        outputs = without_graph(outputs, streams, begun) if self.escaping else outputs
+        outputs = without_graph(outputs, streams, begun)
         record.settle()
         if objects is not None and objects.changed:
             if self.keep == "undone":
@@ -158,10 +158,7 @@ class Node:
             StepError: the recomputation reads what no input of the node is.
         """
         if self.record.parameters_changed():
-            raise RuntimeError(
-                f"a parameter of {self.name} was changed in place between forward and backward (an optimizer step?); "
-                "its recomputation would give another gradient: run backward first"
-            )
+            raise RuntimeError(parameter_changed(self.name, self.record.writes_parameters))
         changed = [f"the buffer {name}" for name in self.record.buffers_changed()]
         changed += [f"the keyword tensor {name}" for name in self.call.surroundings.changed()]
         if changed:

@@ -151,6 +151,7 @@ class Record:
 
     def settle(self) -> None:
         """After the first pass: which branches have drawn random numbers, which objects have changed?"""
+        self.writes_parameters = self.parameters_changed()
         if self.objects is not None:
             self.objects.settle()
         if self._read:

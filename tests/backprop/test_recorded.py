@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from memexp.backprop import AdditiveCoupling, Chain
+from memexp.backprop import AdditiveCoupling, Chain, StepError
 
 
 class Biased(nn.Module):
@@ -65,3 +65,44 @@ def test_attention_in_evaluation_mode_is_computed_as_where_it_is_recorded(option
         return [*outputs, *(p.grad for p in chain.parameters() if p.requires_grad)]
 
     assert all(map(torch.equal, run(options), run({"backprop": "stored"})))
+
+
+class Clamped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.layer.weight.clamp_(-0.1, 0.1)
+        return self.layer(x)
+
+
+class Energy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        (slope,) = torch.autograd.grad(self.layer(x).tanh().square().sum(), x, create_graph=True)
+        return x - slope
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (Clamped, r"step 0 \(Clamped\) changes a parameter in place in its own forward.*stored or light"),
+        (Energy, r"step 0 \(Energy\): differentiates in its own forward.*stored or light"),
+    ],
+)
+def test_what_a_step_does_in_its_forward_that_cannot_be_done_twice_is_named(kind, said):
+    with pytest.raises((RuntimeError, StepError), match=said):
+        Chain([kind()], "checkpointed")(torch.ones(2, 4, requires_grad=True)).sum().backward()
+
+
+@pytest.mark.parametrize("backprop", ["stored", "light", "checkpointed"])
+def test_an_output_may_be_written_to(backprop):
+    torch.manual_seed(0)
+    y = Chain([nn.Sequential(nn.Linear(4, 4), nn.Unflatten(1, (2, 2)))], backprop)(torch.ones(2, 4))
+    y += 1
+    y.square().sum().backward()
