@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 PAGE = 4096  # bytes: oneDNN begins each part of a workspace at a page
 
 
-def _batch_norm(args: Any, out: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Batch statistics kept for backward are in the parameters' float32 where the input is in half precision.
+def _statistics(args: Any, out: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A normalisation keeps its statistics for backward in the parameters' float32 where the input is in half precision.
 
-    So it is in the kernels; FakeTensor's rule for native_batch_norm gives them the input's dtype.
+    So it is in the kernels; FakeTensor's rules give them the input's dtype.
     """
     parameters = [tensor for tensor in args[1:5] if isinstance(tensor, Tensor)]
     if any(p.dtype is torch.float32 for p in parameters) and out[1].dtype is not torch.float32:
@@ -64,6 +64,8 @@ def _asked(time: int, batch: int, shapes: Any, dtype: torch.dtype, settings: tup
 
 
 CORRECTIONS: dict[Any, Callable[[Any, Any], Any]] = {
-    torch.ops.aten.native_batch_norm.default: _batch_norm,
+    torch.ops.aten.native_batch_norm.default: _statistics,
+    torch.ops.aten.native_layer_norm.default: _statistics,
+    torch.ops.aten.native_group_norm.default: _statistics,
     torch.ops.aten.mkldnn_rnn_layer.default: _recurrent,
 }

@@ -160,3 +160,21 @@ def test_what_torch_cannot_do_without_data_is_raised_and_not_printed_beside(capf
     with pytest.raises(RuntimeError, match="mat_a"), without_data():
         torch._grouped_mm(torch.ones(2, 8, 8), torch.ones(2, 8, 8))
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("same", [True, False])
+def test_statistics_of_normalisations_are_in_the_type_in_which_the_kernels_keep_them(half, same):
+    aten, weights = torch.ops.aten, half if same else torch.float32
+
+    def types():
+        x, w = torch.zeros(4, 8, dtype=half), torch.ones(8, dtype=weights)
+        return [
+            [t.dtype for t in aten.native_layer_norm(x, (8,), w, w, 1e-5)],
+            [t.dtype for t in aten.native_group_norm(x.view(1, 4, 8), w[:4], w[:4], 1, 4, 8, 2, 1e-5)],
+            [t.dtype for t in aten.native_batch_norm(x, w, w, None, None, True, 0.1, 1e-5)],
+        ]
+
+    expected = types()
+    with without_data():
+        assert types() == expected
