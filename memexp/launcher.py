@@ -200,8 +200,13 @@ def in_worker(job: Job, sweep: Sweep) -> float | None:
 
 
 def _returned(job: Job) -> JobReturn:
-    """What a sweeper that optimises looks at: the error of a job that is done; None, no figure, of one that is not."""
-    accuracy = job.results.get("accuracy") or {}
+    """What a sweeper that optimises looks at: the error of a job that is done; None, no figure, of one that is not.
+
+    Of the images by which a run chooses its best weights, where there are such, and never those that it is tested on.
+    """
+    stages = [stage.get("accuracy") or {} for stage in job.results.get("stages") or ()]
+    watched = [accuracy for accuracy in stages if accuracy.get("split") == "val"]
+    accuracy = watched[-1] if watched else job.results.get("accuracy") or {}
     returned = JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED)
     returned.return_value = accuracy.get("error") if job.status == "done" else None
     return returned

@@ -94,7 +94,9 @@ def from_plain(
     if (text := next((text for text in _texts(plain) if "${" in text), None)) is not None:
         raise ConfigError([f"{source} holds {text[:60]!r}; the configuration of a run has values only"])
     cfg = _completed(plain if new else _as_then(plain), source, {} if new else BEFORE)
-    problems = [problem for text in overrides if (problem := _amend(cfg, text, config_dirs)) is not None]
+    # a group as a whole, then its keys, in whatever order they were typed
+    ordered = sorted(overrides, key=lambda text: text.partition("=")[0] not in GROUPS)
+    problems = [problem for text in ordered if (problem := _amend(cfg, text, config_dirs)) is not None]
     if problems:
         raise ConfigError(problems)
     validate(cfg)

@@ -138,12 +138,16 @@ def caution(overrides: Sequence[str], config_name: str, config_dirs: Sequence[st
     chosen = next((text for text in overrides if text.startswith("experiment=")), None)
     if chosen is None:
         return None
-    cases = config.sweeper_of(overrides, config_name, config_dirs).get("cases")
-    if not isinstance(cases, Mapping) or len(cases) < 2 or any(text.startswith("arm=") for text in overrides):
+    typed = [text for text in overrides if text.startswith("arm=")]
+    cases = config.sweeper_of([text for text in overrides if text not in typed], config_name, config_dirs).get("cases")
+    if not isinstance(cases, Mapping) or len(cases) < 2:
         return None
+    if typed and (arm := _names(config.parser(config_dirs), typed[-1], list(cases))[0]) in cases:
+        return None
+    named = f"arm='{arm}' is none of the {len(cases)} arms of {chosen}" if typed else f"{chosen} has {len(cases)} arms"
     return (
-        f"{chosen} has {len(cases)} arms, and this run is none of them but what they have in common; -m runs all, and "
-        f"arm=NAME one: {'; '.join(map(str, cases))}"
+        f"{named}, and this run is none of them but what they have in common; -m runs all, and arm=NAME one: "
+        f"{'; '.join(map(str, cases))}"
     )
 
 

@@ -150,4 +150,7 @@ def test_a_run_that_is_none_of_an_experiments_arms_is_told_of_them():
     assert "has 4 arms, and this run is none of them" in told
     assert told.endswith("arm=NAME one: ResNet-32; RevNet-38; RevNet-38, stored; RevNet-38, exact")
     assert caution([*TABLE, "arm=ResNet-32"], "config", ()) is None
+    other = caution([*TABLE, "arm=RevNet-110"], "config", ())
+    assert other is not None
+    assert other.startswith("arm='RevNet-110' is none of the 4 arms of experiment=revnet/table3, and this run is none")
     assert caution(["experiment=node/fig2"], "config", ()) is None

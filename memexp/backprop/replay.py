@@ -205,8 +205,8 @@ class Record:
         for norm in self._normalise:
             if not norm.track_running_stats:  # or in a recomputation of a Chain around
                 continue
-            # without weights the statistics alone say in which type the kernel computes
-            plain = type(norm).forward is _BatchNorm.forward and norm.affine
+            # without weights, the statistics alone say under autocast in which type the kernel computes
+            plain = type(norm).forward is _BatchNorm.forward and (norm.affine or not self.surroundings.is_cast)
             if plain and not self.compiled:  # which would compile it once more
                 # it then leaves running statistics alone, and normalises as before; faster than moving copies
                 seen.append((norm, "track_running_stats", False))

@@ -21,6 +21,7 @@ class Surroundings:
         self.devices = sorted({x.device for x in tensors if x.device.type not in ("cpu", "meta")}, key=str)
         types = ["cpu", *sorted({device.type for device in self.devices})]
         self.autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in types]
+        self.is_cast = any([enabled for _, enabled, _ in self.autocast])
         self.cached = torch.is_autocast_cache_enabled()
 
     def __call__(self, recording: bool = False) -> AbstractContextManager[Any]:

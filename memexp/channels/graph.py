@@ -218,6 +218,8 @@ def _alone(tape: Tape, roots: Array, root: int) -> str:
 
 
 def _number(use: Use, roots: Array, place: Array) -> Number | None:
+    if use.plane.size == 0:  # a number that has come down to none
+        return None
     lines = np.moveaxis(roots[use.plane], use.axis, 0).reshape(use.plane.shape[use.axis], -1).max(axis=1)
     channels = [None if g < 0 else (g, c) for g, c in place[lines].tolist()]
     if all(channel is None for channel in channels) or len(set(channels)) == 1:

@@ -166,9 +166,9 @@ def _mix(cfg: DictConfig, classes: int) -> Mix | None:
 
     kinds: list[nn.Module] = []
     if cfg.mixup:
-        kinds.append(v2.MixUp(alpha=cfg.mixup, num_classes=classes))
+        kinds.append(v2.MixUp(alpha=float(cfg.mixup), num_classes=classes))
     if cfg.cutmix:
-        kinds.append(v2.CutMix(alpha=cfg.cutmix, num_classes=classes))
+        kinds.append(v2.CutMix(alpha=float(cfg.cutmix), num_classes=classes))
     return v2.RandomChoice(kinds) if len(kinds) > 1 else kinds[0]
 
 

@@ -1,6 +1,7 @@
 """Asks a run to stop: the first signal lets it finish its step and save, a second one ends it at once."""
 
 import signal
+import threading
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -28,7 +29,8 @@ class StopRequest:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Self:
-        for signum in SIGNALS:
+        # Python gives signals to the main thread alone: a run in another one is not stopped by them
+        for signum in SIGNALS if threading.current_thread() is threading.main_thread() else ():
             self._before[signum] = signal.signal(signum, self._receive)
         return self
 
