@@ -222,6 +222,7 @@ def _number(use: Use, roots: Array, place: Array) -> Number | None:
         return None
     lines = np.moveaxis(roots[use.plane], use.axis, 0).reshape(use.plane.shape[use.axis], -1).max(axis=1)
     channels = [None if g < 0 else (g, c) for g, c in place[lines].tolist()]
-    if all(channel is None for channel in channels) or len(set(channels)) == 1:
+    # of several channels in one line, or in all lines the same, none is counted; a single one may be
+    if all(channel is None for channel in channels) or (len(set(channels)) == 1 and use.plane.size > 1):
         return None
     return Number(use.module, use.name, use.index, tuple(channels))
