@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from memexp import build, data, sequence
-from memexp.config import ConfigError
+from memexp.config import ConfigError, quoted
 from memexp.data import DataError
 from memexp.memory.limit import hold
 from memexp.memory.snapshot import listen
@@ -72,6 +72,8 @@ def prepare(
     )
     if state is not None and to_train:
         _same_data(state, splits, path)
+    elif state is None and behind is not None:
+        _same_order(cfg.init_from, behind["classes"], splits.classes)
     current = Run(
         cfg,
         world,
@@ -155,6 +157,17 @@ def _normalised(
             *(list(own.mean), [round(value, 4) for value in trained["mean"]]),
         )
     return own
+
+
+def _same_order(start: str, then: Sequence[str] | None, now: Sequence[str]) -> None:
+    """Raises ConfigError where the run that this one starts from knows the same classes in another order; warns of others."""
+    if then is None or list(then) == list(now):
+        return
+    if sorted(then) == sorted(now):
+        told = ",".join(map(quoted, then))
+        raise ConfigError([f"init_from: {start} knows these classes in another order; give dataset.classes=[{told}]."])
+    pairs = [f"{a} -> {b}" for a, b in zip(then, now, strict=True) if a != b]
+    log.warning("warning: init_from: the scores of %s are taken for other classes: %s", start, ", ".join(pairs[:5]))
 
 
 def _same_data(state: dict[str, Any], splits: data.Splits, path: Path) -> None:
