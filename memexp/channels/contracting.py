@@ -38,7 +38,7 @@ def convolution(call: Call) -> Planes:
     if call["bias"] is not None:
         own = [p.reshape(shape) for p in call.planes(call["bias"])]
         for plane in own:
-            call.tape.role(plane, "out")
+            call.tape.role(plane, "bias")
         along = [call.out.shape[1] if d == 1 else 1 for d in range(call.out.ndim)]
         result = merge(atoms, [(result, along), (own, along)], f"{call.name}: bias and weight differ")
     return result
@@ -159,7 +159,7 @@ def product_and_bias(call: Call) -> Planes:
     result = contract(call, _operand(call, left), _operand(call, right))
     if call.tape.is_parameter(first):
         for plane in call.planes(first):
-            call.tape.role(plane, "out")
+            call.tape.role(plane, "bias")
     shape = tuple(call.out.shape)
     why = f"{call.name} meets it with entries that are no channels"
     call.tape.nonzero.extend(plane for plane in result if not along(call, first, varies(plane)))

@@ -25,8 +25,9 @@ class ChannelError(ValueError):
 class Member:
     """`indices[i]` along `dim` of the parameter or buffer `name` (of the state dict) belong to channel i.
 
-    role: out, the filters that make the channels (weight, bias); in, the weights that take them; direction, what is divided by
-    its norm to make filters (v of a weight norm); norm, other entries, such as those of a normalisation.
+    role: out, the filters that make the channels; bias, what is added to them, of whatever shape; in, the weights that take
+    them; direction, what is divided by its norm to make filters (v of a weight norm); norm, other entries, such as those of a
+    normalisation.
     """
 
     name: str
@@ -181,7 +182,7 @@ def _groups(
 
     groups: list[Group] = []
     for own, members in found.values():
-        if len(own) > 1 and any(member.role == "out" and member.name not in tape.buffers for member in members):
+        if len(own) > 1 and any(m.role in ("out", "bias") and m.name not in tape.buffers for m in members):
             place[own, 0], place[own, 1] = len(groups), np.arange(len(own))
             groups.append(Group(len(own), tuple(members), bool(nonzero[own].any())))
     return groups, place

@@ -40,7 +40,7 @@ def narrow_edit(graph: Graph, kept: Kept) -> dict[str, Any]:
 
 
 def _left(
-    graph: Graph, kept: Kept, roles: Sequence[str] = ("out", "in", "norm", "direction")
+    graph: Graph, kept: Kept, roles: Sequence[str] = ("out", "bias", "in", "norm", "direction")
 ) -> dict[tuple[str, int], NDArray[np.bool_]]:
     """Of each (parameter, dimension) that loses something: which of its indices stay."""
     found: dict[tuple[str, int], NDArray[np.bool_]] = {}
@@ -74,10 +74,10 @@ class masked(nn.Module):  # noqa: N801  (it reads as what it returns)
         super().__init__()
         self.network = copy.deepcopy(network)
         tensors = self.network.state_dict(keep_vars=True)
-        makers = {m.name for group in graph.groups for m in group.members if m.role == "out"}
+        makers = {m.name for group in graph.groups for m in group.members if m.role in ("out", "bias")}
         self._kept: dict[int, Tensor] = {}
         with torch.no_grad():
-            for (name, dim), left in _left(graph, kept, ("out", "norm")).items():
+            for (name, dim), left in _left(graph, kept, ("out", "bias", "norm")).items():
                 tensor = tensors[name]
                 if isinstance(tensor, nn.Parameter) or name in makers:
                     gone = torch.from_numpy(np.flatnonzero(~left)).to(tensor.device)

@@ -111,7 +111,7 @@ def pointwise(call: Call) -> Planes:
         f"{call.name} meets it with entries that are no channels",
     )
     marked = [t for t in tensors if call.planes(t)]
-    role: Role = "out" if call.func._schema.name.startswith(("aten::add", "aten::sub")) else "norm"
+    role: Role = "bias" if call.func._schema.name.startswith(("aten::add", "aten::sub")) else "norm"
     if all(map(call.tape.is_parameter, marked)):  # what they become is told by what takes the result
         call.tape.follow(result, [plane for t in marked for plane in call.planes(t)])
     else:

@@ -15,7 +15,7 @@ from memexp.channels.sizes import Attribute, Size
 
 # what takes no lengths from the source, and views what it is given
 WITHOUT_LENGTHS = {torch.flatten, Tensor.flatten, Tensor.ravel, torch.matmul, Tensor.matmul, Tensor.__matmul__, linear}
-Role = Literal["out", "in", "norm", "direction"]
+Role = Literal["out", "bias", "in", "norm", "direction"]
 
 
 @dataclass(frozen=True)

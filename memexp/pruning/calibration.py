@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from memexp.backprop import chains
 from memexp.pruning.filters import tensor_of
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor | Sequence[Tensor], Tensor]  # of a network of several inputs, as many tensors
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -23,7 +23,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 class Calibration:
     """What a criterion may read.
 
-    data: batches of (inputs, targets) on the network's device, to be gone through more than once: a list or a loader.
+    data: batches of (inputs, targets) on the network's device, to be gone through more than once: a list or a loader; inputs
+    are a tensor, or a list of those that the network is called with.
     loss_fn: (outputs, targets) -> the mean over the batch's samples. seed: of what is drawn.
     """
 
@@ -34,7 +35,14 @@ class Calibration:
     def losses(self, network: nn.Module) -> Iterator[tuple[Tensor, int]]:
         """For each batch the sum of its samples' losses, and how many they are."""
         for inputs, targets in self.data:
-            yield self.loss_fn(network(inputs), targets) * len(inputs), len(inputs)
+            tensors = tensors_of(inputs)
+            samples = len(tensors[0])
+            yield self.loss_fn(network(*tensors), targets) * samples, samples
+
+
+def tensors_of(inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """What the network is called with."""
+    return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
 
 
 def given(reader: str, needed: bool, data: Iterable[Batch] | None, loss_fn: Loss, seed: int) -> Calibration:

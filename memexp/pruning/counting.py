@@ -1,7 +1,7 @@
 """What a narrowed network would cost, counted on a copy without data: nothing is computed and no weight is copied."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 from memexp import edits
 from memexp.channels import Graph, narrow_edit
@@ -19,12 +20,18 @@ from memexp.pruning.selection import Kept
 
 @dataclass(frozen=True)
 class Use:
-    """One call of a module that has no modules inside: the module, narrowed and without data, its input and its output."""
+    """One call of a module that has no modules inside: the module, narrowed and without data, its arguments, its output."""
 
     name: str
     module: nn.Module
-    input: Tensor
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
     output: Tensor
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """The tensors among the arguments: at least one."""
+        return [value for value in tree_leaves((self.args, self.kwargs)) if isinstance(value, Tensor)]
 
 
 class Skeleton:
@@ -51,14 +58,14 @@ class Skeleton:
         found: list[Use] = []
 
         def hook(name: str) -> Any:
-            def note(module: nn.Module, inputs: Any, output: Any) -> None:
-                if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
-                    found.append(Use(name, module, inputs[0], output))
+            def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+                if isinstance(output, Tensor) and (use := Use(name, module, args, kwargs, output)).inputs:
+                    found.append(use)
 
             return note
 
         hooks = [
-            module.register_forward_hook(hook(name))
+            module.register_forward_hook(hook(name), with_kwargs=True)
             for name, module in network.named_modules()
             if not any(child != "parametrizations" for child, _ in module.named_children())
         ]

@@ -7,8 +7,6 @@ layers in the order of their energy is that of Yang, Chen, Sze 2017 (arXiv 1611.
 
 from collections.abc import Iterable
 
-from torch import nn
-
 from memexp.memory.tracker import track
 from memexp.pruning.counting import Use
 
@@ -21,14 +19,13 @@ def by_layer(uses: Iterable[Use]) -> dict[str, float]:
     """Picojoules of each layer for one sample; a layer that is called twice costs twice."""
     energy: dict[str, float] = {}
     for use in uses:
-        samples = len(use.input)
+        samples = len(use.inputs[0])
         words = sum(p.numel() for p in use.module.parameters())
-        traffic = words + (use.input.numel() + use.output.numel()) / samples
+        traffic = words + sum(t.numel() for t in (*use.inputs, use.output)) / samples
         spent = _macs(use) / samples * (MULTIPLY + ADD) + traffic * DRAM
         energy[use.name] = energy.get(use.name, 0.0) + spent
     return energy
 
 
 def _macs(use: Use) -> int:
-    module: nn.Module = use.module
-    return track(lambda: module(use.input)).macs_forward
+    return track(lambda: use.module(*use.args, **use.kwargs)).macs_forward

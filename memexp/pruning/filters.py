@@ -1,10 +1,12 @@
 """The filters of a group: which elements of which parameters each of its coupled channels owns.
 
 A group's channels live and die together (memexp.channels). Its "out" members are the layers that make the channels, one
-filter each; its "norm" members scale them; its "in" members read them and play no part in a score. Scores of a coupled
-group are combined in one way everywhere: each member is scored by itself, and a channel's score is the mean over members.
+filter each; its "norm" members scale them; its "bias" members, which are added to them, and its "in" members, which read
+them, play no part in a score. Scores of a coupled group are combined in one way everywhere: each member is scored by itself,
+and a channel's score is the mean over members.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -38,23 +40,38 @@ def members(group: Group, role: str) -> dict[str, Member]:
 
 
 def weights(network: nn.Module, group: Group) -> dict[str, Member]:
-    """The filters that make the group's channels: its "out" members but for biases."""
+    """The filters that make the group's channels: its "out" members but for vectors, which are factors of a filter."""
     return {name: m for name, m in members(group, "out").items() if tensor_of(network, name).ndim > 1}
 
 
 def normalised(network: nn.Module, group: Group, criterion: str) -> dict[str, Member]:
-    """The scales and shifts of the group's normalisations: its "norm" members but for running statistics.
+    """The scales and shifts of the group's normalisations: its "norm" and "bias" members of normalisation layers.
 
-    Raises ValueError, naming `criterion`, where it has none.
+    Slopes of a PReLU and scales of a branch (LayerScale) are none. Raises ValueError, naming `criterion`, where no layer
+    normalises the group by a scale.
     """
     parameters = dict(network.named_parameters(remove_duplicate=False))
-    found = {name: m for name, m in members(group, "norm").items() if m.name in parameters}
-    if not found:
+    found = {
+        name: m
+        for name, m in (members(group, "norm") | members(group, "bias")).items()
+        if m.name in parameters and _normalises(network.get_submodule(layer_of(name)))
+    }
+    if not any(is_scale(name) for name in found):
         raise ValueError(
             f"criterion={criterion} reads the scales of normalisation layers, and the channels of layer {layers(group)[0]} "
             "have none: choose another criterion, or leave that layer out by scope={LAYER: ratio}"
         )
     return found
+
+
+def is_scale(name: str) -> bool:
+    """Whether a parameter of a normalisation layer is its scale, not its shift."""
+    return name.rpartition(".")[2] not in ("bias", "beta")
+
+
+def _normalises(module: nn.Module) -> bool:
+    """Whether its class is a normalisation by name, or made of one: many libraries have a LayerNorm or RMSNorm of their own."""
+    return any(re.search(r"Norm(\dd)?$", kind.__name__) for kind in type(module).__mro__)
 
 
 def layers(group: Group) -> list[str]:

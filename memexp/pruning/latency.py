@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from memexp.pruning.calibration import evaluating
 from memexp.pruning.counting import Skeleton, Use, copied
@@ -69,16 +70,37 @@ class Table:
         return sum(self._seconds(use) for use in uses)
 
     def _seconds(self, use: Use) -> float:
-        key = (repr(use.module), tuple(use.input.shape), use.input.stride(), use.input.dtype)
+        leaves, form = tree_flatten((use.args, dict(use.kwargs)))
+        key = repr(use.module), str(form), *map(_configuration, leaves)
         if key not in self.entries:
             with _disable_current_modes():
                 self.entries[key] = self._measure(*_real(use))
         return self.entries[key]
 
 
-def _real(use: Use) -> tuple[nn.Module, tuple[Tensor]]:
-    """The module and an input of it, with numbers in them."""
-    return copied(use.module, _filled), (_filled(use.input),)
+class _Call(nn.Module):
+    """A module that takes the tensors among its arguments, the others being as they were."""
+
+    def __init__(self, use: Use) -> None:
+        super().__init__()
+        self.module = copied(use.module, _filled)
+        self.leaves, self.form = tree_flatten((use.args, dict(use.kwargs)))
+
+    def forward(self, *tensors: Tensor) -> Any:
+        given = iter(tensors)
+        leaves = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        args, kwargs = tree_unflatten(leaves, self.form)
+        return self.module(*args, **kwargs)
+
+
+def _real(use: Use) -> tuple[nn.Module, list[Tensor]]:
+    """The module and inputs of it, with numbers in them."""
+    plain = not use.kwargs and all(isinstance(value, Tensor) for value in use.args)
+    return copied(use.module, _filled) if plain else _Call(use), list(map(_filled, use.inputs))
+
+
+def _configuration(leaf: Any) -> Any:
+    return (tuple(leaf.shape), leaf.stride(), leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf)
 
 
 def _filled(tensor: Tensor) -> Tensor:
@@ -88,7 +110,7 @@ def _filled(tensor: Tensor) -> Tensor:
 
 
 def _volume(uses: Iterable[Use]) -> int:
-    return sum(use.input.numel() for use in uses)
+    return sum(tensor.numel() for use in uses for tensor in use.inputs)
 
 
 def _wait(device: torch.device) -> None:

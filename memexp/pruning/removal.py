@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from memexp.channels import Graph, Group, narrow_edit, trace
 from memexp.pruning import energy, selection
-from memexp.pruning.calibration import Batch, Loss, evaluating, given
+from memexp.pruning.calibration import Batch, Loss, evaluating, given, tensors_of
 from memexp.pruning.counting import macs_of, parameters_of, skeleton
 from memexp.pruning.criteria import Criterion, create, name_of
 from memexp.pruning.filters import layer_of, layers, tensor_of, weights
@@ -45,7 +45,7 @@ def remove(
     data: Iterable[Batch] | None = None,
     loss_fn: Loss = functional.cross_entropy,
     seed: int = 0,
-    check_on: Tensor | None = None,
+    check_on: Tensor | Sequence[Tensor] | None = None,
     tune: Tune | None = None,
     measure: Measure = measured,
 ) -> Removal:
@@ -62,12 +62,12 @@ def remove(
     """
     made = create(criterion, options)
     target = settings.check()
-    inputs = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
+    inputs = tensors_of(example_input)
     reader = f"order={settings.order}" if settings.order == "latency" else f"criterion={name_of(made)}"
     calibration = given(reader, made.needs_data or settings.order == "latency", data, loss_fn, seed)
-    batch: tuple[Tensor, ...] = inputs
+    batch = inputs
     if check_on is not None or data is not None:
-        batch = (next(iter(calibration.data))[0],) if check_on is None else (check_on,)
+        batch = tensors_of(next(iter(calibration.data))[0] if check_on is None else check_on)
     graph = trace(network, *inputs)
     groups = prunable(network, graph)
     if isinstance(settings.scope, Mapping):

@@ -86,7 +86,8 @@ def mask_weights(
     memexp.pruning.settings.Settings, with weights in place of channels. record: what was asked, and the sparsity that there
     is, counted in the copy: of each layer, of all masked weights and of all parameters.
 
-    Raises ValueError for a criterion that scores filters only, a layer that is not there, and what `Settings` refuses.
+    Raises ValueError for a criterion that scores filters only, a layer that is not there or whose weight is no parameter, and
+    what `Settings` refuses.
     """
     made = create(criterion, options)
     if not isinstance(made, OfElements):
@@ -94,9 +95,9 @@ def mask_weights(
         raise ValueError(f"criterion={name_of(made)} scores filters, not single weights: use one of {', '.join(able)}")
     Settings(ratio=ratio, scope=scope, floor=floor).check()
     calibration = given(f"criterion={name_of(made)}", made.needs_data, data, loss_fn, seed)
+    shares = _shares(network, maskable(network), scope, ratio)
     pruned = copy.deepcopy(network)
     weights = maskable(pruned)
-    shares = _shares(weights, scope, ratio)
     scores = {name: score.detach().double() for name, score in made.elements(pruned, list(shares), calibration).items()}
     stay = _over_all(scores, ratio, floor, made.comparable) if scope == "global" and ratio is not None else None
     masks = Masks(
@@ -126,7 +127,7 @@ def foresee_mask(
 ) -> None:
     """Raises what `mask_weights` would raise whatever the weights are: for a layer that is not there, a ratio beyond floors."""
     weights = maskable(network)
-    _shares(weights, scope, ratio)
+    _shares(network, weights, scope, ratio)
     if scope == "global" and ratio is not None:
         _check_floors([weight.numel() for weight in weights.values()], ratio, floor)
 
@@ -142,9 +143,25 @@ def _check_floors(sizes: Sequence[int], ratio: float, floor: float) -> None:
 
 
 def _shares(
-    weights: Mapping[str, nn.Parameter], scope: str | Mapping[str, float], ratio: float | None
+    network: nn.Module, weights: Mapping[str, nn.Parameter], scope: str | Mapping[str, float], ratio: float | None
 ) -> dict[str, float]:
     """Of each weight the share that goes; in scope=global all are named."""
+    made = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, _ConvNd | nn.Linear) and "weight" not in module._parameters
+    ]
+    asked = [layer for layer in made if not isinstance(scope, Mapping) or layer in scope]
+    if asked:
+        raise ValueError(
+            f"the weight of layer {asked[0] or type(network).__name__} is no parameter but is computed from others (a weight "
+            "norm, say), which a mask cannot set to zero: make it plain first (torch.nn.utils.parametrize."
+            "remove_parametrizations), or name the other layers by scope={LAYER: ratio}"
+        )
+    if not weights:
+        raise ValueError(
+            "the network has no convolution and no linear layer with a weight of its own, and masks are of these alone"
+        )
     if not isinstance(scope, Mapping):
         assert ratio is not None
         return dict.fromkeys(weights, ratio)

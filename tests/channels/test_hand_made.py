@@ -93,7 +93,7 @@ def test_members_of_a_concatenation_with_itself() -> None:
     graph = channels.trace(made.CatWithItself(), torch.randn(made.CatWithItself.shape))
     (group,) = graph.groups
     found = {(m.name, m.dim): (m.role, m.indices[2]) for m in group.members}
-    assert found == {("a.weight", 0): ("out", (2,)), ("a.bias", 0): ("out", (2,)), ("b.weight", 1): ("in", (2, 8))}
+    assert found == {("a.weight", 0): ("out", (2,)), ("a.bias", 0): ("bias", (2,)), ("b.weight", 1): ("in", (2, 8))}
 
 
 def test_members_of_a_flattened_convolution() -> None:

@@ -88,7 +88,7 @@ def test_biases_and_readers_play_no_part_in_norms():
     network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3))
     network[0].weight.data = torch.tensor(FILTERS)
     each = tuple((i,) for i in range(3))
-    members = group(3, ("0.weight", "0.bias")).members + (Member("1.weight", 1, each, "in"),)
+    members = group(3, ("0.weight",)).members + (Member("0.bias", 0, each, "bias"), Member("1.weight", 1, each, "in"))
     assert scored("l1_norm", network, Group(members))[0].tolist() == [7, 2, 2]
 
 
@@ -247,8 +247,8 @@ def net() -> Net:
 
 
 GROUPS = (
-    group(5, ("conv1.weight", "conv2.weight", "conv2.bias"), ("bn1.weight", "bn1.bias", "bn2.weight", "bn2.bias")),
-    group(4, ("inner.weight", "inner.bias"), ("bn1.weight",)),
+    group(5, ("conv1.weight", "conv2.weight"), ("bn1.weight", "bn1.bias", "bn2.weight", "bn2.bias")),
+    group(4, ("inner.weight",), ("bn1.weight",)),
 )
 IMAGES, LABELS = (
     torch.randn(6, 3, 6, 6, generator=torch.Generator().manual_seed(1)).double(),

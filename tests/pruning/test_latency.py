@@ -65,8 +65,8 @@ def test_what_lies_between_modules_follows_the_size_of_their_inputs():
         half = {n: list(range(group.size // 2)) for n, group in enumerate(graph.groups)}
         assert table.predict(bones, {}) == pytest.approx(table.whole)
         # maps halve, the 3 x 16 x 16 images do not
-        before = sum(use.input.numel() for use in bones.uses({}))
-        after = sum(use.input.numel() for use in bones.uses(half))
+        before = sum(use.inputs[0].numel() for use in bones.uses({}))
+        after = sum(use.inputs[0].numel() for use in bones.uses(half))
         assert after < 0.55 * before
         assert table.predict(bones, half) == pytest.approx(after / before, rel=0.01)
 
@@ -159,3 +159,46 @@ def test_a_latency_out_of_reach_is_refused():
 def test_a_real_clock_takes_longer_for_more_work():
     narrow, wide = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 256, 3)
     assert 0 < measured(narrow, (IMAGES,)) < measured(wide, (IMAGES,))
+
+
+class Scaled(nn.Module):
+    """A module of a user's own, without modules inside, called in several ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(12, 12))
+
+    def forward(self, x: Tensor, factor: float, y: Tensor) -> Tensor:
+        return functional.linear(x, self.weight) * factor + y
+
+
+class Several(nn.Module):
+    """Layers of several inputs, by position and by name, some of which are no tensors."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind, self.b = kind, nn.Linear(6, 12)
+        self.a = nn.Sequential(nn.Linear(6, 200), nn.ReLU(), nn.Linear(200, 12))
+        self.own = nn.Bilinear(12, 12, 12) if kind == "bilinear" else Scaled()
+        self.c = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.a(x), self.b(x)
+        if self.kind == "bilinear":
+            return self.c(self.own(a, b))
+        return self.c(self.own(a, 0.5, b) if self.kind == "position" else self.own(a, y=b, factor=0.5))
+
+
+@pytest.mark.parametrize("kind", ["bilinear", "position", "name"])
+@pytest.mark.parametrize("order", ["sequential", "energy", "latency"])
+def test_layers_of_several_inputs_have_an_energy_and_a_latency(kind, order):
+    net, x = Several(kind), torch.randn(4, 6)
+    measure = "latency" if order == "latency" else "macs"
+    clock = lambda module, inputs: track(lambda: module(*inputs)).macs_forward * 1e-9  # noqa: E731
+    settings = Settings(target=f"{measure}:0.7", order=order)
+    result = remove(net, x, "l1_norm", settings, data=[(x, torch.arange(4))], measure=clock)
+    assert result.record["macs"]["after"] < 0.75 * result.record["macs"]["before"]
+    table = Table(net, (x,), clock)
+    with skeleton(net, trace(net, x), (x,)) as bones:
+        assert table.predict(bones, {}) == pytest.approx(table.whole)  # a sum over all of its layers

@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils import parametrizations, prune, weight_norm
 
 from memexp.optim import Lookahead
 from memexp.pruning import Masks, mask_weights
+from memexp.pruning.unstructured import foresee_mask
 
 INPUTS = torch.randn(12, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(12) % 5
@@ -128,3 +130,46 @@ def test_zeros_stay_zeros_through_training_and_saving(optimizer):
 def test_what_cannot_be_asked_is_refused_in_a_sentence(asked, message):
     with pytest.raises(ValueError, match=message):
         mask_weights(network(), **asked)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        parametrizations.weight_norm,
+        parametrizations.orthogonal,
+        parametrizations.spectral_norm,
+        weight_norm,
+        lambda layer: prune.random_unstructured(layer, "weight", 0.5),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("layer", ["0", "5"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_layer_whose_weight_is_computed_is_not_left_out_silently(made, layer):
+    net = network()
+    made(net.get_submodule(layer))
+    other = {"0": "5", "5": "0"}[layer]
+    for asked in ({"ratio": 0.5}, {"ratio": 0.5, "scope": "global"}, {"scope": {other: 0.5, layer: 0.5}}):
+        arguments = {"ratio": None, "scope": "layer", "floor": 0.01} | asked
+        for attempt in (mask_weights, foresee_mask):
+            with pytest.raises(ValueError, match=f"the weight of layer {layer} is no parameter but is computed"):
+                attempt(net, **arguments)
+    with torch.no_grad():
+        net(INPUTS)  # what hooks set can be copied again
+    _, _, record = mask_weights(net, scope={other: 0.5})
+    assert record["sparsity"]["layers"] == {other: 0.5}
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()), "no convolution and no linear layer with a weight of its own"),
+        (nn.Bilinear(2, 3, 4), "no convolution and no linear layer with a weight of its own"),
+        (parametrizations.weight_norm(nn.Linear(3, 4)), "the weight of layer ParametrizedLinear is no parameter"),
+    ],
+)
+@pytest.mark.parametrize("asked", [{"ratio": 0.5}, {"ratio": 0.5, "scope": "global"}, {"scope": {"": 0.5}}])
+def test_a_network_without_weights_to_mask_is_refused(net, message, asked):
+    arguments = {"ratio": None, "scope": "layer", "floor": 0.01} | asked
+    for attempt in (mask_weights, foresee_mask):
+        with pytest.raises(ValueError, match=message):
+            attempt(net, **arguments)

@@ -12,11 +12,10 @@ from itertools import islice
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from memexp.channels import Group, Member
-from memexp.pruning.activations import Activations, Place, channel_dimension, places
-from memexp.pruning.calibration import Batch, Calibration, calibrating
+from memexp.pruning.activations import Activations, Place, check_rows, gives_channels, places
+from memexp.pruning.calibration import Batch, Calibration, calibrating, tensors_of
 from memexp.pruning.criteria.base import Criterion
 from memexp.pruning.filters import combined, layer_of, layers, rows, weights
 
@@ -31,7 +30,7 @@ class OfActivations(Criterion):
             {
                 layer_of(name): m
                 for name, m in weights(network, group).items()
-                if _gives_channels(network, layer_of(name))
+                if gives_channels(network.get_submodule(layer_of(name)))
             }
             for group in groups
         ]
@@ -39,19 +38,19 @@ class OfActivations(Criterion):
         kept: dict[tuple[int, Place], list[Tensor]] = defaultdict(list)
         samples = 0
         with calibrating(network):
-            after_relu, own = places(network, [list(members) for members in makers], inputs)
+            after_relu, own = places(network, [list(members) for members in makers], tensors_of(inputs))
+            for members, group in zip(makers, groups, strict=True):
+                if not members.keys() & (after_relu | own):
+                    raise ValueError(
+                        f"layer {layers(group)[0]} never gave an activation of its own (a module's output with a row for "
+                        "each sample): choose a criterion that reads weights"
+                    )
             for batch in calibration.data:
                 for place, figures in self.figures(network, after_relu, own, batch, calibration).items():
                     for number, members in enumerate(makers):
                         if maker := next((layer for layer in place if layer in members), None):
                             kept[number, place].append(self.keep(_owned(figures, members[maker])))
-                samples += len(batch[0])
-        for number, group in enumerate(groups):
-            if not any(number == which for which, _ in kept):
-                raise ValueError(
-                    f"layer {layers(group)[0]} never gave an activation of its own (a module's output with a row for each "
-                    "sample): choose a criterion that reads weights"
-                )
+                samples += len(tensors_of(batch[0])[0])
         return [
             combined(self.over_samples(torch.cat(found), samples) for (of, _), found in kept.items() if of == number)
             for number in range(len(groups))
@@ -79,14 +78,15 @@ class OfValues(OfActivations):
         self, network: nn.Module, after_relu: set[str], own: set[str], batch: Batch, calibration: Calibration
     ) -> dict[Place, Tensor]:
         maps: dict[Place, list[Tensor]] = defaultdict(list)
+        inputs = tensors_of(batch[0])
 
         def read(place: Place, activation: Tensor) -> Tensor:
-            channels = _channels_first(network, place, activation, len(batch[0]))
-            maps[place].append(self.of(channels.flatten(2) if channels.ndim > 2 else channels[..., None]).double())
+            check_rows(place, activation, len(inputs[0]))
+            maps[place].append(self.of(activation[..., None].flatten(2)).double())
             return activation
 
         with torch.no_grad(), Activations(network, after_relu, own, read):
-            network(batch[0])
+            network(*inputs)
         return {place: torch.stack(found).mean(0) for place, found in maps.items()}
 
     @abstractmethod
@@ -146,18 +146,17 @@ class OfProducts(OfActivations):
     def figures(
         self, network: nn.Module, after_relu: set[str], own: set[str], batch: Batch, calibration: Calibration
     ) -> dict[Place, Tensor]:
-        inputs, targets = batch
+        inputs, targets = tensors_of(batch[0]), batch[1]
         gates: dict[Place, list[tuple[Tensor, int]]] = defaultdict(list)
 
         def read(place: Place, activation: Tensor) -> Tensor:
-            channels = _channels_first(network, place, activation, len(inputs))
-            gate = torch.ones_like(channels.flatten(2)[..., 0] if channels.ndim > 2 else channels, requires_grad=True)
-            gates[place].append((gate, channels[0, 0].numel()))
-            shape = gate.shape + (1,) * (channels.ndim - 2)
-            return activation * gate.view(shape).movedim(1, channel_dimension(network, place[0]))
+            check_rows(place, activation, len(inputs[0]))
+            gate = activation.new_ones(activation.shape[:2]).requires_grad_()
+            gates[place].append((gate, activation[0, 0].numel()))
+            return activation * gate.view(gate.shape + (1,) * (activation.ndim - 2))
 
         with torch.enable_grad(), Activations(network, after_relu, own, read):
-            loss = calibration.loss_fn(network(inputs), targets) * len(inputs)
+            loss = calibration.loss_fn(network(*inputs), targets) * len(inputs[0])
         flat = [gate for found in gates.values() for gate, _ in found]
         gradients = iter(torch.autograd.grad(loss, flat, allow_unused=True))
         products: dict[Place, Tensor] = {}
@@ -202,21 +201,6 @@ class Skeletonization(OfProducts):
 
     def of(self, products: Tensor, positions: int) -> Tensor:
         return -products
-
-
-def _gives_channels(network: nn.Module, layer: str) -> bool:
-    """Whether the module's output has the channels that its weight makes, where `channel_dimension` says."""
-    return isinstance(network.get_submodule(layer), nn.Linear | _ConvNd)
-
-
-def _channels_first(network: nn.Module, place: Place, activation: Tensor, samples: int) -> Tensor:
-    """(samples, channels, ...). Raises ValueError where the rows are not the samples."""
-    if len(activation) != samples:
-        raise ValueError(
-            f"layer {place[0]} has an activation of {len(activation)} rows for {samples} samples, which cannot be told "
-            "apart: choose a criterion that reads weights"
-        )
-    return activation.movedim(channel_dimension(network, place[0]), 1)
 
 
 def _owned(figures: Tensor, member: Member) -> Tensor:

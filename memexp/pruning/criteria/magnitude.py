@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from memexp.channels import Group
 from memexp.pruning.calibration import Calibration
 from memexp.pruning.criteria.base import Criterion, OfElements, OfWeights
-from memexp.pruning.filters import combined, normalised, rows, tensor_of
+from memexp.pruning.filters import combined, is_scale, normalised, rows, tensor_of
 
 
 class L1Norm(OfElements):
@@ -84,7 +84,7 @@ class BnScale(Criterion):
             combined(
                 rows(tensor_of(network, name), member.indices, member.dim).double().abs().sum(1)
                 for name, member in normalised(network, group, "bn_scale").items()
-                if name.endswith(".weight")
+                if is_scale(name)
             )
             for group in groups
         ]
