@@ -35,7 +35,8 @@ class Same:
 class Call:
     """A call of a layer (`name` is the module's), or an operation outside of layers (`name` is PyTorch's).
 
-    inside: the names of the modules that were running. arguments: what an operation was called with, tensors as `Same`.
+    inside: the names of the modules that were running. arguments, keywords: what an operation was called with, tensors as
+    `Same`.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Call:
     inputs: list[Value]
     outputs: list[Value]
     arguments: list[Any] = field(default_factory=list)
+    keywords: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -176,8 +178,10 @@ class _Watch(TorchDispatchMode):
                 self._note(Call(func.__name__, False, self._inside(), read, []))
             return out
         arguments = [self._values_in(argument) for argument in args]
+        keywords = {name: self._values_in(argument) for name, argument in kwargs.items()}
         self._written(func, args, kwargs)
-        self._note(Call(func._overloadpacket.__name__, False, self._inside(), read, self._read(out), arguments))
+        name = func._overloadpacket.__name__
+        self._note(Call(name, False, self._inside(), read, self._read(out), arguments, keywords))
         return out
 
     def _written(self, func: Any, args: Any, kwargs: Any) -> None:
