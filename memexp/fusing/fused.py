@@ -12,9 +12,9 @@ from torch.utils._pytree import tree_leaves
 from memexp import edits
 from memexp.edits import linearise
 from memexp.fusing import cuts, mergeable
-from memexp.fusing.flow import Inputs, refuse_training, trace
+from memexp.fusing.flow import Inputs, arguments, copied, refuse_training, trace
 from memexp.fusing.foldable import found
-from memexp.fusing.measure import arguments, costs
+from memexp.fusing.measure import costs
 from memexp.models.vanishing import ArtefactReLU, VanishingReLU
 
 BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
@@ -150,7 +150,7 @@ def check(
     """
     worst = 0.0
     for batch in batches:
-        before, after = (tree_leaves(n(*arguments(batch))) for n in (network, changed))
+        before, after = (tree_leaves(n(*copied(batch))) for n in (network, changed))
         for x, y in zip(before, after, strict=True):
             if not isinstance(x, Tensor):
                 continue
@@ -187,14 +187,14 @@ def _difference(y: Tensor, x: Tensor) -> float:
 def _rounding(network: nn.Module, batch: Inputs) -> float:
     """How far the network's outputs are from those that it has in float64."""
     exact = linearise.exactly(network)
-    pairs = zip(tree_leaves(network(*arguments(batch))), tree_leaves(exact(*_given(exact, batch))), strict=True)
+    pairs = zip(tree_leaves(network(*copied(batch))), tree_leaves(exact(*_given(exact, batch))), strict=True)
     return max(_difference(x.to(y.device), y) for x, y in pairs if isinstance(x, Tensor))
 
 
 def _given(exact: nn.Module, batch: Inputs) -> list[Any]:
     """The arguments as the network takes them that `linearise.exactly` gives."""
     like = next(exact.parameters(), torch.empty(0, dtype=torch.float64))
-    return [x.to(like) if isinstance(x, Tensor) and x.is_floating_point() else x for x in arguments(batch)]
+    return [x.to(like) if isinstance(x, Tensor) and x.is_floating_point() else x for x in copied(batch)]
 
 
 def _refuse_activations(network: nn.Module) -> None:
@@ -217,7 +217,10 @@ def _affine_on(network: nn.Module, example_input: Inputs) -> dict[str, Any] | No
         return None
     exact = linearise.exactly(network)
     (x,) = _given(exact, example_input[:1])
-    out = exact(x)
-    if not isinstance(out, Tensor) or out.ndim != 2 or not linearise.is_affine(exact, x):
+    try:
+        out = exact(x)
+    except RuntimeError:  # the example is no batch, but one image alone
+        return None
+    if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != 1 or not linearise.is_affine(exact, x):
         return None
     return {"shape": list(x.shape[1:]), "outputs": out.shape[1]}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from memexp import edits
 from memexp.channels import Graph, trace
-from memexp.fusing.flow import TWO_NAMES
+from memexp.fusing.flow import TWO_NAMES, copied
 from memexp.fusing.flow import trace as watch
 from memexp.fusing.foldable import found as found_folds
 from memexp.integral import permutation
@@ -115,7 +115,7 @@ def convert_(
     flow = watch(network, example_inputs)
     if fold and (pairs := found_folds(network, flow)[0]):
         edits.apply(network, {"kind": "fold", "pairs": pairs})
-    graph = trace(network, *example_inputs)
+    graph = trace(network, *copied(example_inputs))
     parts, where = stretches(graph)
     reasons = {i: why for i, part in enumerate(parts) if (why := _why_discrete(network, part, flow.loose))}
     names = _names(parts)
@@ -256,7 +256,7 @@ def _permute(part: Stretch, tensors: Mapping[str, Tensor]) -> tuple[float, float
 def _outputs(network: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
     """Of the network in evaluation, with random layers as they are there."""
     with torch.no_grad():
-        found = network(*inputs)
+        found = network(*copied(inputs))
     if isinstance(found, Tensor):
         return [found]
     values = found.values() if isinstance(found, dict) else found
