@@ -113,7 +113,7 @@ def convert_(
         if isinstance(module, nn.TransformerEncoderLayer):  # off its fused path, which reads its layers' weights itself
             module.activation_relu_or_gelu = 0
     flow = watch(network, example_inputs)
-    if fold and (pairs := found_folds(network, flow)[0]):
+    if fold and (pairs := found_folds(network, flow, example_inputs)[0]):
         edits.apply(network, {"kind": "fold", "pairs": pairs})
     graph = trace(network, *copied(example_inputs))
     parts, where = stretches(graph)
