@@ -50,7 +50,7 @@ def apply(network: nn.Module, edit: Mapping[str, Any]) -> nn.Module:
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if child in gone:
-                setattr(module, name, _rest(child).train(child.training))
+                setattr(module, name, rest(child).train(child.training))
     return network
 
 
@@ -60,7 +60,7 @@ def normalises(module: nn.Module) -> bool:
     return kind in NORMS or (kind.__module__, kind.__name__) == ("timm.layers.norm_act", "BatchNormAct2d")
 
 
-def _rest(norm: nn.Module) -> nn.Module:
+def rest(norm: nn.Module) -> nn.Module:
     """What it does beside normalising."""
     parts = OrderedDict(norm.named_children())
     return nn.Sequential(OrderedDict((name, parts[name]) for name in ("drop", "act"))) if parts else nn.Identity()

@@ -15,7 +15,7 @@ map between them is zero outside the image in the separate layers only. What is 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -215,16 +215,21 @@ def side_by_side(branches: Sequence[Kernel]) -> Kernel:
 
 def _like(network: nn.Module, chain: Sequence[Any]) -> Tensor:
     """The first weight in the chain. Raises ValueError if there is none."""
+    for name in _layers(chain):
+        weight = getattr(_module(network, name), "weight", None)
+        if isinstance(weight, Tensor):
+            return weight
+    raise ValueError(f"chain={list(chain)} has no layer with weights")
+
+
+def _layers(chain: Sequence[Any]) -> Iterator[str]:
+    """The names in it, at any depth."""
     for item in chain:
         if isinstance(item, str):
-            weight = getattr(_module(network, item), "weight", None)
-            if isinstance(weight, Tensor):
-                return weight
+            yield item
         else:
             for branch in item:
-                if branch:
-                    return _like(network, branch)
-    raise ValueError(f"chain={list(chain)} has no layer with weights")
+                yield from _layers(branch)
 
 
 def _module(network: nn.Module, name: str) -> nn.Module:

@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from memexp.fusing.flow import refuse_training
-from memexp.fusing.fused import fuse
+from memexp.fusing.fused import difference, fuse, outputs
 
 SUFFIXES = (".onnx", ".pt2")
 BATCHES = (1, 3, 64)
 BOUND = 1e-4
+Run = Callable[[Tensor], list[Tensor]]
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -42,29 +43,41 @@ def export(
 ) -> dict[str, Any]:
     """Writes path.onnx and path.pt2, or one of them if `path` has that suffix, and says what was found when they were checked.
 
-    example_input: (n, ...) real images as the network takes them. classes: names in the order of its outputs. preprocessing:
-    plain data, such as size, mean and std. merge: how it is fused first (memexp.fusing.fuse); None leaves it as it is.
+    example_input: (n, ...) real images as the network takes them. classes: names in the order of its (first) output's channels,
+    which are dimension 1, or the last of a sequence's (n, length, channels). preprocessing: plain data, such as size, mean and
+    std. merge: how it is fused first (memexp.fusing.fuse); None leaves it as it is.
+    Of a network that gives several tensors all are compared; in ONNX one alone is named scores, those of a tuple or list
+    scores_0, scores_1, ..., those of a dict by their keys.
     Returns {"files": {suffix: path}, "error": {suffix: largest difference at batch 1, 3 and 64, of the largest output},
     "fused": fuse's error or None, "edits": fuse's edits}.
 
     Raises:
         ImportError: onnx, onnxscript or onnxruntime is missing and an .onnx file is asked for; before anything is done.
-        ValueError: a module is in train mode; the network cannot be fused; class names are not as many as its outputs.
-        ExportError: torch cannot capture it, or the file's outputs differ by more than 1e-4; no file is left.
+        ValueError: a module is in train mode; the network cannot be fused; it is integral; it takes other than one tensor, or
+            gives other than tensors; class names are not as many as its channels.
+        ExportError: torch cannot capture it, onnxruntime cannot run it, or the file's outputs differ by more than 1e-4 (whole
+            numbers and truth values: at all); no file is left.
     """
     path = Path(path)
     suffixes = [path.suffix] if path.suffix in SUFFIXES else list(SUFFIXES)
     stem = path.with_suffix("") if path.suffix in SUFFIXES else path
     if ".onnx" in suffixes:
         _require()
+    if not isinstance(example_input, Tensor):
+        raise ValueError(
+            f"example_input is a {type(example_input).__name__}, and networks of one tensor are exported: put this one into a "
+            "module that takes one"
+        )
     refuse_training(network)
+    _refuse_integral(network)
     fused = None if merge is None else fuse(network, example_input, merge)
     deployed = (copy.deepcopy(network) if fused is None else fused.network).cpu().requires_grad_(False)
     images = example_input.detach().cpu()
     with torch.no_grad():
-        outputs = deployed(images)
-    if classes and (not isinstance(outputs, Tensor) or len(classes) != outputs.shape[-1]):
-        raise ValueError(f"classes: {len(classes)} names for outputs of shape {tuple(outputs.shape)}")
+        given = outputs(deployed, images)
+    if not given:
+        raise ValueError(f"{type(network).__name__} gives no tensor, so there is nothing to export")
+    _check_classes(classes, next(iter(given.values())).shape)
     notes = {"classes": json.dumps(list(classes)), "preprocessing": json.dumps(dict(preprocessing or {}))}
     program = _captured(deployed, _batch(images, 3))
     error: dict[str, float] = {}
@@ -72,7 +85,7 @@ def export(
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{stem.name}-") as aside:
         written = [Path(aside) / (stem.name + suffix) for suffix in suffixes]
         for file in written:
-            run = _onnx(program, file, notes) if file.suffix == ".onnx" else _pt2(program, file, notes)
+            run = _onnx(program, file, notes, list(given)) if file.suffix == ".onnx" else _pt2(program, file, notes)
             error[file.suffix] = _compared(deployed, run, images, file.suffix)
         for file in sorted(Path(aside).iterdir()):  # large weights may lie beside an .onnx file
             os.replace(file, path.parent / file.name)
@@ -97,6 +110,25 @@ def _require() -> None:
         )
 
 
+def _refuse_integral(network: nn.Module) -> None:
+    for name, module in network.named_modules():
+        if hasattr(module, "become_discrete"):
+            raise ValueError(
+                f"{name or 'the network'} is integral, and its layers are sampled anew in each call: discretise it first, and "
+                "export the plain network that discretize(size) gives"
+            )
+
+
+def _check_classes(classes: Sequence[str], shape: torch.Size) -> None:
+    channels = {1: [], 2: [1], 3: [1, 2]}.get(len(shape), [1])
+    if classes and not any(len(classes) == shape[dim] for dim in channels):
+        found = " or ".join(str(shape[dim]) for dim in channels) or "no"
+        raise ValueError(
+            f"classes: {len(classes)} names for outputs of shape {tuple(shape)}, which have {found} channels: give one "
+            "name for each, or leave classes out"
+        )
+
+
 def _batch(images: Tensor, size: int) -> Tensor:
     return images[torch.arange(size) % len(images)].contiguous()
 
@@ -109,46 +141,67 @@ def _captured(network: nn.Module, images: Tensor) -> Any:
         raise ExportError(f"torch.export cannot capture this network for any batch size: {error}") from error
 
 
-def _pt2(program: Any, file: Path, notes: Mapping[str, str]) -> Any:
+def _pt2(program: Any, file: Path, notes: Mapping[str, str]) -> Run:
     with warnings.catch_warnings():  # weights that share memory are saved whole; it warns as if something were missing
         warnings.filterwarnings("ignore", message="No complete tensor found")
         archive = io.BytesIO()  # torch's own writer ends the whole process where a disk is full
-        torch.export.save(program, archive, extra_files={f"{name}.json": text for name, text in notes.items()})
+        try:
+            torch.export.save(program, archive, extra_files={f"{name}.json": text for name, text in notes.items()})
+        except Exception as error:  # of many kinds, such as for a namedtuple that is not registered
+            raise ExportError(f"torch.export cannot write this network: {error}") from error
         file.write_bytes(archive.getvalue())
-    return torch.export.load(file).module()
+    loaded = torch.export.load(file).module()
+    return lambda images: list(outputs(loaded, images).values())
 
 
-def _onnx(program: Any, file: Path, notes: Mapping[str, str]) -> Any:
+def _onnx(program: Any, file: Path, notes: Mapping[str, str], names: Sequence[str]) -> Run:
     onnxruntime: Any = importlib.import_module("onnxruntime")
-    exported = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["images"], output_names=["scores"])
+    try:
+        exported = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["images"], output_names=names)
+    except Exception as error:  # of many kinds
+        raise ExportError(
+            f"torch.onnx cannot write this network: {error}; a path that ends in .pt2 needs no ONNX"
+        ) from error
     assert exported is not None
     exported.model.metadata_props.update(notes)
     exported.save(str(file))
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's own kinds
+        raise ExportError(
+            f"onnxruntime cannot run the .onnx file: {error}; it has few layers in other types than float32: export "
+            "network.float(), or to a path that ends in .pt2"
+        ) from error
     name = session.get_inputs()[0].name
 
-    def run(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+    def run(images: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(found) for found in session.run(names, {name: images.numpy()})]
 
     return run
 
 
 @torch.no_grad()
-def _compared(network: nn.Module, run: Any, images: Tensor, suffix: str) -> float:
+def _compared(network: nn.Module, run: Run, images: Tensor, suffix: str) -> float:
     """Largest difference over the batch sizes, relative to the largest output."""
     worst = 0.0
     for size in BATCHES:
         batch = _batch(images, size)
-        expected = network(batch)
+        expected = outputs(network, batch)
         try:
-            found = run(batch)
+            found = run(batch.clone())
         except Exception as error:  # the runtime's own kinds
             raise ExportError(f"the {suffix} file does not run at batch size {size}: {error}") from error
-        error_ = float((found - expected).abs().max() / expected.abs().max())
-        if not error_ <= BOUND:
-            raise ExportError(
-                f"the {suffix} file's outputs differ from the network's by {error_:.1e} of the largest at batch size {size}, "
-                f"and {BOUND:g} is allowed"
-            )
-        worst = max(worst, error_)
+        for (name, x), y in zip(expected.items(), found, strict=True):
+            if (x.shape, x.dtype) != (y.shape, y.dtype):
+                raise ExportError(
+                    f"the {suffix} file gives {name} of shape {tuple(y.shape)} and type {y.dtype} at batch size {size}, the "
+                    f"network {tuple(x.shape)} and {x.dtype}: what it gives depends on more than the batch size"
+                )
+            error_, bound = difference(y, x), BOUND if x.real.is_floating_point() else 0.0
+            if not error_ <= bound:
+                raise ExportError(
+                    f"the {suffix} file's {name} differs from the network's by {error_:.1e} of the largest at batch size "
+                    f"{size}, and {bound:g} is allowed in {x.dtype}"
+                )
+            worst = max(worst, error_)
     return worst

@@ -6,7 +6,7 @@ one. Calls of layers (modules of PyTorch's own that do one thing) are kept whole
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +35,8 @@ class Same:
 class Call:
     """A call of a layer (`name` is the module's), or an operation outside of layers (`name` is PyTorch's).
 
-    inside: the names of the modules that were running. arguments: what an operation was called with, tensors as `Same`.
+    inside: the names of the modules that were running. arguments, keywords: what an operation was called with, tensors as
+    `Same`.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Call:
     inputs: list[Value]
     outputs: list[Value]
     arguments: list[Any] = field(default_factory=list)
+    keywords: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -95,17 +97,35 @@ class Flow:
 def trace(network: nn.Module, example_input: Inputs) -> Flow:
     """The flow of `network(example_input)`, or of `network(*example_input)` if that is a tuple or list, on two images at most.
 
-    The network must be in eval mode; it is run once, without gradients, and left as it is.
+    The network must be in eval mode; it is run without gradients, and left as it is, as is the example. Where it does not run
+    on two images, as what was cut is no batch (a weight for each class, one image alone), it is followed on the whole example.
     Raises ValueError for a network of which a module is in train mode.
     """
     refuse_training(network)
-    return _Watch(network).run(_few(example_input))
+    with suppress(Exception):  # of any kind; where the network itself is at fault, it is raised again below
+        return _Watch(network).run(copied(_few(example_input)))
+    return _Watch(network).run(copied(example_input))
+
+
+def arguments(inputs: Inputs) -> tuple[Any, ...]:
+    """What a network is called with."""
+    return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+
+
+def copied(inputs: Inputs) -> tuple[Any, ...]:
+    """What a network is called with that may write to it."""
+    return tuple(x.detach().clone() if isinstance(x, Tensor) else x for x in arguments(inputs))
 
 
 def _few(example_input: Inputs) -> tuple[Any, ...]:
     """The arguments with the first two of each batch: what is followed is all kept until the end."""
-    inputs = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
-    size = len(inputs[0])
+    inputs = arguments(example_input)
+    tensors = [x for x in inputs if isinstance(x, Tensor)]
+    if len(tensors) > 1 and any(x.dtype in (torch.int32, torch.int64) for x in tensors):
+        return (
+            inputs  # indices into another, as a graph's edges, which a GPU does not survive where they are out of range
+        )
+    size = next((len(x) for x in tensors if x.ndim), 0)
     return tuple(x[:2] if isinstance(x, Tensor) and x.ndim and len(x) == size else x for x in inputs)
 
 
@@ -176,8 +196,10 @@ class _Watch(TorchDispatchMode):
                 self._note(Call(func.__name__, False, self._inside(), read, []))
             return out
         arguments = [self._values_in(argument) for argument in args]
+        keywords = {name: self._values_in(argument) for name, argument in kwargs.items()}
         self._written(func, args, kwargs)
-        self._note(Call(func._overloadpacket.__name__, False, self._inside(), read, self._read(out), arguments))
+        name = func._overloadpacket.__name__
+        self._note(Call(name, False, self._inside(), read, self._read(out), arguments, keywords))
         return out
 
     def _written(self, func: Any, args: Any, kwargs: Any) -> None:

@@ -1,9 +1,12 @@
 """Which batch normalisations can be folded into the layer before them, and why the others cannot."""
 
+from collections.abc import Iterable
+
+import torch
 from torch import nn
 
 from memexp.edits import fold
-from memexp.fusing.flow import Call, Flow, Inputs, trace
+from memexp.fusing.flow import Call, Flow, Inputs, copied, trace
 
 
 def folds(network: nn.Module, example_input: Inputs) -> list[list[str]]:
@@ -13,10 +16,10 @@ def folds(network: nn.Module, example_input: Inputs) -> list[list[str]]:
     that normalisation reads. The network is run once on `example_input` (a tensor, or a tuple of arguments).
     Raises ValueError for a network of which a module is in train mode.
     """
-    return found(network, trace(network, example_input))[0]
+    return found(network, trace(network, example_input), example_input)[0]
 
 
-def found(network: nn.Module, flow: Flow) -> tuple[list[list[str]], dict[str, str]]:
+def found(network: nn.Module, flow: Flow, example_input: Inputs) -> tuple[list[list[str]], dict[str, str]]:
     """The pairs, and each other batch normalisation that runs with the reason why it stays."""
     modules = dict(network.named_modules())
     layers = flow.layers()
@@ -30,7 +33,29 @@ def found(network: nn.Module, flow: Flow) -> tuple[list[list[str]], dict[str, st
             pairs.append([source.name, name])
         else:
             stay[name] = reason
-    return pairs, stay
+    norms = [norm for _, norm in pairs]
+    if _missed(network, norms, example_input):
+        stay |= {norm: reason for norm in norms if (reason := _missed(network, [norm], example_input))}
+    return [pair for pair in pairs if pair[1] not in stay], stay
+
+
+@torch.no_grad()
+def _missed(network: nn.Module, norms: Iterable[str], example_input: Inputs) -> str | None:
+    """Why the network does not run without these normalisations: it reads an attribute of theirs. None where it does not."""
+    places = [(network.get_submodule(norm.rpartition(".")[0]), norm.rpartition(".")[2]) for norm in norms]
+    taken = [getattr(parent, name) for parent, name in places]
+    try:
+        for (parent, name), norm in zip(places, taken, strict=True):
+            setattr(parent, name, fold.rest(norm).eval())
+        network(*copied(example_input))
+    except AttributeError as error:
+        return f"the network reads what only a normalisation has: {error}"
+    except Exception:  # of what is not normalised, not of what is missing
+        return None
+    finally:
+        for (parent, name), norm in zip(places, taken, strict=True):
+            setattr(parent, name, norm)
+    return None
 
 
 def _why_not(

@@ -2,19 +2,20 @@
 
 import copy
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from memexp import edits
 from memexp.edits import linearise
 from memexp.fusing import cuts, mergeable
-from memexp.fusing.flow import Inputs, refuse_training, trace
+from memexp.fusing.flow import Inputs, arguments, copied, refuse_training, trace
 from memexp.fusing.foldable import found
-from memexp.fusing.measure import arguments, costs
+from memexp.fusing.measure import costs
 from memexp.models.vanishing import ArtefactReLU, VanishingReLU
 
 BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
@@ -105,7 +106,7 @@ class _Fusing:
         _refuse_activations(network)
         self.example = example_input
         self.folded = copy.deepcopy(network)
-        pairs, self.refused = found(self.folded, trace(self.folded, example_input))
+        pairs, self.refused = found(self.folded, trace(self.folded, example_input), example_input)
         self.fold: list[dict[str, Any]] = [{"kind": "fold", "pairs": pairs}] if pairs else []
         self.folded = edits.apply_all(self.folded, self.fold)
         self.runs = mergeable.Runs(self.folded, trace(self.folded, example_input))
@@ -150,17 +151,22 @@ def check(
     """
     worst = 0.0
     for batch in batches:
-        before, after = (tree_leaves(n(*arguments(batch))) for n in (network, changed))
-        for x, y in zip(before, after, strict=True):
-            if not isinstance(x, Tensor):
-                continue
+        before = outputs(network, batch)
+        try:
+            after = outputs(changed, batch)
+        except AttributeError as missing:
+            raise FusingError(
+                f"the {how} network does not run, as its forward reads an attribute of a layer that is gone: {missing}; "
+                f"{instead}"
+            ) from missing
+        for (name, x), y in zip(before.items(), after.values(), strict=True):
             if x.shape != y.shape:
                 raise FusingError(
-                    f"the fused network's output is of shape {tuple(y.shape)}, the network's {tuple(x.shape)}: it depends on "
-                    "values, so the two cannot be compared; fuse the part before that (a backbone)"
+                    f"the {how} network's output {name} is of shape {tuple(y.shape)}, the network's {tuple(x.shape)}: it "
+                    "depends on values, so the two cannot be compared; fuse the part before that (a backbone)"
                 )
             bound = BOUNDS.get(x.real.dtype, 0.0)
-            error = _difference(y, x)
+            error = difference(y, x)
             if error > bound and x.dtype == torch.float32:
                 bound = max(bound, 3 * _rounding(network, batch))
                 log.info(
@@ -175,26 +181,49 @@ def check(
     return worst
 
 
-def _difference(y: Tensor, x: Tensor) -> float:
-    """Of the largest element of x."""
+def outputs(network: nn.Module, batch: Inputs) -> dict[str, Tensor]:
+    """The tensors that it gives, by name: scores for one alone, scores_0 in a tuple or list, its key in a dict.
+
+    Raises ValueError for an output that may hold tensors and cannot be looked into.
+    """
+    found: dict[str, Tensor] = {}
+    for path, leaf in tree_flatten_with_path(network(*copied(batch)))[0]:
+        parts = re.findall(r"\w+", keystr(path))
+        name = "_".join(parts if parts and not parts[0].isdigit() else ["scores", *parts])
+        while name in found:  # {"a_0": y, "a": [z]}
+            name += "_"
+        if isinstance(leaf, Tensor):
+            found[name] = leaf
+        elif not isinstance(leaf, bool | int | float | complex | str | None):
+            raise ValueError(
+                f"the network's output {name} is a {type(leaf).__name__}, whose tensors cannot be compared: let it give "
+                "tensors, or tuples, lists and dicts of them"
+            )
+    return found
+
+
+def difference(y: Tensor, x: Tensor) -> float:
+    """The largest, of the largest finite element of x. Of whole numbers and truth values any difference counts as 1."""
     if not x.numel():
         return 0.0
     if not x.real.is_floating_point():
-        x, y = x.double(), y.double()
-    return float((x - y).abs().max() / x.abs().max().clamp(min=torch.finfo(x.dtype).tiny))
+        return float((x != y).any())
+    apart = (x - y).abs().masked_fill(x == y, 0)  # infinities that are the same
+    return float(apart.max() / x.abs().masked_fill(~x.isfinite(), 0).max().clamp(min=torch.finfo(x.dtype).tiny))
 
 
 def _rounding(network: nn.Module, batch: Inputs) -> float:
     """How far the network's outputs are from those that it has in float64."""
     exact = linearise.exactly(network)
-    pairs = zip(tree_leaves(network(*arguments(batch))), tree_leaves(exact(*_given(exact, batch))), strict=True)
-    return max(_difference(x.to(y.device), y) for x, y in pairs if isinstance(x, Tensor))
+    right = outputs(exact, tuple(_given(exact, batch)))
+    pairs = zip(outputs(network, batch).values(), right.values(), strict=True)
+    return max(difference(x.to(y.device), y) for x, y in pairs if x.real.is_floating_point())
 
 
 def _given(exact: nn.Module, batch: Inputs) -> list[Any]:
     """The arguments as the network takes them that `linearise.exactly` gives."""
     like = next(exact.parameters(), torch.empty(0, dtype=torch.float64))
-    return [x.to(like) if isinstance(x, Tensor) and x.is_floating_point() else x for x in arguments(batch)]
+    return [x.to(like) if isinstance(x, Tensor) and x.is_floating_point() else x for x in copied(batch)]
 
 
 def _refuse_activations(network: nn.Module) -> None:
@@ -217,7 +246,10 @@ def _affine_on(network: nn.Module, example_input: Inputs) -> dict[str, Any] | No
         return None
     exact = linearise.exactly(network)
     (x,) = _given(exact, example_input[:1])
-    out = exact(x)
-    if not isinstance(out, Tensor) or out.ndim != 2 or not linearise.is_affine(exact, x):
+    try:
+        out = exact(x)
+    except RuntimeError:  # the example is no batch, but one image alone
+        return None
+    if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != 1 or not linearise.is_affine(exact, x):
         return None
     return {"shape": list(x.shape[1:]), "outputs": out.shape[1]}

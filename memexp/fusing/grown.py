@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from memexp import edits
 from memexp.edits import grow as growth
 from memexp.edits.fold import affine, wide
-from memexp.fusing.flow import Inputs, refuse_training, trace
+from memexp.fusing.flow import Inputs, copied, refuse_training, trace
 from memexp.fusing.fused import Fused, check
-from memexp.fusing.measure import arguments
 
 
 def growable(network: nn.Module, example_input: Inputs) -> list[str]:
@@ -106,7 +105,7 @@ def _moments(network: nn.Module, layers: Sequence[nn.Module], batches: Sequence[
     hooks = [layer.register_forward_hook(see) for layer in layers]
     try:
         for batch in batches:
-            network(*arguments(batch))
+            network(*copied(batch))
     finally:
         for hook in hooks:
             hook.remove()

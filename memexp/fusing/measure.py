@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from memexp.fusing.flow import Inputs
+from memexp.fusing.flow import Inputs, copied
 from memexp.memory.tracker import track
 
 SECONDS = 0.2  # spent on each thing that is timed, at least; more where one run takes longer
@@ -55,7 +55,7 @@ def costs(networks: Mapping[str, nn.Module], inputs: Sequence[Inputs]) -> dict[s
     }
     for given in inputs:
         # a batch of its own: one that is a part of a larger tensor would count as the whole of it
-        batch = tuple(x.clone() if isinstance(x, Tensor) else x for x in arguments(given))
+        batch = copied(given)
         size, device = len(batch[0]), batch[0].device
         calls = {name: partial(network, *batch) for name, network in networks.items()}
         with torch.no_grad():  # in inference mode the tracker sees no convolutions
@@ -66,11 +66,6 @@ def costs(networks: Mapping[str, nn.Module], inputs: Sequence[Inputs]) -> dict[s
             for name, seconds in latency(calls, device).items():
                 found[name][f"latency_{size}"] = seconds
     return found
-
-
-def arguments(inputs: Inputs) -> tuple[Any, ...]:
-    """What a network is called with."""
-    return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
 
 
 def _wait(device: torch.device) -> None:

@@ -154,7 +154,9 @@ class Runs:
         """a + b where both come from one tensor along rows that nothing else reads."""
         if call.name not in ("add", "add_") or len(call.outputs) != 1 or len(self.flow.shapes[call.outputs[0]]) != 4:
             return None
-        if len(call.arguments) != 2:
+        if (
+            len(call.arguments) != 2 or call.keywords
+        ):  # a + alpha * b is no sum, and `out` a tensor that others may read
             return None
         first, second = call.arguments
         if isinstance(first, Same) and second == 0:  # Python's sum() starts with 0 + the first
@@ -164,6 +166,10 @@ class Runs:
         rows = self._row(first.value, call), self._row(second.value, call)
         for a in range(len(rows[0])):
             for b in range(len(rows[1])):
+                if (
+                    a == 0 and call.name == "add_"
+                ):  # it writes to where the rows start, which others may read afterwards
+                    continue
                 if self._start(rows[0], a) == self._start(rows[1], b):
                     taken = [list(reversed(rows[0][:a])), list(reversed(rows[1][:b]))]
                     item = [[piece.item for piece in row] for row in taken]

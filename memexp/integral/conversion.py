@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from memexp import edits
 from memexp.channels import Graph, trace
 from memexp.channels.outputs import tensors_in
-from memexp.fusing.flow import TWO_NAMES
+from memexp.fusing.flow import TWO_NAMES, copied
 from memexp.fusing.flow import trace as watch
 from memexp.fusing.foldable import found as found_folds
 from memexp.integral import permutation
@@ -114,9 +114,9 @@ def convert_(
         if isinstance(module, nn.TransformerEncoderLayer):  # off its fused path, which reads its layers' weights itself
             module.activation_relu_or_gelu = 0
     flow = watch(network, example_inputs)
-    if fold and (pairs := found_folds(network, flow)[0]):
+    if fold and (pairs := found_folds(network, flow, example_inputs)[0]):
         edits.apply(network, {"kind": "fold", "pairs": pairs})
-    graph = trace(network, *example_inputs)
+    graph = trace(network, *copied(example_inputs))
     parts, where = stretches(graph)
     reasons = {i: why for i, part in enumerate(parts) if (why := _why_discrete(network, part, flow.loose))}
     names = _names(parts)
@@ -257,7 +257,7 @@ def _permute(part: Stretch, tensors: Mapping[str, Tensor]) -> tuple[float, float
 def _outputs(network: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
     """Of the network in evaluation, with random layers as they are there."""
     with torch.no_grad():
-        return tensors_in(network(*inputs))
+        return tensors_in(network(*copied(inputs)))
 
 
 def _compare(found: IntegralNetwork, expected: list[Tensor], inputs: tuple[Any, ...]) -> None:

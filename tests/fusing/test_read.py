@@ -1,0 +1,91 @@
+"""A network whose forward reads attributes of its layers is fused as far as it still runs, and no further in silence."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from fusing_networks import settled
+from torch import Tensor, nn
+
+from memexp import fusing, integral
+
+READS = {
+    "weight": lambda net, y: y.to(net.b.weight.dtype),
+    "statistics": lambda net, y: y + 0 * net.b.running_mean.shape[0],
+    "a number": lambda net, y: y * (1 + 0 * net.b.eps),
+    "width": lambda net, y: y.view(-1, net.b.num_features, *y.shape[2:]),
+}
+
+
+class Asks(nn.Module):
+    def __init__(self, reads) -> None:
+        super().__init__()
+        self.c, self.b, self.d, self.e = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4)
+        self.reads = reads
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.e(self.d(torch.relu(self.reads(self, self.b(self.c(x))))))
+
+
+@pytest.mark.parametrize("case", READS)
+def test_a_normalisation_that_is_read_stays(case):
+    torch.manual_seed(0)
+    network, x = settled(Asks(READS[case])), torch.randn(2, 3, 6, 6)
+    norm = network.b
+    assert fusing.folds(network, x) == [["d", "e"]]
+    assert network.b is norm
+    result = fusing.fuse(network, x, "none")
+    assert result.edits == [{"kind": "fold", "pairs": [["d", "e"]]}]
+    assert type(result.network.b) is nn.BatchNorm2d
+    assert result.error <= 1e-5
+
+
+def test_converted_with_a_normalisation_that_is_read():
+    torch.manual_seed(0)
+    network = settled(Asks(READS["weight"]))
+    assert integral.convert(network, torch.randn(2, 3, 6, 6)).groups == {"c": 8}
+
+
+def test_a_merged_layer_that_is_read_is_said():
+    class Row(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.b(self.a(x.to(self.a.weight.dtype))))
+
+    network, x = Row().eval(), torch.randn(2, 3, 6, 6)
+    assert fusing.fuse(network, x, "none").edits == []
+    with pytest.raises(fusing.FusingError, match=r"reads an attribute of a layer that is gone: 'Identity'.*merge=none"):
+        fusing.fuse(network, x, "all")
+
+
+@dataclass
+class Opaque:
+    y: Tensor
+
+
+def test_outputs_that_cannot_be_compared_are_refused():
+    class Boxed(nn.Conv2d):
+        def forward(self, x: Tensor) -> Opaque:
+            return Opaque(super().forward(x))
+
+    with pytest.raises(ValueError, match="scores is a Opaque, whose tensors cannot be compared"):
+        fusing.fuse(Boxed(3, 4, 3).eval(), torch.randn(2, 3, 6, 6))
+
+
+def test_rounding_is_that_of_real_numbers():
+    """A mask that float64 decides otherwise does not allow the scores beside it to differ."""
+
+    class Masked(nn.Module):
+        def __init__(self, scale: float) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(scale))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x * self.scale, x.sum() > 2**24
+
+    x = torch.tensor([2.0**24, 1.0])  # their sum is no float32
+    with pytest.raises(fusing.FusingError, match="differ"):
+        fusing.check(Masked(1.0), Masked(1.001), [x])
