@@ -15,6 +15,7 @@ from memexp.channels.sizes import Attribute, Size
 from memexp.channels.tape import Role, Tape, Use
 
 Array = NDArray[np.int64]
+Key = tuple[str, int]  # a parameter and its dimension
 
 
 class ChannelError(ValueError):
@@ -91,19 +92,13 @@ def assemble(tape: Tape) -> Graph:
     roots = tape.atoms.roots()
     _keep_unmaskable(tape, roots)
     count = tape.atoms.count
+    keys, entry, index = _entries(tape)
+    _keep_weighed(tape, keys, entry)
     reason = np.full(count, -1)  # by root: which of the reasons, the first given
     for number, (atoms, _) in reversed(list(enumerate(tape.atoms.frozen))):
         reason[roots[atoms]] = number
     reason = reason[roots]
 
-    together: dict[int, list[tuple[str, int]]] = {}  # by first atom: entries that share their atoms
-    for key, atoms in tape.entries.items():
-        together.setdefault(int(atoms[0]), []).append(key)
-    keys = list(together.values())
-    entry, index = np.full(count, -1), np.zeros(count, dtype=np.int64)
-    for k, (key, *_) in enumerate(keys):
-        atoms = tape.entries[key]
-        entry[atoms], index[atoms] = k, np.arange(len(atoms))
     live = np.flatnonzero((entry >= 0) & (reason < 0))
     group = _signatures(count, roots, entry, live)
     groups, place = _groups(tape, keys, roots, entry, index, live, group)
@@ -120,6 +115,19 @@ def assemble(tape: Tape) -> Graph:
     sizes = {key: len(atoms) for key, atoms in tape.entries.items()}
     numbers = tuple(found for use in tape.uses if (found := _number(use, roots, place)) is not None)
     return Graph(groups, frozen, sizes, numbers)
+
+
+def _entries(tape: Tape) -> tuple[list[list[Key]], Array, Array]:
+    """Entries in lists of those that share their atoms, and by atom: the number of its list, -1 for none, and its index."""
+    together: dict[int, list[Key]] = {}  # by first atom
+    for key, atoms in tape.entries.items():
+        together.setdefault(int(atoms[0]), []).append(key)
+    keys = list(together.values())
+    entry, index = np.full(tape.atoms.count, -1), np.zeros(tape.atoms.count, dtype=np.int64)
+    for k, (key, *_) in enumerate(keys):
+        atoms = tape.entries[key]
+        entry[atoms], index[atoms] = k, np.arange(len(atoms))
+    return keys, entry, index
 
 
 def _signatures(count: int, roots: Array, entry: Array, live: Array) -> Array:
@@ -139,7 +147,7 @@ def _signatures(count: int, roots: Array, entry: Array, live: Array) -> Array:
 
 def _groups(
     tape: Tape,
-    keys: Sequence[Sequence[tuple[str, int]]],
+    keys: Sequence[Sequence[Key]],
     roots: Array,
     entry: Array,
     index: Array,
@@ -205,6 +213,27 @@ def _keep_unmaskable(tape: Tape, roots: Array) -> None:
             nonzero[roots[other]] = True
         seen = count
         tape.atoms.freeze(plane[nonzero[roots[plane]]], why)
+
+
+def _keep_weighed(tape: Tape, keys: Sequence[Sequence[Key]], entry: Array) -> None:
+    """Channels over which weights alone are summed stay where none of these is what makes the channel.
+
+    Removed, they would change the sum, which is of weights that are there whatever the channel is: the norm of a weight is
+    taken over its inputs. Where one makes the channel (the first layer of two that are given a parameter), it goes with it.
+    """
+    roles = tape.roles()
+
+    def makes(atom: int) -> bool:
+        if entry[atom] < 0:
+            return False
+        key = keys[entry[atom]][0]
+        role = roles.get(int(tape.entries[key][0]), "norm")
+        return role == "out" or (role == "norm" and key[0] not in tape.buffers)
+
+    for planes, why in tape.weighed:
+        if not any(all(map(makes, np.unique(plane).tolist())) for plane in planes):
+            # before all other reasons: a flattened kernel makes its positions and channels one, which says less
+            tape.atoms.frozen[:0] = [(plane[plane > 0], why) for plane in planes]
 
 
 def _freedom(origin: int) -> int:

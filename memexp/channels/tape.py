@@ -52,6 +52,9 @@ class Tape:
     coupled: list[tuple[Plane, str]] = field(default_factory=list)  # planes made one along a fixed axis, and why
     uses: list[Use] = field(default_factory=list)
     nonzero: list[Plane] = field(default_factory=list)  # channels that may not be zero where what makes them is
+    weighed: list[tuple[Planes, str]] = field(
+        default_factory=list
+    )  # weights alone that meet where they are summed, why
     ended: list[tuple[Plane, int, str]] = field(
         default_factory=list
     )  # summed without weights, how many `nonzero` then, why
@@ -60,6 +63,7 @@ class Tape:
     _known: Any = field(default_factory=WeakTensorKeyDictionary)
     _followers: list[tuple[Plane, Plane]] = field(default_factory=list)
     _roles: list[tuple[Plane, Role]] = field(default_factory=list)
+    _weak: list[tuple[Plane, Role]] = field(default_factory=list)
 
     @contextmanager
     def unseen(self) -> Iterator[None]:
@@ -134,9 +138,18 @@ class Tape:
         while known.pending:
             self.atoms.freeze(*known.pending.pop(0))
 
-    def role(self, plane: Plane, role: Role) -> None:
-        """The parameters whose atoms these are have this role, unless an earlier operation has given them one."""
-        self._roles.append((plane, role))
+    def role(self, plane: Plane, role: Role, weak: bool = False) -> None:
+        """The parameters whose atoms these are have this role, unless an earlier operation has given them one.
+
+        weak: also unless a later one does: this one takes weights alone, such as for a norm of them.
+        """
+        (self._weak if weak else self._roles).append((plane, role))
+
+    def sum_of_weights(self, planes: Planes, why: str) -> None:
+        """Weights alone meet along these planes and are summed there: without a channel it is another sum, unless it is
+        made of one of them."""
+        if planes:
+            self.weighed.append((planes, why))
 
     def follow(self, results: Planes, planes: Planes) -> None:
         """Parameters of which another is made (a weight and its mask) have the role of what is made."""
@@ -151,6 +164,8 @@ class Tape:
         for result, plane in reversed(self._followers):
             if int(result.flat[0]) in found:
                 found.setdefault(int(plane.flat[0]), found[int(result.flat[0])])
+        for plane, role in self._weak:
+            found.setdefault(int(plane.flat[0]), role)
         return found
 
     def use(self, origin: Attribute, plane: Plane, axis: int) -> None:
