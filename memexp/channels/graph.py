@@ -88,6 +88,7 @@ class Graph:
 
 def assemble(tape: Tape) -> Graph:
     """The graph of what a trace wrote down."""
+    tape.fix_values()
     _keep_rectangles(tape)
     roots = tape.atoms.roots()
     _keep_unmaskable(tape, roots)

@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from memexp.channels.planes import Atoms, Plane, Planes, varies
-from memexp.channels.sizes import Attribute, Size
+from memexp.channels.sizes import COUNTED, Attribute, Owner, Size
 
 # what takes no lengths from the source, and views what it is given
 WITHOUT_LENGTHS = {torch.flatten, Tensor.flatten, Tensor.ravel, torch.matmul, Tensor.matmul, Tensor.__matmul__, linear}
@@ -51,6 +51,7 @@ class Tape:
     splits: list[tuple[Plane, list[int]]] = field(default_factory=list)  # planes over several axes, and their origins
     coupled: list[tuple[Plane, str]] = field(default_factory=list)  # planes made one along a fixed axis, and why
     uses: list[Use] = field(default_factory=list)
+    values: set[Owner] = field(default_factory=set)  # attributes that are used as values
     nonzero: list[Plane] = field(default_factory=list)  # channels that may not be zero where what makes them is
     weighed: list[tuple[Planes, str]] = field(
         default_factory=list
@@ -170,7 +171,13 @@ class Tape:
 
     def use(self, origin: Attribute, plane: Plane, axis: int) -> None:
         """`origin` is the length of the plane's `axis`."""
-        self.uses.append(Use(origin.module, origin.name, origin.index, int(origin), plane, axis))
+        self.uses.append(Use(*origin.owner, int(origin), plane, axis))
+
+    def fix_values(self) -> None:
+        """Attributes that are also used as values stay: what they are the length of is fixed."""
+        for use in self.uses:
+            if (use.module, use.name, use.index) in self.values:
+                self.fix(use.plane, use.axis, COUNTED)
 
     def written(self) -> tuple[str, list[int]]:
         """The call that the source makes: its name, and the whole numbers among its arguments as they are written."""

@@ -24,17 +24,41 @@ from memexp.channels.graph import ChannelError, Graph
 from memexp.channels.outputs import tensors_in
 from memexp.channels.planes import tidy
 from memexp.channels.settling import settle
-from memexp.channels.sizes import Size, tracked_attributes
+from memexp.channels.sizes import COUNTED, Derived, Size, tracked_attributes
 from memexp.channels.skipping import shaped
 from memexp.channels.tape import Tape
 from memexp.channels.untouched import untouched
 
 # carried out in smaller operations, among them a number that follows from a length: a scale from that of a head
 WHOLE = {scaled_dot_product_attention: torch.ops.aten.scaled_dot_product_attention.default}
-COUNTED = "their number is itself a value that the forward computes with"
 ARITHMETIC = {
     *("add", "radd", "iadd", "sub", "rsub", "isub", "mul", "rmul", "imul", "div", "rdiv", "truediv", "rtruediv"),
-    *("itruediv", "true_divide", "pow", "rpow", "tensor", "as_tensor", "scalar_tensor"),
+    *(
+        "itruediv",
+        "true_divide",
+        "pow",
+        "rpow",
+        "float_power",
+        "tensor",
+        "as_tensor",
+        "scalar_tensor",
+        "full",
+        "new_full",
+    ),
+    *(
+        "full_like",
+        "fill",
+        "masked_fill",
+        "where",
+        "lerp",
+        "addcmul",
+        "addcdiv",
+        "clamp",
+        "clamp_min",
+        "clamp_max",
+        "clip",
+    ),
+    *("floordiv", "rfloordiv", "floor_divide", "mod", "rmod", "remainder", "fmod", "gt", "lt", "ge", "le", "eq", "ne"),
 }
 
 
@@ -68,7 +92,7 @@ def trace(network: nn.Module, *example_inputs: Any) -> Graph:
         with (
             untouched(network),
             all_adapted(network),
-            tracked_attributes(network),
+            tracked_attributes(network, tape.values.add),
             torch.no_grad(),
             _Source(tape),
             _Operations(tape),
@@ -98,8 +122,8 @@ class _Source(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "").strip("_") in ARITHMETIC:
-            for number in args:
-                if isinstance(number, Size):
+            for number in (*args, *(kwargs or {}).values()):
+                if isinstance(number, Derived):
                     number.used()
         outer, self.tape.call = self.tape.call, (func, args, kwargs or {})
         whole = WHOLE.get(func)
