@@ -49,10 +49,17 @@ def _fault(network: nn.Module, graph: Graph, groups: Iterable[int], inputs: Sequ
         edit = narrow_edit(graph, {number: range(_some(number, graph.groups[number].size)) for number in groups})
         with torch.no_grad(), ShapesOnly():
             found = narrow(copy.deepcopy(network, shared), edit)(*inputs)
-    except (RuntimeError, ValueError, IndexError, AssertionError, TypeError) as error:
-        return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+    except Exception as error:  # whatever the forward raises, be it a KeyError for a table by width
+        return fault_of(error)
     a, b = _shapes(outputs), _shapes(found)
     return None if a == b else f"its output becomes {b}, not {a}"
+
+
+def fault_of(error: Exception) -> str:
+    """What an error says, in one line: a KeyError says no more than its key."""
+    words = str(error).strip().partition("\n")[0][:200]
+    plain = isinstance(error, RuntimeError | ValueError | AssertionError | TypeError)
+    return words if words and plain else f"{type(error).__name__} {words}".strip()
 
 
 def _some(number: int, size: int) -> int:

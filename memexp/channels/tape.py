@@ -60,6 +60,9 @@ class Tape:
         default_factory=list
     )  # summed without weights, how many `nonzero` then, why
     closed: bool = False  # whether what is carried out goes by, as part of an operation that is noted as a whole
+    transformed: bool = (
+        False  # whether the call under way is within torch.vmap or the like, whose tensors have other dimensions
+    )
     doubtful: bool = False  # whether a number in the source may be one that does not follow the channels
     _known: Any = field(default_factory=WeakTensorKeyDictionary)
     _followers: list[tuple[Plane, Plane]] = field(default_factory=list)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -76,6 +77,11 @@ def trace(network: nn.Module, *example_inputs: Any) -> Graph:
                 f"{path or 'the network'} is a TorchScript module, which cannot be narrowed: give the network as it was "
                 "before torch.jit.script or torch.jit.trace"
             )
+        if any(map(is_lazy, (*module._parameters.values(), *module._buffers.values()))):
+            raise ChannelError(
+                f"{path or 'the network'} is a {type(module).__name__} whose parameters have no shape yet: call the network "
+                "once on an example first"
+            )
     tape = Tape()
     for path, module in modules.items():
         if isinstance(module, _NormBase | nn.LayerNorm | nn.GroupNorm):
@@ -125,6 +131,7 @@ class _Source(TorchFunctionMode):
             for number in (*args, *(kwargs or {}).values()):
                 if isinstance(number, Derived):
                     number.used()
+        self.tape.transformed = torch._C._functorch.peek_interpreter_stack() is not None
         outer, self.tape.call = self.tape.call, (func, args, kwargs or {})
         whole = WHOLE.get(func)
         try:
@@ -174,6 +181,11 @@ def _note(tape: Tape, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     marked = [one for one in known if one.planes]
     if not marked:
         return
+    if tape.transformed:
+        raise ChannelError(
+            f"{func} in {_place()} runs within torch.vmap or another transform of torch.func, where channels cannot be "
+            "followed: write the forward for a batch"
+        )
     rule = rules.of(func)
     if rule is None and not any(one.activation for one in marked):
         rule = rules.kept  # what a weight is made of stays as it is, whatever is done to it
