@@ -15,6 +15,8 @@ from memexp.channels.sizes import Attribute, Size
 from memexp.channels.tape import Role, Tape, Use
 
 Array = NDArray[np.int64]
+OUTPUT = "it is part of the network's output"
+NOT_RUN = "the forward on the example, in evaluation mode, does not run it"
 Key = tuple[str, int]  # a parameter and its dimension
 
 
@@ -62,14 +64,15 @@ class Number:
 class Graph:
     """groups: of channels that can be removed. frozen: (parameter, dim) -> why those in no group cannot be, in words.
 
-    sizes: length of each (parameter, dim). numbers: attributes that follow the channels. The network's inputs and its outputs
-    (classes) are frozen.
+    sizes: length of each (parameter, dim). numbers: attributes that follow the channels. unread: modules and parameters that
+    did not run, and stay as they are. The network's inputs and its outputs (classes) are frozen.
     """
 
     groups: list[Group]
     frozen: dict[tuple[str, int], str]
     sizes: dict[tuple[str, int], int]
     numbers: tuple[Number, ...]
+    unread: tuple[str, ...] = ()
 
     def removable(self, name: str, dim: int = 0) -> tuple[int, ...]:
         """The indices along `dim` of parameter `name` that are in a group. ChannelError for one that is not traced."""
@@ -84,6 +87,14 @@ class Graph:
             for i in own
         }
         return tuple(sorted(found))
+
+    def why_fixed(self, most: int = 3) -> str:
+        """Why layers keep their channels: `most` reasons, each with the first that it is of; "" where all are the network's
+        outputs or do not run."""
+        first = {
+            why: name for (name, dim), why in reversed(self.frozen.items()) if dim == 0 and why not in (OUTPUT, NOT_RUN)
+        }
+        return "; ".join(f"{name}: {why}" for why, name in list(reversed(first.items()))[:most])
 
 
 def assemble(tape: Tape) -> Graph:

@@ -32,12 +32,14 @@ class Use:
 
 @dataclass(slots=True)
 class Known:
-    """Of a tensor. planes: None until they are written. activation: it is one of the network's inputs, or made of one.
+    """Of a tensor.
 
-    pending: planes that are frozen, and why, as soon as an operation or the output takes it.
+    planes: None until they are written. read: an operation or the output takes it. activation: it is one of the network's
+    inputs, or made of one. pending: planes that are frozen, and why, as soon as an operation or the output takes it.
     """
 
     planes: Planes | None = None
+    read: bool = False
     activation: bool = False
     pending: list[tuple[Plane, str]] = field(default_factory=list)
 
@@ -139,6 +141,7 @@ class Tape:
 
     def used(self, known: Known) -> None:
         """An operation or the output takes what this is known of."""
+        known.read = True
         while known.pending:
             self.atoms.freeze(*known.pending.pop(0))
 

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from memexp.channels import contracting, moving, normalising, rules  # noqa: F401  (rules register themselves)
 from memexp.channels.attention import all_adapted
-from memexp.channels.graph import ChannelError, Graph
+from memexp.channels.graph import OUTPUT, ChannelError, Graph
 from memexp.channels.outputs import tensors_in
 from memexp.channels.planes import tidy
 from memexp.channels.settling import settle
@@ -111,7 +111,7 @@ def trace(network: nn.Module, *example_inputs: Any) -> Graph:
         for tensor in tensors_in(outputs):
             tape.used(tape.known(tensor))
             for plane in tape.planes(tensor):
-                tape.atoms.freeze(plane, "it is part of the network's output")
+                tape.atoms.freeze(plane, OUTPUT)
         return settle(network, tape, example_inputs, outputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
