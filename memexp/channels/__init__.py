@@ -9,5 +9,6 @@ masked(network, graph, {0: [0, 2, 5]})(x)       # what narrowed(x) must be
 from memexp.channels.graph import ChannelError, Graph, Group, Member
 from memexp.channels.narrowing import masked, narrow_edit
 from memexp.channels.tracing import trace
+from memexp.channels.unread import warn_of_unread
 
-__all__ = ["ChannelError", "Graph", "Group", "Member", "masked", "narrow_edit", "trace"]
+__all__ = ["ChannelError", "Graph", "Group", "Member", "masked", "narrow_edit", "trace", "warn_of_unread"]

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from memexp.channels.attention import adapt
 
@@ -45,6 +48,7 @@ def narrow(network: nn.Module, edit: Mapping[str, Any]) -> nn.Module:
         for key, value in values.items():
             _set_attribute(modules[path], key, value)
     for module in modules.values():
+        _remake(module)
         _widths(module)
     return network
 
@@ -88,12 +92,25 @@ def _set_attribute(module: nn.Module, key: str, value: int) -> None:
     setattr(module, name, type(old)(value if i == int(item) else v for i, v in enumerate(old)) if item else value)
 
 
+@torch.no_grad()
+def _remake(module: nn.Module) -> None:
+    """Weights that are no parameters, but which a hook makes of them before each forward, are made now: they have to fit."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm | BasePruningMethod):
+            hook(module, ())
+        elif isinstance(hook, SpectralNorm):
+            setattr(module, hook.name, hook.compute_weight(module, do_power_iteration=False))
+
+
 def _widths(module: nn.Module) -> None:
     """What a module of torch says of its own widths, as its weight has them."""
     weight = getattr(module, "weight", None)
     if isinstance(module, nn.MultiheadAttention):
         if module.in_proj_weight is not None:
             module.embed_dim = module.kdim = module.vdim = module.in_proj_weight.shape[1]
+        else:
+            widths = (w.shape[1] for w in (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight))
+            module.embed_dim, module.kdim, module.vdim = widths
     elif isinstance(module, _NormBase) and module.running_mean is not None:
         module.num_features = len(module.running_mean)
     elif not isinstance(weight, Tensor):

@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from memexp.channels.planes import Plane, Planes, distinct, merge, varies
-from memexp.channels.rules import SUMMED, Call, along, rule
+from memexp.channels.rules import SUMMED, SUMMED_WEIGHTS, Call, along, rule
 from memexp.channels.sizes import Attribute, Size
 
 Shape = tuple[int, ...]
@@ -30,6 +30,9 @@ def convolution(call: Call) -> Planes:
     inputs = _channels(call, x)
     if groups == 1:
         _meet(call, inputs, sides.get(in_dim), weight.shape[in_dim])
+        if call.tape.is_parameter(x) and call.tape.is_parameter(weight):
+            why = f"{call.name}: {SUMMED_WEIGHTS}"
+            call.tape.sum_of_weights([p for p in (inputs, sides.get(in_dim)) if p is not None], why)
         out = sides.get(out_dim)
     else:
         out = _grouped(call, inputs, sides, weight, groups, bool(call["transposed"]))
@@ -110,13 +113,14 @@ def contract(
     Channels along k that differ along the batch (heads) are one along k. all_of_it: all along k are one.
     """
     atoms = call.tape.atoms
+    weights_alone = a[2] and b[2]
     ended: list[Planes] = [[], []]
     passing: list[Planes] = [[], []]
     for side, (planes, shape, parameter) in enumerate((a, b)):
         k = len(shape) - 1 - side
         for plane in planes:
             if parameter:
-                call.tape.role(plane, "in" if plane.shape[k] > 1 else "out")
+                call.tape.role(plane, "in" if plane.shape[k] > 1 else "out", weak=weights_alone)
             if plane.shape[k] == 1:
                 passing[side].append(plane)
                 continue
@@ -129,6 +133,8 @@ def contract(
                 call.tape.end(plane, f"{call.name}: {SUMMED}")
             ended[side].append(np.swapaxes(plane, k, -1))
     sizes = a[1][-1]
+    if weights_alone:
+        call.tape.sum_of_weights([*ended[0], *ended[1]], f"{call.name}: {SUMMED_WEIGHTS}")
     if sizes > 1:
         for plane in ended[0]:
             for other in ended[1]:

@@ -15,6 +15,9 @@ from memexp.channels.sizes import Attribute, Size
 from memexp.channels.tape import Role, Tape, Use
 
 Array = NDArray[np.int64]
+OUTPUT = "it is part of the network's output"
+NOT_RUN = "the forward on the example, in evaluation mode, does not run it"
+Key = tuple[str, int]  # a parameter and its dimension
 
 
 class ChannelError(ValueError):
@@ -62,14 +65,15 @@ class Number:
 class Graph:
     """groups: of channels that can be removed. frozen: (parameter, dim) -> why those in no group cannot be, in words.
 
-    sizes: length of each (parameter, dim). numbers: attributes that follow the channels. The network's inputs and its outputs
-    (classes) are frozen.
+    sizes: length of each (parameter, dim). numbers: attributes that follow the channels. unread: modules and parameters that
+    did not run, and stay as they are. The network's inputs and its outputs (classes) are frozen.
     """
 
     groups: list[Group]
     frozen: dict[tuple[str, int], str]
     sizes: dict[tuple[str, int], int]
     numbers: tuple[Number, ...]
+    unread: tuple[str, ...] = ()
 
     def removable(self, name: str, dim: int = 0) -> tuple[int, ...]:
         """The indices along `dim` of parameter `name` that are in a group. ChannelError for one that is not traced."""
@@ -85,26 +89,29 @@ class Graph:
         }
         return tuple(sorted(found))
 
+    def why_fixed(self, most: int = 3) -> str:
+        """Why layers keep their channels: `most` reasons, each with the first that it is of; "" where all are the network's
+        outputs or do not run."""
+        first = {
+            why: name for (name, dim), why in reversed(self.frozen.items()) if dim == 0 and why not in (OUTPUT, NOT_RUN)
+        }
+        return "; ".join(f"{name}: {why}" for why, name in list(reversed(first.items()))[:most])
+
 
 def assemble(tape: Tape) -> Graph:
     """The graph of what a trace wrote down."""
+    tape.fix_values()
     _keep_rectangles(tape)
     roots = tape.atoms.roots()
     _keep_unmaskable(tape, roots)
     count = tape.atoms.count
+    keys, entry, index = _entries(tape)
+    _keep_weighed(tape, keys, entry)
     reason = np.full(count, -1)  # by root: which of the reasons, the first given
     for number, (atoms, _) in reversed(list(enumerate(tape.atoms.frozen))):
         reason[roots[atoms]] = number
     reason = reason[roots]
 
-    together: dict[int, list[tuple[str, int]]] = {}  # by first atom: entries that share their atoms
-    for key, atoms in tape.entries.items():
-        together.setdefault(int(atoms[0]), []).append(key)
-    keys = list(together.values())
-    entry, index = np.full(count, -1), np.zeros(count, dtype=np.int64)
-    for k, (key, *_) in enumerate(keys):
-        atoms = tape.entries[key]
-        entry[atoms], index[atoms] = k, np.arange(len(atoms))
     live = np.flatnonzero((entry >= 0) & (reason < 0))
     group = _signatures(count, roots, entry, live)
     groups, place = _groups(tape, keys, roots, entry, index, live, group)
@@ -121,6 +128,19 @@ def assemble(tape: Tape) -> Graph:
     sizes = {key: len(atoms) for key, atoms in tape.entries.items()}
     numbers = tuple(found for use in tape.uses if (found := _number(use, roots, place)) is not None)
     return Graph(groups, frozen, sizes, numbers)
+
+
+def _entries(tape: Tape) -> tuple[list[list[Key]], Array, Array]:
+    """Entries in lists of those that share their atoms, and by atom: the number of its list, -1 for none, and its index."""
+    together: dict[int, list[Key]] = {}  # by first atom
+    for key, atoms in tape.entries.items():
+        together.setdefault(int(atoms[0]), []).append(key)
+    keys = list(together.values())
+    entry, index = np.full(tape.atoms.count, -1), np.zeros(tape.atoms.count, dtype=np.int64)
+    for k, (key, *_) in enumerate(keys):
+        atoms = tape.entries[key]
+        entry[atoms], index[atoms] = k, np.arange(len(atoms))
+    return keys, entry, index
 
 
 def _signatures(count: int, roots: Array, entry: Array, live: Array) -> Array:
@@ -140,7 +160,7 @@ def _signatures(count: int, roots: Array, entry: Array, live: Array) -> Array:
 
 def _groups(
     tape: Tape,
-    keys: Sequence[Sequence[tuple[str, int]]],
+    keys: Sequence[Sequence[Key]],
     roots: Array,
     entry: Array,
     index: Array,
@@ -206,6 +226,27 @@ def _keep_unmaskable(tape: Tape, roots: Array) -> None:
             nonzero[roots[other]] = True
         seen = count
         tape.atoms.freeze(plane[nonzero[roots[plane]]], why)
+
+
+def _keep_weighed(tape: Tape, keys: Sequence[Sequence[Key]], entry: Array) -> None:
+    """Channels over which weights alone are summed stay where none of these is what makes the channel.
+
+    Removed, they would change the sum, which is of weights that are there whatever the channel is: the norm of a weight is
+    taken over its inputs. Where one makes the channel (the first layer of two that are given a parameter), it goes with it.
+    """
+    roles = tape.roles()
+
+    def makes(atom: int) -> bool:
+        if entry[atom] < 0:
+            return False
+        key = keys[entry[atom]][0]
+        role = roles.get(int(tape.entries[key][0]), "norm")
+        return role == "out" or (role == "norm" and key[0] not in tape.buffers)
+
+    for planes, why in tape.weighed:
+        if not any(all(map(makes, np.unique(plane).tolist())) for plane in planes):
+            # before all other reasons: a flattened kernel makes its positions and channels one, which says less
+            tape.atoms.frozen[:0] = [(plane[plane > 0], why) for plane in planes]
 
 
 def _freedom(origin: int) -> int:

@@ -54,7 +54,7 @@ def view(call: Call) -> Planes:
             origin = origins[axis]
             if isinstance(origin, Attribute):
                 call.tape.use(origin, moved, axis)
-            elif type(origin) is int and origin != -1:
+            elif not isinstance(origin, Size) and origin != -1:
                 why = f"{call.name}: the length {origin} is fixed in the source"
                 call.tape.fix(moved, axis, why)
         for _, news in blocks(before, after):

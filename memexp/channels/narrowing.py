@@ -75,7 +75,7 @@ class masked(nn.Module):  # noqa: N801  (it reads as what it returns)
         self.network = copy.deepcopy(network)
         tensors = self.network.state_dict(keep_vars=True)
         makers = {m.name for group in graph.groups for m in group.members if m.role in ("out", "bias")}
-        self._kept: dict[int, Tensor] = {}
+        self._kept: dict[str, Tensor] = {}  # by name, which a copy has too
         with torch.no_grad():
             for (name, dim), left in _left(graph, kept, ("out", "bias", "norm")).items():
                 tensor = tensors[name]
@@ -83,10 +83,11 @@ class masked(nn.Module):  # noqa: N801  (it reads as what it returns)
                     gone = torch.from_numpy(np.flatnonzero(~left)).to(tensor.device)
                     tensor.index_fill_(dim, gone, 0)
                     if tensor.ndim == 1:
-                        self._kept[id(tensor)] = torch.from_numpy(np.flatnonzero(left)).to(tensor.device)
+                        self._kept[name] = torch.from_numpy(np.flatnonzero(left))
 
     def forward(self, *inputs: Any) -> Any:
-        with KeptStatistics(self._kept):
+        tensors = self.network.state_dict(keep_vars=True)
+        with KeptStatistics({id(tensors[name]): kept.to(tensors[name].device) for name, kept in self._kept.items()}):
             return self.network(*inputs)
 
 

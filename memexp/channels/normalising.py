@@ -6,7 +6,7 @@ from torch import Tensor
 
 from memexp.channels.planes import Planes, lift, merge, varies
 from memexp.channels.rules import Call, along, rule
-from memexp.channels.sizes import Attribute
+from memexp.channels.sizes import Attribute, Size
 
 
 @rule("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "miopen_batch_norm")
@@ -49,7 +49,7 @@ def layer_norm(call: Call) -> list[Planes]:
                 call.freeze(plane, "statistics over channels without a weight for each of them")
         if call["weight"] is None:
             return [result, [], []]
-    if type(call.tape.argument(x.shape[-1])) is int:
+    if not isinstance(call.tape.argument(x.shape[-1]), Size | Attribute):
         call.tape.doubtful = True
     for name in ("weight", "bias"):
         if call[name] is not None:

@@ -66,6 +66,7 @@ class Call:
 
 
 SUMMED = "its channels are not zero where their filters are, and are summed as they are"
+SUMMED_WEIGHTS = "the norm of the weight is taken over it, or another sum of weights alone"
 Rule = Callable[[Call], Any]
 RULES: dict[str, Rule] = {}
 
@@ -197,6 +198,8 @@ def _reduced(call: Call, plane: Plane, why: str | None) -> Plane | None:
         outs = [call.out] if isinstance(call.out, Tensor) else call.out
         call.tape.freeze_if_used(outs, plane, f"{call.name}: {why}")
     support = varies(plane)
+    if support & over and why is None and call.tape.is_parameter(call.first):
+        call.tape.sum_of_weights([plane], f"{call.name}: {SUMMED_WEIGHTS}")
     if support & over and support - over:
         plane = call.tape.atoms.couple(plane, sorted(support & over))
     elif support & over:

@@ -3,21 +3,26 @@
 Only where a length is written next to channels: views, slices, splits, pads. The network is run once more, for its shapes, with
 another share of each group's channels. Where that fails, each group is tried by itself, those that fail are frozen with the
 error as the reason, and the rest is tried again.
+
+What the one forward in evaluation mode does not run is tried in training mode, likewise: what an auxiliary head takes stays.
 """
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from memexp.channels.applying import narrow
-from memexp.channels.graph import ChannelError, Graph, assemble
+from memexp.channels.graph import NOT_RUN, ChannelError, Graph, assemble
 from memexp.channels.narrowing import narrow_edit
 from memexp.channels.outputs import tensors_in
 from memexp.channels.skipping import ShapesOnly
 from memexp.channels.tape import Tape
+from memexp.channels.unread import Reading, unread
 
 
 def settle(network: nn.Module, tape: Tape, inputs: Sequence[Any], outputs: Any) -> Graph:
@@ -25,34 +30,99 @@ def settle(network: nn.Module, tape: Tape, inputs: Sequence[Any], outputs: Any) 
 
     Raises ChannelError if groups can be narrowed one by one, but not together.
     """
-    graph = assemble(tape)
-    if not tape.doubtful or _fault(network, graph, range(len(graph.groups)), inputs, outputs) is None:
-        return graph
+    graph, why = assemble(tape), "the forward does not run with fewer of them"
+    if tape.doubtful:
+        graph, fault = _tried(tape, graph, partial(_fault, network, inputs, outputs), why)
+        if fault is not None:
+            raise ChannelError(f"each group of channels can be narrowed by itself, but not all together: {fault}")
+    never = unread(network, lambda tensor: tape.known(tensor).read)
+    if never:
+        graph, never = _trained(network, tape, graph, inputs, never)
+        tensors = network.state_dict(keep_vars=True)
+        idle = {key for key in graph.frozen if not tape.known(tensors[key[0]]).read}
+        graph = replace(graph, frozen=graph.frozen | dict.fromkeys(idle, NOT_RUN), unread=never)
+    return graph
+
+
+def _trained(
+    network: nn.Module, tape: Tape, graph: Graph, inputs: Sequence[Any], never: tuple[str, ...]
+) -> tuple[Graph, tuple[str, ...]]:
+    """What some of `never` take stays, where the forward in training mode runs them; and those that it does not run either.
+
+    Where that forward asks for more than the inputs, nothing is known of it.
+    """
+    try:
+        reading = Reading()
+        outputs = _run(network, None, inputs, True, reading)
+    except Exception:
+        return graph, never
+    left = unread(network, lambda tensor: tape.known(tensor).read or id(tensor) in reading.read)
+    if left == never:
+        return graph, never
+    run = ", ".join(name for name in never if name not in left)
+    why = f"the forward in training mode, which runs {run}, does not run with fewer of them"
+    graph, fault = _tried(tape, graph, partial(_fault, network, inputs, outputs, training=True), why)
+    return graph, left if fault is None else never
+
+
+def _tried(
+    tape: Tape, graph: Graph, fault_with: Callable[[Graph, Iterable[int]], str | None], why: str
+) -> tuple[Graph, str | None]:
+    """The graph in which each group that has a fault by itself is frozen, and the fault that all others have together."""
+    if fault_with(graph, range(len(graph.groups))) is None:
+        return graph, None
     for number, group in enumerate(graph.groups):
-        fault = _fault(network, graph, [number], inputs, outputs)
+        fault = fault_with(graph, [number])
         if fault is not None:
             for member in group.members:
                 entries = tape.entries[member.name, member.dim]
                 for own in member.indices:
-                    tape.atoms.freeze(entries[list(own)], f"the forward does not run with fewer of them: {fault}")
+                    tape.atoms.freeze(entries[list(own)], f"{why}: {fault}")
     graph = assemble(tape)
-    fault = _fault(network, graph, range(len(graph.groups)), inputs, outputs)
-    if fault is not None:
-        raise ChannelError(f"each group of channels can be narrowed by itself, but not all together: {fault}")
-    return graph
+    return graph, fault_with(graph, range(len(graph.groups)))
 
 
-def _fault(network: nn.Module, graph: Graph, groups: Iterable[int], inputs: Sequence[Any], outputs: Any) -> str | None:
+def _fault(
+    network: nn.Module,
+    inputs: Sequence[Any],
+    outputs: Any,
+    graph: Graph,
+    groups: Iterable[int],
+    training: bool = False,
+) -> str | None:
     """Why the network does not run with fewer channels of these groups; None if it does."""
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in network.state_dict(keep_vars=True).values()}
     try:
         edit = narrow_edit(graph, {number: range(_some(number, graph.groups[number].size)) for number in groups})
-        with torch.no_grad(), ShapesOnly():
-            found = narrow(copy.deepcopy(network, shared), edit)(*inputs)
-    except (RuntimeError, ValueError, IndexError, AssertionError, TypeError) as error:
-        return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+        found = _run(network, edit, inputs, training)
+    except Exception as error:  # whatever the forward raises, be it a KeyError for a table by width
+        return fault_of(error)
     a, b = _shapes(outputs), _shapes(found)
     return None if a == b else f"its output becomes {b}, not {a}"
+
+
+def _run(
+    network: nn.Module,
+    edit: Mapping[str, Any] | None,
+    inputs: Sequence[Any],
+    training: bool,
+    mode: ShapesOnly | None = None,
+) -> Any:
+    """What a copy returns, narrowed by `edit`. In training mode it has buffers of its own, as statistics are written there."""
+    tensors = network.state_dict(keep_vars=True).values()
+    shared: dict[int, Any] = {id(t): t for t in tensors if not training or isinstance(t, nn.Parameter)}
+    copied = copy.deepcopy(network, shared)
+    if edit is not None:
+        narrow(copied, edit)
+    devices = {t.device.index for t in tensors if t.is_cuda}
+    with torch.no_grad(), mode or ShapesOnly(), torch.random.fork_rng(devices, enabled=training):
+        return copied.train(training)(*inputs)
+
+
+def fault_of(error: Exception) -> str:
+    """What an error says, in one line: a KeyError says no more than its key."""
+    words = str(error).strip().partition("\n")[0][:200]
+    plain = isinstance(error, RuntimeError | ValueError | AssertionError | TypeError)
+    return words if words and plain else f"{type(error).__name__} {words}".strip()
 
 
 def _some(number: int, size: int) -> int:

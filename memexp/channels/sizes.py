@@ -3,20 +3,25 @@
 `x.view(b, 8, c // 8)` splits c channels; which of the two parts becomes smaller in a narrowed network depends on what is
 written there. So during a trace shapes are tuples of `Size`, an int that remembers that it came from a shape, and the whole
 numbers among the attributes of modules are `Attribute`, an int that remembers whose it is. Arithmetic with a `Size` gives a
-`Size`; of attributes and numbers alone it gives a number that is fixed.
+`Size`; of attributes and numbers alone it gives a `Derived`, a number that is fixed.
 
-A length may also be a value: `x / x.shape[1]`. What a network computes would then change with it, so what it counts is fixed.
+A length may also be a value: `x / x.shape[1]`, or `x / self.width`. What a network computes would then change with it, so what
+it counts is fixed. Python does not say so of a float from the left (`0.5 * self.width`) and of math.log.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, Self
 
 from torch import nn
 
+COUNTED = "their number is itself a value that the forward computes with"
+Owner = tuple[str, str, int | None]  # a module, its attribute, and the item where that is a tuple
 
-class Size(int):
-    """A length that was read off a tensor, so that it follows when the tensor becomes narrower.
+
+class Derived(int):
+    """A number of which it is known what it counts; made of attributes and plain numbers, it is fixed as a length.
 
     fix: what is called if it is used as a value.
     """
@@ -24,10 +29,10 @@ class Size(int):
     fix: tuple[Callable[[], None], ...] = ()
 
     @classmethod
-    def of(cls, value: int, fix: Iterable[Callable[[], None]]) -> "Size":
-        size = cls(value)
-        size.fix = tuple(fix)
-        return size
+    def of(cls, value: int, fix: Iterable[Callable[[], None]]) -> Self:
+        number = cls(value)
+        number.fix = tuple(fix)
+        return number
 
     def used(self) -> None:
         """As a value, not as a length."""
@@ -35,45 +40,42 @@ class Size(int):
             fix()
 
 
-class Attribute(int):
+class Size(Derived):
+    """A length that was read off a tensor, so that it follows when the tensor becomes narrower."""
+
+
+class Attribute(Derived):
     """The value of `module.name`, or of its item `index` where that is a tuple."""
 
-    module: str
-    name: str
-    index: int | None
-
-    @classmethod
-    def of(cls, value: int, module: str, name: str, index: int | None = None) -> "Attribute":
-        number = cls(value)
-        number.module, number.name, number.index = module, name, index
-        return number
+    owner: Owner
 
 
 def _follow(name: str) -> Callable[..., Any]:
     plain = getattr(int, name)
 
-    def operation(self: int, *others: Any) -> Any:
+    def operation(self: Derived, *others: Any) -> Any:
         result = plain(self, *others)
-        if not any(isinstance(number, Size) for number in (self, *others)):
-            return result
-        fix = dict.fromkeys(f for number in (self, *others) if isinstance(number, Size) for f in number.fix)
+        if any(type(number) is float for number in others):
+            self.used()
+        numbers = [number for number in (self, *others) if isinstance(number, Derived)]
+        kind = Size if any(isinstance(number, Size) for number in numbers) else Derived
+        fix = dict.fromkeys(f for number in numbers for f in number.fix)
         if type(result) is int:
-            return Size.of(result, fix)
-        return tuple(Size.of(n, fix) for n in result) if type(result) is tuple else result
+            return kind.of(result, fix)
+        return tuple(kind.of(n, fix) for n in result) if type(result) is tuple else result
 
     return operation
 
 
 for _name in ("add", "sub", "mul", "floordiv", "mod", "divmod"):
-    for _kind in (Size, Attribute):
-        setattr(_kind, f"__{_name}__", _follow(f"__{_name}__"))
-        setattr(_kind, f"__r{_name}__", _follow(f"__r{_name}__"))
+    setattr(Derived, f"__{_name}__", _follow(f"__{_name}__"))
+    setattr(Derived, f"__r{_name}__", _follow(f"__r{_name}__"))
 
 
 def _as_value(name: str) -> Callable[..., Any]:
     plain = getattr(int, name)
 
-    def operation(self: Size, *others: Any) -> Any:
+    def operation(self: Derived, *others: Any) -> Any:
         self.used()
         return plain(self, *others)
 
@@ -81,12 +83,21 @@ def _as_value(name: str) -> Callable[..., Any]:
 
 
 for _name in ("truediv", "rtruediv", "pow", "rpow", "float"):
-    setattr(Size, f"__{_name}__", _as_value(f"__{_name}__"))
+    setattr(Derived, f"__{_name}__", _as_value(f"__{_name}__"))
 
 
 @contextmanager
-def tracked_attributes(network: nn.Module) -> Iterator[None]:
-    """Inside, whole numbers among the modules' attributes remember whose they are."""
+def tracked_attributes(network: nn.Module, valued: Callable[[Owner], None]) -> Iterator[None]:
+    """Inside, whole numbers among the modules' attributes remember whose they are.
+
+    valued: is told of those that are used as values.
+    """
+
+    def tracking(value: int, *owner: Any) -> Attribute:
+        number = Attribute.of(value, [partial(valued, owner)])
+        number.owner = owner
+        return number
+
     changed: list[tuple[nn.Module, str, Any]] = []
     try:
         for path, module in network.named_modules():
@@ -95,9 +106,9 @@ def tracked_attributes(network: nn.Module) -> Iterator[None]:
                     continue
                 tracked: Any = None
                 if type(value) is int:
-                    tracked = Attribute.of(value, path, name)
+                    tracked = tracking(value, path, name, None)
                 elif type(value) in (tuple, list) and value and all(type(v) is int for v in value):
-                    tracked = type(value)(Attribute.of(v, path, name, i) for i, v in enumerate(value))
+                    tracked = type(value)(tracking(v, path, name, i) for i, v in enumerate(value))
                 if tracked is not None:
                     changed.append((module, name, value))
                     module.__dict__[name] = tracked

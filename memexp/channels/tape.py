@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from memexp.channels.planes import Atoms, Plane, Planes, varies
-from memexp.channels.sizes import Attribute, Size
+from memexp.channels.sizes import COUNTED, Attribute, Owner, Size
 
 # what takes no lengths from the source, and views what it is given
 WITHOUT_LENGTHS = {torch.flatten, Tensor.flatten, Tensor.ravel, torch.matmul, Tensor.matmul, Tensor.__matmul__, linear}
@@ -32,12 +32,14 @@ class Use:
 
 @dataclass(slots=True)
 class Known:
-    """Of a tensor. planes: None until they are written. activation: it is one of the network's inputs, or made of one.
+    """Of a tensor.
 
-    pending: planes that are frozen, and why, as soon as an operation or the output takes it.
+    planes: None until they are written. read: an operation or the output takes it. activation: it is one of the network's
+    inputs, or made of one. pending: planes that are frozen, and why, as soon as an operation or the output takes it.
     """
 
     planes: Planes | None = None
+    read: bool = False
     activation: bool = False
     pending: list[tuple[Plane, str]] = field(default_factory=list)
 
@@ -51,15 +53,23 @@ class Tape:
     splits: list[tuple[Plane, list[int]]] = field(default_factory=list)  # planes over several axes, and their origins
     coupled: list[tuple[Plane, str]] = field(default_factory=list)  # planes made one along a fixed axis, and why
     uses: list[Use] = field(default_factory=list)
+    values: set[Owner] = field(default_factory=set)  # attributes that are used as values
     nonzero: list[Plane] = field(default_factory=list)  # channels that may not be zero where what makes them is
+    weighed: list[tuple[Planes, str]] = field(
+        default_factory=list
+    )  # weights alone that meet where they are summed, why
     ended: list[tuple[Plane, int, str]] = field(
         default_factory=list
     )  # summed without weights, how many `nonzero` then, why
     closed: bool = False  # whether what is carried out goes by, as part of an operation that is noted as a whole
+    transformed: bool = (
+        False  # whether the call under way is within torch.vmap or the like, whose tensors have other dimensions
+    )
     doubtful: bool = False  # whether a number in the source may be one that does not follow the channels
     _known: Any = field(default_factory=WeakTensorKeyDictionary)
     _followers: list[tuple[Plane, Plane]] = field(default_factory=list)
     _roles: list[tuple[Plane, Role]] = field(default_factory=list)
+    _weak: list[tuple[Plane, Role]] = field(default_factory=list)
 
     @contextmanager
     def unseen(self) -> Iterator[None]:
@@ -131,12 +141,22 @@ class Tape:
 
     def used(self, known: Known) -> None:
         """An operation or the output takes what this is known of."""
+        known.read = True
         while known.pending:
             self.atoms.freeze(*known.pending.pop(0))
 
-    def role(self, plane: Plane, role: Role) -> None:
-        """The parameters whose atoms these are have this role, unless an earlier operation has given them one."""
-        self._roles.append((plane, role))
+    def role(self, plane: Plane, role: Role, weak: bool = False) -> None:
+        """The parameters whose atoms these are have this role, unless an earlier operation has given them one.
+
+        weak: also unless a later one does: this one takes weights alone, such as for a norm of them.
+        """
+        (self._weak if weak else self._roles).append((plane, role))
+
+    def sum_of_weights(self, planes: Planes, why: str) -> None:
+        """Weights alone meet along these planes and are summed there: without a channel it is another sum, unless it is
+        made of one of them."""
+        if planes:
+            self.weighed.append((planes, why))
 
     def follow(self, results: Planes, planes: Planes) -> None:
         """Parameters of which another is made (a weight and its mask) have the role of what is made."""
@@ -151,11 +171,19 @@ class Tape:
         for result, plane in reversed(self._followers):
             if int(result.flat[0]) in found:
                 found.setdefault(int(plane.flat[0]), found[int(result.flat[0])])
+        for plane, role in self._weak:
+            found.setdefault(int(plane.flat[0]), role)
         return found
 
     def use(self, origin: Attribute, plane: Plane, axis: int) -> None:
         """`origin` is the length of the plane's `axis`."""
-        self.uses.append(Use(origin.module, origin.name, origin.index, int(origin), plane, axis))
+        self.uses.append(Use(*origin.owner, int(origin), plane, axis))
+
+    def fix_values(self) -> None:
+        """Attributes that are also used as values stay: what they are the length of is fixed."""
+        for use in self.uses:
+            if (use.module, use.name, use.index) in self.values:
+                self.fix(use.plane, use.axis, COUNTED)
 
     def written(self) -> tuple[str, list[int]]:
         """The call that the source makes: its name, and the whole numbers among its arguments as they are written."""

@@ -15,26 +15,51 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memexp.channels import contracting, moving, normalising, rules  # noqa: F401  (rules register themselves)
 from memexp.channels.attention import all_adapted
-from memexp.channels.graph import ChannelError, Graph
+from memexp.channels.graph import OUTPUT, ChannelError, Graph
 from memexp.channels.outputs import tensors_in
 from memexp.channels.planes import tidy
 from memexp.channels.settling import settle
-from memexp.channels.sizes import Size, tracked_attributes
+from memexp.channels.sizes import COUNTED, Derived, Size, tracked_attributes
 from memexp.channels.skipping import shaped
 from memexp.channels.tape import Tape
 from memexp.channels.untouched import untouched
 
 # carried out in smaller operations, among them a number that follows from a length: a scale from that of a head
 WHOLE = {scaled_dot_product_attention: torch.ops.aten.scaled_dot_product_attention.default}
-COUNTED = "their number is itself a value that the forward computes with"
 ARITHMETIC = {
     *("add", "radd", "iadd", "sub", "rsub", "isub", "mul", "rmul", "imul", "div", "rdiv", "truediv", "rtruediv"),
-    *("itruediv", "true_divide", "pow", "rpow", "tensor", "as_tensor", "scalar_tensor"),
+    *(
+        "itruediv",
+        "true_divide",
+        "pow",
+        "rpow",
+        "float_power",
+        "tensor",
+        "as_tensor",
+        "scalar_tensor",
+        "full",
+        "new_full",
+    ),
+    *(
+        "full_like",
+        "fill",
+        "masked_fill",
+        "where",
+        "lerp",
+        "addcmul",
+        "addcdiv",
+        "clamp",
+        "clamp_min",
+        "clamp_max",
+        "clip",
+    ),
+    *("floordiv", "rfloordiv", "floor_divide", "mod", "rmod", "remainder", "fmod", "gt", "lt", "ge", "le", "eq", "ne"),
 }
 
 
@@ -52,6 +77,11 @@ def trace(network: nn.Module, *example_inputs: Any) -> Graph:
                 f"{path or 'the network'} is a TorchScript module, which cannot be narrowed: give the network as it was "
                 "before torch.jit.script or torch.jit.trace"
             )
+        if any(map(is_lazy, (*module._parameters.values(), *module._buffers.values()))):
+            raise ChannelError(
+                f"{path or 'the network'} is a {type(module).__name__} whose parameters have no shape yet: call the network "
+                "once on an example first"
+            )
     tape = Tape()
     for path, module in modules.items():
         if isinstance(module, _NormBase | nn.LayerNorm | nn.GroupNorm):
@@ -68,7 +98,7 @@ def trace(network: nn.Module, *example_inputs: Any) -> Graph:
         with (
             untouched(network),
             all_adapted(network),
-            tracked_attributes(network),
+            tracked_attributes(network, tape.values.add),
             torch.no_grad(),
             _Source(tape),
             _Operations(tape),
@@ -81,7 +111,7 @@ def trace(network: nn.Module, *example_inputs: Any) -> Graph:
         for tensor in tensors_in(outputs):
             tape.used(tape.known(tensor))
             for plane in tape.planes(tensor):
-                tape.atoms.freeze(plane, "it is part of the network's output")
+                tape.atoms.freeze(plane, OUTPUT)
         return settle(network, tape, example_inputs, outputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -98,9 +128,10 @@ class _Source(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "").strip("_") in ARITHMETIC:
-            for number in args:
-                if isinstance(number, Size):
+            for number in (*args, *(kwargs or {}).values()):
+                if isinstance(number, Derived):
                     number.used()
+        self.tape.transformed = torch._C._functorch.peek_interpreter_stack() is not None
         outer, self.tape.call = self.tape.call, (func, args, kwargs or {})
         whole = WHOLE.get(func)
         try:
@@ -150,6 +181,11 @@ def _note(tape: Tape, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     marked = [one for one in known if one.planes]
     if not marked:
         return
+    if tape.transformed:
+        raise ChannelError(
+            f"{func} in {_place()} runs within torch.vmap or another transform of torch.func, where channels cannot be "
+            "followed: write the forward for a batch"
+        )
     rule = rules.of(func)
     if rule is None and not any(one.activation for one in marked):
         rule = rules.kept  # what a weight is made of stays as it is, whatever is done to it

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from memexp import edits
-from memexp.channels import Graph, trace
+from memexp.channels import Graph, trace, warn_of_unread
 from memexp.channels.outputs import tensors_in
 from memexp.fusing.flow import TWO_NAMES, copied
 from memexp.fusing.flow import trace as watch
@@ -117,13 +117,16 @@ def convert_(
     if fold and (pairs := found_folds(network, flow, example_inputs)[0]):
         edits.apply(network, {"kind": "fold", "pairs": pairs})
     graph = trace(network, *copied(example_inputs))
+    warn_of_unread(graph)
     parts, where = stretches(graph)
     reasons = {i: why for i, part in enumerate(parts) if (why := _why_discrete(network, part, flow.loose))}
     names = _names(parts)
     reasons |= {i: NOT_ASKED for i in _left_out(names, groups) if i not in reasons}
     if len(reasons) == len(parts):
         listed = (
-            "; ".join(f"{names[i]}: {why}" for i, why in reasons.items()) or "it has no channels that could be removed"
+            "; ".join(f"{names[i]}: {why}" for i, why in reasons.items())
+            or graph.why_fixed()
+            or "it has no channels that could be removed"
         )
         raise ValueError(f"{type(network).__name__}: no group of channels can be made continuous: {listed}")
     tensors = network.state_dict(keep_vars=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from memexp.channels.outputs import tensors_in
+from memexp.channels.settling import fault_of
 from memexp.pruning.calibration import evaluating
 
 # by dtype: how far the two may be, relative to the largest output; sums over fewer channels round differently
@@ -38,9 +39,9 @@ def difference(one: nn.Module, other: nn.Module, batches: Iterable[Sequence[Tens
                 found = tensors_in(one(*inputs))
             except torch.OutOfMemoryError:
                 raise
-            except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as fault:
+            except Exception as fault:
                 raise CheckFailed(
-                    f"the narrowed network's forward fails where the network's does not ({str(fault).partition(chr(10))[0]}): "
+                    f"the narrowed network's forward fails where the network's does not ({fault_of(fault)}): "
                     "which way it takes depends on values, or it leaves torch; nothing was pruned"
                 ) from fault
             for a, b in zip(found, expected, strict=True):

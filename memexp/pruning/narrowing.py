@@ -28,7 +28,8 @@ def prunable(network: nn.Module, graph: Graph) -> dict[int, Group]:
         )
     found = {number: group for number, group in enumerate(graph.groups) if weights(network, group)}
     if not found:
-        raise ValueError("no layer of this network has channels that can be removed: its inputs and outputs are fixed")
+        why = graph.why_fixed() or "its inputs and outputs are fixed"
+        raise ValueError(f"no layer of this network has channels that can be removed: {why}")
     return found
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from memexp.channels import Graph, Group, narrow_edit, trace
+from memexp.channels import Graph, Group, narrow_edit, trace, warn_of_unread
 from memexp.pruning import energy, selection
 from memexp.pruning.calibration import Batch, Loss, evaluating, given, tensors_of
 from memexp.pruning.counting import macs_of, parameters_of, skeleton
@@ -69,6 +69,7 @@ def remove(
     if check_on is not None or data is not None:
         batch = tensors_of(next(iter(calibration.data))[0] if check_on is None else check_on)
     graph = trace(network, *inputs)
+    warn_of_unread(graph)
     groups = prunable(network, graph)
     if isinstance(settings.scope, Mapping):
         chosen = listed(network, graph, settings.scope)

@@ -94,6 +94,65 @@ def test_torchscript_is_refused_by_name() -> None:
         channels.trace(network, torch.randn(1, 3, 8, 8))
 
 
+@pytest.mark.parametrize(
+    "network", [nn.Sequential(nn.LazyConv2d(8, 3), nn.ReLU()), nn.LazyLinear(4), nn.LazyBatchNorm2d()]
+)
+def test_a_lazy_network_is_to_be_called_first(network: nn.Module) -> None:
+    with pytest.raises(
+        channels.ChannelError, match=r"Lazy\w+ whose parameters have no shape yet: call the network once"
+    ):
+        channels.trace(network, torch.randn(2, 3, 6, 6))
+
+
+class Mapped(made.Network):
+    """A layer within torch.vmap, or a number that has no channels."""
+
+    shape = (3, 4)
+
+    def __init__(self, layer: bool) -> None:
+        super().__init__()
+        self.layer = layer
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.layer:
+            return self.b(torch.vmap(lambda row: self.a(row).relu())(x))
+        return self.b(self.a(x).relu()) * torch.vmap(lambda row: row.sum())(x)[:, None]
+
+
+def test_channels_within_vmap_are_refused_by_name() -> None:
+    with pytest.raises(channels.ChannelError, match=r"runs within torch\.vmap .* write the forward for a batch"):
+        channels.trace(Mapped(layer=True), torch.randn(Mapped.shape))
+    assert [group.size for group in channels.trace(Mapped(layer=False), torch.randn(Mapped.shape)).groups] == [8]
+
+
+class ByWidth(made.Network):
+    """What is looked up by a width, or computed from it, is there for one width alone."""
+
+    shape = (2, 3, 6, 6)
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.table = kind, {8: 0.5}
+        self.a, self.b = self.conv(3, 8), self.conv(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        y = y.view(len(x), y.shape[1], *y.shape[2:])
+        if self.kind == "KeyError":
+            return self.b(y * self.table[y.shape[1]])
+        if self.kind == "StopIteration":
+            return self.b(y * next(0.5 for width in self.table if width == y.shape[1]))
+        return self.b(y * getattr(self, "kind" if y.shape[1] == 8 else "missing").count("A"))
+
+
+@pytest.mark.parametrize("kind", ["KeyError", "StopIteration", "AttributeError"])
+def test_whatever_a_forward_raises_with_fewer_channels_is_the_reason(kind: str) -> None:
+    graph = channels.trace(ByWidth(kind), torch.randn(ByWidth.shape))
+    assert graph.groups == []
+    assert kind in graph.frozen["a.weight", 0]
+
+
 WORDS = {
     "softmax": "mixes channels",
     "mean": "a statistic over channels",
@@ -191,3 +250,13 @@ def test_masked_is_a_copy() -> None:
     assert not masked.network.a.weight[2:].any()
     assert masked.network.b.weight.all()  # weights that take a channel need not be zero
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+@torch.no_grad()
+def test_a_copy_of_a_masked_network_computes_the_same() -> None:
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 3)).eval(), torch.randn(2, 4)
+    masked = channels.masked(network, channels.trace(network, x), {0: [0, 1, 2]})
+    expected = masked(x)
+    assert torch.equal(copy.deepcopy(masked)(x), expected)
+    assert torch.allclose(copy.deepcopy(masked).double()(x.double()).float(), expected, atol=1e-6)

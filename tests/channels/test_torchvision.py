@@ -6,7 +6,7 @@ import torch
 import torchvision
 from torch import nn
 
-from memexp import channels
+from memexp import channels, edits
 
 SIDES = {
     "alexnet": 64, "vgg11": 32, "vgg11_bn": 32, "resnet18": 32, "resnet34": 32, "resnet50": 32, "resnext50_32x4d": 32,
@@ -34,6 +34,17 @@ def test_narrowed_equals_masked(name: str) -> None:
         narrowed, error = equality.difference(network, graph, equality.choose(graph, ratio), inputs)
         assert error < 1e-5
     assert equality.parameters(narrowed) < 0.6 * equality.parameters(network)
+
+
+@pytest.mark.long
+def test_auxiliary_heads_still_fit_in_training() -> None:
+    torch.manual_seed(0)
+    network, x = torchvision.models.googlenet(num_classes=10, init_weights=False), torch.randn(2, 3, 64, 64)
+    graph = channels.trace(network, x)
+    assert graph.unread == ()  # training mode runs them, so that what they take stays
+    assert "which runs aux1, aux2" in graph.frozen["inception4a.branch1.conv.weight", 0]
+    narrowed = edits.apply(network, channels.narrow_edit(graph, equality.choose(graph, 0.3)))
+    assert [y.shape for y in narrowed.train()(x)] == [(2, 10)] * 3
 
 
 def test_window_attention_loses_heads() -> None:
