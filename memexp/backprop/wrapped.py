@@ -1,7 +1,8 @@
 """Any block of any network as a Chain of one step, where it stands: its calls go through the Chain, its names stay.
 
 The block stays registered where it is, so keys of the state dict, names of parameters, and code that loops over a list of
-blocks are as before. Every tensor that it is called with, however deep in lists and keywords, is a stream of the Chain.
+blocks are as before. Every tensor that it is called with, however deep in lists and keywords, is a stream of the Chain. A call
+without any is made as the block was written: there is nothing to recompute it from.
 """
 
 from collections.abc import Callable, Sequence
@@ -86,6 +87,8 @@ class Wrapped:
         if not torch.is_grad_enabled():
             return type(self.block).forward(self.block, *args, **kwargs)
         given, streams = Passed.of((args, kwargs))
+        if not streams:
+            return type(self.block).forward(self.block, *args, **kwargs)
         given.original = (args, kwargs), streams
         said: list[Passed] = []
 
@@ -104,6 +107,11 @@ def wrapped(module: nn.Module) -> Wrapped | None:
     """What stands before the module's forward, if anything."""
     owner = getattr(vars(module).get("forward"), "__self__", None)
     return owner if isinstance(owner, Wrapped) else None
+
+
+def is_taken(module: nn.Module) -> bool:
+    """Whether it is a Chain or stands behind one."""
+    return isinstance(module, Chain) or wrapped(module) is not None
 
 
 def chains(network: nn.Module) -> list[Chain]:

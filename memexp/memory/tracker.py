@@ -82,6 +82,9 @@ class Tracker(TorchDispatchMode):
 
     model, optimizer: what they hold already is counted from the start, and what they come to hold is told apart.
     inputs: tensors of the caller that the code works on.
+
+    Raises:
+        RuntimeError: entered while it is entered.
     """
 
     def __init__(
@@ -127,6 +130,10 @@ class Tracker(TorchDispatchMode):
         self._known(inputs, "input")
 
     def __enter__(self) -> Self:
+        if self._hooks:
+            raise RuntimeError(
+                "this Tracker is entered already and follows what runs: leave it first, or make another one"
+            )
         self._entered.append(len(self._events))
         self._hooks = [
             register_module_forward_pre_hook(self._into_module),
@@ -147,6 +154,7 @@ class Tracker(TorchDispatchMode):
         super().__exit__(*error)
         for hook in self._hooks:
             hook.remove()
+        self._hooks.clear()
         self._modules.clear()
         self._end_backward()
 

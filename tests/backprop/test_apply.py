@@ -2,16 +2,20 @@
 
 import copy
 import functools
+import logging
+from dataclasses import dataclass
 
 import pytest
 import torch
 from chain_networks import same_bits
 from foreign_networks import NETWORKS, Looped, images, made
 from torch import nn
+from torchvision.models import vision_transformer
+from torchvision.ops import MLP, Conv2dNormActivation
 
 import memexp
 import memexp.models
-from memexp.backprop import Chain, apply, chains
+from memexp.backprop import AdditiveCoupling, Chain, apply, chains
 from memexp.memory.allocator import allocated
 
 
@@ -106,6 +110,240 @@ def test_without_such_a_body_it_says_what_to_wrap_and_takes_what_is_named(blocks
     apply(network, "checkpointed", blocks=blocks)
     assert len(chains(network)) == 2
     assert same_bits(gradients(network, x), expected)
+
+
+def row(width=16):
+    return nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh())
+
+
+class Plain(nn.Sequential):
+    stride = 2
+
+    def __init__(self, *layers):
+        super().__init__(*layers)
+        self.out_channels, self.sizes = 16, [1, 2]
+
+
+class WithParameter(Plain):
+    def __init__(self, *layers):
+        super().__init__(*layers)
+        self.gamma = nn.Parameter(torch.ones(16))
+
+
+class WithBuffer(Plain):
+    def __init__(self, *layers):
+        super().__init__(*layers)
+        self.register_buffer("mean", torch.zeros(16))
+
+
+class WithMethod(Plain):
+    def scaled(self, x):
+        return 2 * self(x)
+
+
+class WithProperty(Plain):
+    @property
+    def width(self):
+        return 16
+
+
+class WithOverride(Plain):
+    def train(self, mode=True):
+        super().train(mode)
+        self[0].eval()
+        return self
+
+
+class WithMixin(WithMethod, Plain):
+    pass
+
+
+class WithNameOfAChain(Plain):
+    def __init__(self, *layers):
+        super().__init__(*layers)
+        self.strategy = "mine"
+
+
+class Holding(nn.Module):
+    """Calls its part as the part's class has it."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, x):
+        y = self.part.scaled(x) if hasattr(self.part, "scaled") else self.part(x)
+        return y * getattr(self.part, "gamma", 1) + getattr(self.part, "mean", 0)
+
+
+OWNERS = [WithParameter, WithBuffer, WithMethod, WithProperty, WithOverride, WithMixin, WithNameOfAChain]
+
+
+@pytest.mark.parametrize("layers", [lambda: [*row()], lambda: [row() for _ in range(3)], lambda: [row(), nn.Tanh()]])
+@pytest.mark.parametrize("root", [False, True])
+@pytest.mark.parametrize("owner", OWNERS)
+def test_a_sequential_with_more_than_its_layers_stays_what_it_is(owner, root, layers):
+    torch.manual_seed(0)
+    network, x = owner(*layers()) if root else Holding(owner(*layers())), torch.randn(8, 16)
+    before = copy.deepcopy(network)
+    assert apply(network, "checkpointed") is network
+    assert type(network if root else network.part) is owner
+    assert list(network.state_dict()) == list(before.state_dict())
+    assert chains(network)
+    assert same_bits(gradients(network, x), gradients(before, x))
+
+
+@pytest.mark.parametrize(
+    ("part", "names"),
+    [
+        (lambda: Plain(*row()), ["out_channels", "sizes", "stride"]),
+        (lambda: Conv2dNormActivation(3, 8, norm_layer=lambda c: nn.Conv2d(c, c, 1)), ["out_channels"]),
+        (lambda: MLP(16, [16, 16]), []),
+        (lambda: vision_transformer.MLPBlock(16, 32, 0.0), ["_version"]),
+    ],
+)
+def test_a_sequential_with_plain_attributes_becomes_a_chain_that_has_them(part, names):
+    network = Holding(part())
+    values = [getattr(network.part, name) for name in names]
+    own = vars(type(network.part)).keys() & {"_load_from_state_dict"}
+    apply(network, "light")
+    assert isinstance(network.part, Chain) is not bool(own)  # MLPBlock reads weights under the names of before
+    assert [getattr(network.part, name) for name in names] == values
+
+
+@pytest.mark.parametrize("kind", ["forward_pre", "forward", "full_backward_pre", "full_backward"])
+def test_hooks_of_a_sequential_are_called_as_before(kind):
+    network, calls = Holding(row()), []
+    getattr(network.part, f"register_{kind}_hook")(lambda *given: calls.append(len(given)))
+    network(torch.randn(2, 16, requires_grad=True)).sum().backward()
+    apply(network, "light")
+    network(torch.randn(2, 16, requires_grad=True)).sum().backward()
+    assert len(calls) == 2
+    assert calls[0] == calls[1]
+
+
+class Mixed(nn.Module):
+    """One Chain of its own, and blocks beside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = Chain([row(), nn.Sequential(row(), row())])
+        self.blocks = nn.ModuleList(row() for _ in range(3))
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_blocks_beside_a_chain_of_its_own_are_told_and_taken_by_name(caplog):
+    network, x = Mixed(), torch.randn(2, 16)
+    expected = gradients(network, x)
+    with caplog.at_level(logging.WARNING, "memexp"):
+        apply(network, "checkpointed")
+    assert "the blocks blocks.0, blocks.1, blocks.2 stay stored: to take them, too, name them" in caplog.text
+    caplog.clear()
+    names = ["blocks.0", "blocks.1", "blocks.2"]
+    for blocks in (names, names, None):  # again, too
+        apply(network, "light", blocks=blocks)
+        assert [chain.backprop for chain in chains(network)] == ["light"] * 4
+    assert caplog.text == ""
+    assert same_bits(gradients(network, x), expected)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "said"),
+    [
+        (["nonsense"], r"blocks=\['nonsense'\]: the network has no module of that name"),
+        ([nn.Conv2d], r"the network has no module of the class Conv2d"),
+        (["stem.1.0"], r"'stem.1.0' is inside of 'stem'"),
+        (["blocks.0", "stem.0.0"], r"'stem.0.0' is inside of 'stem'"),
+        ([Mixed], r"'' is inside of 'stem', or has it inside"),
+    ],
+)
+def test_blocks_that_cannot_be_taken_beside_chains_are_refused(blocks, said):
+    network = Mixed()
+    with pytest.raises(ValueError, match=said):
+        apply(network, "light", blocks=blocks)
+    assert [chain.backprop for chain in chains(network)] == ["stored"]
+
+
+def coupling():
+    return AdditiveCoupling(nn.Linear(8, 8), nn.Linear(8, 8))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        lambda: [nn.Sequential(coupling(), row(), nn.ReLU(inplace=True)), row()],
+        lambda: [Chain([coupling()], "stored", exact=True), Chain([row()])],
+        lambda: [Chain([coupling()], "budget", light=frozenset({0})), apply(made("looped"), "light")],
+    ],
+)
+def test_a_refusal_leaves_the_network_as_it_was(parts):
+    network = nn.ModuleDict(dict(zip("ab", parts(), strict=True)))
+
+    def state():
+        inplace = [getattr(m, "inplace", None) for m in network.modules()]
+        return list(network.modules()), inplace, [(c, c.backprop, c.options, c.strategy) for c in chains(network)]
+
+    before = state()
+    with pytest.raises(ValueError, match="no step has an exact inverse"):
+        apply(network, "reversible")
+    assert state() == before
+
+
+@dataclass
+class State:
+    h: torch.Tensor
+
+
+class OfAnObject(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = row()
+
+    def forward(self, s):
+        return State(s.h + self.layer(s.h))
+
+
+class OfANumber(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.at, self.layer = nn.Embedding(8, 16), nn.Linear(16, 16)
+
+    def forward(self, n=8):
+        return self.layer(self.at.weight[:n])
+
+
+class Called(nn.Module):
+    def __init__(self, block, call):
+        super().__init__()
+        self.blocks, self.call = nn.ModuleList(block() for _ in range(2)), call
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = self.call(block, x)
+        return x
+
+
+@pytest.mark.parametrize("backprop", ["stored", "light", "checkpointed", "budget"])
+@pytest.mark.parametrize(
+    ("block", "call"),
+    [
+        (OfAnObject, lambda block, x: block(State(x)).h),
+        (OfAnObject, lambda block, x: block(s=State(x)).h),
+        (OfANumber, lambda block, x: x * block(8)),
+        (OfANumber, lambda block, x: x * block(n=8)),
+        (OfANumber, lambda block, x: x * block()),
+    ],
+)
+def test_a_block_that_is_called_without_tensors_is_called_as_it_was_written(block, call, backprop):
+    torch.manual_seed(0)
+    network, x = Called(block, call), torch.randn(8, 16)
+    expected = gradients(network, x)
+    assert same_bits(gradients(apply(network, backprop), x), expected)
 
 
 @pytest.mark.parametrize("backprop", ["light", "budget"])

@@ -1,6 +1,7 @@
 """Reconstruction error, gradient error and angle; that measuring leaves no trace."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from memexp.backprop import Chain, EulerStep
 from memexp.backprop.measures import angle, relative_error
-from memexp.backprop.monitor import Comparison, compare
+from memexp.backprop.monitor import Comparison, compare, gradient
 
 
 def figures(network, inputs, autocast=False):
@@ -54,6 +55,65 @@ def test_measuring_leaves_no_trace():
     assert same_bits([p.grad for p in network.parameters()], grads)
     assert first.monitor is None
     assert type(first.strategy).__name__ == "Reversible"
+
+
+class Assigns(nn.Module):
+    """Keeps what it has seen, in the way that `keep` says."""
+
+    def __init__(self, keep):
+        super().__init__()
+        self.layer, self.keep, self.calls = nn.Linear(4, 4), keep, 0
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("late", None)
+
+    def forward(self, x):
+        self.keep(self, x.detach().mean(0))
+        return self.layer(x) - self.mean
+
+
+def registers(module, mean):
+    if not module.calls:
+        module.register_buffer("seen", mean, persistent=False)
+    module.calls += 1
+    module.seen += mean
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize(
+    "keep",
+    [
+        lambda module, mean: setattr(module, "mean", 0.9 * module.mean + mean),
+        lambda module, mean: module.mean.add_(mean),
+        lambda module, mean: setattr(module, "late", mean),
+        lambda module, mean: setattr(module, "latest", mean),
+        lambda module, mean: setattr(module, "calls", module.calls + 1),
+        registers,
+    ],
+)
+def test_what_a_forward_assigns_is_what_it_was(keep, fails):
+    network = nn.Sequential(*(Assigns(keep) for _ in range(2)))
+    before = [(dict(vars(m)), dict(m._buffers), [b.clone() for b in m.buffers()]) for m in network]
+
+    def loss():
+        value = network(torch.ones(3, 4)).sum()
+        if fails:
+            raise RuntimeError("here")
+        return value
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="here") if fails else nullcontext():
+            gradient(network, loss)
+        for module, (attributes, buffers, values) in zip(network, before, strict=True):
+            assert vars(module) == attributes
+            assert module._buffers.keys() == buffers.keys()
+            assert all(module._buffers[name] is buffer for name, buffer in buffers.items())
+            assert same_bits(list(module.buffers()), values)
+
+
+def test_a_lazy_layer_keeps_the_sizes_that_it_found():
+    network = nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d())
+    gradient(network, lambda: network(torch.ones(3, 5)).sum())
+    assert (network[0].in_features, network[1].num_features) == (5, 4)
 
 
 def test_using_another_strategy_keeps_the_function():

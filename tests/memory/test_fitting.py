@@ -1,15 +1,19 @@
 """memexp.memory.fit: any network into a number of bytes, with the gradients and names that it had."""
 
 import copy
+import random
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils import weight_norm
 
-from memexp.backprop import chains
+from memexp.backprop import AdditiveCoupling, Chain, apply, chains
 from memexp.config import ConfigError
 from memexp.memory import fit, track
 
@@ -50,13 +54,192 @@ def test_within_the_limit_the_gradients_are_those_of_stored(name, share):
     assert f"{plan.most / MiB:.1f} MiB" in str(plan)
 
 
-def test_what_does_not_fit_is_told_what_the_least_is_and_is_stored():
+def test_what_does_not_fit_is_told_what_the_least_is_and_is_as_before():
     network = made("vit")
+    modules = list(network.modules())
     with pytest.raises(
         ValueError, match=r"limit=1MB: the least that a training step .* takes is .* MiB \(stored: .* MiB\)"
     ):
         fit(network, functional.cross_entropy, (images(32), torch.randint(5, (32,))), "1MB")
-    assert {chain.backprop for chain in chains(network)} == {"stored"}
+    assert list(network.modules()) == modules
+    assert chains(network) == []
+
+
+def layers():
+    return nn.Sequential(nn.Linear(16, 16), nn.ReLU(inplace=True), nn.Linear(16, 16))
+
+
+def two_streams(**options):
+    return Chain((AdditiveCoupling(nn.Linear(16, 16), nn.Linear(16, 16)) for _ in range(3)), **options)
+
+
+class Block(nn.Module):
+    """forward: of its layer and x, may be replaced."""
+
+    def __init__(self, forward=lambda block, x: block.layer(x)):
+        super().__init__()
+        self.layer, self.way, self.calls = nn.Linear(16, 16), forward, 0
+        self.register_buffer("seen", torch.zeros(16))
+
+    def forward(self, x):
+        return x + self.way(self, x).tanh()
+
+
+class Looped(nn.Module):
+    def __init__(self, blocks, skip=lambda index: False):
+        super().__init__()
+        self.blocks, self.skip = nn.ModuleList(blocks), skip
+
+    def forward(self, x):
+        for index, block in enumerate(self.blocks):
+            if not self.skip(index):
+                x = block(x)
+        return x
+
+
+class Streams(nn.Module):
+    def __init__(self, chain):
+        super().__init__()
+        self.chain, self.after = chain, Chain([layers()])
+
+    def forward(self, x):
+        a, b = self.chain(x, x.flip(0))
+        return self.after(a + b)
+
+
+def square(y):
+    return y.square().sum()
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        lambda: Looped(layers() for _ in range(3)),
+        lambda: Looped([nn.Sequential(layers(), layers()), layers()]),
+        lambda: nn.Sequential(*(layers() for _ in range(3))),
+        lambda: nn.Sequential(*layers(), *layers()),
+        lambda: apply(Looped(layers() for _ in range(3)), "light"),
+        lambda: apply(nn.Sequential(*(layers() for _ in range(3))), "checkpointed", every=2),
+        lambda: Streams(two_streams(backprop="reversible", exact=True, exact_bits=14)),
+        lambda: Streams(two_streams(backprop="budget", stored=frozenset({1}))),
+    ],
+)
+@pytest.mark.parametrize("loss_fn", [square, lambda y: (y.sum(), y)])
+def test_a_refused_fit_leaves_blocks_and_strategies_as_they_were(network, loss_fn):
+    network = network()
+
+    def state():
+        inplace = [getattr(m, "inplace", None) for m in network.modules()]
+        forwards = [vars(m).get("forward") for m in network.modules()]
+        strategies = [(chain, chain.backprop, chain.options, chain.strategy) for chain in chains(network)]
+        return list(network.modules()), inplace, forwards, strategies
+
+    before = state()
+    with pytest.raises(ValueError, match=r"the least that a training step|loss_fn gives a tuple"):
+        fit(network, loss_fn, torch.randn(8, 16), "1KB")
+    assert state() == before
+
+
+@pytest.mark.parametrize("options", [{"exact": True}, {"exact": True, "exact_bits": 12}, {}])
+@pytest.mark.parametrize("backprop", ["stored", "reversible", "checkpointed", "budget"])
+def test_a_chain_stays_the_same_function(backprop, options):
+    network, x = Streams(two_streams(backprop=backprop, **options)), torch.randn(64, 16)
+    before, rounding = network(x), network.chain.strategy.rounding
+    fit(network, square, x, 1.0)
+    assert network.chain.backprop == "budget"
+    assert network.chain.strategy.rounding == rounding
+    assert torch.equal(network(x), before)
+
+
+def test_advice_to_name_blocks_can_be_followed():
+    network = Looped([layers() for _ in range(3)], skip=lambda index: index == 2)
+    with pytest.raises(ValueError, match=r"is not called by its forward: name the blocks that are"):
+        fit(network, square, torch.randn(8, 16), 1.0)
+    fit(network, square, torch.randn(8, 16), 1.0, blocks=["blocks.0", "blocks.1"])
+    assert len(chains(network)) == 2
+
+
+@dataclass
+class Note:
+    of: torch.Tensor
+
+
+def noted(block, x):
+    block.seen = 0.9 * block.seen + x.detach().mean(0)
+    block.calls += 1
+    block.latest = [block.layer(x)]
+    return block.latest[0]
+
+
+@pytest.mark.parametrize("ran", [False, True])
+@pytest.mark.parametrize(
+    "block", [lambda: Block(noted), lambda: nn.Sequential(weight_norm(nn.Linear(16, 16)), nn.Tanh())]
+)
+def test_what_a_forward_keeps_is_followed_and_left(block, ran):
+    network, x = Looped(block() for _ in range(3)), torch.randn(8, 16)
+    if ran:
+        network(x)
+    own = "layer", "way", "calls", "latest", "weight"
+    before = [{key: vars(m)[key] for key in own if key in vars(m)} for m in network.modules()]
+    values = [buffer.clone() for buffer in network.buffers()]
+    fit(network, square, x, 1.0)
+    assert [{key: vars(m)[key] for key in own if key in vars(m)} for m in network.modules()] == before
+    assert all(map(torch.equal, network.buffers(), values))
+
+
+def random_skip(share):
+    draws = random.Random(0)
+    return lambda index: draws.random() < share
+
+
+def with_attribute(value):
+    network = Looped(Block() for _ in range(3))
+    network.blocks[1].kept = value(network)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("network", "loss_fn", "said"),
+    [
+        (lambda: with_attribute(lambda _: Lock()), square, r"attribute kept of blocks.1 \(a lock\) cannot be copied"),
+        (
+            lambda: with_attribute(lambda n: Note(n(torch.ones(1, 16)))),
+            square,
+            r"attribute kept of blocks.1 \(a Note\)",
+        ),
+        (lambda: Looped([Block()] * 3, random_skip(0.4)), square, r"block blocks\.\d \(Block\) is called in one pass"),
+        (
+            lambda: Looped([Block() for _ in range(3)], random_skip(0.4)),
+            square,
+            r"\(Block\) is called in one pass and not",
+        ),
+        (
+            lambda: Looped([Block() for _ in range(3)], random_skip(0.05)),
+            square,
+            r"\(Block\) is called in one pass and not",
+        ),
+        (lambda: Looped([layers(), layers()]), lambda y: (y.sum(), y), "loss_fn gives a tuple"),
+        (lambda: Looped([layers(), layers()]), lambda y: y.sum().item(), "loss_fn gives a float"),
+        (lambda: Looped([layers(), layers()]), lambda y: y, r"loss_fn gives a tensor of shape \(8, 16\)"),
+        (lambda: Looped([layers(), layers()]), lambda y: y.sum().detach(), "needs no gradient"),
+        (lambda: Looped([layers(), layers()]).requires_grad_(False), square, "Looped has no parameter that is trained"),
+        (lambda: nn.Sequential(nn.Tanh(), nn.Tanh()), square, "Sequential has no parameter that is trained"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_sentence(network, loss_fn, said):
+    with pytest.raises(ValueError, match=said) as found:
+        fit(network(), loss_fn, torch.randn(8, 16, requires_grad=True), 1.0)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_is_planned_where_the_caller_records_nothing(mode):
+    network, x = Looped(layers() for _ in range(3)), torch.randn(64, 16)
+    plans = [str(fit(copy.deepcopy(network), square, x, 1.0)[0])]
+    with mode():
+        plans.append(str(fit(network, square, x, 1.0)[0]))
+        assert not network(x).requires_grad
+    assert plans[0] == plans[1]
 
 
 def test_state_of_an_optimizer_counts_and_an_example_may_be_keywords():

@@ -217,3 +217,21 @@ def test_tracking_leaves_no_hooks_behind_and_forgets_what_died():
     assert not torch.nn.modules.module._global_forward_hooks
     assert not model.weight._post_accumulate_grad_hooks
     assert len(tracker._live) == len(tracker._references) == 4  # weight and bias, and their gradients
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_tracker_is_not_entered_within_itself(again):
+    tracker, hooks = Tracker(), torch.nn.modules.module._global_forward_hooks
+    before = dict(hooks)
+    if again:
+        with tracker:
+            pass
+    with tracker:
+        with pytest.raises(RuntimeError, match=r"entered already .* leave it first"), tracker:
+            pass
+        torch.zeros(128)
+    assert dict(hooks) == before
+    assert tracker.report().peak == 512
+    with tracker:  # the next step
+        pass
+    assert dict(hooks) == before
