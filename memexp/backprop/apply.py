@@ -125,8 +125,8 @@ def _replace(found: Sequence[Body], make: Maker) -> None:
 def _bodies(parent: nn.Module) -> Iterator[Body]:
     """Below `parent`, outermost first, but where there are lists of blocks inside, these."""
     blocks = isinstance(parent, nn.ModuleList | nn.ModuleDict) or _is_sequential(parent)
-    for name, child in parent.named_children():
-        if is_taken(child):
+    for name, child in parent._modules.items():  # under each name of one that has two
+        if child is None or is_taken(child):
             continue
         layers = _is_sequential(child) and all(map(is_single, child.children())) and _units(child) > 1
         if _has_lists(child) or (_is_list(child) and not _is_bare(child)):

@@ -222,6 +222,18 @@ def test_hooks_of_a_sequential_are_called_as_before(kind):
     assert calls[0] == calls[1]
 
 
+@pytest.mark.parametrize("part", [row, lambda: nn.ModuleList([row(), row()]), lambda: WithMethod(*row())])
+def test_a_part_with_two_names_is_taken_under_both(part):
+    network = nn.Module()
+    network.first = part()
+    network.second = network.first
+    names = list(network.state_dict())
+    apply(network, "light")
+    assert network.second is network.first
+    assert chains(network)
+    assert list(network.state_dict()) == names
+
+
 class Mixed(nn.Module):
     """One Chain of its own, and blocks beside it."""
 
