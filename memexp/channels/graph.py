@@ -241,7 +241,7 @@ def _keep_weighed(tape: Tape, keys: Sequence[Sequence[Key]], entry: Array) -> No
             return False
         key = keys[entry[atom]][0]
         role = roles.get(int(tape.entries[key][0]), "norm")
-        return role == "out" or (role == "norm" and key[0] not in tape.buffers)
+        return role in ("out", "bias") or (role == "norm" and key[0] not in tape.buffers)
 
     for planes, why in tape.weighed:
         if not any(all(map(makes, np.unique(plane).tolist())) for plane in planes):
