@@ -151,7 +151,7 @@ class Record:
 
     def settle(self) -> None:
         """After the first pass: which branches have drawn random numbers, which objects have changed?"""
-        self.writes_parameters = self.parameters_changed()
+        self.writes_parameters = self._versions != [p._version for p in self.parameters]
         if self.objects is not None:
             self.objects.settle()
         if self._read:
@@ -186,6 +186,8 @@ class Record:
 
     def buffers_changed(self) -> list[str]:
         """Buffers that the first pass has read, and not moved, which were written to since."""
+        if not self._left:
+            return []
         moved = {(module, name) for values in self._buffers.values() for module, name, _ in values}
         return [
             f"{name} of {type(module).__name__}"
