@@ -50,7 +50,16 @@ def varying(runs: Sequence[Run]) -> list[str]:
             differ = len({str(value) for value in values if value is not None}) > 1 and not _follows(key, found, runs)
         if differ:
             found.append(key)
-    return found
+    return [*found, "dataset.root"] if _of_other_data(found, runs) else found
+
+
+def _of_other_data(found: Sequence[str], runs: Sequence[Run]) -> bool:
+    """Whether runs that agree in these settings have read other images, of another place."""
+    images: dict[tuple[str, ...], set[str]] = {}
+    for run in runs:
+        if run.get("fingerprint") is not None:
+            images.setdefault(tuple(str(run.setting(key)) for key in found), set()).add(str(run.get("fingerprint")))
+    return any(len(prints) > 1 for prints in images.values())
 
 
 def shared(runs: Sequence[Run]) -> dict[str, str]:
@@ -89,7 +98,7 @@ def _follows(key: str, before: Sequence[str], runs: Sequence[Run]) -> bool:
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(node, Mapping):
+    if not isinstance(node, Mapping) or any("." in str(key) for key in node):  # a table by names of layers, as a whole
         yield prefix, node
         return
     for key, value in node.items():

@@ -83,6 +83,23 @@ def test_runs_that_differ_by_seed_only_are_one_group(tmp_path):
     assert notes == []
 
 
+def test_runs_on_other_images_are_no_seeds_of_one(tmp_path):
+    for seed, (root, images) in enumerate([("a", "1"), ("a", "1"), ("b", "2"), ("copy of a", "1")]):
+        config = {"model": {"name": "resnet", "depth": 32}, "dataset": {"root": root}}
+        add(tmp_path, f"r{seed}", seed=seed, config=config, fingerprint=f"2 classes, {images}")
+    assert [len(members.runs) for members in group(find([tmp_path])[0])] == [2, 1, 1]
+
+
+def test_settings_that_are_tables_by_names_of_layers_set_runs_apart(tmp_path):
+    for seed, share in enumerate((0.5, 0.5, 0.25)):
+        config = {
+            "model": {"name": "resnet", "depth": 32},
+            "prune": {"name": "l1_norm", "scope": {"body.0.f.0": share}},
+        }
+        add(tmp_path, f"r{seed}", seed=seed, config=config)
+    assert [len(members.runs) for members in group(find([tmp_path])[0])] == [2, 1]
+
+
 def test_runs_that_did_not_end_are_shown_but_not_averaged(tmp_path):
     add(tmp_path, "a", top1=70.0, seed=0)
     add(tmp_path, "b", top1=5.0, seed=1, status="interrupted", error="stopped by SIGTERM")
