@@ -39,16 +39,8 @@ from memexp.training.signals import Interrupted, StopRequest
 
 log = logging.getLogger("memexp")
 # What a run may end with that its message explains in full; anything else is a fault and shows its traceback.
-EXPLAINED: tuple[type[Exception], ...] = (
-    ConfigError,
-    StepError,
-    DataError,
-    CheckpointError,
-    RunDirectoryError,
-    NotFinite,
-    Interrupted,
-    ProcessLost,
-)
+EXPLAINED: tuple[type[Exception], ...] = (ConfigError, StepError, DataError, CheckpointError, RunDirectoryError)
+EXPLAINED += (NotFinite, Interrupted, ProcessLost)
 EXPLAINED += (ChannelError, prune.PruneError, FusingError, ExportError)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of a disk, whatever was being written
 STATUS = {Interrupted: "interrupted", NotFinite: "nan", torch.OutOfMemoryError: "oom", MemoryError: "oom"}
@@ -130,6 +122,8 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
             log.info("run directory: %s", directory.path)
             keys = sequence.keys(cfg)
             log.info("stages: %s", " -> ".join(keys))
+            for setting in sequence.unused(cfg):
+                log.warning("warning: no stage of this run carries out %s", setting)
             if keys == ["study"]:
                 study.carry_out(cfg, directory, results)
             else:

@@ -47,6 +47,22 @@ def recipe_of(key: str) -> str | None:
     return RECIPES.get(stage_of(key))
 
 
+def unused(cfg: Mapping[str, Any]) -> list[str]:
+    """What is set for a stage that this run does not have."""
+    names = set(map(stage_of, keys(cfg)))
+    wanted = {
+        "prune": {"prune", "discretise", "partition"},
+        "deploy": {"deploy"},
+        "discretise.sizes": {"discretise"},
+    }
+    given = {
+        "prune": (cfg.get("prune") or {}).get("name"),
+        "deploy": (cfg.get("deploy") or {}).get("name"),
+        "discretise.sizes": (cfg.get("discretise") or {}).get("sizes"),
+    }
+    return [f"{key}={given[key]}" for key, stages in wanted.items() if given[key] and not names & stages]
+
+
 def problems(cfg: Mapping[str, Any]) -> Iterator[str]:
     """What cannot work of the stages that `cfg` asks for."""
     names: Sequence[str] | None = cfg.get("stages")

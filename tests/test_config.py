@@ -3,7 +3,7 @@ import copy
 import pytest
 from omegaconf import OmegaConf
 
-from memexp import contradictions
+from memexp import contradictions, sequence
 from memexp.config import ConfigError, compose, config_hash, first_valid, jobs
 
 
@@ -223,3 +223,19 @@ def test_a_value_of_another_kind_is_a_problem_of_its_key_and_no_fault_of_ours(ba
                 assert any(problem.startswith(told) for problem in found), (told, value)
     for stages in (3, "train", [[1]], [None], [1]):
         assert contradictions.problems(sound | {"stages": stages})[0].startswith("stages: ")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ["prune=l1_norm", "prune.ratio=0.5", "deploy=fuse", "stages=[train,evaluate]"],
+            ["prune=l1_norm", "deploy=fuse"],
+        ),
+        (["prune=l1_norm", "prune.ratio=0.5", "stages=[train,prune,evaluate]"], []),
+        (["prune=l1_norm", "prune.ratio=0.5", "deploy=fuse"], []),
+        (["model=inn", "model.base=resnet8", "discretise.sizes=[0.5]", "stages=[train]"], ["discretise.sizes=[0.5]"]),
+    ],
+)
+def test_what_no_stage_carries_out_is_told(overrides, told):
+    assert sequence.unused(compose(overrides)) == told
