@@ -34,9 +34,9 @@ def train(arguments: list[str], hydra_only: bool) -> int:
         name = options.config_name or CONFIG_NAME
         overrides = options.overrides
         if not multirun:
-            if text := sweeper.caution(overrides, name, directories):
-                print(f"warning: {text}", file=sys.stderr)
-            overrides = sweeper.with_arm(overrides, name, directories)
+            overrides, told = sweeper.one_run(overrides, name, directories)
+            if told:
+                print(f"warning: {told}", file=sys.stderr)
         if options.cfg == "job" and not options.package:  # composed once: this is what people wait for
             print(OmegaConf.to_yaml(config.compose(overrides, name, directories), resolve=options.resolve), end="")
             return 0

@@ -110,45 +110,49 @@ class CasesSweeper(Sweeper):
         return self.arms.index(arm)
 
 
-def with_arm(overrides: Sequence[str], config_name: str, config_dirs: Sequence[str | Path]) -> list[str]:
-    """The overrides of one run: before them those of the arm of the experiment that `arm=` names, if it names one.
+def one_run(
+    overrides: Sequence[str], config_name: str, config_dirs: Sequence[str | Path]
+) -> tuple[list[str], str | None]:
+    """The overrides of one run: before them those of the arm of the experiment that `arm=` names, if it names one. And what is
+    to be said of a run that is none of the arms of its experiment.
 
     Raises ConfigError for an arm that is several runs.
     """
+    chosen = next((text for text in overrides if text.startswith("experiment=")), None)
+    if chosen is None:
+        return list(overrides), None
     typed = [text for text in overrides if text.startswith("arm=")]
-    if not typed or not any(text.startswith("experiment=") for text in overrides):
-        return list(overrides)
     others = [text for text in overrides if text not in typed]
     cases = config.sweeper_of(others, config_name, config_dirs).get("cases")
+    if not isinstance(cases, Mapping):
+        return list(overrides), None
     parser = config.parser(config_dirs)
-    if not isinstance(cases, Mapping) or (arm := _names(parser, typed[-1], list(cases))[0]) not in cases:
-        return list(overrides)  # a label of one's own
+    arm = _names(parser, typed[-1], list(cases))[0] if typed else None
+    if arm is not None and arm in cases:
+        return [*_of_arm(arm, cases[arm], others, parser), *others], None
+    named = f"arm='{arm}' is none of the {len(cases)} arms of {chosen}" if typed else f"{chosen} has {len(cases)} arms"
+    told = (
+        f"{named}, and this run is none of them but what they have in common; -m runs all, and arm=NAME one: "
+        f"{'; '.join(map(str, cases))}"
+    )
+    return list(overrides), told if len(cases) > 1 else None
+
+
+def _of_arm(arm: str, case: Sequence[str], others: Sequence[str], parser: OverridesParser) -> list[str]:
     keys = {config.key_of(parser, text) for text in others}
-    (case,) = CasesSweeper(cases={arm: cases[arm]}).cases
-    found = {text: values_of(parser, text) for text in case if config.key_of(parser, text) not in keys}
+    (texts,) = CasesSweeper(cases={arm: case}).cases
+    found = {text: values_of(parser, text) for text in texts if config.key_of(parser, text) not in keys}
     if several := [text for text, values in found.items() if len(values) > 1]:
         raise ConfigError(
             [f"arm: '{arm}' is several runs ({', '.join(several)}); -m runs them, or give one value of each."]
         )
-    return [*found, *others]
+    return list(found)
 
 
-def caution(overrides: Sequence[str], config_name: str, config_dirs: Sequence[str | Path]) -> str | None:
-    """What is to be said of one run with the settings of an experiment that is many."""
-    chosen = next((text for text in overrides if text.startswith("experiment=")), None)
-    if chosen is None:
-        return None
-    typed = [text for text in overrides if text.startswith("arm=")]
-    cases = config.sweeper_of([text for text in overrides if text not in typed], config_name, config_dirs).get("cases")
-    if not isinstance(cases, Mapping) or len(cases) < 2:
-        return None
-    if typed and (arm := _names(config.parser(config_dirs), typed[-1], list(cases))[0]) in cases:
-        return None
-    named = f"arm='{arm}' is none of the {len(cases)} arms of {chosen}" if typed else f"{chosen} has {len(cases)} arms"
-    return (
-        f"{named}, and this run is none of them but what they have in common; -m runs all, and arm=NAME one: "
-        f"{'; '.join(map(str, cases))}"
-    )
+def with_arm(overrides: Sequence[str], config_name: str, config_dirs: Sequence[str | Path]) -> list[str]:
+    """The overrides of `one_run`."""
+    named = any(text.startswith("arm=") for text in overrides)
+    return one_run(overrides, config_name, config_dirs)[0] if named else list(overrides)
 
 
 def _names(parser: OverridesParser, text: str, arms: Sequence[str]) -> list[str]:

@@ -23,6 +23,7 @@ from memexp.training.evaluation import Evaluation
 
 TINY = ["model=resnet", "model.units=[1,1]", "model.channels=[4,4,8]", "dataset=digits", "device=cpu", "log_every=1"]
 TINY += ["dataset.limit=96", "dataset.test_limit=40"]
+SHORT = ["model=resnet", "model.depth=8", "dataset=digits", "dataset.limit=32", "dataset.test_limit=16", "max_steps=1"]
 OLD = Path(__file__).parent / "runs" / "schema-1"  # written by the version before stages
 
 
@@ -617,16 +618,8 @@ def test_a_checkpoint_that_is_not_there_is_told_with_those_that_are(run):
 
 
 def test_a_start_from_a_run_that_knows_the_classes_in_another_order_is_refused(tmp_path, caplog):
-    own = [
-        "model=resnet",
-        "model.depth=8",
-        "dataset=digits",
-        "dataset.limit=32",
-        "dataset.test_limit=16",
-        "max_steps=1",
-    ]
-    memexp.run(memexp.compose([*own, "dataset.classes=['3','5']"]), tmp_path / "run")
-    start = [*own, f"init_from='{tmp_path}/run'", "stages=[evaluate]"]
+    memexp.run(memexp.compose([*SHORT, "dataset.classes=['3','5']"]), tmp_path / "run")
+    start = [*SHORT, f"init_from='{tmp_path}/run'", "stages=[evaluate]"]
     with pytest.raises(ConfigError, match=r"knows these classes in another order; give dataset\.classes=\['3','5'\]"):
         memexp.run(memexp.compose([*start, "dataset.classes=['5','3']"]), tmp_path / "turned")
     memexp.run(memexp.compose([*start, "dataset.classes=['3','8']"]), tmp_path / "others")
@@ -634,16 +627,8 @@ def test_a_start_from_a_run_that_knows_the_classes_in_another_order_is_refused(t
 
 
 def test_a_run_in_a_thread_is_one(tmp_path):
-    own = [
-        "model=resnet",
-        "model.depth=8",
-        "dataset=digits",
-        "dataset.limit=32",
-        "dataset.test_limit=16",
-        "max_steps=1",
-    ]
     found = []
-    thread = threading.Thread(target=lambda: found.append(memexp.run(memexp.compose(own), tmp_path)["status"]))
+    thread = threading.Thread(target=lambda: found.append(memexp.run(memexp.compose(SHORT), tmp_path)["status"]))
     thread.start()
     thread.join()
     assert found == ["done"]
@@ -653,26 +638,10 @@ def test_a_run_in_a_thread_is_one(tmp_path):
     "overrides", [["dataset=digits", "dataset.test_limit=12"], ["dataset.test_limit=12", "dataset=digits"]]
 )
 def test_the_order_of_a_group_and_its_keys_does_not_matter(tmp_path, overrides):
-    own = [
-        "model=resnet",
-        "model.depth=8",
-        "dataset=digits",
-        "dataset.limit=32",
-        "dataset.test_limit=16",
-        "max_steps=1",
-    ]
-    memexp.run(memexp.compose(own), tmp_path)
+    memexp.run(memexp.compose(SHORT), tmp_path)
     assert saved.evaluate(tmp_path, overrides)["images"] == 12
 
 
 @pytest.mark.parametrize("key", ["mixup", "cutmix"])
 def test_a_whole_number_is_an_alpha(tmp_path, key):
-    own = [
-        "model=resnet",
-        "model.depth=8",
-        "dataset=digits",
-        "dataset.limit=32",
-        "dataset.test_limit=16",
-        "max_steps=1",
-    ]
-    assert memexp.run(memexp.compose([*own, f"{key}=1"]), tmp_path)["status"] == "done"
+    assert memexp.run(memexp.compose([*SHORT, f"{key}=1"]), tmp_path)["status"] == "done"

@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 import memexp
 from memexp import config
 from memexp.config import ConfigError
-from memexp.sweeper import CasesSweeper, caution, planned
+from memexp.sweeper import CasesSweeper, one_run, planned
 
 
 def jobs(sweeper: CasesSweeper, *overrides: str) -> list[list[str]]:
@@ -145,12 +145,12 @@ def test_an_arm_of_several_runs_is_refused_as_one(tmp_path):
 
 
 def test_a_run_that_is_none_of_an_experiments_arms_is_told_of_them():
-    told = caution(TABLE, "config", ())
+    told = one_run(TABLE, "config", ())[1]
     assert told is not None
     assert "has 4 arms, and this run is none of them" in told
     assert told.endswith("arm=NAME one: ResNet-32; RevNet-38; RevNet-38, stored; RevNet-38, exact")
-    assert caution([*TABLE, "arm=ResNet-32"], "config", ()) is None
-    other = caution([*TABLE, "arm=RevNet-110"], "config", ())
+    assert one_run([*TABLE, "arm=ResNet-32"], "config", ())[1] is None
+    other = one_run([*TABLE, "arm=RevNet-110"], "config", ())[1]
     assert other is not None
     assert other.startswith("arm='RevNet-110' is none of the 4 arms of experiment=revnet/table3, and this run is none")
-    assert caution(["experiment=node/fig2"], "config", ()) is None
+    assert one_run(["experiment=node/fig2"], "config", ())[1] is None

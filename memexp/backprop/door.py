@@ -109,7 +109,7 @@ def twice(
     """The step's outputs, and whether a second evaluation gives the same bits."""
     record = Record([step], surroundings)
     frame = Frame(rounding, record=record)
-    buffers = [(m, name, b.clone()) for m in step.modules() for name, b in m._buffers.items() if b is not None]
+    buffers = [(m, name, b) for m in step.modules() for name, b in m._buffers.items() if b is not None]
     with torch.no_grad(), substituted(buffers):
         with surroundings():
             outputs = run(index, step, streams, frame, surroundings.context)

@@ -141,7 +141,6 @@ class Record:
         self.objects = Objects(handed) if len(handed) > len(surroundings.versions) else None
         self._versions = [p._version for p in self.parameters]
         self._memory = [p.untyped_storage()._cdata for p in self.parameters]
-        self._watched = [m for m in modules if not isinstance(m, _NormBase)]
         self._read = [m for m in buffered if not (m.training and isinstance(m, _NormBase))]
         self._left: list[tuple[nn.Module, str, Tensor, int]] = []
         self._states: list[tuple[str, list[Tensor]]] = []
@@ -233,7 +232,7 @@ class Record:
 
     def _watch(self, key: str, branch: Callable[..., T], inputs: tuple[Tensor, ...], context: dict[str, Any]) -> T:
         self._states.append((key, self.surroundings.random_state()))
-        before = noted(self._watched)
+        before = noted(m for m in self.modules if not isinstance(m, _NormBase))
         result = branch(*inputs, **context)
         if changed := moved(before):
             self._buffers[key] = changed
