@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 
 from memexp.backprop import chains
+from memexp.fusing.flow import arguments
 from memexp.pruning.filters import tensor_of
 
 Batch = tuple[Tensor | Sequence[Tensor], Tensor]  # of a network of several inputs, as many tensors
@@ -35,14 +36,9 @@ class Calibration:
     def losses(self, network: nn.Module) -> Iterator[tuple[Tensor, int]]:
         """For each batch the sum of its samples' losses, and how many they are."""
         for inputs, targets in self.data:
-            tensors = tensors_of(inputs)
+            tensors = arguments(inputs)
             samples = len(tensors[0])
             yield self.loss_fn(network(*tensors), targets) * samples, samples
-
-
-def tensors_of(inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """What the network is called with."""
-    return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
 
 
 def given(reader: str, needed: bool, data: Iterable[Batch] | None, loss_fn: Loss, seed: int) -> Calibration:

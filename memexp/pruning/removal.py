@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from memexp.channels import Graph, Group, narrow_edit, trace, warn_of_unread
+from memexp.fusing.flow import arguments
 from memexp.pruning import energy, selection
-from memexp.pruning.calibration import Batch, Loss, evaluating, given, tensors_of
+from memexp.pruning.calibration import Batch, Loss, evaluating, given
 from memexp.pruning.counting import macs_of, parameters_of, skeleton
 from memexp.pruning.criteria import Criterion, create, name_of
 from memexp.pruning.filters import layer_of, layers, tensor_of, weights
@@ -62,12 +63,12 @@ def remove(
     """
     made = create(criterion, options)
     target = settings.check()
-    inputs = tensors_of(example_input)
+    inputs = arguments(example_input)
     reader = f"order={settings.order}" if settings.order == "latency" else f"criterion={name_of(made)}"
     calibration = given(reader, made.needs_data or settings.order == "latency", data, loss_fn, seed)
     batch = inputs
     if check_on is not None or data is not None:
-        batch = tensors_of(next(iter(calibration.data))[0] if check_on is None else check_on)
+        batch = arguments(next(iter(calibration.data))[0] if check_on is None else check_on)
     graph = trace(network, *inputs)
     warn_of_unread(graph)
     groups = prunable(network, graph)

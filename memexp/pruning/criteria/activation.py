@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from memexp.channels import Group, Member
+from memexp.fusing.flow import arguments
 from memexp.pruning.activations import Activations, Place, check_rows, gives_channels, places
-from memexp.pruning.calibration import Batch, Calibration, calibrating, tensors_of
+from memexp.pruning.calibration import Batch, Calibration, calibrating
 from memexp.pruning.criteria.base import Criterion
 from memexp.pruning.filters import combined, layer_of, layers, rows, weights
 
@@ -38,7 +39,7 @@ class OfActivations(Criterion):
         kept: dict[tuple[int, Place], list[Tensor]] = defaultdict(list)
         samples = 0
         with calibrating(network):
-            after_relu, own = places(network, [list(members) for members in makers], tensors_of(inputs))
+            after_relu, own = places(network, [list(members) for members in makers], arguments(inputs))
             for members, group in zip(makers, groups, strict=True):
                 if not members.keys() & (after_relu | own):
                     raise ValueError(
@@ -50,7 +51,7 @@ class OfActivations(Criterion):
                     for number, members in enumerate(makers):
                         if maker := next((layer for layer in place if layer in members), None):
                             kept[number, place].append(self.keep(_owned(figures, members[maker])))
-                samples += len(tensors_of(batch[0])[0])
+                samples += len(arguments(batch[0])[0])
         return [
             combined(self.over_samples(torch.cat(found), samples) for (of, _), found in kept.items() if of == number)
             for number in range(len(groups))
@@ -78,7 +79,7 @@ class OfValues(OfActivations):
         self, network: nn.Module, after_relu: set[str], own: set[str], batch: Batch, calibration: Calibration
     ) -> dict[Place, Tensor]:
         maps: dict[Place, list[Tensor]] = defaultdict(list)
-        inputs = tensors_of(batch[0])
+        inputs = arguments(batch[0])
 
         def read(place: Place, activation: Tensor) -> Tensor:
             check_rows(place, activation, len(inputs[0]))
@@ -146,7 +147,7 @@ class OfProducts(OfActivations):
     def figures(
         self, network: nn.Module, after_relu: set[str], own: set[str], batch: Batch, calibration: Calibration
     ) -> dict[Place, Tensor]:
-        inputs, targets = tensors_of(batch[0]), batch[1]
+        inputs, targets = arguments(batch[0]), batch[1]
         gates: dict[Place, list[tuple[Tensor, int]]] = defaultdict(list)
 
         def read(place: Place, activation: Tensor) -> Tensor:
