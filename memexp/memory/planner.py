@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
 from memexp.backprop import chains
-from memexp.backprop.budget import Budget, together
+from memexp.backprop.budget import together
 from memexp.config import ConfigError
 from memexp.edits import Edit
 from memexp.memory.choice import LEAST, LIGHT, STORED, WORDS, Choice, Costs, choose, least, search
@@ -76,8 +76,7 @@ class Plan:
 def store(model: nn.Module, stored: Sequence[frozenset[int]], light: Sequence[frozenset[int]]) -> None:
     """Sets the steps of each Chain of `model` that are stored, and those that are light."""
     for module, indices, others in zip(chains(model), stored, light, strict=True):
-        assert isinstance(module.strategy, Budget)
-        module.strategy = Budget(module.strategy.exact, module.strategy.exact_bits, indices, others)
+        module.choose("budget", **module.options | {"stored": indices, "light": others})
 
 
 def plan(
