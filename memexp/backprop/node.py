@@ -127,9 +127,7 @@ class Node:
             self._original = streams if self.call.monitor is not None else None
             self._sample = self.call.drift.sample(streams) if self.call.drift else None
         begun, record, objects = torch.autograd._get_sequence_nr(), self.record, self.record.objects
-        # compiled code knows by itself whether autograd records
-        looked_at = is_listened_to() or (not record.quiet and may_escape(record.modules))
-        self.escaping = looked_at and not record.compiled
+        self.escaping = is_listened_to() or (not record.quiet and may_escape(record.modules))
         with self.call.surroundings(), remembered(self.name) if self.escaping else NOTHING:
             outputs = run_all(self.steps, streams, self.frame, self.call.context)
         constant = constants(outputs, streams, self.escaping)

@@ -177,10 +177,10 @@ class Steps:
         """
         for index, (number, run) in enumerate(self.units):
             if index not in self._marks.after:
-                kind = type(list(chains(self._training.model)[number])[run.start]).__name__
+                kind = list(chains(self._training.model)[number])[run.start]._get_name()
                 raise ValueError(
-                    f"unit {index} ({kind}) of the network's blocks is not called by its forward: name the blocks that are, "
-                    "memexp.backprop.apply(network, 'budget', blocks=[...])"
+                    f"unit {index} ({kind}) of the network's blocks is not called by its forward, or without any tensor, so "
+                    "that it cannot be recomputed: name the blocks that are called with one, blocks=[names or classes]"
                 )
         self.units = [unit for _, unit in sorted(enumerate(self.units), key=lambda unit: self._marks.after[unit[0]])]
         self.seen.clear()
