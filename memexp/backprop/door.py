@@ -118,6 +118,8 @@ def twice(
             again = run(index, step, streams, frame, surroundings.context)
     if record.objects is not None:
         record.objects.put_back()
+    if record.attributes is not None:
+        record.attributes.put_back()
     return outputs, all(map(_same, outputs, again))
 
 
