@@ -5,7 +5,9 @@ that is written in place is not seen so, and is refused; a list or dict that a m
 `.data` or numpy, is not seen at all.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 from torch import Tensor, nn
@@ -60,6 +62,48 @@ class Attributes:
     def put_back(self) -> None:
         for module, key, value in self.changed:
             put(module, key, value)
+
+
+_lent: dict[nn.Module, int] = {}  # modules that have others now, and the thread in which they are recomputed
+
+
+@contextmanager
+def lent(values: list[tuple[nn.Module, str, Any]]) -> Iterator[None]:
+    """The modules have these attributes, and then their own again.
+
+    Raises:
+        RuntimeError: they have others by another thread.
+    """
+    modules = {module for module, _, _ in values}
+    new = [module for module in modules if module not in _lent]
+    for module in new:
+        _lent.setdefault(module, get_ident())
+    own: list[Any] = []
+    try:
+        check_thread(modules)
+        own += [vars(module).get(name, MISSING) for module, name, _ in values]
+        for module, name, value in values:
+            put(module, name, value)
+        yield
+    finally:
+        for (module, name, _), value in zip(values, own, strict=False):
+            put(module, name, value)
+        for module in new:
+            if _lent.get(module) == get_ident():
+                del _lent[module]
+
+
+def check_thread(modules: Iterable[nn.Module]) -> None:
+    """Raises RuntimeError where one of them is being recomputed in another thread."""
+    if not _lent:
+        return
+    own = get_ident()
+    if others := [module for module in modules if _lent.get(module, own) != own]:
+        raise RuntimeError(
+            f"a {type(others[0]).__name__} is recomputed in one thread and evaluated in another at the same time, which would "
+            "see its modes and buffers as they were before: let one thread at a time train a network, give each a copy of it "
+            "(copy.deepcopy), or use backprop=stored or light"
+        )
 
 
 def put(module: nn.Module, key: str, value: Any) -> None:

@@ -35,8 +35,8 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
-from memexp.backprop.attributes import Attributes, put
-from memexp.backprop.buffers import MISSING, Values, as_before, moved, noted
+from memexp.backprop.attributes import Attributes, check_thread, lent
+from memexp.backprop.buffers import Values, as_before, moved, noted
 from memexp.backprop.objects import Objects
 from memexp.backprop.quiet import is_quiet, survey
 from memexp.backprop.rounding import RangeWatch, Rounding
@@ -125,6 +125,7 @@ class Record:
         steps = tuple(steps)
         self._places = survey(steps)
         self.modules = modules = list(self._places)
+        check_thread(modules)
         self.modes = [module.training for module in modules]
         self.quiet = is_quiet(modules, steps)
         self.compiled = any([module._compiled_call_impl is not None for module in modules])
@@ -228,7 +229,7 @@ class Record:
         objects = NOTHING if self.objects is None else self.objects.again()
         self._replaying = True
         try:
-            with self.surroundings(recording), substituted(scratch), objects, _attributes(seen) if seen else NOTHING:
+            with self.surroundings(recording), substituted(scratch), objects, lent(seen) if seen else NOTHING:
                 yield
         finally:
             self._replaying = False
@@ -261,17 +262,4 @@ class Record:
 
 def substituted(values: Values) -> AbstractContextManager[None]:
     """The modules see `values` as their buffers; the buffers themselves are not touched."""
-    return _attributes(as_before(values)) if values else NOTHING
-
-
-@contextmanager
-def _attributes(values: list[tuple[nn.Module, str, Any]]) -> Iterator[None]:
-    """The modules have these attributes, and then their own again."""
-    own = [module.__dict__.get(name, MISSING) for module, name, _ in values]
-    for module, name, value in values:
-        put(module, name, value)
-    try:
-        yield
-    finally:
-        for (module, name, _), value in zip(values, own, strict=True):
-            put(module, name, value)
+    return lent(as_before(values)) if values else NOTHING
