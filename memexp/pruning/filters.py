@@ -34,6 +34,11 @@ def tensor_of(network: nn.Module, name: str) -> Tensor:
     return found
 
 
+def key(group: Group) -> tuple[tuple[str, int, int], ...]:
+    """What names a group in a narrowed network as well."""
+    return tuple((member.name, member.dim, len(member.indices[0])) for member in group.members)
+
+
 def members(group: Group, role: str) -> dict[str, Member]:
     """The group's members of that role by effective name, each once."""
     return {effective(member.name): member for member in group.members if member.role == role}
