@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from memexp.channels.applying import narrow
+from memexp.channels.called import copied
 from memexp.channels.graph import NOT_RUN, ChannelError, Graph, assemble
 from memexp.channels.narrowing import narrow_edit
 from memexp.channels.outputs import tensors_in
@@ -110,12 +111,12 @@ def _run(
     """What a copy returns, narrowed by `edit`. In training mode it has buffers of its own, as statistics are written there."""
     tensors = network.state_dict(keep_vars=True).values()
     shared: dict[int, Any] = {id(t): t for t in tensors if not training or isinstance(t, nn.Parameter)}
-    copied = copy.deepcopy(network, shared)
+    tried = copy.deepcopy(network, shared)
     if edit is not None:
-        narrow(copied, edit)
+        narrow(tried, edit)
     devices = {t.device.index for t in tensors if t.is_cuda}
     with torch.no_grad(), mode or ShapesOnly(), torch.random.fork_rng(devices, enabled=training):
-        return copied.train(training)(*inputs)
+        return tried.train(training)(*copied(inputs))
 
 
 def fault_of(error: Exception) -> str:

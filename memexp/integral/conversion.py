@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from memexp import edits
 from memexp.channels import Graph, trace, warn_of_unread
+from memexp.channels.called import copied, evaluating
 from memexp.channels.outputs import tensors_in
-from memexp.fusing.flow import TWO_NAMES, copied
+from memexp.fusing.flow import TWO_NAMES
 from memexp.fusing.flow import trace as watch
 from memexp.fusing.foldable import found as found_folds
 from memexp.integral import permutation
@@ -107,16 +108,15 @@ def convert_(
 ) -> IntegralNetwork:
     """`convert`, of `network` itself: its layers become the integral ones."""
     check(quadrature)
-    training = network.training
-    network.eval()
-    expected = _outputs(network, example_inputs)
     for module in network.modules():
         if isinstance(module, nn.TransformerEncoderLayer):  # off its fused path, which reads its layers' weights itself
             module.activation_relu_or_gelu = 0
-    flow = watch(network, example_inputs)
-    if fold and (pairs := found_folds(network, flow, example_inputs)[0]):
+    with evaluating(network):
+        expected, flow = _outputs(network, example_inputs), watch(network, example_inputs)
+        pairs = found_folds(network, flow, example_inputs)[0] if fold else []
+    if pairs:
         edits.apply(network, {"kind": "fold", "pairs": pairs})
-    graph = trace(network, *copied(example_inputs))
+    graph = trace(network, *example_inputs)
     warn_of_unread(graph)
     parts, where = stretches(graph)
     reasons = {i: why for i, part in enumerate(parts) if (why := _why_discrete(network, part, flow.loose))}
@@ -145,7 +145,7 @@ def convert_(
     continuous = {group.name: group for group in continua.values()}
     found = IntegralNetwork(network, continuous, discrete, smallest, largest, seed)
     found.variation = variation if variation.before else None
-    found.train(training)
+    found.training = network.training  # its parts keep their own modes
     if real:
         _compare(found, expected, example_inputs)
     return found
@@ -265,9 +265,8 @@ def _outputs(network: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
 
 def _compare(found: IntegralNetwork, expected: list[Tensor], inputs: tuple[Any, ...]) -> None:
     """Raises ValueError where converted outputs are others than rounding explains."""
-    training = found.training
-    outputs = _outputs(found.eval(), inputs)
-    found.train(training)
+    with evaluating(found):
+        outputs = _outputs(found, inputs)
     for y, right in zip(outputs, expected, strict=True):
         if y.shape != right.shape:
             raise ValueError(

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from memexp import edits
 from memexp.channels import Graph, narrow_edit, trace
-from memexp.pruning.calibration import Calibration, evaluating
+from memexp.channels.called import evaluating
+from memexp.pruning.calibration import Calibration
 from memexp.pruning.counting import Skeleton, skeleton
 from memexp.pruning.criteria import Criterion
 from memexp.pruning.filters import key, layers

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from memexp.channels import Graph, Group, narrow_edit, trace, warn_of_unread
-from memexp.fusing.flow import arguments
+from memexp.channels.called import arguments, copied, evaluating
 from memexp.pruning import energy, selection
-from memexp.pruning.calibration import Batch, Loss, evaluating, given
+from memexp.pruning.calibration import Batch, Loss, given
 from memexp.pruning.counting import macs_of, parameters_of, skeleton
 from memexp.pruning.criteria import Criterion, create, name_of
 from memexp.pruning.filters import key, layer_of, layers, tensor_of, weights
@@ -212,7 +212,7 @@ def _choose(
     assert target is not None
     with skeleton(network, graph, inputs) as bones:
         if settings.order == "energy":
-            spent = energy.by_layer(bones.uses({}))
+            spent = energy.by_layer(bones.uses({}), bones.samples())
             own = {n: sum(spent.get(layer, 0.0) for layer in layers(graph.groups[n])) for n in scores}
             most = 1 - settings.floor if settings.ratio is None else settings.ratio
             removals = selection.layer_by_layer(scores, whole, sorted(own, key=lambda n: (-own[n], n)), most)
@@ -233,7 +233,7 @@ def _whole_sizes(groups: Mapping[int, Group], graph: Graph) -> dict[int, int]:
 
 def _macs(network: nn.Module, inputs: Sequence[Tensor]) -> int:
     with evaluating(network):
-        return macs_of(network, inputs)
+        return macs_of(network, copied(inputs))
 
 
 def _widths(before: nn.Module, after: nn.Module, groups: Iterable[Group]) -> dict[str, list[int]]:
