@@ -93,7 +93,7 @@ def _fault(
 ) -> str | None:
     """Why the network does not run with fewer channels of these groups; None if it does."""
     try:
-        edit = narrow_edit(graph, {number: range(_some(number, graph.groups[number].size)) for number in groups})
+        edit = narrow_edit(graph, {number: range(some(number, graph.groups[number].size)) for number in groups})
         found = _run(network, edit, inputs, training)
     except Exception as error:  # whatever the forward raises, be it a KeyError for a table by width
         return fault_of(error)
@@ -126,7 +126,7 @@ def fault_of(error: Exception) -> str:
     return words if words and plain else f"{type(error).__name__} {words}".strip()
 
 
-def _some(number: int, size: int) -> int:
+def some(number: int, size: int) -> int:
     """From one to all but one, and for each group another share, so that no two lengths agree by chance."""
     return 1 + (size - 1) * (20 + 37 * number % 61) // 100
 

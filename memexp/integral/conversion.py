@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from memexp import edits
 from memexp.channels import Graph, trace, warn_of_unread
 from memexp.channels.called import copied, evaluating
+from memexp.channels.comparing import WHY, changing
 from memexp.channels.outputs import tensors_in
 from memexp.fusing.flow import TWO_NAMES
 from memexp.fusing.flow import trace as watch
@@ -120,6 +121,10 @@ def convert_(
     warn_of_unread(graph)
     parts, where = stretches(graph)
     reasons = {i: why for i, part in enumerate(parts) if (why := _why_discrete(network, part, flow.loose))}
+    tensors = network.state_dict(keep_vars=True)
+    real = not any(tensor.is_meta for tensor in tensors.values())
+    for number in changing(network, graph, *example_inputs) if real else ():
+        reasons |= {i: WHY for (group, _), (i, _) in where.items() if group == number}
     names = _names(parts)
     reasons |= {i: NOT_ASKED for i in _left_out(names, groups) if i not in reasons}
     if len(reasons) == len(parts):
@@ -129,8 +134,6 @@ def convert_(
             or "it has no channels that could be removed"
         )
         raise ValueError(f"{type(network).__name__}: no group of channels can be made continuous: {listed}")
-    tensors = network.state_dict(keep_vars=True)
-    real = not any(tensor.is_meta for tensor in tensors.values())
     continua = {i: Continuum(names[i], part.size, quadrature) for i, part in enumerate(parts) if i not in reasons}
     variation = Variation({}, {})
     if permute and real:

@@ -191,7 +191,7 @@ def check_rows(place: Place, activation: Tensor, samples: int) -> None:
     if len(activation) != samples:
         raise ValueError(
             f"layer {place[0]} has an activation of {len(activation)} rows for {samples} samples, which cannot be told "
-            "apart: choose a criterion that reads weights"
+            "apart where samples are not the first dimension (time is, or both are one): choose a criterion that reads weights"
         )
 
 
