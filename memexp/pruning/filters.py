@@ -48,7 +48,9 @@ def weights(network: nn.Module, group: Group) -> dict[str, Member]:
     """The filters that make the group's channels: its "out" members but for vectors, which are factors of a filter, and
     buffers, such as a mask of weights."""
     found = members(group, "out")
-    return {name: m for name, m in found.items() if tensor_of(network, name).ndim > 1 and not _is_buffer(network, m.name)}
+    return {
+        name: m for name, m in found.items() if tensor_of(network, name).ndim > 1 and not _is_buffer(network, m.name)
+    }
 
 
 def _is_buffer(network: nn.Module, name: str) -> bool:
