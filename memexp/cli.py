@@ -250,7 +250,8 @@ def _export(arguments: list[str]) -> int:
         "The trained, pruned, fused or discretised network of a run as ONNX and torch.export files, for any batch size,\n"
         "checked against it on real images. Class names and preprocessing are in their metadata.\n"
         "ONNX needs pip install 'memexp[export]'.",
-        "memexp export RUN\n  memexp export RUN --output network.onnx --merge none",
+        "memexp export RUN\n  memexp export RUN --output network.onnx --merge none\n"
+        "  memexp export RUN prune=integral prune.keep=0.6                                   an integral network, smaller",
     )
     parser.add_argument("run", type=Path, help="the run directory")
     parser.add_argument("overrides", nargs="*", help="key=value, such as dataset.root=DIR")

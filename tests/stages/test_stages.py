@@ -179,7 +179,7 @@ def test_an_integral_network_serves_every_size_that_is_asked_for(tmp_path):
     same_network(tmp_path)
 
 
-def test_an_integral_run_is_evaluated_at_any_size(tmp_path):
+def test_an_integral_run_is_evaluated_and_exported_at_any_size_and_as_no_other_network(tmp_path, capsys):
     run(tmp_path, "model=inn", "model.base=resnet8", *DATA, "discretise.sizes=[0.6]")
     stages = {stage["key"]: stage for stage in json.loads((tmp_path / "results.json").read_text())["stages"]}
     found = saved.evaluate(tmp_path, ["prune=integral", "prune.keep=0.6"])
@@ -188,6 +188,21 @@ def test_an_integral_run_is_evaluated_at_any_size(tmp_path):
     assert native["loss"] == stages["evaluate"]["accuracy"]["loss"] != found["loss"]
     with pytest.raises(ConfigError, match="no continuous group is named nope"):
         saved.evaluate(tmp_path, ["prune=integral", "prune.keep={nope:0.5}"])
+    exported = saved.export(tmp_path, tmp_path / "small.pt2", overrides=["prune=integral", "prune.keep=0.6"])
+    loaded = torch.export.load(exported["files"][".pt2"]).module()
+    small = stages["discretise"]["sizes"][0]["parameters"]
+    assert (
+        sum(p.numel() for p in loaded.parameters())
+        <= small
+        < sum(p.numel() for p in build.from_run(tmp_path)[1].parameters())
+    )
+    before = sorted(tmp_path.rglob("*"))
+    others = ["model.quadrature=simpson", "model.groups=[stem.0]", "deploy=fuse", "discretise.sizes=[0.5]"]
+    for other in others:
+        for command in ("evaluate", "export"):  # the first two would load, as another function
+            assert main([command, str(tmp_path), other]) == 2, other
+            assert "is evaluated and exported as it is" in capsys.readouterr().err, other
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_run_of_the_time_when_the_size_was_a_key_of_its_own_is_read(tmp_path):
