@@ -260,6 +260,21 @@ def test_nodes_that_were_trained_are_those_of_one_size(tmp_path):
     assert left["uniform"]["parameters"] == left["trained"]["parameters"]
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("model.groups=[nope]", "'nope' fits no group"),
+        ("model.base=torchvision/vit_b_16", "cannot take images of 32x32"),
+    ],
+)
+def test_what_of_a_base_cannot_be_continuous_is_told_before_anything_is_made(tmp_path, setting, message):
+    cfg = memexp.compose(["model=inn", "model.base=resnet8", *DATA, f"name={tmp_path}/none", setting])
+    before = torch.get_rng_state()
+    with pytest.raises(ConfigError, match=message):
+        foresee(cfg)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("stages", ["null", "[train,partition]"])
 def test_nodes_that_cannot_be_trained_are_refused_before_training(tmp_path, stages):
     inn = ["model=inn", "model.base=resnet8", "model.quadrature=simpson", *DATA, "prune=integral", "prune.keep=0.6"]
