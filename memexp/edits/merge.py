@@ -23,9 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from memexp.edits.fold import affine, wide
+from memexp.edits.fold import affine, normalises, rest, wide
 
-LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.ZeroPad2d)
 Pair = tuple[int, int]
 
 
@@ -114,6 +113,14 @@ def of_chain(network: nn.Module, chain: Sequence[Any], inputs: int, like: Tensor
     return identity(inputs, like) if kernel is None else kernel
 
 
+def is_linear(layer: nn.Module) -> bool:
+    """Whether it is of a kind that may be merged, whatever else stands in the way."""
+    if type(layer) in (nn.Conv2d, nn.ZeroPad2d):
+        return True
+    of_images = isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm) and normalises(layer)
+    return of_images and type(rest(layer)) is nn.Identity
+
+
 def of_layer(network: nn.Module, name: str, width: int, like: Tensor) -> Kernel:
     """The kernel of a layer on `width` channels. Raises ValueError for one that is not linear with zeros at its border."""
     layer = _module(network, name)
@@ -125,7 +132,7 @@ def of_layer(network: nn.Module, name: str, width: int, like: Tensor) -> Kernel:
             raise ValueError(f"{name} pads its sides differently: {tuple(layer.padding)}")
         plain = identity(width, like)
         kernel = Kernel(plain.weight, plain.bias, padding=(top, left), groups=width, shifts=False)
-    elif isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm) and layer.running_mean is not None:
+    elif isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm) and layer.running_mean is not None and is_linear(layer):
         scale, shift = affine(layer)
         kernel = Kernel(torch.diag(scale)[..., None, None], shift, groups=len(scale))
     else:
