@@ -139,8 +139,14 @@ def export(
     target = path / "network" if output is None else output
     known = (read_json(path / "results.json") or {}).get("classes")  # its own, whatever data it is checked on
     classes = list(run.splits.classes if known is None else known)
-    with writing(target):
-        return fusing.export(network, images[:8], target, classes=classes, preprocessing=preprocessing, merge=merge)
+    try:
+        with writing(target):
+            return fusing.export(network, images[:8], target, classes=classes, preprocessing=preprocessing, merge=merge)
+    except (fusing.FusingError, fusing.ExportError):
+        raise
+    except ValueError as error:
+        told = "" if merge is None else " (--merge no fuses nothing)"
+        raise ConfigError([f"export: {error}{told}"]) from error
 
 
 def _of_its_network(path: Path, overrides: Sequence[str], own: Own) -> DictConfig:

@@ -365,6 +365,19 @@ def test_lambda_falls_to_zero_before_a_reducenet_is_deployed(tmp_path):
     same_network(tmp_path)
 
 
+def test_what_cannot_be_exported_or_takes_no_other_images_is_told_in_a_sentence(tmp_path, capsys):
+    reducenet = ["model=reducenet", "model.depth=8", *DATA, "max_steps=1"]
+    run(tmp_path / "artefact", *reducenet, "model.inplace_relu=true")
+    assert main(["export", str(tmp_path / "artefact")]) == 2
+    assert "export: body.0.f.2 is the ReLU of inplace_relu=true" in capsys.readouterr().err
+    linear = [*reducenet, "model.vanish=all", "deploy=fuse", "deploy.merge=all"]
+    run(tmp_path / "linear", *linear)
+    for command in ("evaluate", "export"):
+        assert main([command, str(tmp_path / "linear"), "dataset.image_size=20"]) == 2
+        told = capsys.readouterr().err
+        assert "images are 3x20x20, and the network takes none but those of its training, 3x32x32" in told
+
+
 @pytest.mark.parametrize("name", ["pruned", "integral"])
 def test_a_run_is_exported(tmp_path, name, capsys):
     kinds = {
