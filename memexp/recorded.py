@@ -16,9 +16,6 @@ from memexp.config import CONFIG_NAME, ConfigError, compose_unchecked, keys_of, 
 from memexp.options import FIRST_WEIGHTS, GROUPS, INTEGRAL
 from memexp.schema import nearest
 
-# What a run did that was written before there was the key, where that is not the default.
-BEFORE = {"precise_batchnorm": False}
-
 
 def of_run(
     run: Path, overrides: Sequence[str] = (), trusted: Collection[str] = (), config_dirs: Sequence[str | Path] = ()
@@ -93,7 +90,7 @@ def from_plain(
         )
     if (text := next((text for text in _texts(plain) if "${" in text), None)) is not None:
         raise ConfigError([f"{source} holds {text[:60]!r}; the configuration of a run has values only"])
-    cfg = _completed(plain if new else _as_then(plain), source, {} if new else BEFORE)
+    cfg = _completed(plain if new else _as_then(plain), source, {} if new else _before(plain))
     # a group as a whole, then its keys, in whatever order they were typed
     ordered = sorted(overrides, key=lambda text: text.partition("=")[0] not in GROUPS)
     problems = [problem for text in ordered if (problem := _amend(cfg, text, config_dirs)) is not None]
@@ -144,6 +141,11 @@ def _as_then(plain: Mapping[str, Any]) -> dict[str, Any]:
     if plain.get("init_from") is None or not isinstance(model, Mapping):
         return dict(plain)
     return {**plain, "model": {key: None if key in FIRST_WEIGHTS else model[key] for key in model}}
+
+
+def _before(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run did that was written before there was the key, where that is not the default."""
+    return {"precise_batchnorm": False, "dataset": {"draw": plain.get("seed", 0)}}  # its seed drew its images
 
 
 def _completed(plain: Mapping[str, Any], source: str, before: Mapping[str, Any]) -> DictConfig:

@@ -13,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 import memexp
-from memexp import build, config, contradictions, saved
+from memexp import build, config, contradictions, recorded, saved
 from memexp.cli import main
 from memexp.config import ConfigError
 from memexp.record import RunDirectoryError
@@ -45,6 +45,14 @@ def edit(path: Path, **changes) -> None:
 
 def contents(path: Path) -> dict[str, bytes]:
     return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def test_a_run_that_drew_its_images_by_its_seed_goes_on_with_them(run):
+    config = json.loads((run / "results.json").read_text())["config"]
+    del config["dataset"]["draw"]
+    edit(run / "results.json", config=config | {"seed": 3})
+    assert recorded.of_run(run).dataset.draw == 3
+    assert recorded.of_run(OLD).dataset.draw == json.loads((OLD / "results.json").read_text())["config"]["seed"]
 
 
 def test_a_run_of_the_version_before_is_reported_evaluated_and_gone_on_with(tmp_path, capsys):
