@@ -494,6 +494,29 @@ def test_a_cut_off_last_checkpoint_falls_back_and_a_damaged_one_names_the_others
         saved.evaluate(run)
 
 
+@pytest.mark.parametrize("kept", [[], ["best.pt"]])
+@pytest.mark.parametrize("status", ["done", "running"])
+def test_a_finished_run_whose_checkpoints_are_gone_is_not_trained_anew(run, kept, status, capsys):
+    """It was, without a word: what it had ended with was thrown away."""
+    for file in (run / "checkpoints").glob("*.pt"):
+        if file.name not in kept:
+            file.unlink()
+    if status == "running":  # killed while it was made longer
+        (run / "results.json").rename(run / "results.finished.json")
+        shutil.copy(run / "results.finished.json", run / "results.json")
+        edit(run / "results.json", status=status)
+    there = contents(run)
+    assert main(["resume", str(run), "epochs=9"]) == 2
+    assert "was trained to its end, and what it ended with is gone" in capsys.readouterr().err
+    assert contents(run) == there
+    assert saved.changed(run)[1] == []
+    fused = json.loads((run / "results.json").read_text())["config"] | {"deploy": {"name": "fuse"}}
+    edit(run / "results.json", config=fused)
+    if not kept:  # the estimate was that of a network which had not been fused
+        with pytest.raises(ConfigError, match="what it ended with is gone"):
+            saved.changed(run)
+
+
 @pytest.mark.parametrize(("classes", "said"), [("['3','5','1']", True), ("null", False)])
 def test_classes_that_are_matched_by_name_are_said_to_be(run, capsys, classes, said):
     assert main(["evaluate", str(run), f"dataset.classes={classes}"]) == 0
