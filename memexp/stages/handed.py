@@ -88,6 +88,11 @@ class Run:
         return Precision(self.cfg.precision.name, self.device)
 
     @property
+    def batch_size(self) -> int:
+        """Images of one forward pass in this process: as given, or all that there are."""
+        return min(int(self.cfg.batch_size), -(-self.splits.train.images // self.world.size))
+
+    @property
     def parameters(self) -> int:
         """Of the network as it stands."""
         return sum(p.numel() for p in self.network.parameters())
