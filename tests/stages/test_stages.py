@@ -125,9 +125,7 @@ def test_a_stage_made_longer_keeps_its_own_plan_and_writes_best_weights_of_its_o
     assert next(stage["strategy"] for stage in after["stages"] if stage["key"] == "train") == planned
 
 
-@pytest.mark.parametrize(
-    ("asked", "effective", "left"), [((200, 1), 96, None), ((32, 2), 64, 32), ((40, 1), 40, 16)]
-)
+@pytest.mark.parametrize(("asked", "effective", "left"), [((200, 1), 96, None), ((32, 2), 64, 32), ((40, 1), 40, 16)])
 def test_the_batch_that_steps_take_is_recorded_and_what_they_leave_out_is_said(
     tmp_path, caplog, asked, effective, left
 ):
