@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -55,15 +56,27 @@ def as_config(given: DictConfig | Mapping[str, Any]) -> DictConfig:
             [f"a configuration is what memexp.compose gives or a dict, and not {type(given).__name__} {given!r}"]
         )
     plain: dict[str, Any] = {}
-    for key, value in sorted(given.items(), key=lambda item: str(item[0]).count(".")):
-        *way, last = str(key).split(".")
+    for key, value in sorted(((str(key), value) for key, value in given.items()), key=lambda item: item[0].count(".")):
+        *way, last = key.split(".")
         node = plain
         for part in way:
-            node = node.setdefault(part, {})
-        node[last] = {"name": value} if not way and key in GROUPS and isinstance(value, str) else value
-        if isinstance(value, Mapping):
-            node[last] = dict(value)
+            if not isinstance(node := node.setdefault(part, {}), dict):
+                raise ConfigError(
+                    [f"{key}: {part} is given as {node!r} already, which holds no keys; give one of them."]
+                )
+        node[last] = {"name": value} if not way and key in GROUPS and isinstance(value, str) else _plain(value)
     return from_plain(plain, targets(plain), "the dict", new=True)
+
+
+def _plain(value: Any) -> Any:
+    """Paths as texts, numpy's numbers as Python's."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return str(value) if isinstance(value, Path) else value
 
 
 def from_plain(
@@ -156,11 +169,10 @@ def _completed(plain: Mapping[str, Any], source: str, before: Mapping[str, Any])
         for group, known in GROUPS.items()
         if isinstance(node := plain.get(group), Mapping) and "_target_" not in node and node.get("name") in known
     ]
+    # of a user's own, what every option has
+    options += [f"~{group}" for group in GROUPS if isinstance(node := plain.get(group), Mapping) and "_target_" in node]
     base = compose_unchecked(options)
     OmegaConf.set_struct(base, False)  # a key that there is not is told by validation
-    for group in GROUPS:
-        if isinstance(node := plain.get(group), Mapping) and "_target_" in node:
-            base[group] = {}
     try:
         merged = OmegaConf.merge(base, dict(before), dict(plain))
         resolved = OmegaConf.to_container(merged, resolve=True)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from memexp import build, sequence, stages
+from memexp import build, given, sequence, stages
 from memexp.backprop import StepError
 from memexp.calling import CallableModule
 from memexp.channels import ChannelError
@@ -62,8 +62,8 @@ def run(
     early is recorded there first and then raised. Progress is printed line by line, in a notebook too, unless the caller has
     configured the logger "memexp".
     """
-    cfg = as_config(cfg)
-    directory = Path("outputs") / cfg.name / run_name(cfg) if directory is None else Path(directory)
+    cfg, overrides = as_config(cfg), given.words(overrides)
+    directory = Path("outputs") / cfg.name / run_name(cfg) if directory is None else given.path("directory", directory)
     with spoken():
         return _ordered(cfg, directory, overrides, start, hydra, foreseen)
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from memexp.stages import Run
 
 log = logging.getLogger("memexp")
+SPLITS = ("train", "val", "test")
 # What may change when a run goes on: how long, what is written down, where it is computed and where its data lie.
 LONGER = {"epochs": "train", "max_steps": "train", "tune.epochs": "tune", "tune.max_steps": "tune"}  # whose recipe
 FREE = (
@@ -68,6 +69,8 @@ def evaluate(
     path: Path, overrides: Sequence[str] = (), split: str = "test", name: str = "last", own: Own = Own()
 ) -> dict[str, Any]:
     """Accuracy of a run's checkpoint on a split; `overrides` may name other data. Nothing in the run is changed."""
+    if split not in SPLITS:
+        raise ConfigError([f"split: {split!r} is not one of {', '.join(SPLITS)}."])
     cfg = recorded.of_run(path, overrides, own.targets(path), own.config_dirs)
     from memexp import build
     from memexp.prepared import prepare
