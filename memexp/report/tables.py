@@ -263,11 +263,17 @@ def latex(table: Table) -> str:
     def line(cells: Sequence[str]) -> str:
         return " & ".join("".join(escapes.get(c, c) for c in cell.replace("\n", " ")) for cell in cells) + r" \\"
 
-    columns = "".join("l" if heading[0].islower() and "(" not in heading else "r" for heading in table.headings)
+    cells = [[row[i] for row in table.rows] for i in range(len(table.headings))]
+    columns = "".join("r" if all(map(_is_number, column)) else "l" for column in cells)
     body = [line(table.headings), r"\midrule", *map(line, table.rows)]
     above, below = ([f"% {' '.join(note.splitlines())}" for note in notes] for notes in (table.above, table.notes))
     tabular = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", *body, r"\bottomrule", r"\end{tabular}"]
     return "\n".join([*above, *tabular, *below])
+
+
+def _is_number(cell: str) -> bool:
+    """A figure, perhaps with its deviation, or that there is none."""
+    return re.fullmatch(r"-|[-+]?[\d,.]+(e[-+]?\d+)?( ± [\d,.]+(e[-+]?\d+)?)?", cell) is not None
 
 
 def terminal(table: Table) -> str:
