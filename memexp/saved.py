@@ -237,7 +237,12 @@ def _made_longer(before: DictConfig, after: DictConfig) -> set[str]:
         if key in LONGER and (new is None or (old is not None and new >= old)):
             more[key] = LONGER[key]
         elif key in LONGER:
-            problems.append(f"{key}: {new!r} is less than the {old!r} of this run; it can only be made longer.")
+            than = (
+                "would only end this run, which has none, sooner"
+                if old is None
+                else f"is less than the {old!r} of this run"
+            )
+            problems.append(f"{key}: {new!r} {than}; it can only be made longer.")
         elif not any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE):
             problems.append(
                 f"{key}: the run has {old!r}, and {new!r} would make it another run; start a new one, from these weights with "

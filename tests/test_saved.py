@@ -78,6 +78,7 @@ def test_a_run_of_the_version_before_is_reported_evaluated_and_gone_on_with(tmp_
         ("batch_size=10", "batch_size: the run has 32, and 10 would"),
         ("model.depth=20", "model.depth: the run has 32"),
         ("epochs=1", "epochs: 1 is less than the 2 of this run"),
+        ("max_steps=5", "max_steps: 5 would only end this run, which has none, sooner; it can only be made longer"),
         ("tune.epochs=9", "tune.epochs: no stage of this run is made longer by it; its stages: train"),
         ("backprop=checkpointed", "backprop.name: the run has 'stored'"),
         ("model.dpeth=3", "Did you mean 'model.depth'?"),
