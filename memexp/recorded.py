@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -69,12 +68,12 @@ def as_config(given: DictConfig | Mapping[str, Any]) -> DictConfig:
 
 
 def _plain(value: Any) -> Any:
-    """Paths as texts, numpy's numbers as Python's."""
+    """Paths as texts, numbers of numpy and torch as Python's."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
+    if getattr(value, "ndim", None) == 0:
         return value.item()
     return str(value) if isinstance(value, Path) else value
 
