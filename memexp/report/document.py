@@ -26,8 +26,8 @@ def document(
         f"![{in_markdown(visible(path.stem))}]({quote(Path(os.path.relpath(path, at)).as_posix())})"
         for path in [*plots, *own]
     ]
-    names = list(dict.fromkeys(str(run.get("name")) for run in runs))
-    title = "Runs of " + (", ".join(names) if len(names) < 4 else ", ".join(path.resolve().name for path in paths))
+    names = list(dict.fromkeys(str(name) for run in runs if (name := run.get("name"))))
+    title = "Runs of " + (", ".join(names) if 0 < len(names) < 4 else ", ".join(path.resolve().name for path in paths))
     return (
         "\n\n".join(
             [

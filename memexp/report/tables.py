@@ -257,11 +257,16 @@ def in_markdown(text: str) -> str:
 
 
 def latex(table: Table) -> str:
+    """For booktabs. What pdflatex has no letter for is written as its code, that the document compiles as it is."""
     escapes = {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}", "±": r"$\pm$", "<": r"\textless{}"}
     escapes |= {">": r"\textgreater{}"} | {c: f"\\{c}" for c in "&%$#_{}"}
+    escapes |= {c: f"{{{c}}}" for c in "[*"}  # at the start of a row they would be arguments of the break before it
+
+    def letter(c: str) -> str:
+        return escapes.get(c) or (c if ord(c) < 0x180 else rf"\textbackslash{{}}u{ord(c):04x}")
 
     def line(cells: Sequence[str]) -> str:
-        return " & ".join("".join(escapes.get(c, c) for c in cell.replace("\n", " ")) for cell in cells) + r" \\"
+        return " & ".join("".join(map(letter, cell.replace("\n", " "))) for cell in cells) + r" \\"
 
     cells = [[row[i] for row in table.rows] for i in range(len(table.headings))]
     columns = "".join("r" if all(map(_is_number, column)) else "l" for column in cells)

@@ -286,6 +286,15 @@ def test_what_a_stage_found_and_left_stands_in_a_table_of_its_own(tmp_path):
     assert compression.axes[0].lines[0].get_xdata().tolist() == [40]
 
 
+@pytest.mark.parametrize(("done", "title"), [(["done"], "# Runs of net"), ([], "# Runs of runs")])
+def test_a_run_that_was_refused_before_it_had_a_name_is_in_no_title(tmp_path, done, title):
+    for folder in done:
+        add(tmp_path / "runs", folder, name="net")
+    add(tmp_path / "runs", "refused", status="failed", error="model: depth=8 is no RevNet")
+    write_report([tmp_path / "runs"], tmp_path / "out", plots=False)
+    assert (tmp_path / "out" / "report.md").read_text().splitlines()[0] == title
+
+
 def test_b16_a_report_is_understood_alone(tmp_path):
     for depth in (32, 110):
         add(tmp_path / "runs", f"d{depth}", depth=depth, name="resnet-cifar10")
