@@ -218,8 +218,8 @@ def folder_of(config: DictConfig) -> Path:
     own = [f"{key}={value}" for key, value in (OmegaConf.select(config, "hydra.sweeper.params") or {}).items()]
     swept = swept_keys([*own, *task])
     kinds = ("hydra/sweeper", "hydra.sweeper.sampler")  # another search, where more trials are more of the same
-    given = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
-    search = [text for text in map(str, given) if text.lstrip("+").startswith(kinds)]
+    given: Any = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
+    search = [text for text in given if text.lstrip("+").startswith(kinds)]
     named = sorted([config.hydra.job.config_name or "", *own, *task, *search])
     digest = sha256("\n".join(named).encode()).hexdigest()[:8]
     return Path(str(config.hydra.sweep.dir)) / "-".join(["sweep", *filter(None, [short(",".join(swept))]), digest])
