@@ -33,6 +33,7 @@ from memexp import contradictions, userfiles
 from memexp.options import STARTS
 from memexp.paths import CONF, PACKAGE
 from memexp.schema import nearest
+from memexp.unread import unread
 
 CONFIG_NAME = "config"
 # What Hydra and OmegaConf raise for a configuration that cannot be composed, and what they let through.
@@ -141,7 +142,8 @@ def config_hash(cfg: DictConfig) -> str:
 
 def run_name(cfg: DictConfig) -> str:
     """<time>-<model>-<depth>-<strategy>-<hash>: the directory of a single run, by which TensorBoard tells curves apart."""
-    parts = (cfg.model.get("name") or cfg.model.get("_target_"), cfg.model.get("depth"), cfg.backprop.name)
+    depth = None if "model.depth" in unread(cfg) else cfg.model.get("depth")
+    parts = (cfg.model.get("name") or cfg.model.get("_target_"), depth, cfg.backprop.name)
     told = "-".join(re.sub(r"[^\w.]+", "_", str(part)) for part in parts if part is not None)
     return f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{told[:80]}-{config_hash(cfg)}"
 

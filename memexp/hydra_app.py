@@ -155,9 +155,14 @@ class _Outcome:
 
 
 class EveryLauncher(Callback):
-    """Puts OtherLauncher around a sweep's launcher, where that is not memexp's own."""
+    """Puts OtherLauncher around a sweep's launcher, where that is not memexp's own, and seeds a search."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        sampler = OmegaConf.select(config, "hydra.sweeper.sampler")
+        unseeded = isinstance(sampler, DictConfig) and "seed" in sampler and sampler.seed is None
+        if unseeded and OmegaConf.select(config, "hydra.sweeper.storage") is None:
+            with read_write(config), open_dict(config):  # started again, it asks for the same trials, which are done
+                sampler.seed = config.seed
         target = "hydra_plugins.memexp_launcher."
         inner = config.hydra.launcher
         if not str(inner.get("_target_", "")).startswith(target):

@@ -166,7 +166,15 @@ def _status(job: Job, sweep: Sweep, own_session: bool, begun: Sequence[Job]) -> 
         and before.get("status") not in DISCARDED
         and any((job.directory / "checkpoints").glob("*.pt"))
     )
-    _say(f"{title}{' (resumed)' if go_on else ''}")
+    anew = (
+        same and before is not None and before.get("steps") and not go_on
+    )  # what has been trained is not gone on with
+    why = (
+        f"it ended as {before.get('status')}"
+        if before and before.get("status") in DISCARDED
+        else "its checkpoints are gone"
+    )
+    _say(f"{title}{' (resumed)' if go_on else f' (begun anew, as {why})' if anew else ''}")
     started = time.monotonic()
     code = run_process(job, sweep, go_on, own_session)
     job.seconds = time.monotonic() - started

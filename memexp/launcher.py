@@ -217,7 +217,11 @@ def folder_of(config: DictConfig) -> Path:
     task = [str(text) for text in config.hydra.overrides.task if not str(text).startswith("overwrite=")]
     own = [f"{key}={value}" for key, value in (OmegaConf.select(config, "hydra.sweeper.params") or {}).items()]
     swept = swept_keys([*own, *task])
-    digest = sha256("\n".join(sorted([config.hydra.job.config_name or "", *own, *task])).encode()).hexdigest()[:8]
+    kinds = ("hydra/sweeper", "hydra.sweeper.sampler")  # another search, where more trials are more of the same
+    given: Any = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
+    search = [text for text in given if text.lstrip("+").startswith(kinds)]
+    named = sorted([config.hydra.job.config_name or "", *own, *task, *search])
+    digest = sha256("\n".join(named).encode()).hexdigest()[:8]
     return Path(str(config.hydra.sweep.dir)) / "-".join(["sweep", *filter(None, [short(",".join(swept))]), digest])
 
 

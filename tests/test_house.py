@@ -16,7 +16,7 @@ LINES = [
     ["units", "paths", "schema", "own", "visible", "calling", "version"],
     ["models.families", "models.layout"],  # the table that validation reads
     ["pruning.settings"],  # which validation asks
-    ["config", "contradictions", "userfiles", "sequence", "options", "record", "recorded"],
+    ["config", "contradictions", "userfiles", "sequence", "options", "record", "recorded", "unread", "given"],
     ["optim", "data", "backprop"],
     ["models"],
     ["memory"],  # what is measured

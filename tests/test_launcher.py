@@ -115,14 +115,16 @@ def test_a_job_that_is_done_is_not_run_again_unless_its_settings_changed(job, ru
         ("nan", True, False),
     ],
 )
-def test_a_job_goes_on_from_its_checkpoint_where_that_can_help(job, run, status, checkpoint, resumed):
-    record(job, status)
+def test_a_job_goes_on_from_its_checkpoint_where_that_can_help(job, run, status, checkpoint, resumed, capsys):
+    record(job, status, steps=7)
     if checkpoint:
         (job.directory / "checkpoints").mkdir()
         (job.directory / "checkpoints" / "last.pt").touch()
     processes = Processes()
     assert run(processes) == "done"
     assert processes.resumed == [resumed]
+    anew = "its checkpoints are gone" if not checkpoint else f"it ended as {status}"
+    assert ("(resumed)" if resumed else f"(begun anew, as {anew})") in capsys.readouterr().out
 
 
 def test_a_refused_job_is_recorded_but_never_over_a_result(job, run):

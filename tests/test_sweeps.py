@@ -126,13 +126,16 @@ def test_b23_a_study_goes_on_past_a_failing_trial_and_reports_once(sweep, capsys
 
 def test_a_search_over_the_space_in_conf(sweep):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    names, reports, status = sweep("hydra/sweeper=search", "hydra.sweeper.n_trials=3", "hydra.sweeper.sampler.seed=0")
+    names, reports, status = sweep("hydra/sweeper=search", "hydra.sweeper.n_trials=3")
     assert (len(names), status, [count for _, count in reports]) == (3, 0, [3])
     rates = [float(name.split("optimizer.lr=")[1].split(",")[0]) for name in names]
     assert len(set(rates)) == 3
     assert all(1e-3 <= rate <= 1 for rate in rates)
     best = OmegaConf.load("outputs/s/optimization_results.yaml")
     assert best.best_params["optimizer.lr"] == pytest.approx(min(rates))  # the job's error is 100 lr here
+    # with more trials it drew all of them anew, and laid its report over the first one's
+    names, reports, status = sweep("hydra/sweeper=search", "hydra.sweeper.n_trials=4")
+    assert (len(names), status, [count for _, count in reports]) == (1, 0, [4])
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def varying(runs: Sequence[Run]) -> list[str]:
     ]
     found: list[str] = []
     for key in dict.fromkeys([*lead, *GROUPS, *asked, *leaves]):
-        values = [run.setting(key) for run in runs]
+        values = [value for run in runs if (value := run.setting(key)) is not None or run.composed]
         if key in lead or key in asked:
             differ = len(set(map(str, values))) > 1
             differ = differ and not (led and key not in lead and _follows(key, found, runs))
@@ -67,7 +67,7 @@ def shared(runs: Sequence[Run]) -> dict[str, str]:
 
     A run that was refused has no configuration, and is not asked.
     """
-    composed = [run for run in runs if isinstance(run.get("config"), Mapping)] or runs
+    composed = [run for run in runs if run.composed] or runs
     asked = dict.fromkeys(key for run in runs for key in run.overrides)
     found = {}
     for key in dict.fromkeys([*GROUPS, *asked, *ALWAYS]):

@@ -73,6 +73,7 @@ def of_groups(groups: Sequence[Group]) -> Table:
         table.notes.append("± is the sample standard deviation over n seeds.")
     table.notes += repeats(groups)
     table.notes += filter(None, dict.fromkeys(map(_continuous, runs)))
+    table.notes += filter(None, dict.fromkeys(map(_smaller_batch, runs)))
     small = sorted({str(run.get("name")) for run in runs if run.get("scale") == "laptop"})
     if small:
         table.notes.append(f"{', '.join(small)}: the small version (scale=laptop), not the published recipe.")
@@ -80,6 +81,14 @@ def of_groups(groups: Sequence[Group]) -> Table:
         if run.status not in ("done", "running") and run.get("error"):
             table.notes.append(f"{run.name}: {run.status}: {str(run.get('error')).splitlines()[0]}")
     return table
+
+
+def _smaller_batch(run: Run) -> str:
+    """Where the data set has fewer images than the batch that was asked for."""
+    taken, asked = run.get("effective_batch_size"), run.get("batch_size")
+    if not isinstance(taken, int) or not isinstance(asked, int) or taken >= asked:
+        return ""
+    return f"batch_size={asked}: there were {taken} training images, and each step took all of them."
 
 
 def _continuous(run: Run) -> str:
@@ -259,11 +268,17 @@ def latex(table: Table) -> str:
     def line(cells: Sequence[str]) -> str:
         return " & ".join("".join(map(letter, cell.replace("\n", " "))) for cell in cells) + r" \\"
 
-    columns = "".join("l" if heading[0].islower() and "(" not in heading else "r" for heading in table.headings)
+    cells = [[row[i] for row in table.rows] for i in range(len(table.headings))]
+    columns = "".join("r" if all(map(_is_number, column)) else "l" for column in cells)
     body = [line(table.headings), r"\midrule", *map(line, table.rows)]
     above, below = ([f"% {' '.join(note.splitlines())}" for note in notes] for notes in (table.above, table.notes))
     tabular = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", *body, r"\bottomrule", r"\end{tabular}"]
     return "\n".join([*above, *tabular, *below])
+
+
+def _is_number(cell: str) -> bool:
+    """A figure, perhaps with its deviation, or that there is none."""
+    return re.fullmatch(r"-|[-+]?[\d,.]+(e[-+]?\d+)?( ± [\d,.]+(e[-+]?\d+)?)?", cell) is not None
 
 
 def terminal(table: Table) -> str:

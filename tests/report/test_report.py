@@ -9,9 +9,11 @@ import pytest
 from report_runs import add, log
 
 import memexp
+from memexp import unread
 from memexp.config import quoted
 from memexp.report import plots, published, report, tables, write_report
 from memexp.report.collect import Run, find, group
+from memexp.report.settings import varying
 from memexp.units import shown_bytes, shown_figure
 
 
@@ -371,3 +373,59 @@ def test_what_a_job_without_a_configuration_was_told_stands_without_quotes(tmp_p
     (run,), _ = find([tmp_path])
     asked = ("arm", "prune.target", "model.width", "seed")
     assert [run.setting(key) for key in asked] == ["it's 5, 'a'", "latency:0.7", "2", "1"]
+
+
+def test_figures_stand_to_the_right_in_latex_whatever_their_heading():
+    rows = [["ResNet-32", "done", "2", "93.1 ± 0.2", "464,154"], ["[4, 8]", "oom", "0", "-", "1.7e+06"]]
+    text = tables.latex(tables.Table(["model", "status", "n", "top-1 (%)", "parameters"], rows))
+    assert r"\begin{tabular}{llrrr}" in text
+
+
+SMALL = {"name": "resnet", "depth": 32, "units": [1, 1], "channels": [4, 4, 8]}
+
+
+def test_a_refused_job_adds_no_column(tmp_path):
+    """What it was told stands as it was typed, and what it was not told is not known."""
+    told = ["model.units=[1,1]", "optimizer.lr=1e-1", "device=auto", "tune.lr='${optimizer.lr}'", "model.depth=33"]
+    config = {"optimizer": {"name": "sgd", "lr": 0.1}, "tune": {"lr": 0.1}, "device": "auto", "batch_size": 16}
+    done = {"config": config | {"model": SMALL}, "overrides": [*told, "batch_size=16"]}
+    add(tmp_path, "done", **done, memory={"peak": 1, "device": "cpu"})
+    results = {"schema": 2, "status": "failed", "error": "refused", "overrides": told[:-1]}
+    (tmp_path / "refused").mkdir()
+    (tmp_path / "refused/results.json").write_text(json.dumps(results))
+    assert varying(find([tmp_path])[0]) == []
+    results["overrides"][1] = "optimizer.lr=2e-1"
+    (tmp_path / "refused/results.json").write_text(json.dumps(results))
+    assert varying(find([tmp_path])[0]) == ["optimizer.lr"]
+
+
+def test_what_nothing_reads_sets_no_runs_apart(tmp_path):
+    """A sweep over depth beside units was a table, and a curve, of how depth matters."""
+    for depth in (20, 32, 56):
+        add(tmp_path, str(depth), depth=depth, config={"model": SMALL | {"depth": depth}, "batch_size": 16})
+    runs, _ = find([tmp_path])
+    assert varying(runs) == []
+    table = tables.of_groups(group(runs))
+    assert len(table.rows) == 1
+    assert "seed 0 was run 3 times with the same settings" in table.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["model=resnet", "model.units=[1,1]", "model.channels=[4,4,8]", "model.depth=8"], ["model.depth"]),
+        (["model=resnet", "model.depth=8", "epochs=1"], []),
+        (["distill.alpha=0.5", "tune.lr=0.1"], ["distill.alpha", "tune.lr"]),
+        (["prune=l1_norm", "prune.ratio=0.5", "tune.lr=0.1"], []),
+        (
+            ["optimizer.lookahead.alpha=0.3", "optimizer.conv_only=true"],
+            ["optimizer.lookahead.alpha", "optimizer.conv_only"],
+        ),
+        (["optimizer=ranger", "optimizer.lookahead.alpha=0.3", "optimizer.conv_only=true"], []),
+        (["backprop.exact_bits=9"], ["backprop.exact_bits"]),
+        (["backprop.exact_bits=9", "backprop.exact=true"], []),
+    ],
+)
+def test_what_was_typed_and_nothing_reads_is_told(overrides, told):
+    found = unread.typed(memexp.compose(overrides), overrides)
+    assert [text.partition(" has no effect: ")[0] for text in found] == told
