@@ -33,6 +33,13 @@ def train(arguments: list[str], hydra_only: bool) -> int:
         multirun = options.multirun or "hydra.mode=MULTIRUN" in options.overrides
         name = options.config_name or CONFIG_NAME
         overrides = options.overrides
+        if multirun and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise config.ConfigError(
+                [
+                    f"-m: torchrun's {os.environ['WORLD_SIZE']} processes train one run together, and a sweep is many; start "
+                    "the sweep without torchrun, or torchrun for each of its runs."
+                ]
+            )
         if not multirun:
             overrides, told = sweeper.one_run(overrides, name, directories)
             if told:
