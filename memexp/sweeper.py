@@ -97,10 +97,12 @@ class CasesSweeper(Sweeper):
         named = [text for text in typed if self.arms and text.startswith("arm=")]
         others = [text for text in typed if text not in named]
         choices = {config.key_of(parser, text): values_of(parser, text) for text in [*own, *others]}
+        known = {config.key_of(parser, text) for text in others}  # of which a case's own choices are none any more
         chosen = self.cases
         if named:
             chosen = [self.cases[self._place(name)] for name in _names(parser, named[-1], self.arms)]
-        cases = [case for texts in chosen for case in itertools.product(*(values_of(parser, text) for text in texts))]
+        kept = [[text for text in texts if config.key_of(parser, text) not in known] for texts in chosen]
+        cases = [case for texts in kept for case in itertools.product(*(values_of(parser, text) for text in texts))]
         found = [(*case, *job) for job in itertools.product(*choices.values()) for case in cases]
         return [list(job) for job in dict.fromkeys(found)]
 
