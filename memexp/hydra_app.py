@@ -65,7 +65,9 @@ def train(arguments: list[str], hydra_only: bool) -> int:
         # what is set of a group that is itself swept may not be there before an option is chosen, as with prune=l1_norm,random
         swept = config.swept_keys(options.overrides)
         same = [text for text in options.overrides if text.partition("=")[0] not in swept]
-        left = config.of_no_option(same, name, directories)  # of what an experiment's cases choose, as model.base of the INN
+        left = config.of_no_option(
+            same, name, directories
+        )  # of what an experiment's cases choose, as model.base of the INN
         overrides = [own, *(_job_by_job(text, swept, left) for text in options.overrides)]
     if not hydra_only:
         arguments = [*_flags(arguments, options.overrides), *_searched(directories), *overrides]

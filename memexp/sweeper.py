@@ -12,11 +12,11 @@ from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from memexp import config
 from memexp.config import ConfigError, quoted, values_of
-from memexp.launcher import Sweeps, make_folder
+from memexp.launcher import Sweeps
 from memexp.schema import nearest
 
 TARGET = "hydra_plugins.memexp_sweeper.CasesSweeper"  # where Hydra finds it
@@ -75,7 +75,6 @@ class CasesSweeper(Sweeper):
         assert self.launcher is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         jobs = self.jobs(parser, arguments)
-        OmegaConf.save(self.config, make_folder() / "multirun.yaml")
         if Sweeps.current is not None:
             Sweeps.current.total = len(jobs)
         returned = []

@@ -212,10 +212,16 @@ def test_help_and_configuration_need_no_torch():
         (["train", "model=resnet"], True),
         (["train", "--config-dir", "mine", "model=mine"], True),
         (["resume", "run", "epochs=3"], True),
-        *((["train", *more], False) for more in (["-h"], ["--cfg", "job"], ["--cfg=job"], ["--info"], ["-m", "seed=0,1"])),
+        *(
+            (["train", *more], False)
+            for more in (["-h"], ["--cfg", "job"], ["--cfg=job"], ["--info"], ["-m", "seed=0,1"])
+        ),
         (["train", "experiment=list"], False),
         (["resume", "--help"], False),
-        *(([command], False) for command in ("evaluate", "report", "export", "bench", "estimate", "experiments", "trian")),
+        *(
+            ([command], False)
+            for command in ("evaluate", "report", "export", "bench", "estimate", "experiments", "trian")
+        ),
         ([], False),
     ],
 )

@@ -83,6 +83,15 @@ def test_runs_that_differ_by_seed_only_are_one_group(tmp_path):
     assert notes == []
 
 
+@pytest.mark.parametrize(("starts", "groups"), [(["x/tied-0", "x/tied-1"], [2]), (["x/a", "x/b"], [1, 1])])
+def test_seeds_that_start_from_runs_of_their_own_are_one_group(tmp_path, starts, groups):
+    for seed, start in enumerate(starts):
+        config = {"model": {"name": "resnet", "depth": 32, "init_from": start}}
+        overrides = [f"model.init_from='{start}'"]
+        add(tmp_path, f"r{seed}", seed=seed, config=config, overrides=overrides)
+    assert [len(members.runs) for members in group(find([tmp_path])[0])] == groups
+
+
 def test_runs_on_other_images_are_no_seeds_of_one(tmp_path):
     for seed, (root, images) in enumerate([("a", "1"), ("a", "1"), ("b", "2"), ("copy of a", "1")]):
         config = {"model": {"name": "resnet", "depth": 32}, "dataset": {"root": root}}
