@@ -135,8 +135,9 @@ def _each_its_folder(found: Sequence[Job]) -> None:
             differing = ", ".join(text for text in job.overrides if text not in other.overrides)
             raise ConfigError(
                 [
-                    f"hydra.sweep.subdir: {job.directory} is the folder of two jobs of this sweep, as nothing in its name tells "
-                    f"{differing} from the other; sweep over that in separate commands, each with a hydra.sweep.dir=DIR of its own."
+                    f"hydra.sweep.subdir: {job.directory} is the folder of two jobs of this sweep, as nothing in its name "
+                    f"tells {differing} from the other; sweep over that in separate commands, each with a "
+                    "hydra.sweep.dir=DIR of its own."
                 ]
             )
 
