@@ -172,6 +172,15 @@ def test_a_line_against_depth_has_the_deviation_over_seeds_and_says_so(tmp_path)
     assert axes.get_legend().get_title().get_text() == "mean, ± deviation over 2 seeds"
 
 
+def test_a_legend_names_the_lines_of_every_panel(tmp_path):
+    for dataset, model in (("cifar10", "resnet"), ("digits", "resnet"), ("digits", "revnet")):
+        for depth in (8, 14):
+            add(tmp_path, f"{dataset}-{model}-{depth}", model=model, depth=depth, dataset=dataset)
+    spec = {"x": "model.depth", "x_label": "depth", "y": "accuracy.top1", "y_label": "%", "panels": "dataset"}
+    (legend,) = plots.lines(group(find([tmp_path])[0]), spec).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["resnet", "revnet"]
+
+
 def test_a_legend_names_settings_outside_of_groups(tmp_path):
     for i, batch in enumerate((50, 100)):
         config = {"model": {"name": "resnet", "depth": 32}, "batch_size": batch}
