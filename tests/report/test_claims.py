@@ -46,7 +46,8 @@ def check(**more):
         ),
         (
             [check(least=0)],
-            "These runs do not show it: 0 of 1 comparisons hold; not top-1 (%) of A against B: 70.00 against 72.00 (at least +0).",
+            "These runs do not show it: 0 of 1 comparisons hold; not top-1 (%) of A against B: 70.00 against 72.00 "
+            "(at least +0).",
         ),
         ([check(least=0), check(most=0)], "These runs show it in part: 1 of 2"),
         ([check(than=70.0, least=0, most=0)], "the comparison holds"),
