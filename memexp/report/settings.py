@@ -41,8 +41,9 @@ def varying(runs: Sequence[Run]) -> list[str]:
     leaves = [
         key for key in dict.fromkeys(key for run in runs for key, _ in _leaves(run.get("config"))) if _matters(key)
     ]
+    scale = ["scale"] if any(run.get("experiment") for run in runs) else []  # it changes an experiment's runs alone
     found: list[str] = []
-    for key in dict.fromkeys([*lead, *GROUPS, *asked, *leaves]):
+    for key in dict.fromkeys([*lead, *scale, *GROUPS, *asked, *leaves]):
         values = [_told(run, key) for run in runs]
         if key in lead or key in asked:
             differ = len(set(map(str, values))) > 1

@@ -92,6 +92,23 @@ def test_seeds_that_start_from_runs_of_their_own_are_one_group(tmp_path, starts,
     assert [len(members.runs) for members in group(find([tmp_path])[0])] == groups
 
 
+def test_the_scales_of_an_experiment_stand_side_by_side(tmp_path):
+    for i, (scale, seed) in enumerate([("laptop", 0), ("laptop", 1), ("paper", 0)]):
+        config = {"model": {"name": "resnet", "depth": 32}, "arm": "A", "scale": scale, "epochs": 3 + i // 2}
+        add(tmp_path, f"r{i}", seed=seed, config=config, scale=scale, experiment="x")
+    table = tables.of_groups(group(find([tmp_path])[0]))
+    assert table.headings[0] == "scale"
+    assert [row[:3] for row in table.rows] == [["laptop", "2 done", "2"], ["paper", "done", "1"]]
+
+
+@pytest.mark.parametrize(("without", "told"), [("time", "MiB is 2^20 bytes."), ("memory", "step: median")])
+def test_a_note_tells_of_what_the_table_has_alone(tmp_path, without, told):
+    add(tmp_path, "r", **{without: {}})
+    notes = tables.of_groups(group(find([tmp_path])[0])).notes
+    assert [told in note for note in notes] == [True]
+    assert len([word for word in ("peak", "step") if word in notes[0]]) == 1
+
+
 def test_runs_on_other_images_are_no_seeds_of_one(tmp_path):
     for seed, (root, images) in enumerate([("a", "1"), ("a", "1"), ("b", "2"), ("copy of a", "1")]):
         config = {"model": {"name": "resnet", "depth": 32}, "dataset": {"root": root}}
