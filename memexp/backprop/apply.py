@@ -141,6 +141,10 @@ def _bodies(parent: nn.Module) -> Iterator[Body]:
 
 def _named(network: nn.Module, blocks: Sequence[str | type[nn.Module]]) -> list[Body]:
     known = dict(network.named_modules())
+    if isinstance(blocks, str | type) or not all(isinstance(b, str | type) for b in blocks):
+        raise ValueError(
+            f"blocks={blocks!r}: use a list of names of modules and of classes, such as ['layer1', nn.Linear]"
+        )
     if missing := [b for b in blocks if isinstance(b, str) and b not in known]:
         raise ValueError(f"blocks={missing}: the network has no module of that name")
     kinds = tuple(b for b in blocks if not isinstance(b, str))

@@ -8,14 +8,14 @@ Activation memory of N steps, with s the bytes of the streams and a those that a
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, overload
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from memexp.backprop.adjoint import Adjoint
-from memexp.backprop.container import Container
+from memexp.backprop.container import BY_INDEX, Container
 from memexp.backprop.context import Context, taken
 from memexp.backprop.door import check_keywords, check_repeatable, check_streams, check_transforms
 from memexp.backprop.drift import Drift
@@ -45,7 +45,8 @@ class Chain(Container):
 
     A step is a module `forward(*streams) -> Tensor | tuple`; one that can be undone has `inverse(*streams)` too,
     exact or (`approximate = True`) not. Steps are registered as "0", "1", ... as in `nn.Sequential`, and come and go by
-    its methods; a slice is a Chain of the same steps. Where no gradient is needed the steps are simply called.
+    its methods; a slice is a Chain of the same steps, and the strategy's options go with them. Where no gradient is needed the
+    steps are simply called.
     A Chain can itself be a step: an outer Chain that undoes it undoes its steps, whatever its own strategy.
 
     Args:
@@ -80,30 +81,31 @@ class Chain(Container):
             raise ValueError(f"check={check!r}: use true or false")
         self.backprop = backprop
         self.options = options
-        self.strategy = make_strategy(backprop, options)
         self.check = check
         self.monitor: list[float] | None = None
         self.drift = Drift()
         self.verdicts: list[Callable[[], None]] | None = None
         self.remade: set[tuple[int, Keep]] = set()  # steps whose compiled backward sees to what this plan does not keep
-        self._take(list(steps))
+        make_strategy(backprop, options)  # what is wrong with it is said before what is wrong with the steps
+        self._take([(None, step) for step in steps], options)
 
-    def _accept(self, steps: list[nn.Module]) -> None:
-        self.strategy.plan(steps, ())
+    def _accept(self, steps: list[nn.Module], options: dict[str, Any]) -> None:
+        strategy = make_strategy(self.backprop, options)
+        strategy.plan(steps, ())
+        self.options, self.strategy = options, strategy
         self._weights: list[int] | None = None
 
-    @overload
-    def __getitem__(self, index: int) -> nn.Module: ...
-    @overload
-    def __getitem__(self, index: slice) -> "Chain": ...
-    def __getitem__(self, index: int | slice) -> nn.Module:
-        if not isinstance(index, slice):
-            return list(self)[index]
-        options = dict(self.options)
-        chosen = list(range(len(self)))[index]
-        for word in {"stored", "light"} & options.keys():
-            options[word] = frozenset(chosen.index(i) for i in options[word] if i in chosen)
-        return Chain(list(self)[index], self.backprop, check=self.check, **options)
+    def _like(self, steps: list[nn.Module], options: dict[str, Any]) -> "Chain":
+        return Chain(steps, self.backprop, check=self.check, **options)
+
+    def extend(self, steps: Iterable[nn.Module]) -> Self:
+        before, options = len(self), dict(self.options)
+        if isinstance(steps, Chain) and steps.backprop == self.backprop:  # its plan goes with them
+            for word in BY_INDEX & steps.options.keys():
+                options[word] = frozenset({*options.get(word, ()), *(before + i for i in steps.options[word])})
+        super().extend(steps)
+        self.choose(self.backprop, **options)
+        return self
 
     def choose(self, backprop: str, **options: Any) -> None:
         """Another strategy from now on.

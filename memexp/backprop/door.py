@@ -95,8 +95,8 @@ def check_repeatable(
             if not same:
                 raise StepError(
                     f"{describe(index, step)} gives different results for the same streams, so it cannot be recomputed: "
-                    "does it draw from a torch.Generator of its own or from Python's random, count its calls in an "
-                    "attribute, or use a kernel that is not deterministic? Draw from torch's global generator, keep state "
+                    "does it draw from a torch.Generator of its own or from Python's random, keep state in a "
+                    "list, or use a kernel that is not deterministic? Draw from torch's global generator, keep state "
                     "in buffers, set torch.use_deterministic_algorithms(True), or use backprop=stored"
                 )
     finally:
@@ -118,6 +118,8 @@ def twice(
             again = run(index, step, streams, frame, surroundings.context)
     if record.objects is not None:
         record.objects.put_back()
+    if record.attributes is not None:
+        record.attributes.put_back()
     return outputs, all(map(_same, outputs, again))
 
 

@@ -31,6 +31,7 @@ from memexp.backprop.run import run, run_all
 from memexp.backprop.surroundings import NOTHING, Surroundings
 from memexp.backprop.tail import LARGE_STREAMS, forgetful, forms, without_tail
 from memexp.backprop.task import Grads, Streams, Task, as_tuple, pull_back, undo_all
+from memexp.backprop.unheard import unheard
 
 Handed = tuple[Streams, tuple[nn.Module, Tensor] | None]
 
@@ -127,9 +128,7 @@ class Node:
             self._original = streams if self.call.monitor is not None else None
             self._sample = self.call.drift.sample(streams) if self.call.drift else None
         begun, record, objects = torch.autograd._get_sequence_nr(), self.record, self.record.objects
-        # compiled code knows by itself whether autograd records
-        looked_at = is_listened_to() or (not record.quiet and may_escape(record.modules))
-        self.escaping = looked_at and not record.compiled
+        self.escaping = is_listened_to() or (not record.quiet and may_escape(record.modules))
         with self.call.surroundings(), remembered(self.name) if self.escaping else NOTHING:
             outputs = run_all(self.steps, streams, self.frame, self.call.context)
         constant = constants(outputs, streams, self.escaping)
@@ -287,4 +286,8 @@ class _Recompute(torch.autograd.Function):
         found, of_context, of_parameters = node.backward(kept, grads, needs[:first], needs[first:second])
         if node.escaping and not node.call.rounding and not torch._C._autograd._get_current_graph_task_keep_graph():
             ctx.node = None  # which may hold what the graph of what has escaped leads to (exact's faults need it)
-        return None, None, *found, *of_context, *[of_parameters.get(id(p)) for p in node.parameters]
+        of_all = [of_parameters.get(id(p)) for p in node.parameters]
+        for p, grad in zip(node.parameters, of_all, strict=True):
+            if grad is None and p.is_leaf:
+                unheard(p)
+        return None, None, *found, *of_context, *of_all

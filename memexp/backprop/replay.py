@@ -11,11 +11,12 @@ What the first pass depended on beside its inputs is recorded, and put in place 
 * buffers: normalisation layers in training mode normalise with the batch's statistics again and move none, so running
   statistics move once per training step; buffers of other modules that the first pass changed (power iterations of a
   spectral norm, say) are seen as they were before it;
-* objects that the call hands to the steps: as they were before the first pass (objects.py).
+* objects that the call hands to the steps, and attributes of a user's modules: as they were before the first pass (objects.py,
+  attributes.py).
 
 Layers that are known to neither draw nor count are not watched (quiet.py). Nothing is kept for a step that draws
 no random numbers and changes no buffers but running statistics. Random state means torch's global generators: numbers from a
-`torch.Generator` of one's own or Python's `random`, or a count of calls in an attribute, are not replayed
+`torch.Generator` of one's own or Python's `random`, or a count of calls in a list, are not replayed
 (`Chain(..., check=True)` finds the step that uses such).
 """
 
@@ -34,6 +35,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
+from memexp.backprop.attributes import Attributes, check_thread, lent
 from memexp.backprop.buffers import Values, as_before, moved, noted
 from memexp.backprop.objects import Objects
 from memexp.backprop.quiet import is_quiet, survey
@@ -123,6 +125,7 @@ class Record:
         steps = tuple(steps)
         self._places = survey(steps)
         self.modules = modules = list(self._places)
+        check_thread(modules)
         self.modes = [module.training for module in modules]
         self.quiet = is_quiet(modules, steps)
         self.compiled = any([module._compiled_call_impl is not None for module in modules])
@@ -139,6 +142,7 @@ class Record:
             return
         handed = surroundings.context
         self.objects = Objects(handed) if len(handed) > len(surroundings.versions) else None
+        self.attributes = None if self.quiet else Attributes(modules)
         self._versions = [p._version for p in self.parameters]
         self._memory = [p.untyped_storage()._cdata for p in self.parameters]
         self._read = [m for m in buffered if not (m.training and isinstance(m, _NormBase))]
@@ -149,10 +153,12 @@ class Record:
         self._replaying = False
 
     def settle(self) -> None:
-        """After the first pass: which branches have drawn random numbers, which objects have changed?"""
+        """After the first pass: which branches have drawn random numbers, which objects and attributes have changed?"""
         self.writes_parameters = self._versions != [p._version for p in self.parameters]
         if self.objects is not None:
             self.objects.settle()
+        if self.attributes is not None:
+            self.attributes.settle()
         if self._read:
             own = [
                 (m, n, b) for m in self._read for n, b in m._buffers.items() if b is not None and not b.is_inference()
@@ -219,10 +225,11 @@ class Record:
                 if len(held) != len(own) or not all(map(is_, held.values(), own.values())):
                     seen.append((module, "_parameters", held))
         seen += [(module, "_modules", held) for module, held in self._holding if module._modules != held]
+        seen += self.attributes.changed if self.attributes is not None else ()
         objects = NOTHING if self.objects is None else self.objects.again()
         self._replaying = True
         try:
-            with self.surroundings(recording), substituted(scratch), objects, _attributes(seen) if seen else NOTHING:
+            with self.surroundings(recording), substituted(scratch), objects, lent(seen) if seen else NOTHING:
                 yield
         finally:
             self._replaying = False
@@ -255,17 +262,4 @@ class Record:
 
 def substituted(values: Values) -> AbstractContextManager[None]:
     """The modules see `values` as their buffers; the buffers themselves are not touched."""
-    return _attributes(as_before(values)) if values else NOTHING
-
-
-@contextmanager
-def _attributes(values: list[tuple[nn.Module, str, Any]]) -> Iterator[None]:
-    """The modules have these attributes, and then their own again."""
-    own = [module.__dict__[name] for module, name, _ in values]
-    for module, name, value in values:
-        module.__dict__[name] = value
-    try:
-        yield
-    finally:
-        for (module, name, _), value in zip(values, own, strict=True):
-            module.__dict__[name] = value
+    return lent(as_before(values)) if values else NOTHING

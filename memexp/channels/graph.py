@@ -43,12 +43,14 @@ class Member:
 class Group:
     """`size` channels, each of which can be removed with its indices in all members, or kept.
 
-    nonzero: a channel whose filter is zero may still be another number further on (a sigmoid of it, say).
+    nonzero: a channel whose filter is zero may still be another number further on (a sigmoid of it, say). divided: or no number
+    (a filter that is divided by its norm).
     """
 
     size: int
     members: tuple[Member, ...]
     nonzero: bool = False
+    divided: bool = False
 
 
 @dataclass(frozen=True)
@@ -177,9 +179,10 @@ def _groups(
     begins = np.append(np.flatnonzero(new), len(root))  # of each member
     channels = np.flatnonzero(new | (np.diff(root, prepend=-1) != 0))  # where one begins in a member
     bounds = np.searchsorted(channels, begins)
-    nonzero = np.zeros(len(roots), dtype=bool)
-    for plane in tape.nonzero:
-        nonzero[roots[plane]] = True
+    nonzero, divided = np.zeros((2, len(roots)), dtype=bool)
+    for marks, planes in ((nonzero, tape.nonzero), (divided, tape.divided)):
+        for plane in planes:
+            marks[roots[plane]] = True
 
     singles = list(zip(range(int(index.max(initial=-1)) + 1), strict=True))
     known: dict[bytes, tuple[tuple[int, ...], ...]] = {}
@@ -204,7 +207,7 @@ def _groups(
     for own, members in found.values():
         if len(own) > 1 and any(m.role in ("out", "bias") and m.name not in tape.buffers for m in members):
             place[own, 0], place[own, 1] = len(groups), np.arange(len(own))
-            groups.append(Group(len(own), tuple(members), bool(nonzero[own].any())))
+            groups.append(Group(len(own), tuple(members), bool(nonzero[own].any()), bool(divided[own].any())))
     return groups, place
 
 

@@ -344,6 +344,19 @@ def index(call: Call) -> Planes:
     return result
 
 
+@rule("index_add", "index_copy")
+def put(call: Call) -> Planes:
+    """At positions by their numbers; what is put in and what was there are of one channel."""
+    dim, parts = call.dim(call["dim"]), []
+    for tensor in (call.first, call["source"]):
+        for plane in call.planes(tensor):
+            if dim in varies(plane):
+                call.freeze(plane, "entries are put by their numbers")
+        shape = [1 if d == dim else size for d, size in enumerate(tensor.shape)]
+        parts.append(([call.tape.atoms.couple(plane, [dim]) for plane in call.planes(tensor)], shape))
+    return merge(call.tape.atoms, parts, f"{call.name} meets it with entries that are no channels")
+
+
 @rule("copy_")
 def copy_into(call: Call) -> Planes:
     """Into a tensor or a part of one: entries that meet are of one channel."""

@@ -2,7 +2,7 @@
 
 import copy
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from memexp.channels.graph import ChannelError, Graph
+from memexp.channels.graph import ChannelError, Graph, Group, Member
 
 Kept = Mapping[int, Sequence[int]]
 
@@ -39,10 +39,17 @@ def narrow_edit(graph: Graph, kept: Kept) -> dict[str, Any]:
     return {"kind": "narrow", "kept": dict(entries), "attributes": dict(attributes)}
 
 
+def _zeroed(group: Group, member: Member) -> bool:
+    """Whether its entries of a channel that is masked are zero: what makes it, where that may be; what takes it, if need be."""
+    if group.divided:
+        return member.role == "in"
+    return member.role in ("out", "bias", "norm") or (group.nonzero and member.role == "in")
+
+
 def _left(
-    graph: Graph, kept: Kept, roles: Sequence[str] = ("out", "bias", "in", "norm", "direction")
+    graph: Graph, kept: Kept, chosen: Callable[[Group, Member], bool] = lambda group, member: True
 ) -> dict[tuple[str, int], NDArray[np.bool_]]:
-    """Of each (parameter, dimension) that loses something: which of its indices stay."""
+    """Of each (parameter, dimension) that loses something: which of its indices stay. chosen: members that are looked at."""
     found: dict[tuple[str, int], NDArray[np.bool_]] = {}
     for number, channels in kept.items():
         if not 0 <= number < len(graph.groups):
@@ -55,7 +62,7 @@ def _left(
             )
         gone = sorted(set(range(group.size)).difference(channels))
         for member in group.members:
-            if gone and (member.role in roles or (group.nonzero and member.role == "in")):
+            if gone and chosen(group, member):
                 key = member.name, member.dim
                 left = found.setdefault(key, np.ones(graph.sizes[key], dtype=bool))
                 left[list(chain.from_iterable(member.indices[channel] for channel in gone))] = False
@@ -66,8 +73,8 @@ class masked(nn.Module):  # noqa: N801  (it reads as what it returns)
     """A copy of `network` in which the channels that are not kept are zero: what the narrowed network must compute.
 
     Filters, biases and entries of normalisations are zero; where a channel may yet not be zero (a sigmoid of it), the weights
-    that take it are too. A LayerNorm over channels has the statistics of those that are kept. Buffers are left as they are, but
-    for those that add to a channel.
+    that take it are too, and they alone where it would be no number (a filter that is divided by its norm). A LayerNorm over
+    channels has the statistics of those that are kept. Buffers are left as they are, but for those that add to a channel.
     """
 
     def __init__(self, network: nn.Module, graph: Graph, kept: Kept) -> None:
@@ -77,7 +84,7 @@ class masked(nn.Module):  # noqa: N801  (it reads as what it returns)
         makers = {m.name for group in graph.groups for m in group.members if m.role in ("out", "bias")}
         self._kept: dict[str, Tensor] = {}  # by name, which a copy has too
         with torch.no_grad():
-            for (name, dim), left in _left(graph, kept, ("out", "bias", "norm")).items():
+            for (name, dim), left in _left(graph, kept, _zeroed).items():
                 tensor = tensors[name]
                 if isinstance(tensor, nn.Parameter) or name in makers:
                     gone = torch.from_numpy(np.flatnonzero(~left)).to(tensor.device)

@@ -5,6 +5,7 @@ without the underscore of operations in place. Rules that move data are in memex
 (convolution, products, attention) in contracting, those of normalisations in normalising; they register themselves here.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -100,11 +101,11 @@ class _Sample(NamedTuple):
     dtype: torch.dtype
 
 
-_at_zero: dict[Any, bool] = {}
+_found_at_zero: dict[Any, float] = {}
 
 
 def pointwise(call: Call) -> Planes:
-    """Entries that meet are of one channel; noted where zero channels do not give zero."""
+    """Entries that meet are of one channel; noted where zero channels do not give zero, or no number (0 / 0)."""
     tensors = [t for t in _flat(call.arguments.values()) if isinstance(t, Tensor)]
     result = merge(
         call.tape.atoms,
@@ -120,7 +121,12 @@ def pointwise(call: Call) -> Planes:
             if call.tape.is_parameter(tensor):
                 for plane in call.planes(tensor):
                     call.tape.role(plane, role)
-    call.tape.nonzero.extend(plane for plane in result if not _zero_at_zero(call, varies(plane)))
+    for plane in result:
+        value = _at_zero(call, varies(plane))
+        if value != 0:
+            call.tape.nonzero.append(plane)
+        if not math.isfinite(value):
+            call.tape.divided.append(plane)
     return result
 
 
@@ -136,31 +142,43 @@ def _flat(values: Any) -> list[Any]:
     return [item for v in values for item in (_flat(v) if isinstance(v, list | tuple) else [v])]
 
 
-def _zero_at_zero(call: Call, support: set[int]) -> bool:
-    """Whether the result is 0 where all that has channels along `support` is 0, the rest 1, conditions true or false."""
+def _at_zero(call: Call, support: set[int]) -> float:
+    """The largest result where all that has channels along `support` is 0, the rest 1, conditions true or false.
+
+    NaN where it is no number, other than for ones in place of zeros (a fill by infinity is a number).
+    """
 
     def mark(value: Any) -> Any:
         if isinstance(value, Tensor):
             return _Sample(not along(call, value, support), value.dtype)
         return tuple(map(mark, value)) if isinstance(value, list | tuple) else value
 
-    def sample(value: Any, condition: bool) -> Any:
+    def sample(value: Any, condition: bool, ones: bool) -> Any:
         if isinstance(value, _Sample):
-            return torch.full((1,), condition if value.dtype == torch.bool else int(value.one), dtype=value.dtype)
-        return [sample(v, condition) for v in value] if isinstance(value, tuple) else value
+            number = condition if value.dtype == torch.bool else int(value.one or ones)
+            return torch.full((1,), number, dtype=value.dtype)
+        return [sample(v, condition, ones) for v in value] if isinstance(value, tuple) else value
+
+    def largest(ones: bool) -> float:
+        found = 0.0
+        for condition in (True, False):
+            positional = [sample(marks[a.name], condition, ones) for a in arguments if not a.kwarg_only]
+            named = {a.name: sample(marks[a.name], condition, ones) for a in arguments if a.kwarg_only}
+            result = call.func(*positional, **named)
+            if isinstance(result, Tensor):
+                value = float(result.abs().double().max()) if result.dtype != torch.bool else float(result.any())
+                found = value if not value <= found else found  # a NaN stays
+        return found
 
     marks = {name: mark(value) for name, value in call.arguments.items()}
     key = (call.func, tuple(marks.values()))
-    if key not in _at_zero:
+    if key not in _found_at_zero:
         arguments = [a for a in call.func._schema.arguments if a.name not in ("device", "layout", "dtype")]
-        _at_zero[key] = True
-        for condition in (True, False):
-            positional = [sample(marks[a.name], condition) for a in arguments if not a.kwarg_only]
-            named = {a.name: sample(marks[a.name], condition) for a in arguments if a.kwarg_only}
-            result = call.func(*positional, **named)
-            if isinstance(result, Tensor) and bool((result != 0).any()):
-                _at_zero[key] = False
-    return _at_zero[key]
+        value = largest(ones=False)
+        if not math.isfinite(value):
+            value = math.nan if math.isfinite(largest(ones=True)) else 1.0
+        _found_at_zero[key] = value
+    return _found_at_zero[key]
 
 
 def along(call: Call, tensor: Tensor | None, support: set[int]) -> bool:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from memexp.channels.applying import narrow
+from memexp.channels.called import copied
 from memexp.channels.graph import NOT_RUN, ChannelError, Graph, assemble
 from memexp.channels.narrowing import narrow_edit
 from memexp.channels.outputs import tensors_in
@@ -92,7 +93,7 @@ def _fault(
 ) -> str | None:
     """Why the network does not run with fewer channels of these groups; None if it does."""
     try:
-        edit = narrow_edit(graph, {number: range(_some(number, graph.groups[number].size)) for number in groups})
+        edit = narrow_edit(graph, {number: range(some(number, graph.groups[number].size)) for number in groups})
         found = _run(network, edit, inputs, training)
     except Exception as error:  # whatever the forward raises, be it a KeyError for a table by width
         return fault_of(error)
@@ -110,12 +111,12 @@ def _run(
     """What a copy returns, narrowed by `edit`. In training mode it has buffers of its own, as statistics are written there."""
     tensors = network.state_dict(keep_vars=True).values()
     shared: dict[int, Any] = {id(t): t for t in tensors if not training or isinstance(t, nn.Parameter)}
-    copied = copy.deepcopy(network, shared)
+    tried = copy.deepcopy(network, shared)
     if edit is not None:
-        narrow(copied, edit)
+        narrow(tried, edit)
     devices = {t.device.index for t in tensors if t.is_cuda}
     with torch.no_grad(), mode or ShapesOnly(), torch.random.fork_rng(devices, enabled=training):
-        return copied.train(training)(*inputs)
+        return tried.train(training)(*copied(inputs))
 
 
 def fault_of(error: Exception) -> str:
@@ -125,7 +126,7 @@ def fault_of(error: Exception) -> str:
     return words if words and plain else f"{type(error).__name__} {words}".strip()
 
 
-def _some(number: int, size: int) -> int:
+def some(number: int, size: int) -> int:
     """From one to all but one, and for each group another share, so that no two lengths agree by chance."""
     return 1 + (size - 1) * (20 + 37 * number % 61) // 100
 

@@ -6,7 +6,8 @@ numbers among the attributes of modules are `Attribute`, an int that remembers w
 `Size`; of attributes and numbers alone it gives a `Derived`, a number that is fixed.
 
 A length may also be a value: `x / x.shape[1]`, or `x / self.width`. What a network computes would then change with it, so what
-it counts is fixed. Python does not say so of a float from the left (`0.5 * self.width`) and of math.log.
+it counts is fixed. Python does not say so of a float from the left (`0.5 * self.width`) and of math.log: that shows in what the
+narrowed network computes (memexp.channels.comparing).
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -55,6 +55,7 @@ class Tape:
     uses: list[Use] = field(default_factory=list)
     values: set[Owner] = field(default_factory=set)  # attributes that are used as values
     nonzero: list[Plane] = field(default_factory=list)  # channels that may not be zero where what makes them is
+    divided: list[Plane] = field(default_factory=list)  # channels that are no number where what makes them is zero
     weighed: list[tuple[Planes, str]] = field(
         default_factory=list
     )  # weights alone that meet where they are summed, why

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from memexp.channels import contracting, moving, normalising, rules  # noqa: F401  (rules register themselves)
 from memexp.channels.attention import all_adapted
+from memexp.channels.called import copied, evaluating
 from memexp.channels.graph import OUTPUT, ChannelError, Graph
 from memexp.channels.outputs import tensors_in
 from memexp.channels.planes import tidy
@@ -88,14 +89,14 @@ def trace(network: nn.Module, *example_inputs: Any) -> Graph:
             tape.adopt_together({f"{path}.{n}" if path else n: t for n, t in module.state_dict(keep_vars=True).items()})
     for name, tensor in network.state_dict(keep_vars=True).items():
         tape.adopt(name, tensor)
-    for tensor in tensors_in(example_inputs):
+    inputs = copied(example_inputs)
+    for tensor in tensors_in(inputs):
         tape.known(tensor).activation = True
-    modes = [(module, module.training) for module in modules.values()]
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
-        network.eval()
         torch.backends.mha.set_fastpath_enabled(False)
         with (
+            evaluating(network),
             untouched(network),
             all_adapted(network),
             tracked_attributes(network, tape.values.add),
@@ -103,7 +104,7 @@ def trace(network: nn.Module, *example_inputs: Any) -> Graph:
             _Source(tape),
             _Operations(tape),
         ):
-            outputs = network(*example_inputs)
+            outputs = network(*inputs)
         if not tensors_in(outputs):
             raise ChannelError(
                 f"the network returns a {type(outputs).__name__}: return tensors, or tuples or dicts of them"
@@ -115,8 +116,6 @@ def trace(network: nn.Module, *example_inputs: Any) -> Graph:
         return settle(network, tape, example_inputs, outputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for module, mode in modes:
-            module.training = mode
 
 
 class _Source(TorchFunctionMode):

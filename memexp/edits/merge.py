@@ -58,8 +58,9 @@ class Kernel:
             form = torch.channels_last
         conv = nn.Conv2d(inputs, outputs, self.size, self.stride, self.padding, groups=g, device="meta")
         blocks = self.weight.reshape(g, outputs // g, g, inputs // g, *self.size)[range(g), :, range(g)]
-        conv.weight = nn.Parameter(blocks.flatten(0, 1).to(like.dtype).contiguous(memory_format=form))
-        conv.bias = nn.Parameter(self.bias.to(like.dtype))
+        weight = blocks.flatten(0, 1).to(like.dtype).contiguous(memory_format=form)
+        conv.weight = nn.Parameter(weight, like.requires_grad)
+        conv.bias = nn.Parameter(self.bias.to(like.dtype), like.requires_grad)
         return conv
 
 

@@ -5,7 +5,7 @@ one. Calls of layers (modules of PyTorch's own that do one thing) are kept whole
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,12 +16,12 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from memexp.channels.called import Inputs, arguments, copied
 from memexp.edits.fold import LAYERS, normalises
 from memexp.models.vanishing import VanishingReLU
 
 TWO_NAMES = "stands in the network under two names"
 Value = int
-Inputs = Tensor | Sequence[Any]
 
 
 @dataclass(frozen=True)
@@ -105,16 +105,6 @@ def trace(network: nn.Module, example_input: Inputs) -> Flow:
     with suppress(Exception):  # of any kind; where the network itself is at fault, it is raised again below
         return _Watch(network).run(copied(_few(example_input)))
     return _Watch(network).run(copied(example_input))
-
-
-def arguments(inputs: Inputs) -> tuple[Any, ...]:
-    """What a network is called with."""
-    return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-
-
-def copied(inputs: Inputs) -> tuple[Any, ...]:
-    """What a network is called with that may write to it."""
-    return tuple(x.detach().clone() if isinstance(x, Tensor) else x for x in arguments(inputs))
 
 
 def _few(example_input: Inputs) -> tuple[Any, ...]:

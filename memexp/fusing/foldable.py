@@ -5,8 +5,9 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from memexp.channels.called import Inputs, copied
 from memexp.edits import fold
-from memexp.fusing.flow import Call, Flow, Inputs, copied, trace
+from memexp.fusing.flow import Call, Flow, trace
 
 
 def folds(network: nn.Module, example_input: Inputs) -> list[list[str]]:

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from memexp import edits
+from memexp.channels.called import Inputs, arguments, copied, rows
+from memexp.channels.outputs import tensors_in
 from memexp.edits import linearise
 from memexp.fusing import cuts, mergeable
-from memexp.fusing.flow import Inputs, arguments, copied, refuse_training, trace
+from memexp.fusing.flow import refuse_training, trace
 from memexp.fusing.foldable import found
 from memexp.fusing.measure import costs
 from memexp.models.vanishing import ArtefactReLU, VanishingReLU
@@ -76,16 +78,16 @@ def compare(
     the latency on the example that the measured parts add up to.
     """
     fusing = _Fusing(network, example_input)
-    by_time = cuts.ByTime(fusing.folded, fusing.runs, arguments(example_input)[0])
+    by_time = cuts.ByTime(fusing.folded, fusing.runs, tensors_in(arguments(example_input))[0])
     chosen = {"block": cuts.chosen(fusing.runs, cuts.by_block), "cuts": cuts.chosen(fusing.runs, by_time)}
     made = {name: fusing.made(name) for name in ("none", "block", "all")} | {"cuts": fusing.merged(chosen["cuts"])}
     every = [example_input, *batches]
     alike = {name: next(first for first in made if made[first] == made[name]) for name in made}  # measured only once
     fused = {name: _checked(network, made[name], every) for name in made if alike[name] == name}
-    sizes = {len(arguments(given)[0]): given for given in (example_input, *inputs)}
+    sizes = {rows(given): given for given in (example_input, *inputs)}
     networks = {"trained": network} | {name: result.network for name, result in fused.items()}
     measured = costs(networks, list(sizes.values()))
-    latency = f"latency_{len(arguments(example_input)[0])}"
+    latency = f"latency_{rows(example_input)}"
     for name, groups in chosen.items():
         measured[alike[name]]["predicted"] = measured["none"][latency] - by_time.saved(groups)
     fastest = min(fused, key=lambda name: measured[name][latency])

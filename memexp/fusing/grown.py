@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from memexp import edits
+from memexp.channels.called import Inputs, copied
 from memexp.edits import grow as growth
 from memexp.edits.fold import affine, wide
-from memexp.fusing.flow import Inputs, copied, refuse_training, trace
+from memexp.fusing.flow import refuse_training, trace
 from memexp.fusing.fused import Fused, check
 
 

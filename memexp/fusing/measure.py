@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from memexp.fusing.flow import Inputs, copied
+from memexp.channels.called import Inputs, copied, rows, samples
+from memexp.channels.outputs import tensors_in
 from memexp.memory.tracker import track
 
 SECONDS = 0.2  # spent on each thing that is timed, at least; more where one run takes longer
@@ -40,8 +41,8 @@ def latency(
 
 
 def costs(networks: Mapping[str, nn.Module], inputs: Sequence[Inputs]) -> dict[str, dict[str, Any]]:
-    """For each network: parameters, bytes of its weights as they are saved, macs of one image, and for each batch of `inputs`
-    latency in seconds and peak bytes.
+    """For each network: parameters, bytes of its weights as they are saved, macs of one image (of the whole call where it is no
+    batch), and for each batch of `inputs` latency in seconds and peak bytes.
 
     Keys of figures that depend on the batch end with its size: latency_1, peak_1. Latencies are medians of one run, the
     networks in turns; the peak is that of inference, weights and batch included.
@@ -56,12 +57,13 @@ def costs(networks: Mapping[str, nn.Module], inputs: Sequence[Inputs]) -> dict[s
     for given in inputs:
         # a batch of its own: one that is a part of a larger tensor would count as the whole of it
         batch = copied(given)
-        size, device = len(batch[0]), batch[0].device
+        size, device = rows(batch), tensors_in(batch)[0].device
         calls = {name: partial(network, *batch) for name, network in networks.items()}
         with torch.no_grad():  # in inference mode the tracker sees no convolutions
             for name, network in networks.items():
-                report = track(calls[name], network, inputs=batch)
-                found[name] |= {"macs": report.macs_forward // size, f"peak_{size}": report.peak}
+                outputs: list[Any] = []
+                report = track(lambda: outputs.append(calls[name]()), network, inputs=tensors_in(batch))  # noqa: B023  (called at once)
+                found[name] |= {"macs": report.macs_forward // samples(batch, outputs[0]), f"peak_{size}": report.peak}
         with torch.inference_mode():
             for name, seconds in latency(calls, device).items():
                 found[name][f"latency_{size}"] = seconds

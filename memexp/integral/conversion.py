@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from memexp import edits
 from memexp.channels import Graph, trace, warn_of_unread
+from memexp.channels.called import copied, evaluating
+from memexp.channels.comparing import WHY, changing
 from memexp.channels.outputs import tensors_in
-from memexp.fusing.flow import TWO_NAMES, copied
+from memexp.fusing.flow import TWO_NAMES
 from memexp.fusing.flow import trace as watch
 from memexp.fusing.foldable import found as found_folds
 from memexp.integral import permutation
@@ -107,19 +109,22 @@ def convert_(
 ) -> IntegralNetwork:
     """`convert`, of `network` itself: its layers become the integral ones."""
     check(quadrature)
-    training = network.training
-    network.eval()
-    expected = _outputs(network, example_inputs)
     for module in network.modules():
         if isinstance(module, nn.TransformerEncoderLayer):  # off its fused path, which reads its layers' weights itself
             module.activation_relu_or_gelu = 0
-    flow = watch(network, example_inputs)
-    if fold and (pairs := found_folds(network, flow, example_inputs)[0]):
+    with evaluating(network):
+        expected, flow = _outputs(network, example_inputs), watch(network, example_inputs)
+        pairs = found_folds(network, flow, example_inputs)[0] if fold else []
+    if pairs:
         edits.apply(network, {"kind": "fold", "pairs": pairs})
-    graph = trace(network, *copied(example_inputs))
+    graph = trace(network, *example_inputs)
     warn_of_unread(graph)
     parts, where = stretches(graph)
     reasons = {i: why for i, part in enumerate(parts) if (why := _why_discrete(network, part, flow.loose))}
+    tensors = network.state_dict(keep_vars=True)
+    real = not any(tensor.is_meta for tensor in tensors.values())
+    for number in changing(network, graph, *example_inputs) if real else ():
+        reasons |= {i: WHY for (group, _), (i, _) in where.items() if group == number}
     names = _names(parts)
     reasons |= {i: NOT_ASKED for i in _left_out(names, groups) if i not in reasons}
     if len(reasons) == len(parts):
@@ -129,8 +134,6 @@ def convert_(
             or "it has no channels that could be removed"
         )
         raise ValueError(f"{type(network).__name__}: no group of channels can be made continuous: {listed}")
-    tensors = network.state_dict(keep_vars=True)
-    real = not any(tensor.is_meta for tensor in tensors.values())
     continua = {i: Continuum(names[i], part.size, quadrature) for i, part in enumerate(parts) if i not in reasons}
     variation = Variation({}, {})
     if permute and real:
@@ -145,7 +148,7 @@ def convert_(
     continuous = {group.name: group for group in continua.values()}
     found = IntegralNetwork(network, continuous, discrete, smallest, largest, seed)
     found.variation = variation if variation.before else None
-    found.train(training)
+    found.training = network.training  # its parts keep their own modes
     if real:
         _compare(found, expected, example_inputs)
     return found
@@ -265,9 +268,8 @@ def _outputs(network: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
 
 def _compare(found: IntegralNetwork, expected: list[Tensor], inputs: tuple[Any, ...]) -> None:
     """Raises ValueError where converted outputs are others than rounding explains."""
-    training = found.training
-    outputs = _outputs(found.eval(), inputs)
-    found.train(training)
+    with evaluating(found):
+        outputs = _outputs(found, inputs)
     for y, right in zip(outputs, expected, strict=True):
         if y.shape != right.shape:
             raise ValueError(

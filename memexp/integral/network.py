@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from memexp import edits
+from memexp.channels.called import evaluating
 from memexp.integral.axis import Axis, Continuum
 from memexp.integral.partition import Partition
 from memexp.integral.weights import Integral, discretise_
@@ -92,10 +93,7 @@ class IntegralNetwork(nn.Module):
             self._draw()
         elif any(layer.training for layer in self.integral_layers()):
             self._settle()  # normalisations alone are in training mode where their statistics are estimated anew
-        for module in self.network.modules():  # a number may be read from outside, before its module is called
-            for hook in module._forward_pre_hooks.values():
-                if isinstance(hook, Follower):
-                    hook(module, ())
+        self._hold(self.training)
         return self.network(*inputs, **options)
 
     def resize(self, sizes: Size | Mapping[str, Size] | None = None) -> None:
@@ -178,18 +176,18 @@ class IntegralNetwork(nn.Module):
     def become_discrete(self, sizes: Mapping[str, Size] | None) -> nn.Module:
         """The network inside, made plain; this object is of no use afterwards. For the `discretise` edit."""
         self.resize(sizes)
-        training = self.training
-        self.eval()
-        for layer in self.integral_layers():
-            discretise_(layer)
-        for name in self._frozen:
-            self.network.get_parameter(name).requires_grad_()
-        for module in self.network.modules():
-            for key, hook in list(module._forward_pre_hooks.items()):
-                if isinstance(hook, Follower):
-                    hook(module, ())
-                    del module._forward_pre_hooks[key]
-        return self.network.train(training)
+        self._hold(False)
+        with evaluating(self):
+            for layer in self.integral_layers():
+                discretise_(layer)
+            for name in self._frozen:
+                self.network.get_parameter(name).requires_grad_()
+            for module in self.network.modules():
+                for key, hook in list(module._forward_pre_hooks.items()):
+                    if isinstance(hook, Follower):
+                        hook(module, ())
+                        del module._forward_pre_hooks[key]
+        return self.network
 
     def _draw(self) -> None:
         if not torch.is_grad_enabled():
@@ -208,6 +206,17 @@ class IntegralNetwork(nn.Module):
         self._count += 1
         self.steps.fill_(self._count)
 
+    def _hold(self, training: bool) -> None:
+        """Modules that stay in evaluation mode (a frozen BatchNorm) have the size that is drawn for all in a training step."""
+        for module in self.network.modules():
+            held = training and not module.training
+            if isinstance(module, Integral) and module.held != held:
+                module.held = held
+            for hook in module._forward_pre_hooks.values():
+                if isinstance(hook, Follower):
+                    hook.held = held
+                    hook(module, ())  # a number may be read from outside, before its module is called
+
     def _settle(self) -> None:
         """Statistics that are estimated anew are those of the size that is evaluated."""
         for group in self._continua.values():
@@ -219,14 +228,19 @@ class IntegralNetwork(nn.Module):
 
 
 class Follower:
-    """A forward pre-hook: numbers that a module keeps and that follow a width (a padding of channels) are the present ones."""
+    """A forward pre-hook: numbers that a module keeps and that follow a width (a padding of channels) are the present ones.
+
+    held: whether the module is in evaluation mode within a network that is trained.
+    """
+
+    held = False
 
     def __init__(self, attributes: Sequence[tuple[str, int | None, Axis]]) -> None:
         self.attributes = list(attributes)
 
     def __call__(self, module: nn.Module, inputs: Any) -> None:
         for name, index, axis in self.attributes:
-            value: Any = axis.present(module.training)
+            value: Any = axis.present(module.training or self.held)
             if index is not None:
                 whole = getattr(module, name)
                 value = type(whole)(value if i == index else v for i, v in enumerate(whole))

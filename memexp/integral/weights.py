@@ -23,10 +23,19 @@ def _own_precision(tensor: Tensor) -> AbstractContextManager[object]:
 
 
 class Integral(nn.Module):
-    """What integral layers share: `axes`, the continuous dimensions of each of their tensors."""
+    """What integral layers share: `axes`, the continuous dimensions of each of their tensors.
+
+    held: whether the layer is in evaluation mode within a network that is trained.
+    """
 
     discrete: ClassVar[type[nn.Module]]
     axes: Mapping[str, tuple[Axis, ...]]
+    held = False
+
+    @property
+    def drawn(self) -> bool:
+        """Whether its size is that of a training step."""
+        return self.training or self.held
 
     def sampled(self, name: str) -> Tensor | None:
         """The parameter or buffer of that name at the present size, in its own precision whatever autocast says."""
@@ -35,7 +44,7 @@ class Integral(nn.Module):
             return value
         with _own_precision(value):
             for axis in self.axes[name]:
-                value = axis.sample(value, self.training)
+                value = axis.sample(value, self.drawn)
         return value
 
 
@@ -92,7 +101,7 @@ class _IntegralBatchNorm(Integral, nn.modules.batchnorm._BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         self._check_input_dim(x)
         axis = next(axes for axes in self.axes.values())[0]
-        if axis.native(self.training):
+        if axis.native(self.drawn):
             return super().forward(x)
         if not self.training or self.running_mean is None or self.running_var is None:
             weight, bias, mean, var = self._together(axis, ("weight", "bias", "running_mean", "running_var"))
@@ -120,7 +129,7 @@ class _IntegralBatchNorm(Integral, nn.modules.batchnorm._BatchNorm):
             return [None for _ in tensors]
         with _own_precision(given[0]):
             # in rows: backward of BN on channels_last images reads a weight with strides as if it had none (torch 2.14)
-            rows = axis.sample(torch.stack(given, 1), self.training).t().contiguous()
+            rows = axis.sample(torch.stack(given, 1), self.drawn).t().contiguous()
             columns = iter(rows.unbind(0))
         return [None if tensor is None else next(columns) for tensor in tensors]
 
@@ -183,6 +192,7 @@ def discretise_(layer: Integral) -> nn.Module:
     axes = layer.axes
     layer.__class__ = layer.discrete  # type: ignore[assignment]
     del layer.axes
+    vars(layer).pop("held", None)
     layer._modules.pop("partitions", None)
     # the layer's figures become those of its tensors
     if isinstance(layer, _ConvNd):

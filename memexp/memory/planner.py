@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
 from memexp.backprop import chains
-from memexp.backprop.budget import Budget, together
+from memexp.backprop.budget import together
 from memexp.config import ConfigError
 from memexp.edits import Edit
 from memexp.memory.choice import LEAST, LIGHT, STORED, WORDS, Choice, Costs, choose, least, search
@@ -76,8 +76,7 @@ class Plan:
 def store(model: nn.Module, stored: Sequence[frozenset[int]], light: Sequence[frozenset[int]]) -> None:
     """Sets the steps of each Chain of `model` that are stored, and those that are light."""
     for module, indices, others in zip(chains(model), stored, light, strict=True):
-        assert isinstance(module.strategy, Budget)
-        module.strategy = Budget(module.strategy.exact, module.strategy.exact_bits, indices, others)
+        module.choose("budget", **module.options | {"stored": indices, "light": others})
 
 
 def plan(
@@ -178,10 +177,10 @@ class Steps:
         """
         for index, (number, run) in enumerate(self.units):
             if index not in self._marks.after:
-                kind = type(list(chains(self._training.model)[number])[run.start]).__name__
+                kind = list(chains(self._training.model)[number])[run.start]._get_name()
                 raise ValueError(
-                    f"unit {index} ({kind}) of the network's blocks is not called by its forward: name the blocks that are, "
-                    "memexp.backprop.apply(network, 'budget', blocks=[...])"
+                    f"unit {index} ({kind}) of the network's blocks is not called by its forward, or without any tensor, so "
+                    "that it cannot be recomputed: name the blocks that are called with one, blocks=[names or classes]"
                 )
         self.units = [unit for _, unit in sorted(enumerate(self.units), key=lambda unit: self._marks.after[unit[0]])]
         self.seen.clear()

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from memexp.backprop.cheap import is_pointwise
+from memexp.channels import called
 
 aten = torch.ops.aten
 # exactly 0 on a whole interval, with some bounds; by name, without the underscores of those in place and of hidden ones
@@ -153,7 +154,7 @@ class _Operations(TorchDispatchMode):
         return list(range(len(shape))) if keeps and shape == result else []
 
 
-def places(network: nn.Module, groups: Sequence[Sequence[str]], inputs: Sequence[Tensor]) -> tuple[set[str], set[str]]:
+def places(network: nn.Module, groups: Sequence[Sequence[str]], inputs: called.Inputs) -> tuple[set[str], set[str]]:
     """Where the activations of groups of layers are read: the layers after whose ReLU, and those at whose own output.
 
     Raises ValueError for an activation of which the samples are not the rows, and where that cannot be tried out.
@@ -166,9 +167,9 @@ def places(network: nn.Module, groups: Sequence[Sequence[str]], inputs: Sequence
 
     with torch.no_grad():
         with Activations(network, {layer for layers in groups for layer in layers}, (), read) as found:
-            network(*inputs)
+            network(*called.copied(inputs))
         own = {layer for layers in groups if not after_relu & set(layers) for layer in layers if layer in found.called}
-        other = 3 if len(inputs[0]) == 2 else 2
+        other = 3 if called.rows(inputs) == 2 else 2
 
         def check(place: Place, activation: Tensor) -> Tensor:
             check_rows(place, activation, other)
@@ -176,7 +177,7 @@ def places(network: nn.Module, groups: Sequence[Sequence[str]], inputs: Sequence
 
         with Activations(network, after_relu, own, check):
             try:
-                network(*(x[:1].repeat_interleave(other, 0) for x in inputs))
+                network(*called.mapped(lambda x: x[:1].repeat_interleave(other, 0), inputs))
             except RuntimeError as fault:
                 raise ValueError(
                     f"the network cannot be called with {other} samples ({str(fault).partition(chr(10))[0]}), and to tell them "
@@ -190,7 +191,7 @@ def check_rows(place: Place, activation: Tensor, samples: int) -> None:
     if len(activation) != samples:
         raise ValueError(
             f"layer {place[0]} has an activation of {len(activation)} rows for {samples} samples, which cannot be told "
-            "apart: choose a criterion that reads weights"
+            "apart where samples are not the first dimension (time is, or both are one): choose a criterion that reads weights"
         )
 
 

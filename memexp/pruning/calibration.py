@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 
 from memexp.backprop import chains
-from memexp.fusing.flow import arguments
+from memexp.channels.called import copied, evaluating, rows
 from memexp.pruning.filters import tensor_of
 
 Batch = tuple[Tensor | Sequence[Tensor], Tensor]  # of a network of several inputs, as many tensors
@@ -36,9 +36,8 @@ class Calibration:
     def losses(self, network: nn.Module) -> Iterator[tuple[Tensor, int]]:
         """For each batch the sum of its samples' losses, and how many they are."""
         for inputs, targets in self.data:
-            tensors = arguments(inputs)
-            samples = len(tensors[0])
-            yield self.loss_fn(network(*tensors), targets) * samples, samples
+            samples = rows(inputs)
+            yield self.loss_fn(network(*copied(inputs)), targets) * samples, samples
 
 
 def given(reader: str, needed: bool, data: Iterable[Batch] | None, loss_fn: Loss, seed: int) -> Calibration:
@@ -50,18 +49,6 @@ def given(reader: str, needed: bool, data: Iterable[Batch] | None, loss_fn: Loss
     if data is not None and next(iter(data), None) is None:
         raise ValueError("data holds no batch: give at least one (inputs, targets)")
     return Calibration(() if data is None else data, loss_fn, seed)
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Inside, every module is in eval mode."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 @contextmanager

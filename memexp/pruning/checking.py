@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from memexp.channels.called import copied, evaluating
 from memexp.channels.outputs import tensors_in
 from memexp.channels.settling import fault_of
-from memexp.pruning.calibration import evaluating
 
 # by dtype: how far the two may be, relative to the largest output; sums over fewer channels round differently
 LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5}  # 2e-15 and 5e-7 were the most on eleven networks up to RevNet-218
@@ -34,9 +34,9 @@ def difference(one: nn.Module, other: nn.Module, batches: Iterable[Sequence[Tens
     worst = 0.0
     with evaluating(one), evaluating(other), _full_precision():
         for inputs in batches:
-            expected = tensors_in(other(*inputs))
+            expected = tensors_in(other(*copied(inputs)))
             try:
-                found = tensors_in(one(*inputs))
+                found = tensors_in(one(*copied(inputs)))
             except torch.OutOfMemoryError:
                 raise
             except Exception as fault:

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from memexp import edits
 from memexp.channels import Graph, narrow_edit
+from memexp.channels.called import mapped, samples
 from memexp.memory.fake import without_data
 from memexp.memory.tracker import track
 from memexp.pruning.selection import Kept
@@ -38,12 +39,12 @@ class Skeleton:
     """A network without data, in eval mode, that can be narrowed again and again. Made by `skeleton`, used inside it."""
 
     def __init__(self, network: nn.Module, graph: Graph, inputs: Sequence[Tensor]) -> None:
-        self._network, self._graph = copied(network, torch.empty_like).eval(), graph
-        self.inputs = tuple(torch.empty_like(x) for x in inputs)
+        self._network, self._graph = remade(network, torch.empty_like).eval(), graph
+        self.inputs = mapped(torch.empty_like, inputs)
 
     def narrowed(self, kept: Kept) -> nn.Module:
         """A copy in which only these channels are left."""
-        return edits.apply(copied(self._network, torch.empty_like), narrow_edit(self._graph, kept))
+        return edits.apply(remade(self._network, torch.empty_like), narrow_edit(self._graph, kept))
 
     def macs(self, kept: Kept) -> int:
         """Adds-multiplies of one forward pass for one sample."""
@@ -51,6 +52,11 @@ class Skeleton:
 
     def parameters(self, kept: Kept) -> int:
         return parameters_of(self.narrowed(kept))
+
+    def samples(self) -> int:
+        """Of how many samples a forward pass is."""
+        with torch.no_grad():
+            return samples(self.inputs, self._network(*self.inputs))
 
     def uses(self, kept: Kept) -> list[Use]:
         """The innermost modules that a forward pass calls with tensors, in order."""
@@ -76,7 +82,7 @@ class Skeleton:
         return found
 
 
-def copied(module: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
+def remade(module: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
     """A deep copy with what `make` makes of each parameter and buffer in its place; tied ones stay tied."""
     memo: dict[int, Any] = {}
     for tensor in [*module.parameters(), *module.buffers()]:
@@ -94,9 +100,12 @@ def skeleton(network: nn.Module, graph: Graph, inputs: Sequence[Tensor]) -> Iter
 
 
 def macs_of(network: nn.Module, inputs: Sequence[Tensor]) -> int:
-    """Adds-multiplies of one forward pass for one sample of `inputs`, as the tracker counts them."""
+    """Adds-multiplies of one forward pass for one sample of `inputs`, as the tracker counts them; for all of it where they are
+    no batch (memexp.channels.called.samples)."""
+    outputs: list[Any] = []
     with torch.no_grad():
-        return track(lambda: network(*inputs)).macs_forward // len(inputs[0])
+        report = track(lambda: outputs.append(network(*inputs)))
+    return report.macs_forward // samples(inputs, outputs[0])
 
 
 def parameters_of(network: nn.Module) -> int:

@@ -15,11 +15,11 @@ ADD = 0.9
 DRAM = 640.0  # pJ for each 32-bit word
 
 
-def by_layer(uses: Iterable[Use]) -> dict[str, float]:
-    """Picojoules of each layer for one sample; a layer that is called twice costs twice."""
+def by_layer(uses: Iterable[Use], samples: int) -> dict[str, float]:
+    """Picojoules of each layer for one of the `samples` that went through the network, whatever rows a layer takes of it (words
+    of a text, windows of an image); a layer that is called twice costs twice."""
     energy: dict[str, float] = {}
     for use in uses:
-        samples = len(use.inputs[0])
         words = sum(p.numel() for p in use.module.parameters())
         traffic = words + sum(t.numel() for t in (*use.inputs, use.output)) / samples
         spent = _macs(use) / samples * (MULTIPLY + ADD) + traffic * DRAM

@@ -34,14 +34,28 @@ def tensor_of(network: nn.Module, name: str) -> Tensor:
     return found
 
 
+def key(group: Group) -> tuple[tuple[str, int, int], ...]:
+    """What names a group in a narrowed network as well."""
+    return tuple((member.name, member.dim, len(member.indices[0])) for member in group.members)
+
+
 def members(group: Group, role: str) -> dict[str, Member]:
     """The group's members of that role by effective name, each once."""
     return {effective(member.name): member for member in group.members if member.role == role}
 
 
 def weights(network: nn.Module, group: Group) -> dict[str, Member]:
-    """The filters that make the group's channels: its "out" members but for vectors, which are factors of a filter."""
-    return {name: m for name, m in members(group, "out").items() if tensor_of(network, name).ndim > 1}
+    """The filters that make the group's channels: its "out" members but for vectors, which are factors of a filter, and
+    buffers, such as a mask of weights."""
+    found = members(group, "out")
+    return {
+        name: m for name, m in found.items() if tensor_of(network, name).ndim > 1 and not _is_buffer(network, m.name)
+    }
+
+
+def _is_buffer(network: nn.Module, name: str) -> bool:
+    layer, _, attribute = name.rpartition(".")
+    return attribute in network.get_submodule(layer)._buffers
 
 
 def normalised(network: nn.Module, group: Group, criterion: str) -> dict[str, Member]:

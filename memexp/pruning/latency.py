@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from memexp.pruning.calibration import evaluating
-from memexp.pruning.counting import Skeleton, Use, copied
+from memexp.channels.called import copied, evaluating
+from memexp.channels.outputs import tensors_in
+from memexp.pruning.counting import Skeleton, Use, remade
 from memexp.pruning.selection import Kept
 
 Measure = Callable[[nn.Module, Sequence[Tensor]], float]
@@ -28,7 +29,8 @@ SECONDS = 0.03  # how long calls are repeated, at least LEAST_CALLS of them
 
 def measured(module: nn.Module, inputs: Sequence[Tensor]) -> float:
     """Seconds of the shortest of several calls without gradient: whatever else runs can only make a call longer."""
-    device = inputs[0].device
+    inputs = copied(inputs)
+    device = tensors_in(inputs)[0].device
     times: list[float] = []
     with torch.no_grad():
         for _ in range(WARM_UP):
@@ -83,7 +85,7 @@ class _Call(nn.Module):
 
     def __init__(self, use: Use) -> None:
         super().__init__()
-        self.module = copied(use.module, _filled)
+        self.module = remade(use.module, _filled)
         self.leaves, self.form = tree_flatten((use.args, dict(use.kwargs)))
 
     def forward(self, *tensors: Tensor) -> Any:
@@ -96,7 +98,7 @@ class _Call(nn.Module):
 def _real(use: Use) -> tuple[nn.Module, list[Tensor]]:
     """The module and inputs of it, with numbers in them."""
     plain = not use.kwargs and all(isinstance(value, Tensor) for value in use.args)
-    return copied(use.module, _filled) if plain else _Call(use), list(map(_filled, use.inputs))
+    return remade(use.module, _filled) if plain else _Call(use), list(map(_filled, use.inputs))
 
 
 def _configuration(leaf: Any) -> Any:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from memexp import edits
 from memexp.channels import Graph, Group, masked, narrow_edit
-from memexp.pruning.checking import check
+from memexp.channels.comparing import WHY, changing
+from memexp.pruning.checking import CheckFailed, check
 from memexp.pruning.criteria import Criterion
 from memexp.pruning.criteria.obs import Obs
 from memexp.pruning.filters import layer_of, layers, weights
@@ -80,4 +81,10 @@ def carry_out(
     reference = masked(changed, graph, kept)
     edit = narrow_edit(graph, kept)
     narrowed = edits.apply(changed, edit)
-    return narrowed, edit, check(narrowed, reference, batches)
+    every = list(batches)
+    try:
+        return narrowed, edit, check(narrowed, reference, every)
+    except CheckFailed as failed:
+        if faulty := [", ".join(layers(graph.groups[n])) for n in changing(network, graph, *every[0]) if n in kept]:
+            raise CheckFailed(f"{failed}; of the channels of {'; '.join(faulty)}: {WHY}") from None
+        raise

@@ -6,7 +6,7 @@ Loss is what the paper's accuracy is here, before tuning; the paper tunes every 
 """
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from memexp import edits
-from memexp.channels import Graph, Group, narrow_edit, trace
-from memexp.pruning.calibration import Calibration, evaluating
+from memexp.channels import Graph, narrow_edit, trace
+from memexp.channels.called import evaluating
+from memexp.pruning.calibration import Calibration
 from memexp.pruning.counting import Skeleton, skeleton
 from memexp.pruning.criteria import Criterion
-from memexp.pruning.filters import layers
+from memexp.pruning.filters import key, layers
 from memexp.pruning.latency import Table
 from memexp.pruning.narrowing import carry_out, prunable
-from memexp.pruning.selection import Kept, at_least
+from memexp.pruning.selection import Kept, Sizes, at_least
 from memexp.pruning.settings import Settings, Target
 
 Tune = Callable[[nn.Module], None]
@@ -49,8 +50,9 @@ def adapt(
     table: Table,
     batches: Sequence[Sequence[Tensor]],
     tune: Tune | None,
+    whole_sizes: Sizes,
 ) -> Adapted:
-    """Steps of `settings.step` of the whole latency until `target` is met.
+    """Steps of `settings.step` of the whole latency until `target` is met. whole_sizes: channels that floors are shares of.
 
     Raises ValueError where no layer can give the next step.
     """
@@ -62,14 +64,14 @@ def adapt(
     while latency > goal * 1.005:
         wanted = max(goal, latency - settings.step * whole)
         current = trace(now.network, *inputs)
-        numbers = {_key(group): n for n, group in enumerate(current.groups)}
-        here = {n: numbers[_key(group)] for n, group in groups.items() if _key(group) in numbers}
+        numbers = {key(group): n for n, group in enumerate(current.groups)}
+        here = {n: numbers[key(group)] for n, group in groups.items() if key(group) in numbers}
         scores = criterion.scores(now.network, [current.groups[m] for m in here.values()], calibration)
         ranked = {n: score.argsort(stable=True).tolist() for n, score in zip(here, scores, strict=True)}
         with skeleton(network, graph, inputs) as bones:
             options = {}
             for n, order in ranked.items():
-                counts = _counts(groups[n].size, len(order), settings.floor)
+                counts = _counts(whole_sizes.get(n, groups[n].size), len(order), settings.floor)
                 if (found := _fewest(bones, table, now.kept, n, order, counts, wanted)) is not None:
                     options[n] = found
         if not options:
@@ -130,8 +132,3 @@ def _loss(network: nn.Module, graph: Graph, kept: Kept, calibration: Calibration
         for loss, count in calibration.losses(narrowed):
             total, samples = total + float(loss), samples + count
     return total / samples
-
-
-def _key(group: Group) -> Iterable[tuple[str, int]]:
-    """What names a group in a narrowed network as well."""
-    return tuple((member.name, member.dim) for member in group.members)

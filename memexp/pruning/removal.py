@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from memexp.channels import Graph, Group, narrow_edit, trace, warn_of_unread
-from memexp.fusing.flow import arguments
+from memexp.channels.called import arguments, copied, evaluating
 from memexp.pruning import energy, selection
-from memexp.pruning.calibration import Batch, Loss, evaluating, given
+from memexp.pruning.calibration import Batch, Loss, given
 from memexp.pruning.counting import macs_of, parameters_of, skeleton
 from memexp.pruning.criteria import Criterion, create, name_of
-from memexp.pruning.filters import layer_of, layers, tensor_of, weights
+from memexp.pruning.filters import key, layer_of, layers, tensor_of, weights
 from memexp.pruning.latency import Measure, Table, measured
 from memexp.pruning.narrowing import carry_out, listed, prunable
 from memexp.pruning.netadapt import Tune, adapt
@@ -49,6 +49,7 @@ def remove(
     check_on: Tensor | Sequence[Tensor] | None = None,
     tune: Tune | None = None,
     measure: Measure = measured,
+    whole: nn.Module | None = None,
 ) -> Removal:
     """A pruned copy of `network` and a record of how it came about.
 
@@ -56,7 +57,8 @@ def remove(
     options: of the criterion. data: batches of (inputs, targets) for criteria and orders that read them, to be gone through
     more than once. loss_fn: the mean over a batch's samples. seed: of criteria that draw. check_on: a real batch of inputs for
     the check of narrowed against masked; by default data's first, else example_input. tune: trains a network in place for a
-    short time, between the steps of order=latency. measure: (module, inputs) -> seconds.
+    short time, between the steps of order=latency. measure: (module, inputs) -> seconds. whole: of a removal that is one of
+    several rounds (Settings.of_round), the network before the first: ratio and floor are shares of its channels.
 
     Raises ValueError for settings that are not allowed, for a layer that is not there, for a target that cannot be met, and
     for missing data; CheckFailed where narrowed and masked network differ.
@@ -75,6 +77,7 @@ def remove(
     if isinstance(settings.scope, Mapping):
         chosen = listed(network, graph, settings.scope)
         groups = {number: group for number, group in groups.items() if number in chosen}
+    sizes = _whole_sizes(groups, graph if whole is None else trace(whole, *inputs))
     found = made.scores(network, list(groups.values()), calibration)
     scores = {n: score.tolist() for n, score in zip(groups, found, strict=True)}
     timed = target is not None and target.measure == "latency"
@@ -83,12 +86,12 @@ def remove(
     if settings.order == "latency":
         assert target is not None
         assert table is not None
-        adapted = adapt(network, graph, inputs, made, calibration, settings, target, table, [batch], tune)
+        adapted = adapt(network, graph, inputs, made, calibration, settings, target, table, [batch], tune, sizes)
         kept, pruned, checked = adapted.kept, adapted.network, adapted.check
         edit = narrow_edit(graph, kept)
         figures["steps"] = adapted.steps
     else:
-        kept = _choose(network, graph, inputs, scores, made, settings, target, table)
+        kept = _choose(network, graph, inputs, scores, sizes, made, settings, target, table)
         pruned, edit, checked = carry_out(network, graph, kept, made, [batch])
     if table is not None:
         with skeleton(network, graph, inputs) as bones:
@@ -145,13 +148,13 @@ def foresee(
     scores = {n: [0.0] * group.size for n, group in groups.items()}
     sizes = {n: group.size for n, group in groups.items()}
     if whole is not None and settings.order == "sequential":  # the whole of it, which rounds reach together
-        narrowest = settings.floor**rounds if settings.scope == "global" else 0.0
-        removals = selection.over_all(scores, narrowest, comparable=True)
+        narrowest = settings.floor if settings.scope == "global" else 0.0
+        removals = selection.over_all(scores, sizes, narrowest, comparable=True)
         with skeleton(network, graph, (example_input,)) as bones:
             cost = bones.macs if whole.measure == "macs" else bones.parameters
             selection.reach(str(whole), whole.share, removals, sizes, cost)
     if target is None or settings.scope != "global":
-        _choose(network, graph, (example_input,), scores, made, first, target, None)
+        _choose(network, graph, (example_input,), scores, sizes, made, first, target, None)
 
 
 def prune(
@@ -187,31 +190,32 @@ def _choose(
     graph: Graph,
     inputs: Sequence[Tensor],
     scores: selection.Scores,
+    whole: selection.Sizes,
     criterion: Criterion,
     settings: Settings,
     target: Target | None,
     table: Table | None,
 ) -> Kept:
-    """The channels that stay, by scope, order and target."""
+    """The channels that stay, by scope, order and target. whole: channels of each group before the first round."""
     sizes = {number: len(score) for number, score in scores.items()}
     if isinstance(settings.scope, Mapping):
-        return selection.kept(selection.shares(scores, listed(network, graph, settings.scope)), sizes)
+        return selection.kept(selection.shares(scores, whole, listed(network, graph, settings.scope)), sizes)
     if settings.scope == "global":
-        removals = selection.over_all(scores, settings.floor, criterion.comparable)
+        removals = selection.over_all(scores, whole, settings.floor, criterion.comparable)
         if settings.ratio is not None:
-            return selection.kept(selection.share_of_all(removals, sizes, settings.ratio), sizes)
+            return selection.kept(selection.share_of_all(removals, sizes, whole, settings.ratio), sizes)
     elif target is None:
         assert settings.ratio is not None
-        return selection.kept(selection.shares(scores, dict.fromkeys(scores, settings.ratio)), sizes)
+        return selection.kept(selection.shares(scores, whole, dict.fromkeys(scores, settings.ratio)), sizes)
     else:
-        removals = selection.by_layer(scores)
+        removals = selection.by_layer(scores, whole)
     assert target is not None
     with skeleton(network, graph, inputs) as bones:
         if settings.order == "energy":
-            spent = energy.by_layer(bones.uses({}))
+            spent = energy.by_layer(bones.uses({}), bones.samples())
             own = {n: sum(spent.get(layer, 0.0) for layer in layers(graph.groups[n])) for n in scores}
             most = 1 - settings.floor if settings.ratio is None else settings.ratio
-            removals = selection.layer_by_layer(scores, sorted(own, key=lambda n: (-own[n], n)), most)
+            removals = selection.layer_by_layer(scores, whole, sorted(own, key=lambda n: (-own[n], n)), most)
 
         def cost(kept: Kept) -> float:
             if table is not None:
@@ -221,9 +225,15 @@ def _choose(
         return selection.meet(str(target), target.share, removals, sizes, cost)
 
 
+def _whole_sizes(groups: Mapping[int, Group], graph: Graph) -> dict[int, int]:
+    """How many channels each group has in `graph`, of the network before the first round."""
+    sizes = {key(group): group.size for group in graph.groups}
+    return {number: sizes.get(key(group), group.size) for number, group in groups.items()}
+
+
 def _macs(network: nn.Module, inputs: Sequence[Tensor]) -> int:
     with evaluating(network):
-        return macs_of(network, inputs)
+        return macs_of(network, copied(inputs))
 
 
 def _widths(before: nn.Module, after: nn.Module, groups: Iterable[Group]) -> dict[str, list[int]]:

@@ -4,7 +4,8 @@ layer     every layer gives the same share of its channels, its least scores fir
 global    least scores of the whole network first, but each layer keeps a share (`floor`) of its channels
 list      each named layer gives its own share, all others nothing
 
-A share r of n channels leaves floor((1 - r) n), as Li et al. 2017 count, and never fewer than one.
+A share r of n channels leaves floor((1 - r) n), as Li et al. 2017 count, and never fewer than one. In rounds n is the number of
+channels before the first (`whole`): rounded anew in each, shares would add up to more.
 """
 
 import math
@@ -13,6 +14,7 @@ from itertools import islice
 
 Channel = tuple[int, int]  # group, channel
 Scores = Mapping[int, Sequence[float]]  # group -> the score of each channel
+Sizes = Mapping[int, int]  # group -> its channels
 Kept = dict[int, list[int]]  # group -> the channels that stay; groups that lose none are left out
 Cost = Callable[[Kept], float]
 
@@ -26,30 +28,30 @@ def left(channels: int, ratio: float) -> int:
     return max(1, math.floor((1 - ratio) * channels + 1e-9))
 
 
-def by_layer(scores: Scores) -> list[Channel]:
+def by_layer(scores: Scores, whole: Sizes) -> list[Channel]:
     """Every layer in step: after a share of this list each layer has lost that share."""
     ranked = [
-        (removed / len(score), group, channel)
+        (removed / whole[group], group, channel)
         for group, score in scores.items()
-        for removed, channel in enumerate(_least_first(score)[:-1], start=1)
+        for removed, channel in enumerate(_least_first(score)[:-1], start=whole[group] - len(score) + 1)
     ]
     return [(group, channel) for _, group, channel in sorted(ranked, key=lambda entry: entry[:2])]
 
 
-def over_all(scores: Scores, floor: float, comparable: bool) -> list[Channel]:
+def over_all(scores: Scores, whole: Sizes, floor: float, comparable: bool) -> list[Channel]:
     """Least scores first, until each layer has its floor. Scores that are not comparable are divided by their layer's rms."""
     ranked = []
     for group, score in scores.items():
         rms = 1.0 if comparable else math.sqrt(sum(s * s for s in score) / len(score)) or 1.0
-        leaving = _least_first(score)[: len(score) - at_least(len(score), floor)]
+        leaving = _leaving(score, at_least(whole[group], floor))
         ranked += [(score[channel] / rms, group, channel) for channel in leaving]
     return [(group, channel) for _, group, channel in sorted(ranked)]
 
 
-def share_of_all(removals: Sequence[Channel], sizes: Mapping[int, int], ratio: float) -> Sequence[Channel]:
-    """As many of `removals` as are the share `ratio` of all channels. Raises ValueError where floors leave fewer to remove."""
+def share_of_all(removals: Sequence[Channel], sizes: Sizes, whole: Sizes, ratio: float) -> Sequence[Channel]:
+    """As many of `removals` as make it the share `ratio` of all channels. Raises ValueError where floors leave fewer to go."""
     total = sum(sizes.values())
-    count = total - left(total, ratio)
+    count = max(0, total - left(sum(whole.values()), ratio))
     if count > len(removals):
         raise ValueError(
             f"ratio={ratio:g} is {count} of {total} channels, and with every layer at its floor {len(removals)} go: choose a "
@@ -58,18 +60,14 @@ def share_of_all(removals: Sequence[Channel], sizes: Mapping[int, int], ratio: f
     return removals[:count]
 
 
-def layer_by_layer(scores: Scores, groups: Iterable[int], ratio: float) -> list[Channel]:
+def layer_by_layer(scores: Scores, whole: Sizes, groups: Iterable[int], ratio: float) -> list[Channel]:
     """One layer after the other, in the order of `groups`, each the whole share `ratio`."""
-    return [
-        (group, channel)
-        for group in groups
-        for channel in _least_first(scores[group])[: len(scores[group]) - left(len(scores[group]), ratio)]
-    ]
+    return [(group, channel) for group in groups for channel in _leaving(scores[group], left(whole[group], ratio))]
 
 
-def shares(scores: Scores, ratios: Mapping[int, float]) -> list[Channel]:
+def shares(scores: Scores, whole: Sizes, ratios: Mapping[int, float]) -> list[Channel]:
     """Each group its own share."""
-    return [removal for group, ratio in ratios.items() for removal in layer_by_layer(scores, [group], ratio)]
+    return [removal for group, ratio in ratios.items() for removal in layer_by_layer(scores, whole, [group], ratio)]
 
 
 def at_least(channels: int, floor: float) -> int:
@@ -77,7 +75,7 @@ def at_least(channels: int, floor: float) -> int:
     return max(1, math.ceil(floor * channels - 1e-9))
 
 
-def kept(removals: Iterable[Channel], sizes: Mapping[int, int]) -> Kept:
+def kept(removals: Iterable[Channel], sizes: Sizes) -> Kept:
     """What stays of the groups that lose channels."""
     gone: dict[int, set[int]] = {}
     for group, channel in removals:
@@ -85,7 +83,7 @@ def kept(removals: Iterable[Channel], sizes: Mapping[int, int]) -> Kept:
     return {group: [c for c in range(sizes[group]) if c not in lost] for group, lost in sorted(gone.items())}
 
 
-def meet(target: str, share: float, removals: Sequence[Channel], sizes: Mapping[int, int], cost: Cost) -> Kept:
+def meet(target: str, share: float, removals: Sequence[Channel], sizes: Sizes, cost: Cost) -> Kept:
     """What stays when as many of `removals` are carried out as bring `cost` to `share` of the whole network's.
 
     The prefix is found by false position; where one channel costs more than the tolerance, later ones that do not go in its
@@ -126,7 +124,7 @@ def meet(target: str, share: float, removals: Sequence[Channel], sizes: Mapping[
     )
 
 
-def reach(target: str, share: float, removals: Sequence[Channel], sizes: Mapping[int, int], cost: Cost) -> None:
+def reach(target: str, share: float, removals: Sequence[Channel], sizes: Sizes, cost: Cost) -> None:
     """Raises ValueError, as `meet`, where all removals together do not reach the target."""
     _check_reach(target, share, cost(kept(removals, sizes)) / cost({}))
 
@@ -137,6 +135,11 @@ def _check_reach(target: str, share: float, least: float) -> None:
             f"target={target} cannot be met: with every layer at its least width {least:.3f} of the whole network is left; "
             "choose a larger share, or let more layers or more of each layer go"
         )
+
+
+def _leaving(score: Sequence[float], staying: int) -> list[int]:
+    """The least scores that go where so many stay."""
+    return _least_first(score)[: max(0, len(score) - staying)]
 
 
 def _least_first(score: Sequence[float]) -> list[int]:

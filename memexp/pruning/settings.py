@@ -54,12 +54,13 @@ class Settings:
     def of_round(self, rounds: int, left: float = 1.0, round: int = 1) -> "Settings":
         """What round `round` (from 1) of `rounds` is asked for, each by an equal factor, so that the last reaches the whole.
 
-        left: the share of the whole network's MACs, parameters or latency that the rounds before have left, so that what one
-        round misses of its target the next makes up for.
+        Shares of channels, or weights, are of those before the first round, and what has gone counts. A target is of the
+        network that the round begins with; left: the share of the whole network's MACs, parameters or latency that the rounds
+        before have left, so that what one round misses of its target the next makes up for.
         """
 
         def part(ratio: float) -> float:
-            return float(1 - (1 - ratio) ** (1 / rounds))
+            return float(1 - (1 - ratio) ** (round / rounds))
 
         target = None
         if self.target is not None:

@@ -80,14 +80,14 @@ def carry_out(run: Run) -> dict[str, Any]:
     arguments: dict[str, Any] = {"data": read, "loss_fn": loss_fn, "options": _options(cfg)}
     run.network.eval()
     if prune.unstructured:
-        ratio, scope = _masked_share(run)
+        settings = _of_round(run)
         with _kept(run):
             masked, _, record = mask_weights(
                 run.network,
                 criterion=prune.name,
-                ratio=ratio,
-                scope=scope,
-                floor=prune.floor,
+                ratio=settings.ratio,
+                scope=settings.scope,
+                floor=settings.floor,
                 seed=cfg.seed,
                 **arguments,
             )
@@ -122,7 +122,7 @@ def _removed(run: Run, arguments: dict[str, Any], read: Sequence[tuple[Tensor, T
     """Removes channels, by the first of the draws where there are several; the figures."""
     cfg, prune = run.cfg, run.cfg.prune
     images = read[0][0]
-    settings = _of_round(run)
+    settings, before_rounds = _of_round(run), _before_rounds(run)
     whole = run.network
 
     def tuned(network: nn.Module) -> None:
@@ -130,7 +130,8 @@ def _removed(run: Run, arguments: dict[str, Any], read: Sequence[tuple[Tensor, T
 
     def removed(seed: int) -> Removal:
         with _kept(run):
-            return remove(whole, images, prune.name, settings, seed=seed, check_on=images, tune=tuned, **arguments)
+            asked = {"seed": seed, "check_on": images, "tune": tuned, "whole": before_rounds, **arguments}
+            return remove(whole, images, prune.name, settings, **asked)
 
     first, *others = (removed(cfg.seed + number) for number in range(prune.draws if prune.name == "random" else 1))
     figures = first.record
@@ -157,12 +158,25 @@ def _pictures(run: Run, before: Mapping[str, Tensor], removal: Removal) -> None:
     files.save(picture, run.directory.plots, f"{run.key}-weights")
 
 
+def _done(run: Run) -> list[dict[str, Any]]:
+    """Figures of the removals before this one."""
+    return [stage for stage in run.finished if stage_of(str(stage["key"])) == "prune"]
+
+
+def _before_rounds(run: Run) -> nn.Module | None:
+    """The network before the first of several rounds, with weights of no meaning; None in the first, and after the last."""
+    done = len(_done(run))
+    if not 0 < done < int(run.cfg.prune.rounds):
+        return None
+    first = [number for number, edit in enumerate(run.edits) if edit["kind"] == "narrow"][-done]
+    return build.at_start(run.cfg, run.edits[:first])[0].to(run.device)
+
+
 def _of_round(run: Run) -> Settings:
     """What this removal is asked for: of several rounds each its part."""
-    settings = _settings(run.cfg)
-    done = [stage for stage in run.finished if stage_of(str(stage["key"])) == "prune"]
+    settings, done = _settings(run.cfg), _done(run)
     rounds = int(run.cfg.prune.rounds)
-    if rounds == 1 or len(done) >= rounds:
+    if len(done) >= rounds:
         return settings
     left = 1.0
     if settings.target is not None:
@@ -175,20 +189,6 @@ def _of_round(run: Run) -> Settings:
 
 def _settings(cfg: DictConfig) -> Settings:
     return Settings(**{key: cfg.prune[key] for key in KEYS})
-
-
-def _masked_share(run: Run) -> tuple[float | None, Any]:
-    """The share of all weights that is zero after this round, those of the rounds before included; and the scope."""
-    settings = _of_round(run)
-    rounds = int(run.cfg.prune.rounds)
-    number = min(rounds, 1 + sum(stage_of(str(stage["key"])) == "prune" for stage in run.finished))
-
-    def so_far(part: float) -> float:
-        return 1 - (1 - part) ** (number if rounds > 1 else 1)
-
-    ratio = None if settings.ratio is None else so_far(settings.ratio)
-    scope = settings.scope
-    return ratio, {k: so_far(v) for k, v in scope.items()} if isinstance(scope, Mapping) else scope
 
 
 def _options(cfg: DictConfig) -> dict[str, Any]:

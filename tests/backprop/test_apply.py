@@ -285,6 +285,12 @@ def coupling():
     return AdditiveCoupling(nn.Linear(8, 8), nn.Linear(8, 8))
 
 
+@pytest.mark.parametrize("blocks", ["layer1", nn.Linear, [0]])
+def test_blocks_are_a_list_of_names_and_classes(blocks):
+    with pytest.raises(ValueError, match=r"^blocks=.*: use a list of names of modules and of classes"):
+        apply(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), "light", blocks=blocks)
+
+
 @pytest.mark.parametrize(
     "parts",
     [

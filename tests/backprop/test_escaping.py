@@ -116,6 +116,16 @@ def test_also_where_the_step_is_a_chain():
         (y.sum() + chain[0][1].loss).backward()
 
 
+@pytest.mark.parametrize("part", [lambda step: step, lambda step: step.layer])
+def test_also_where_the_step_or_a_layer_of_it_is_compiled(part):
+    chain = Chain([WithLoss(), WithLoss()], "checkpointed")
+    for step in chain:
+        part(step).compile(backend="aot_eager")
+    y = chain(torch.randn(5, 4))
+    with pytest.raises(StepError, match=r"step 0 \(WithLoss\) hands out beside its outputs"):
+        (y.sum() + chain[0].loss).backward()
+
+
 def test_light_has_it():
     found = gradients(apply(made(WithLoss), "light"), losses)
     assert all(map(torch.equal, found, gradients(made(WithLoss), losses)))

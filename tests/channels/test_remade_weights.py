@@ -81,3 +81,40 @@ def test_attention_says_how_wide_its_keys_and_values_are() -> None:
     narrowed, error = equality.difference(network, graph, {0: [0, 1, 5], 1: [2, 3, 4, 9]}, x)
     assert error < 1e-12
     assert (narrowed.attention.embed_dim, narrowed.attention.kdim, narrowed.attention.vdim) == (8, 3, 4)
+
+
+class Divided(nn.Module):
+    """Weights, or what they make, over a number that is zero where they are."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.w, self.g = way, nn.Parameter(torch.randn(8, 3, 1, 1)), nn.Parameter(torch.rand(8, 1, 1, 1))
+        self.last = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        w, norm = self.w, self.w.flatten(1).norm(dim=1)[:, None, None, None]
+        w, over_map = DIVIDED[self.way](w, norm, self.g)
+        y = nn.functional.conv2d(x, w)
+        return self.last(y / y.norm(dim=(2, 3), keepdim=True) if over_map else y)
+
+
+DIVIDED: dict[str, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, bool]]] = {
+    "norm": lambda w, norm, g: (w / norm, False),
+    "norm and length": lambda w, norm, g: (g * w / norm, False),
+    "power": lambda w, norm, g: (w * norm.pow(-1), False),
+    "deviation": lambda w, norm, g: ((w - w.mean(1, keepdim=True)) / w.std(1, keepdim=True), False),
+    "normalize": lambda w, norm, g: (nn.functional.normalize(w, dim=1), False),
+    "norm of the map": lambda w, norm, g: (g * w, True),
+}
+
+
+@pytest.mark.parametrize("way", DIVIDED)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_channel_that_zero_weights_make_no_number_is_masked_where_it_is_taken(way: str) -> None:
+    torch.manual_seed(0)
+    network, x = Divided(way).double().eval(), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    graph = channels.trace(network, x)
+    assert [group.size for group in graph.groups] == [8]
+    narrowed, error = equality.difference(network, graph, {0: [0, 2, 7]}, x)
+    assert error < 1e-12
+    assert narrowed.w.shape[0] == 3

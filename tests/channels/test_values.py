@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from memexp import channels
 from memexp.integral import convert
+from memexp.pruning import prune
+from memexp.pruning.checking import CheckFailed
 
 
 class Valued(nn.Module):
@@ -78,3 +80,39 @@ def test_an_integral_network_keeps_a_width_that_is_a_value() -> None:
     assert list(integral.groups) == ["d"]
     assert "itself a value" in integral.discrete["f.weight[0]"]
     assert integral.discretize(0.5).c == 8
+
+
+UNSEEN: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "product with a float from the left": lambda y, c: (0.5 * c) * y,
+    "difference from a float": lambda y, c: (9.0 - c) * y,
+    "math.log": lambda y, c: y * math.log(c),
+    "int": lambda y, c: y * int(c // 2),
+    "negative": lambda y, c: y * -c,
+}
+
+
+@pytest.mark.parametrize("of", ["attribute", "shape"])
+@pytest.mark.parametrize("name", UNSEEN)
+def test_a_value_that_a_trace_does_not_see_shows_in_what_is_computed(name: str, of: str) -> None:
+    torch.manual_seed(0)
+    network, x = equality.randomise(Valued(UNSEEN[name], of).double()), torch.randn(2, 4, dtype=torch.float64)
+    integral = convert(network, x)
+    assert list(integral.groups) == ["d"]
+    assert "computes with their number" in integral.discrete["f"]
+    assert integral.discretize(0.5).c == 8
+    with pytest.raises(CheckFailed, match="of the channels of f: the forward computes with their number"):
+        prune(network, x, ratio=0.5)
+
+
+class OfItself(nn.Conv1d):
+    """Scaled by the width that the layer says of itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv1d(0.5 * self.in_channels * x, self.weight, self.bias)
+
+
+def test_the_width_that_a_layer_says_of_itself_is_a_value_too() -> None:
+    network = Valued(lambda y, c: y, "attribute").eval()
+    network.d = OfItself(8, 6, 1)
+    with pytest.raises(CheckFailed, match="of the channels of f: the forward computes with their number"):
+        prune(network, torch.randn(2, 4), ratio=0.5)

@@ -372,17 +372,37 @@ def test_a_target_between_two_single_channels_is_refused():
         prune(network, torch.randn(2, 4), target="macs:0.7")
 
 
-@pytest.mark.parametrize("asked", [{"ratio": 0.6}, {"target": "macs:0.4"}, {"scope": {"0": 0.5, "4": 0.75}}])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"ratio": 0.6},
+        {"ratio": 0.3},
+        {"ratio": 0.45, "scope": "global", "floor": 0.3},
+        {"scope": {"0": 0.5, "4": 0.75}},
+        {"target": "macs:0.4"},
+        {"target": "params:0.4", "scope": "global", "floor": 0.3},
+        {"target": "macs:0.4", "order": "energy", "floor": 0.3},
+    ],
+)
 def test_rounds_reach_what_one_pruning_would(asked):
-    settings, network, left = Settings(**asked), small((16, 32, 24)), 1.0
+    """Shares and floors are of the channels before the first round: rounded in each, they would add up to more."""
+    settings, network, left = Settings(**asked), small((15, 31, 47)), 1.0
     whole = remove(network, IMAGES, "l1_norm", settings).record
+    measure = "parameters" if "params" in asked.get("target", "") else "macs"
     for number in (1, 2, 3):
-        record = (step := remove(network, IMAGES, "l1_norm", settings.of_round(3, left, number))).record
-        network = step.network
-        left = record["macs"]["after"] / whole["macs"]["before"]
-    assert left == pytest.approx(
-        whole["macs"]["after"] / whole["macs"]["before"], rel=0.03 if "target" in asked else 0.2
-    )
+        step = remove(network, IMAGES, "l1_norm", settings.of_round(3, left, number), whole=small((15, 31, 47)))
+        network, record = step.network, step.record
+        left = record[measure]["after"] / whole[measure]["before"]
+    if "target" in asked:
+        assert left == pytest.approx(whole[measure]["after"] / whole[measure]["before"], rel=0.02)
+    else:
+        assert record["channels"]["after"] == whole["channels"]["after"]
+    if asked.get("scope") != "global" and "order" not in asked:
+        assert [after for _, after in record["widths"].values()] == pytest.approx(
+            [after for _, after in whole["widths"].values()], abs=0 if "target" not in asked else 1
+        )
+    if "floor" in asked:
+        assert all(after >= int(0.3 * n) for n, after in zip((15, 31, 47), widths(network), strict=True))
 
 
 def test_the_record_is_plain_data():

@@ -113,3 +113,16 @@ def test_without_a_normalisation_there_is_no_scale(criterion, options, middle):
 def test_every_criterion_scores_one_figure_a_filter_where_all_of_these_are():
     for criterion in CRITERIA:
         assert len(scored(network(nn.BatchNorm2d(4), Scale(), Shift(1, 4, 1, 1)), criterion)) == 4
+
+
+@pytest.mark.parametrize("criterion", ["l1_norm", "taylor_weight", "obd"])
+def test_a_mask_of_weights_is_no_filter(criterion: str) -> None:
+    """A buffer that weights are multiplied by was scored beside them, or had no gradient to be scored by."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
+    torch.nn.utils.prune.l1_unstructured(network[0], "weight", 0.3)
+    x = torch.randn(4, 3)
+    result = remove(network, x, criterion, Settings(ratio=0.5), data=[(x, torch.tensor([0, 1, 0, 1]))])
+    assert result.record["widths"] == {"0": [6, 3]}
+    if criterion == "l1_norm":
+        assert result.groups[0]["scores"] == pytest.approx(network[0].weight_orig.abs().sum(1).tolist())

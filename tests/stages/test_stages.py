@@ -137,6 +137,13 @@ def test_what_is_not_as_asked_for_is_said(tmp_path, monkeypatch, caplog):
     assert "stands in the middle of its stage train" in caplog.text
 
 
+def test_a_share_in_rounds_is_that_of_one_round(tmp_path):
+    """A quarter of 16 channels leaves 12, and rounded in each of two rounds it would leave 11."""
+    results = run(tmp_path, *RESNET, *DATA, "max_steps=1", "prune=l1_norm", "prune.ratio=0.25", "prune.rounds=2")
+    rounds = [stage["prune"]["widths"]["stem.0"] for stage in results["stages"] if "prune" in stage]
+    assert (rounds[0][0], rounds[1][1]) == (16, 12)
+
+
 def test_single_weights_go_round_by_round(tmp_path):
     prune = ["prune=l1_norm", "prune.ratio=0.9", "prune.unstructured=true", "prune.rounds=2"]
     results = run(tmp_path, *RESNET, *DATA, "max_steps=1", *prune)

@@ -13,8 +13,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from memexp.channels import Group, Member
-from memexp.fusing.flow import arguments
+from memexp.channels import Group, Member, called
 from memexp.pruning.activations import Activations, Place, check_rows, gives_channels, places
 from memexp.pruning.calibration import Batch, Calibration, calibrating
 from memexp.pruning.criteria.base import Criterion
@@ -39,7 +38,7 @@ class OfActivations(Criterion):
         kept: dict[tuple[int, Place], list[Tensor]] = defaultdict(list)
         samples = 0
         with calibrating(network):
-            after_relu, own = places(network, [list(members) for members in makers], arguments(inputs))
+            after_relu, own = places(network, [list(members) for members in makers], inputs)
             for members, group in zip(makers, groups, strict=True):
                 if not members.keys() & (after_relu | own):
                     raise ValueError(
@@ -51,7 +50,7 @@ class OfActivations(Criterion):
                     for number, members in enumerate(makers):
                         if maker := next((layer for layer in place if layer in members), None):
                             kept[number, place].append(self.keep(_owned(figures, members[maker])))
-                samples += len(arguments(batch[0])[0])
+                samples += called.rows(batch[0])
         return [
             combined(self.over_samples(torch.cat(found), samples) for (of, _), found in kept.items() if of == number)
             for number in range(len(groups))
@@ -79,10 +78,10 @@ class OfValues(OfActivations):
         self, network: nn.Module, after_relu: set[str], own: set[str], batch: Batch, calibration: Calibration
     ) -> dict[Place, Tensor]:
         maps: dict[Place, list[Tensor]] = defaultdict(list)
-        inputs = arguments(batch[0])
+        inputs, samples = called.copied(batch[0]), called.rows(batch[0])
 
         def read(place: Place, activation: Tensor) -> Tensor:
-            check_rows(place, activation, len(inputs[0]))
+            check_rows(place, activation, samples)
             maps[place].append(self.of(activation[..., None].flatten(2)).double())
             return activation
 
@@ -147,17 +146,17 @@ class OfProducts(OfActivations):
     def figures(
         self, network: nn.Module, after_relu: set[str], own: set[str], batch: Batch, calibration: Calibration
     ) -> dict[Place, Tensor]:
-        inputs, targets = arguments(batch[0]), batch[1]
+        inputs, samples = called.copied(batch[0]), called.rows(batch[0])
         gates: dict[Place, list[tuple[Tensor, int]]] = defaultdict(list)
 
         def read(place: Place, activation: Tensor) -> Tensor:
-            check_rows(place, activation, len(inputs[0]))
+            check_rows(place, activation, samples)
             gate = activation.new_ones(activation.shape[:2]).requires_grad_()
             gates[place].append((gate, activation[0, 0].numel()))
             return activation * gate.view(gate.shape + (1,) * (activation.ndim - 2))
 
         with torch.enable_grad(), Activations(network, after_relu, own, read):
-            loss = calibration.loss_fn(network(*inputs), targets) * len(inputs[0])
+            loss = calibration.loss_fn(network(*inputs), batch[1]) * samples
         flat = [gate for found in gates.values() for gate, _ in found]
         gradients = iter(torch.autograd.grad(loss, flat, allow_unused=True))
         products: dict[Place, Tensor] = {}

@@ -1,0 +1,82 @@
+"""What a module's forward sets in attributes of its own is, for a recomputation, what the first pass has found."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from memexp.backprop import AdditiveCoupling, Chain, StepError, check
+
+
+class Layer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.state = torch.ones(4)
+
+
+class Counting(Layer):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return torch.tanh(self.layer(x) * self.calls)
+
+
+class Once(Layer):
+    """Makes what it needs in its first call, and deletes what it needed for that."""
+
+    def forward(self, x):
+        if hasattr(self, "state"):
+            self.table = 3 * self.state
+            del self.state
+            return torch.tanh(self.layer(x))
+        return torch.tanh(self.layer(x) * self.table)
+
+
+class Recurrent(Layer):
+    """Its state is a result, that has a graph."""
+
+    def forward(self, x):
+        self.state = torch.tanh(self.layer(x) + self.state.detach())
+        return self.state
+
+
+class InPlace(Layer):
+    def forward(self, x):
+        self.state.mul_(2.0)
+        return torch.tanh(self.layer(x) * self.state)
+
+
+def trained(steps, backprop):
+    """Gradients of two passes, and the attributes after them."""
+    network = Chain(copy.deepcopy(steps), backprop)
+    for seed in range(2):
+        streams = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(seed)).unbind()
+        outputs = network(*streams[: 2 if isinstance(steps[0], AdditiveCoupling) else 1])
+        (outputs if isinstance(outputs, torch.Tensor) else outputs[0] + outputs[1]).sum().backward()
+    own = [vars(m).get(key, 0) for m in network.modules() for key in ("calls", "state", "table")]
+    return [p.grad for p in network.parameters()], [torch.as_tensor(value) for value in own]
+
+
+@pytest.mark.parametrize("backprop", ["checkpointed", "reversible"])
+@pytest.mark.parametrize("kind", [Counting, Once, Recurrent])
+def test_gradients_and_attributes_are_those_of_stored(kind, backprop):
+    steps = [kind() for _ in range(4)]
+    if backprop == "reversible":
+        steps = [AdditiveCoupling(*steps[:2]), AdditiveCoupling(*steps[2:])]
+    for found, expected in zip(trained(steps, backprop), trained(steps, "stored"), strict=True):
+        assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_tensor_that_is_written_in_place_is_refused():
+    with pytest.raises(StepError, match=r"InPlace writes to the tensor in its attribute state in place"):
+        Chain([InPlace()], "checkpointed")(torch.ones(2, 4))
+
+
+def test_checking_leaves_them_as_they_are():
+    network = Chain([Counting()], "checkpointed", check=True)
+    network(torch.ones(2, 4))
+    assert network[0].calls == 1
+    assert check(network, torch.ones(2, 4)).steps[0].repeatable
