@@ -39,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif stream is getattr(sys, f"__{name}__"):
             stream.reconfigure(errors="replace")  # a terminal of few characters ends no run
             _outlive_the_reader(stream)
+    if _follows() and not _trains(arguments):
+        return 0  # what is no run the first process does alone
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
         return 0 if arguments else 2
@@ -57,6 +59,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f" Did you mean '{near[0]}'?" if near else ""
         return _fail(f"'{command}' is not a command; there are {', '.join(COMMANDS)}.{hint}", 2)
     return _guarded(COMMANDS[command][1], rest)
+
+
+def _follows() -> bool:
+    """Whether torchrun has started this process as another one than its first, which composes and writes."""
+    return int(os.environ.get("RANK", "0")) > 0
+
+
+def _trains(arguments: Sequence[str]) -> bool:
+    """Whether this command begins or goes on with one run, in which all of torchrun's processes take part."""
+    asks = (*HYDRA_ONLY, "-h", "--help", "--cfg", "-c", "experiment=list", "-m", "--multirun", "hydra.mode=MULTIRUN")
+    asked = any(text in asks or text.split("=")[0] in (*HYDRA_ONLY, "--cfg") for text in arguments)
+    return bool(arguments) and arguments[0] in ("train", "resume") and not asked
 
 
 def _outlive_the_reader(stream: Any) -> None:
@@ -145,7 +159,7 @@ def _overview() -> str:
 
 
 def _train(arguments: list[str]) -> int:
-    if int(os.environ.get("RANK", "0")) > 0:
+    if _follows():
         return _join()
     if "-h" in arguments or "--help" in arguments:
         print(TRAIN_HELP.format(groups=_groups()))
@@ -197,7 +211,7 @@ def _groups() -> str:
 
 
 def _resume(arguments: list[str]) -> int:
-    if int(os.environ.get("RANK", "0")) > 0:
+    if _follows():
         return _join()
     parser = _parser(
         "resume",

@@ -155,7 +155,7 @@ def _status(job: Job, sweep: Sweep, own_session: bool, begun: Sequence[Job]) -> 
     if before is not None and same and before.get("status") == "done":
         _say(f"{title}\n  done before, in {job.directory}")
         return "done"
-    if (start := next((other for other in begun if other.results.get("status") != "done"), None)) is not None:
+    if (start := next((other for other in begun if other.status != "done"), None)) is not None:
         reason = f"it starts from {start.directory}, and that job of the sweep is {start.status}, not done"
         _say(f"{title}\n  not run: {reason}")
         record_failure(job, reason, before if same else None)

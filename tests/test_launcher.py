@@ -219,12 +219,20 @@ def test_a_job_waits_for_the_one_that_it_starts_from_and_no_other(tmp_path, monk
     assert order == ["third", "first", "second"]
 
 
-@pytest.mark.parametrize("status", ["failed", "nan", "oom"])
-def test_a_job_does_not_start_from_one_that_has_not_come_to_its_end(tmp_path, monkeypatch, status):
+@pytest.mark.parametrize(
+    ("left", "status"),
+    [
+        ("failed", "failed"),
+        ("nan", "nan"),
+        ("oom", "oom"),
+        ("done", "failed"),
+    ],  # at last: of other settings, in its place
+)
+def test_a_job_does_not_start_from_one_that_has_not_come_to_its_end(tmp_path, monkeypatch, left, status):
     first = Job(0, ["model.depth=8"], tmp_path / "first", hash="abc")
     second = Job(1, ["model=resnet", f"init_from={tmp_path}/first"], tmp_path / "second", hash="abc")
     sweep = Sweep("config", [], [first, second], total=2)
-    processes = Processes(1, status)
+    processes = Processes(1, left)
     monkeypatch.setattr(jobs, "run_process", processes)
     LocalLauncher(1).carry_out(sweep.jobs, sweep)
     assert [job.status for job in sweep.jobs] == [status, "failed"]

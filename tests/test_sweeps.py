@@ -95,6 +95,24 @@ def test_b19_two_values_never_share_a_folder_and_hydras_own_sweeps_work(sweep, b
     assert len(reports) == 1
 
 
+@pytest.mark.parametrize("sweeper", ["cases", "basic"])
+def test_a_folder_of_two_jobs_is_refused_before_anything_is_made(sweep, sweeper, tmp_path, capsys):
+    names, reports, status = sweep(f"hydra/sweeper={sweeper}", "hydra.sweep.subdir=x", "seed=1,2")
+    assert (names, reports, status) == ([], [], 2)
+    assert "nothing in its name tells seed=2 from the other" in capsys.readouterr().err
+    assert not (tmp_path / "outputs").exists() or sweeper == "basic"  # which writes down what it sweeps first
+
+
+def test_each_seed_of_an_experiment_starts_from_a_run_of_its_own(sweep, capsys):
+    names, _, status = sweep(
+        base=["train", "-m", "experiment=node/table2", "scale=laptop", "dataset=digits", "seed=1,2"]
+    )
+    told = capsys.readouterr().out
+    assert (status, told.count(" done in ")) == (0, 4)
+    assert names == [f"node/table2/{arm}-laptop-{seed}" for seed in (1, 2) for arm in ("tied", "untied")]
+    assert told.count("model.init_from='outputs/node/table2/tied-${scale}-${seed}'") == 2
+
+
 @pytest.mark.parametrize("where", ["local", "basic"])
 def test_a_failing_job_is_recorded_and_the_others_go_on_whatever_the_launcher(sweep, where, capsys):
     names, reports, status = sweep("seed=12,13,14", f"hydra/launcher={where}")

@@ -49,6 +49,11 @@ def create(
     from memexp.models import sizes
 
     path = _target_ or (FAMILIES[name].factory if name is not None and name in names() else None)
+    if path is None and name in FAMILIES:
+        raise ValueError(
+            f"{name!r} is a network of no images, which a study trains in its own way: `memexp train` carries that out, and "
+            f"there is nothing else to be done with it; networks of images are {', '.join(names())}"
+        )
     if path is None:
         raise ValueError(f"{name!r} is not a model; there are {', '.join(names())}")
     network: nn.Module = own.made(path, {"classes": classes, "shape": shape, "chain": chain}, settings, nn.Module)

@@ -65,10 +65,11 @@ def of_groups(groups: Sequence[Group]) -> Table:
     if same := {key: value for key, value in shared(runs).items() if key not in keys}:
         table.above.append("In all runs: " + ", ".join(f"{key}={value}" for key, value in same.items()))
     how = sorted({str(run.get("memory.how")) for run in runs if run.get("memory.how")})
-    if how and any(key.startswith(("memory.", "time.")) for _, key, *_ in measured):
-        table.notes.append(
-            f"peak and activations: {', '.join(how)}; MiB is 2^20 bytes. step: median, warm-up excluded."
-        )
+    shown_keys = [key for _, key, *_ in measured]
+    bytes_shown = how and any(key.startswith("memory.") for key in shown_keys)
+    notes = [f"peak and activations: {', '.join(how)}; MiB is 2^20 bytes."] if bytes_shown else []
+    notes += ["step: median, warm-up excluded."] if "time.step_median" in shown_keys else []
+    table.notes += [" ".join(notes)] if notes else []
     if any(len(group.seeds) > 1 for group in groups):
         table.notes.append("± is the sample standard deviation over n seeds.")
     table.notes += repeats(groups)

@@ -81,12 +81,12 @@ class Run:
     def evaluated(self, network: nn.Module, name: str) -> Evaluation:
         """Accuracy of `network` on the split `name`, beside training."""
         with self.meter.aside():
-            return evaluation.evaluate(network, self.splits.named(name), self.precision, self.world, self.stop.check)
+            return evaluation.evaluate(network, self.splits.named(name), self.precision, self.world, self.stop)
 
     def own_statistics(self, network: nn.Module) -> AbstractContextManager[int]:
         """Inside, statistics of batch normalisation are those of `network` itself, estimated over images as trained on."""
         return statistics.estimated_statistics(
-            network, self.splits.train, statistics.IMAGES, self.precision, self.world, self.stop.check
+            network, self.splits.train, statistics.IMAGES, self.precision, self.world, self.stop
         )
 
     @property

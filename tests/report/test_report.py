@@ -85,6 +85,32 @@ def test_runs_that_differ_by_seed_only_are_one_group(tmp_path):
     assert notes == []
 
 
+@pytest.mark.parametrize(("starts", "groups"), [(["x/tied-0", "x/tied-1"], [2]), (["x/a", "x/b"], [1, 1])])
+def test_seeds_that_start_from_runs_of_their_own_are_one_group(tmp_path, starts, groups):
+    for seed, start in enumerate(starts):
+        config = {"model": {"name": "resnet", "depth": 32, "init_from": start}}
+        overrides = [f"model.init_from='{start}'"]
+        add(tmp_path, f"r{seed}", seed=seed, config=config, overrides=overrides)
+    assert [len(members.runs) for members in group(find([tmp_path])[0])] == groups
+
+
+def test_the_scales_of_an_experiment_stand_side_by_side(tmp_path):
+    for i, (scale, seed) in enumerate([("laptop", 0), ("laptop", 1), ("paper", 0)]):
+        config = {"model": {"name": "resnet", "depth": 32}, "arm": "A", "scale": scale, "epochs": 3 + i // 2}
+        add(tmp_path, f"r{i}", seed=seed, config=config, scale=scale, experiment="x")
+    table = tables.of_groups(group(find([tmp_path])[0]))
+    assert table.headings[0] == "scale"
+    assert [row[:3] for row in table.rows] == [["laptop", "2 done", "2"], ["paper", "done", "1"]]
+
+
+@pytest.mark.parametrize(("without", "told"), [("time", "MiB is 2^20 bytes."), ("memory", "step: median")])
+def test_a_note_tells_of_what_the_table_has_alone(tmp_path, without, told):
+    add(tmp_path, "r", **{without: {}})
+    notes = tables.of_groups(group(find([tmp_path])[0])).notes
+    assert [told in note for note in notes] == [True]
+    assert len([word for word in ("peak", "step") if word in notes[0]]) == 1
+
+
 def test_runs_on_other_images_are_no_seeds_of_one(tmp_path):
     for seed, (root, images) in enumerate([("a", "1"), ("a", "1"), ("b", "2"), ("copy of a", "1")]):
         config = {"model": {"name": "resnet", "depth": 32}, "dataset": {"root": root}}
@@ -163,6 +189,15 @@ def test_a_line_against_depth_has_the_deviation_over_seeds_and_says_so(tmp_path)
     low, high = line.lines[2][0].get_segments()[0][:, 1]
     assert (high - low) / 2 == pytest.approx(32 * 2**0.5)
     assert axes.get_legend().get_title().get_text() == "mean, ± deviation over 2 seeds"
+
+
+def test_a_legend_names_the_lines_of_every_panel(tmp_path):
+    for dataset, model in (("cifar10", "resnet"), ("digits", "resnet"), ("digits", "revnet")):
+        for depth in (8, 14):
+            add(tmp_path, f"{dataset}-{model}-{depth}", model=model, depth=depth, dataset=dataset)
+    spec = {"x": "model.depth", "x_label": "depth", "y": "accuracy.top1", "y_label": "%", "panels": "dataset"}
+    (legend,) = plots.lines(group(find([tmp_path])[0]), spec).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["resnet", "revnet"]
 
 
 def test_a_legend_names_settings_outside_of_groups(tmp_path):
