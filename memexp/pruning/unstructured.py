@@ -19,9 +19,10 @@ from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
+from memexp.channels.called import apart
 from memexp.pruning import selection
 from memexp.pruning.calibration import Batch, Loss, given
-from memexp.pruning.criteria import CRITERIA, Criterion, OfElements, create, name_of
+from memexp.pruning.criteria import CRITERIA, Criterion, OfElements, check_finite, create, name_of
 from memexp.pruning.settings import Settings
 
 
@@ -69,6 +70,7 @@ def maskable(network: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
+@apart()
 def mask_weights(
     network: nn.Module,
     *,
@@ -100,6 +102,8 @@ def mask_weights(
     pruned = copy.deepcopy(network)
     weights = maskable(pruned)
     scores = {name: score.detach().double() for name, score in made.elements(pruned, list(shares), calibration).items()}
+    for name, score in scores.items():
+        check_finite(made, name.rpartition(".")[0], score)
     if scope == "global" and not made.comparable:
         scores = {name: score / score.square().mean().sqrt().clamp_min(1e-300) for name, score in scores.items()}
     # what is zero has gone, whatever its score: a criterion may find less in others (obd), or draw
