@@ -62,7 +62,7 @@ def test_pruned_in_rounds_to_a_target_tuned_and_fused(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "keys"),
     [
-        (["prune=snip", "prune.ratio=0.5"], ["prune", "train", "evaluate"]),
+        (["prune=snip", "prune.ratio=0.5", "prune.rounds=2"], ["prune-1", "prune-2", "train", "evaluate"]),
         (["prune=fisher", "prune.ratio=0.3", "prune.scope=global"], ["train", "prune", "tune", "evaluate"]),
         (["prune=random", "prune.ratio=0.5", "prune.draws=3"], ["train", "prune", "tune", "evaluate"]),
         (["prune=std", "prune.scope={stem.0:0.5}"], ["train", "prune", "tune", "evaluate"]),
@@ -73,6 +73,9 @@ def test_every_way_to_prune_is_a_list_of_stages(tmp_path, overrides, keys):
     results = run(tmp_path, *RESNET, *DATA, *overrides)
     assert [stage["key"] for stage in results["stages"]] == keys
     same_network(tmp_path)
+    if "prune.ratio=0.5" in overrides:
+        kept = [stage["prune"]["channels"] for stage in results["stages"] if "prune" in stage]
+        assert kept[-1]["after"] == pytest.approx(kept[0]["before"] / 2, abs=1)
     if "prune.draws=3" in overrides:
         draws = results["stages"][1]["prune"]["draws"]
         assert [draw["seed"] for draw in draws] == [1, 2]
