@@ -20,7 +20,7 @@ from memexp.options import name_of
 from memexp.record import RunDirectory
 from memexp.results import skeleton
 from memexp.stages import train, tune
-from memexp.stages.handed import Run, set_random_state
+from memexp.stages.handed import Run, placed, set_random_state
 from memexp.training import checkpoint, distribution, recipe
 from memexp.training.distribution import World
 from memexp.training.precision import Precision
@@ -104,7 +104,7 @@ def _standing(directory: RunDirectory, start: str | None, to_train: bool) -> tup
     if start is None:
         return path, None
     if start == "last" and not any(other.name != "best.pt" for other in directory.checkpoints.glob("*.pt")):
-        log.info("no checkpoint yet: starting from the beginning")
+        log.info("no checkpoint in %s: starting from the beginning", directory.checkpoints)
         return path, None
     return checkpoint.load_last(path, to_train) if start == "last" else (path, checkpoint.load(path))
 
@@ -203,12 +203,6 @@ def _takes(current: Run, then: dict[str, Any]) -> None:
         raise ConfigError(
             [f"dataset.image_size: images are {given}, and the network takes none but those of its training, {seen}"]
         ) from error
-
-
-def placed(network: torch.nn.Module, cfg: DictConfig, device: torch.device) -> torch.nn.Module:
-    """The network on the device, in the memory layout of the configuration."""
-    network = network.to(device)
-    return network.to(memory_format=torch.channels_last) if cfg.channels_last else network
 
 
 def _go_on(current: Run, state: dict[str, Any], to_train: bool) -> None:

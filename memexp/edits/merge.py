@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from memexp.channels.layout import laid_as
 from memexp.edits.fold import affine, normalises, rest, wide
 
 Pair = tuple[int, int]
@@ -52,13 +53,10 @@ class Kernel:
             raise ValueError("it would crop its input, which a convolution cannot")
         outputs, inputs = self.weight.shape[:2]
         g = self.groups
-        form = torch.contiguous_format
-        if like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous():
-            form = torch.channels_last
         conv = nn.Conv2d(inputs, outputs, self.size, self.stride, self.padding, groups=g, device="meta")
         blocks = self.weight.reshape(g, outputs // g, g, inputs // g, *self.size)[range(g), :, range(g)]
-        weight = blocks.flatten(0, 1).to(like.dtype).contiguous(memory_format=form)
-        conv.weight = nn.Parameter(weight, like.requires_grad)
+        weight = blocks.flatten(0, 1).to(like.dtype)
+        conv.weight = nn.Parameter(laid_as(like, weight) if like.ndim == 4 else weight, like.requires_grad)
         conv.bias = nn.Parameter(self.bias.to(like.dtype), like.requires_grad)
         return conv
 
@@ -222,12 +220,12 @@ def side_by_side(branches: Sequence[Kernel]) -> Kernel:
 
 
 def _like(network: nn.Module, chain: Sequence[Any]) -> Tensor:
-    """The first weight in the chain. Raises ValueError if there is none."""
-    for name in _layers(chain):
-        weight = getattr(_module(network, name), "weight", None)
-        if isinstance(weight, Tensor):
-            return weight
-    raise ValueError(f"chain={list(chain)} has no layer with weights")
+    """The first kernel in the chain, or else its first weight. Raises ValueError if there is none."""
+    found = [getattr(_module(network, name), "weight", None) for name in _layers(chain)]
+    weights = [weight for weight in found if isinstance(weight, Tensor)]
+    if not weights:
+        raise ValueError(f"chain={list(chain)} has no layer with weights")
+    return max(weights, key=lambda weight: weight.ndim)
 
 
 def _layers(chain: Sequence[Any]) -> Iterator[str]:

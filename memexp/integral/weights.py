@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 
+from memexp.channels.layout import laid_as
 from memexp.edits.fold import activates
 from memexp.integral.axis import Axis
 
@@ -205,7 +206,7 @@ def discretise_(layer: Integral) -> nn.Module:
         if value is None:
             continue
         old = getattr(layer, name)
-        value = value.detach().clone(memory_format=torch.contiguous_format)
+        value = laid_as(old, value.detach().clone())
         setattr(layer, name, nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value)
     axes = layer.axes
     layer.__class__ = layer.discrete  # type: ignore[assignment]
