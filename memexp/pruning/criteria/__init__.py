@@ -60,12 +60,11 @@ def create(criterion: str | Criterion, options: Mapping[str, Any] | None = None)
 
 def _checked(criterion: Criterion) -> Criterion:
     """All options that are numbers are counts or sizes."""
-    for field in fields(criterion) if is_dataclass(criterion) and type(criterion) in CRITERIA.values() else ():
-        value = getattr(criterion, field.name)
+    own = is_dataclass(criterion) and type(criterion) in CRITERIA.values()
+    for name in [field.name for field in fields(criterion)] if own else []:  # type: ignore[arg-type]
+        value = getattr(criterion, name)
         if not isinstance(value, bool) and not value > 0:
-            raise ValueError(
-                f"criterion={name_of(criterion)}: {field.name}={value!r} is not allowed: use a number above 0"
-            )
+            raise ValueError(f"criterion={name_of(criterion)}: {name}={value!r} is not allowed: use a number above 0")
     return criterion
 
 
