@@ -45,11 +45,11 @@ def compose(
     overrides: ["model=resnet", "model.depth=20"], or as typed, "model=resnet model.depth=20". config_dir: one or several
     directories of your own configs. Raises memexp.config.ConfigError with every problem.
     """
-    from memexp import config
+    from memexp import config, given
     from memexp.sweeper import with_arm
 
-    directories = _several(config_dir)
-    return config.compose(with_arm(_words(overrides), config_name, directories), config_name, directories)
+    directories, name = given.paths("config_dir", config_dir), given.text("config_name", config_name)
+    return config.compose(with_arm(given.words(overrides), name, directories), name, directories)
 
 
 def build_model(cfg: DictConfig | Mapping[str, Any]) -> nn.Module:
@@ -79,11 +79,14 @@ def resume(
     config_dir, trust: where the run has classes or functions of your own. Raises ConfigError, with nothing changed, for an
     override that would make it another run.
     """
-    from memexp import saved
+    from memexp import given, saved
+
+    own = saved.Own(list(map(str, given.paths("config_dir", config_dir))), trust)
+    there, words = given.path("run", run), given.words(overrides)
     from memexp.training.console import spoken
 
     with spoken():
-        return saved.resume(Path(run), _words(overrides), saved.Own(list(map(str, _several(config_dir))), trust))
+        return saved.resume(there, words, own)
 
 
 def evaluate(
@@ -98,12 +101,14 @@ def evaluate(
 
     checkpoint: last, best, or the key of a stage. Nothing in the run is changed. Otherwise as `resume`.
     """
-    from memexp import saved
+    from memexp import given, saved
+
+    own = saved.Own(list(map(str, given.paths("config_dir", config_dir))), trust)
+    there, words = given.path("run", run), given.words(overrides)
     from memexp.training.console import spoken
 
-    own = saved.Own(list(map(str, _several(config_dir))), trust)
     with spoken():
-        return saved.evaluate(Path(run), _words(overrides), split, checkpoint, own)
+        return saved.evaluate(there, words, split, checkpoint, own)
 
 
 def experiments() -> dict[str, str]:
@@ -112,13 +117,3 @@ def experiments() -> dict[str, str]:
     from memexp.report.experiments import listing
 
     return dict(listing(CONF))
-
-
-def _words(overrides: Sequence[str] | str) -> list[str]:
-    import shlex
-
-    return shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
-
-
-def _several(directories: str | Path | Sequence[str | Path]) -> list[str | Path]:
-    return [directories] if isinstance(directories, str | Path) else list(directories)

@@ -10,7 +10,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from memexp import contradictions, userfiles
 from memexp.options import STARTS
 from memexp.paths import CONF, PACKAGE
 from memexp.schema import nearest
+from memexp.unread import unread
 
 CONFIG_NAME = "config"
 # What Hydra and OmegaConf raise for a configuration that cannot be composed, and what they let through.
@@ -119,14 +120,40 @@ def first_valid(
 
 def sweeper_of(overrides: Sequence[str], config_name: str, config_dirs: Sequence[str | Path]) -> dict[str, Any]:
     """The settings of `hydra.sweeper`; none where they cannot be composed, of which `compose` tells."""
+    left = of_no_option(overrides, config_name, config_dirs)
     with _hydra(config_dirs):
         try:
-            settings = hydra_compose(config_name, list(overrides), return_hydra_config=True).hydra.sweeper
+            common = [text for text in overrides if text not in left]
+            settings = hydra_compose(config_name, common, return_hydra_config=True).hydra.sweeper
             found = OmegaConf.to_container(settings, resolve=True)
         except REFUSED:
             return {}
     assert isinstance(found, dict)
     return {str(key): value for key, value in found.items()}
+
+
+def of_no_option(overrides: Sequence[str], config_name: str, config_dirs: Sequence[str | Path]) -> list[str]:
+    """The overrides whose keys nothing that is chosen has: those of options that only a sweep's jobs choose, such as
+    prune.ratio=0.2 of an experiment whose cases choose the criteria, and misspelt ones.
+    """
+    with _hydra(config_dirs) as loader:
+        try:
+            hydra_compose(config_name, list(overrides))
+        except REFUSED:
+            _, groups, values = _sorted_out(loader, list(overrides))
+        else:
+            return []
+        try:
+            known = set(keys_of(hydra_compose(config_name, groups)))
+        except REFUSED:
+            return []
+    return [text for text, override in values if _is_new(override, known)]
+
+
+def _is_new(override: Override, known: Collection[str]) -> bool:
+    """Whether it sets a key that is not there, without the + that would add it."""
+    plain = not (override.is_add() or override.is_force_add() or override.is_delete())
+    return plain and override.key_or_group not in known and not override.key_or_group.startswith("hydra.")
 
 
 def config_hash(cfg: DictConfig) -> str:
@@ -141,7 +168,8 @@ def config_hash(cfg: DictConfig) -> str:
 
 def run_name(cfg: DictConfig) -> str:
     """<time>-<model>-<depth>-<strategy>-<hash>: the directory of a single run, by which TensorBoard tells curves apart."""
-    parts = (cfg.model.get("name") or cfg.model.get("_target_"), cfg.model.get("depth"), cfg.backprop.name)
+    depth = None if "model.depth" in unread(cfg) else cfg.model.get("depth")
+    parts = (cfg.model.get("name") or cfg.model.get("_target_"), depth, cfg.backprop.name)
     told = "-".join(re.sub(r"[^\w.]+", "_", str(part)) for part in parts if part is not None)
     return f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{told[:80]}-{config_hash(cfg)}"
 
@@ -192,8 +220,7 @@ def _try_compose(
         accepted = []
         for text, override in values:
             key = override.key_or_group
-            plain = not (override.is_add() or override.is_force_add() or override.is_delete())
-            if plain and key not in known and not key.startswith("hydra."):
+            if _is_new(override, known):
                 problems.append(f"{key}: unknown key (from '{text}').{nearest(key, known)}")
             else:
                 accepted.append(text)

@@ -33,6 +33,13 @@ def train(arguments: list[str], hydra_only: bool) -> int:
         multirun = options.multirun or "hydra.mode=MULTIRUN" in options.overrides
         name = options.config_name or CONFIG_NAME
         overrides = options.overrides
+        if multirun and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise config.ConfigError(
+                [
+                    f"-m: torchrun's {os.environ['WORLD_SIZE']} processes train one run together, and a sweep is many; start "
+                    "the sweep without torchrun, or torchrun for each of its runs."
+                ]
+            )
         if not multirun:
             overrides, told = sweeper.one_run(overrides, name, directories)
             if told:
@@ -57,7 +64,11 @@ def train(arguments: list[str], hydra_only: bool) -> int:
         own = f"hydra.job.config.override_dirname.exclude_keys=[{constant}]"
         # what is set of a group that is itself swept may not be there before an option is chosen, as with prune=l1_norm,random
         swept = config.swept_keys(options.overrides)
-        overrides = [own, *(_of_a_swept_group(text, swept) for text in options.overrides)]
+        same = [text for text in options.overrides if text.partition("=")[0] not in swept]
+        left = config.of_no_option(
+            same, name, directories
+        )  # of what an experiment's cases choose, as model.base of the INN
+        overrides = [own, *(_job_by_job(text, swept, left) for text in options.overrides)]
     if not hydra_only:
         arguments = [*_flags(arguments, options.overrides), *_searched(directories), *overrides]
     application = hydra.main(config_path=str(CONF), config_name=CONFIG_NAME, version_base="1.3")(outcome.carry_out)
@@ -115,10 +126,13 @@ def _flags(arguments: Sequence[str], overrides: Sequence[str]) -> list[str]:
     return flags
 
 
-def _of_a_swept_group(text: str, swept: Sequence[str]) -> str:
-    """An override of such a group's key as a choice of one, which Hydra looks at job by job; any other as it is."""
+def _job_by_job(text: str, swept: Sequence[str], left: Sequence[str]) -> str:
+    """An override of a swept group's key, or of one that is there in jobs alone, as a choice of one, which Hydra looks at job
+    by job; any other as it is.
+    """
     key, _, value = text.partition("=")
-    return f"{key}=choice({value})" if "." in key and key not in swept and key.split(".")[0] in swept else text
+    of_a_swept_group = "." in key and key not in swept and key.split(".")[0] in swept
+    return f"{key}=choice({value})" if of_a_swept_group or text in left else text
 
 
 class _Outcome:
@@ -155,9 +169,14 @@ class _Outcome:
 
 
 class EveryLauncher(Callback):
-    """Puts OtherLauncher around a sweep's launcher, where that is not memexp's own."""
+    """Puts OtherLauncher around a sweep's launcher, where that is not memexp's own, and seeds a search."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        sampler = OmegaConf.select(config, "hydra.sweeper.sampler")
+        unseeded = isinstance(sampler, DictConfig) and "seed" in sampler and sampler.seed is None
+        if unseeded and OmegaConf.select(config, "hydra.sweeper.storage") is None:
+            with read_write(config), open_dict(config):  # started again, it asks for the same trials, which are done
+                sampler.seed = config.seed
         target = "hydra_plugins.memexp_launcher."
         inner = config.hydra.launcher
         if not str(inner.get("_target_", "")).startswith(target):

@@ -155,7 +155,7 @@ def _status(job: Job, sweep: Sweep, own_session: bool, begun: Sequence[Job]) -> 
     if before is not None and same and before.get("status") == "done":
         _say(f"{title}\n  done before, in {job.directory}")
         return "done"
-    if (start := next((other for other in begun if other.results.get("status") != "done"), None)) is not None:
+    if (start := next((other for other in begun if other.status != "done"), None)) is not None:
         reason = f"it starts from {start.directory}, and that job of the sweep is {start.status}, not done"
         _say(f"{title}\n  not run: {reason}")
         record_failure(job, reason, before if same else None)
@@ -166,7 +166,15 @@ def _status(job: Job, sweep: Sweep, own_session: bool, begun: Sequence[Job]) -> 
         and before.get("status") not in DISCARDED
         and any((job.directory / "checkpoints").glob("*.pt"))
     )
-    _say(f"{title}{' (resumed)' if go_on else ''}")
+    anew = (
+        same and before is not None and before.get("steps") and not go_on
+    )  # what has been trained is not gone on with
+    why = (
+        f"it ended as {before.get('status')}"
+        if before and before.get("status") in DISCARDED
+        else "its checkpoints are gone"
+    )
+    _say(f"{title}{' (resumed)' if go_on else f' (begun anew, as {why})' if anew else ''}")
     started = time.monotonic()
     code = run_process(job, sweep, go_on, own_session)
     job.seconds = time.monotonic() - started

@@ -102,8 +102,9 @@ class _Recorded(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         sweep = Sweeps.current
         assert sweep is not None
-        make_folder()
         batch = [self._job(initial_job_idx + i, list(overrides)) for i, overrides in enumerate(job_overrides)]
+        _each_its_folder([*sweep.jobs, *batch])
+        OmegaConf.save(self.config, make_folder() / "multirun.yaml")
         sweep.jobs += batch
         sweep.total = max(sweep.total, len(sweep.jobs))
         self.carry_out(batch, sweep)
@@ -123,6 +124,22 @@ class _Recorded(Launcher):
         job = Job(number, overrides, Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir))
         jobs.identify(job, Sweeps.current)
         return job
+
+
+def _each_its_folder(found: Sequence[Job]) -> None:
+    """Raises ConfigError where two jobs that are not the same would be written to one folder, and one would be lost."""
+    first: dict[Path, Job] = {}
+    for job in found:
+        other = first.setdefault(job.directory, job)
+        if (other.hash or other.overrides) != (job.hash or job.overrides):
+            differing = ", ".join(text for text in job.overrides if text not in other.overrides)
+            raise ConfigError(
+                [
+                    f"hydra.sweep.subdir: {job.directory} is the folder of two jobs of this sweep, as nothing in its name "
+                    f"tells {differing} from the other; sweep over that in separate commands, each with a "
+                    "hydra.sweep.dir=DIR of its own."
+                ]
+            )
 
 
 class LocalLauncher(_Recorded):
@@ -217,7 +234,11 @@ def folder_of(config: DictConfig) -> Path:
     task = [str(text) for text in config.hydra.overrides.task if not str(text).startswith("overwrite=")]
     own = [f"{key}={value}" for key, value in (OmegaConf.select(config, "hydra.sweeper.params") or {}).items()]
     swept = swept_keys([*own, *task])
-    digest = sha256("\n".join(sorted([config.hydra.job.config_name or "", *own, *task])).encode()).hexdigest()[:8]
+    kinds = ("hydra/sweeper", "hydra.sweeper.sampler")  # another search, where more trials are more of the same
+    given: Any = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
+    search = [text for text in given if text.lstrip("+").startswith(kinds)]
+    named = sorted([config.hydra.job.config_name or "", *own, *task, *search])
+    digest = sha256("\n".join(named).encode()).hexdigest()[:8]
     return Path(str(config.hydra.sweep.dir)) / "-".join(["sweep", *filter(None, [short(",".join(swept))]), digest])
 
 

@@ -179,6 +179,7 @@ class AnyDataset:
     test_limit: Positive | None
     classes: list[str | int] | None
     val_fraction: ShareBelow1
+    draw: Count
     epochs: Positive
     batch_size: Positive
 

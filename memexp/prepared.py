@@ -19,7 +19,7 @@ from memexp.options import name_of
 from memexp.record import RunDirectory
 from memexp.results import skeleton
 from memexp.stages import train, tune
-from memexp.stages.handed import Run, set_random_state
+from memexp.stages.handed import Run, placed, set_random_state
 from memexp.training import checkpoint, distribution, recipe
 from memexp.training.distribution import World
 from memexp.training.precision import Precision
@@ -101,7 +101,7 @@ def _standing(directory: RunDirectory, start: str | None, to_train: bool) -> tup
     if start is None:
         return path, None
     if start == "last" and not any(other.name != "best.pt" for other in directory.checkpoints.glob("*.pt")):
-        log.info("no checkpoint yet: starting from the beginning")
+        log.info("no checkpoint in %s: starting from the beginning", directory.checkpoints)
         return path, None
     return checkpoint.load_last(path, to_train) if start == "last" else (path, checkpoint.load(path))
 
@@ -185,12 +185,6 @@ def _same_data(state: dict[str, Any], splits: data.Splits, path: Path) -> None:
             f"the data set is not the one that {path} was trained on: it was {state['fingerprint']}, and is "
             f"{splits.fingerprint}; restore it, or start a new run with init_from"
         )
-
-
-def placed(network: torch.nn.Module, cfg: DictConfig, device: torch.device) -> torch.nn.Module:
-    """The network on the device, in the memory layout of the configuration."""
-    network = network.to(device)
-    return network.to(memory_format=torch.channels_last) if cfg.channels_last else network
 
 
 def _go_on(current: Run, state: dict[str, Any], to_train: bool) -> None:

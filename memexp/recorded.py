@@ -16,9 +16,6 @@ from memexp.config import CONFIG_NAME, ConfigError, compose_unchecked, keys_of, 
 from memexp.options import FIRST_WEIGHTS, GROUPS, INTEGRAL
 from memexp.schema import nearest
 
-# What a run did that was written before there was the key, where that is not the default.
-BEFORE = {"precise_batchnorm": False}
-
 
 def of_run(
     run: Path, overrides: Sequence[str] = (), trusted: Collection[str] = (), config_dirs: Sequence[str | Path] = ()
@@ -58,15 +55,27 @@ def as_config(given: DictConfig | Mapping[str, Any]) -> DictConfig:
             [f"a configuration is what memexp.compose gives or a dict, and not {type(given).__name__} {given!r}"]
         )
     plain: dict[str, Any] = {}
-    for key, value in sorted(given.items(), key=lambda item: str(item[0]).count(".")):
-        *way, last = str(key).split(".")
+    for key, value in sorted(((str(key), value) for key, value in given.items()), key=lambda item: item[0].count(".")):
+        *way, last = key.split(".")
         node = plain
         for part in way:
-            node = node.setdefault(part, {})
-        node[last] = {"name": value} if not way and key in GROUPS and isinstance(value, str) else value
-        if isinstance(value, Mapping):
-            node[last] = dict(value)
+            if not isinstance(node := node.setdefault(part, {}), dict):
+                raise ConfigError(
+                    [f"{key}: {part} is given as {node!r} already, which holds no keys; give one of them."]
+                )
+        node[last] = {"name": value} if not way and key in GROUPS and isinstance(value, str) else _plain(value)
     return from_plain(plain, targets(plain), "the dict", new=True)
+
+
+def _plain(value: Any) -> Any:
+    """Paths as texts, numbers of numpy and torch as Python's."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if getattr(value, "ndim", None) == 0:
+        return value.item()
+    return str(value) if isinstance(value, Path) else value
 
 
 def from_plain(
@@ -93,7 +102,7 @@ def from_plain(
         )
     if (text := next((text for text in _texts(plain) if "${" in text), None)) is not None:
         raise ConfigError([f"{source} holds {text[:60]!r}; the configuration of a run has values only"])
-    cfg = _completed(plain if new else _as_then(plain), source, {} if new else BEFORE)
+    cfg = _completed(plain if new else _as_then(plain), source, {} if new else _before(plain))
     # a group as a whole, then its keys, in whatever order they were typed
     ordered = sorted(overrides, key=lambda text: text.partition("=")[0] not in GROUPS)
     problems = [problem for text in ordered if (problem := _amend(cfg, text, config_dirs)) is not None]
@@ -146,6 +155,11 @@ def _as_then(plain: Mapping[str, Any]) -> dict[str, Any]:
     return {**plain, "model": {key: None if key in FIRST_WEIGHTS else model[key] for key in model}}
 
 
+def _before(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run did that was written before there was the key, where that is not the default."""
+    return {"precise_batchnorm": False, "dataset": {"draw": plain.get("seed", 0)}}  # its seed drew its images
+
+
 def _completed(plain: Mapping[str, Any], source: str, before: Mapping[str, Any]) -> DictConfig:
     """`plain` with the defaults of the keys that it does not have, those of its own group options."""
     plain = _renamed(plain)
@@ -154,11 +168,10 @@ def _completed(plain: Mapping[str, Any], source: str, before: Mapping[str, Any])
         for group, known in GROUPS.items()
         if isinstance(node := plain.get(group), Mapping) and "_target_" not in node and node.get("name") in known
     ]
+    # of a user's own, what every option has
+    options += [f"~{group}" for group in GROUPS if isinstance(node := plain.get(group), Mapping) and "_target_" in node]
     base = compose_unchecked(options)
     OmegaConf.set_struct(base, False)  # a key that there is not is told by validation
-    for group in GROUPS:
-        if isinstance(node := plain.get(group), Mapping) and "_target_" in node:
-            base[group] = {}
     try:
         merged = OmegaConf.merge(base, dict(before), dict(plain))
         resolved = OmegaConf.to_container(merged, resolve=True)

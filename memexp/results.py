@@ -36,6 +36,7 @@ def skeleton(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         "steps": 0,
         "epochs": 0.0,
         "batch_size": cfg.batch_size,
+        "effective_batch_size": None,  # images of an optimizer step, in all processes
         "accuracy": None,
         "before": None,
         "stages": [],
@@ -76,8 +77,9 @@ def estimated_peak(current: Run) -> int | None:
     if current.cfg.backprop.name == "budget":
         return None  # its plan is an estimate already, made with times that are measured
     try:
-        accumulate = min(current.cfg.accumulate, len(current.splits.train))  # as each step takes
-        return int(estimate(OmegaConf.merge(current.cfg, {"accumulate": accumulate}), current.edits)["peak"])  # type: ignore[arg-type]
+        accumulate = min(current.cfg.accumulate, len(current.splits.train))
+        taken = {"batch_size": current.batch_size, "accumulate": accumulate}  # by each step
+        return int(estimate(OmegaConf.merge(current.cfg, taken), current.edits)["peak"])  # type: ignore[arg-type]
     except Exception as error:  # a user's own network may do anything; the run does not depend on its estimate
         log.warning("memory: no estimate, as the network cannot be traced without data: %s", error)
         return None

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from memexp import build, sequence, stages
+from memexp import build, given, sequence, stages, unread
 from memexp.backprop import StepError
 from memexp.calling import CallableModule
 from memexp.channels import ChannelError
@@ -62,8 +62,8 @@ def run(
     early is recorded there first and then raised. Progress is printed line by line, in a notebook too, unless the caller has
     configured the logger "memexp".
     """
-    cfg = as_config(cfg)
-    directory = Path("outputs") / cfg.name / run_name(cfg) if directory is None else Path(directory)
+    cfg, overrides = as_config(cfg), given.words(overrides)
+    directory = Path("outputs") / cfg.name / run_name(cfg) if directory is None else given.path("directory", directory)
     with spoken():
         return _ordered(cfg, directory, overrides, start, hydra, foreseen)
 
@@ -124,6 +124,8 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
             log.info("stages: %s", " -> ".join(keys))
             for setting in sequence.unused(cfg):
                 log.warning("warning: no stage of this run carries out %s", setting)
+            for told in unread.typed(cfg, order["overrides"]):
+                log.warning("warning: %s", told)
             if keys == ["study"]:
                 study.carry_out(cfg, directory, results)
             else:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from memexp import recorded
 from memexp.config import ConfigError
 from memexp.record import RunDirectory, read_json, writing
-from memexp.sequence import keys, recipe_of
+from memexp.sequence import keys, recipe_of, stage_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from memexp.stages import Run
 
 log = logging.getLogger("memexp")
+SPLITS = ("train", "val", "test")
 # What may change when a run goes on: how long, what is written down, where it is computed and where its data lie.
 LONGER = {"epochs": "train", "max_steps": "train", "tune.epochs": "tune", "tune.max_steps": "tune"}  # whose recipe
 FREE = (
@@ -57,6 +58,7 @@ def resume(path: Path, overrides: Sequence[str] = (), own: Own = Own()) -> dict[
     if results.get("status") == "done" and not longer:
         log.info("%s is done already: nothing to resume", path)
         return results
+    _check_kept(path, ("best.pt",))
     from memexp.run import run
 
     every = [str(text) for text in results.get("overrides") or []] + list(overrides)
@@ -67,6 +69,8 @@ def evaluate(
     path: Path, overrides: Sequence[str] = (), split: str = "test", name: str = "last", own: Own = Own()
 ) -> dict[str, Any]:
     """Accuracy of a run's checkpoint on a split; `overrides` may name other data. Nothing in the run is changed."""
+    if split not in SPLITS:
+        raise ConfigError([f"split: {split!r} is not one of {', '.join(SPLITS)}."])
     cfg = recorded.of_run(path, overrides, own.targets(path), own.config_dirs)
     from memexp import build
     from memexp.prepared import prepare
@@ -143,6 +147,21 @@ def _check_there(run: Path, name: str) -> None:
         raise ConfigError([f"there is no checkpoint {file}; there are {', '.join(found) or 'none yet'}"])
 
 
+def _check_kept(run: Path, others: Sequence[str] = ()) -> None:
+    """Raises ConfigError where the run has once ended and its checkpoints, but for `others`, are gone: it would begin anew."""
+    records = [read_json(run / name) or {} for name in ("results.json", "results.finished.json")]
+    folder = run / "checkpoints"
+    if any(record.get("status") == "done" for record in records) and not any(
+        file.name not in others for file in folder.glob("*.pt")
+    ):
+        raise ConfigError(
+            [
+                f"{run} was trained to its end, and what it ended with is gone: there is no {folder / 'last.pt'}; put it back, "
+                "or train it anew in another directory (its settings are in .hydra/overrides.yaml)"
+            ]
+        )
+
+
 def _names_moments(overrides: Sequence[str]) -> bool:
     """Whether the user says how images are normalised; else they are as in training, whatever data they are of."""
     return any(text.startswith(("dataset.mean=", "dataset.std=")) for text in overrides)
@@ -191,10 +210,15 @@ def _deployed(run: Run) -> Iterator[nn.Module]:
 def changed(path: Path, overrides: Sequence[str] = (), own: Own = Own()) -> tuple[DictConfig, list[Any]]:
     """The configuration of the run in `path`, with `overrides`, and what has changed its network so far."""
     cfg = recorded.of_run(path, overrides, own.targets(path), own.config_dirs)
+    from memexp import build
     from memexp.training import checkpoint
 
     last = path / "checkpoints" / "last.pt"
-    return cfg, list(checkpoint.load_last(last, to_train=False)[1]["edits"]) if any(last.parent.glob("*.pt")) else []
+    if any(last.parent.glob("*.pt")):
+        return cfg, list(checkpoint.load_last(last, to_train=False)[1]["edits"])
+    if set(map(stage_of, keys(cfg))) - {"train", "tune", "evaluate"}:
+        _check_kept(path)
+    return cfg, list(build.start_edits(cfg))
 
 
 class _ReadOnly(RunDirectory):
@@ -213,7 +237,12 @@ def _made_longer(before: DictConfig, after: DictConfig) -> set[str]:
         if key in LONGER and (new is None or (old is not None and new >= old)):
             more[key] = LONGER[key]
         elif key in LONGER:
-            problems.append(f"{key}: {new!r} is less than the {old!r} of this run; it can only be made longer.")
+            than = (
+                "would only end this run, which has none, sooner"
+                if old is None
+                else f"is less than the {old!r} of this run"
+            )
+            problems.append(f"{key}: {new!r} {than}; it can only be made longer.")
         elif not any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE):
             problems.append(
                 f"{key}: the run has {old!r}, and {new!r} would make it another run; start a new one, from these weights with "

@@ -12,11 +12,11 @@ from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from memexp import config
 from memexp.config import ConfigError, quoted, values_of
-from memexp.launcher import Sweeps, make_folder
+from memexp.launcher import Sweeps
 from memexp.schema import nearest
 
 TARGET = "hydra_plugins.memexp_sweeper.CasesSweeper"  # where Hydra finds it
@@ -75,7 +75,6 @@ class CasesSweeper(Sweeper):
         assert self.launcher is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         jobs = self.jobs(parser, arguments)
-        OmegaConf.save(self.config, make_folder() / "multirun.yaml")
         if Sweeps.current is not None:
             Sweeps.current.total = len(jobs)
         returned = []
@@ -97,10 +96,12 @@ class CasesSweeper(Sweeper):
         named = [text for text in typed if self.arms and text.startswith("arm=")]
         others = [text for text in typed if text not in named]
         choices = {config.key_of(parser, text): values_of(parser, text) for text in [*own, *others]}
+        known = {config.key_of(parser, text) for text in others}  # of which a case's own choices are none any more
         chosen = self.cases
         if named:
             chosen = [self.cases[self._place(name)] for name in _names(parser, named[-1], self.arms)]
-        cases = [case for texts in chosen for case in itertools.product(*(values_of(parser, text) for text in texts))]
+        kept = [[text for text in texts if config.key_of(parser, text) not in known] for texts in chosen]
+        cases = [case for texts in kept for case in itertools.product(*(values_of(parser, text) for text in texts))]
         found = [(*case, *job) for job in itertools.product(*choices.values()) for case in cases]
         return [list(job) for job in dict.fromkeys(found)]
 

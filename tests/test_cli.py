@@ -204,3 +204,37 @@ def test_help_and_configuration_need_no_torch():
         "assert 'torch' not in sys.modules, 'torch was imported'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, env=dict(os.environ))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "joins"),
+    [
+        (["train", "model=resnet"], True),
+        (["train", "--config-dir", "mine", "model=mine"], True),
+        (["resume", "run", "epochs=3"], True),
+        *(
+            (["train", *more], False)
+            for more in (["-h"], ["--cfg", "job"], ["--cfg=job"], ["--info"], ["-m", "seed=0,1"])
+        ),
+        (["train", "experiment=list"], False),
+        (["resume", "--help"], False),
+        *(
+            ([command], False)
+            for command in ("evaluate", "report", "export", "bench", "estimate", "experiments", "trian")
+        ),
+        ([], False),
+    ],
+)
+def test_only_runs_are_joined_by_torchruns_other_processes(monkeypatch, capfd, arguments, joins):
+    """They would wait for the first one, which has ended, or do and print the same once more."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(cli, "_join", lambda: 77)
+    assert cli.main(arguments) == (77 if joins else 0)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_sweep_is_not_begun_by_torchrun(monkeypatch, capfd):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main(["train", "-m", "seed=0,1"]) == 2
+    assert "torchrun's 2 processes train one run together" in capfd.readouterr().err
+    assert not Path("outputs").exists()

@@ -32,7 +32,8 @@ def test_the_jobs_of_the_sweep_are_valid(identifier, scale, tmp_path, monkeypatc
         tuple(text for text in job if not text.startswith(("hydra.", "seed=")))
         for job in _of_each_case(jobs, 0 if scale == "paper" else -1)
     }
-    plain, made = {tuple(_filled(job)) for job in plain}, {f"outputs/{identifier}/{name}" for name in _names(jobs)}
+    plain = {tuple(_filled(job, scale)) for job in plain}
+    made = {f"outputs/{identifier}/{name}" for name in _names(jobs, scale)}
     for job in plain:
         for text in job:
             if text.startswith(("init_from=", "model.init_from=", "distill.teacher=")):  # what an earlier job leaves
@@ -68,16 +69,16 @@ def _of_each_case(jobs, which):
     return [case[which] for case in cases.values()]
 
 
-def _filled(job):
+def _filled(job, scale):
     """The overrides, with what they take from one another."""
-    told = dict(text.split("=", 1) for text in job)
-    return [re.sub(r"\$\{((?:model|case)\.(?:base|width))\}", lambda found: told[found[1]], text) for text in job]
+    told = {"scale": scale, "seed": "0"} | dict(text.split("=", 1) for text in job)
+    taken = r"\$\{(model\.base|case\.width|scale|seed)\}"
+    return [re.sub(taken, lambda found: told[found[1]], text) for text in job]
 
 
-def _names(jobs):
-    return [
-        text.partition("=")[2] for job in map(_filled, jobs) for text in job if text.startswith("hydra.sweep.subdir=")
-    ]
+def _names(jobs, scale):
+    folder = "hydra.sweep.subdir="
+    return [text.removeprefix(folder) for job in jobs for text in _filled(job, scale) if text.startswith(folder)]
 
 
 def test_train_lists_them_too(capsys):

@@ -16,7 +16,7 @@ LINES = [
     ["units", "paths", "schema", "own", "visible", "calling", "version"],
     ["models.families", "models.layout"],  # the table that validation reads
     ["pruning.settings"],  # which validation asks
-    ["config", "contradictions", "userfiles", "sequence", "options", "record", "recorded"],
+    ["config", "contradictions", "userfiles", "sequence", "options", "record", "recorded", "unread", "given"],
     ["optim", "data", "backprop"],
     ["models"],
     ["memory"],  # what is measured
@@ -36,6 +36,7 @@ LINES = [
     ["run"],
     ["saved"],
     ["hydra_app", "launcher", "sweeper", "jobs", "completion"],
+    ["commands", "explained"],
     ["cli", "plugins"],
     ["__init__", "__main__"],
 ]

@@ -115,14 +115,16 @@ def test_a_job_that_is_done_is_not_run_again_unless_its_settings_changed(job, ru
         ("nan", True, False),
     ],
 )
-def test_a_job_goes_on_from_its_checkpoint_where_that_can_help(job, run, status, checkpoint, resumed):
-    record(job, status)
+def test_a_job_goes_on_from_its_checkpoint_where_that_can_help(job, run, status, checkpoint, resumed, capsys):
+    record(job, status, steps=7)
     if checkpoint:
         (job.directory / "checkpoints").mkdir()
         (job.directory / "checkpoints" / "last.pt").touch()
     processes = Processes()
     assert run(processes) == "done"
     assert processes.resumed == [resumed]
+    anew = "its checkpoints are gone" if not checkpoint else f"it ended as {status}"
+    assert ("(resumed)" if resumed else f"(begun anew, as {anew})") in capsys.readouterr().out
 
 
 def test_a_refused_job_is_recorded_but_never_over_a_result(job, run):
@@ -217,12 +219,20 @@ def test_a_job_waits_for_the_one_that_it_starts_from_and_no_other(tmp_path, monk
     assert order == ["third", "first", "second"]
 
 
-@pytest.mark.parametrize("status", ["failed", "nan", "oom"])
-def test_a_job_does_not_start_from_one_that_has_not_come_to_its_end(tmp_path, monkeypatch, status):
+@pytest.mark.parametrize(
+    ("left", "status"),
+    [
+        ("failed", "failed"),
+        ("nan", "nan"),
+        ("oom", "oom"),
+        ("done", "failed"),
+    ],  # at last: of other settings, in its place
+)
+def test_a_job_does_not_start_from_one_that_has_not_come_to_its_end(tmp_path, monkeypatch, left, status):
     first = Job(0, ["model.depth=8"], tmp_path / "first", hash="abc")
     second = Job(1, ["model=resnet", f"init_from={tmp_path}/first"], tmp_path / "second", hash="abc")
     sweep = Sweep("config", [], [first, second], total=2)
-    processes = Processes(1, status)
+    processes = Processes(1, left)
     monkeypatch.setattr(jobs, "run_process", processes)
     LocalLauncher(1).carry_out(sweep.jobs, sweep)
     assert [job.status for job in sweep.jobs] == [status, "failed"]

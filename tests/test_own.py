@@ -8,6 +8,7 @@ import pytest
 import memexp
 from memexp import config, jobs
 from memexp.cli import main
+from memexp.config import ConfigError
 from memexp.data import DataError
 
 CODE = """
@@ -21,6 +22,10 @@ def network(classes, shape, chain, width=4):
     steps = [nn.Sequential(nn.Linear(width, width), nn.ReLU()) for _ in range(2)]
     return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * shape[0], width), chain(steps),
                          nn.Linear(width, classes))
+
+
+def fixed(outputs, lazy=False):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(outputs) if lazy else nn.Linear(192, outputs))
 
 
 class Blobs(Dataset):
@@ -88,6 +93,7 @@ def endless(step, total):
 """
 CONFIGS = {
     "model/mine.yaml": "_target_: mine.network\nwidth: 8\n",
+    "model/fixed.yaml": "_target_: mine.fixed\n",
     "dataset/mine.yaml": "_target_: mine.images\nsize: 8\nchannels: 3\n",
     "optimizer/mine.yaml": "_target_: mine.Signed\nlr: 0.01\nscale: 0.5\n",
     "schedule/mine.yaml": "_target_: mine.square\nfloor: 0.1\n",
@@ -256,3 +262,16 @@ def test_a_sweep_whose_flag_stands_in_the_middle_reads_all_directories(two, monk
     main(["train", "model=mini", "-m", "seed=0,1", *two])
     assert [overrides[1] for overrides, _ in ran] == ["seed=0", "seed=1"]
     assert [Path(path).name for path in ran[0][1]] == ["b", "my a"]
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_network_of_another_number_of_outputs_is_refused_before_data_are_read(folder, lazy, monkeypatch):
+    """More outputs than classes were trained without a word, and fewer died in torch's words, as lazy layers did."""
+    own = ["model=fixed", f"+model.lazy={lazy}", "dataset=mine", "max_steps=1"]
+    assert memexp.run(compose(folder, *own, "+model.outputs=3"), "right")["status"] == "done"
+    monkeypatch.setattr("memexp.data.load", lambda *given, **named: pytest.fail("data were read"))
+    for outputs in (2, 4):
+        with pytest.raises(
+            ConfigError, match=rf"model: this network gives {outputs} scores an image, and .* 3 classes"
+        ):
+            memexp.run(compose(folder, *own, f"+model.outputs={outputs}"), "wrong")

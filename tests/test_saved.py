@@ -13,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 import memexp
-from memexp import build, config, contradictions, saved
+from memexp import build, config, contradictions, recorded, saved
 from memexp.cli import main
 from memexp.config import ConfigError
 from memexp.record import RunDirectoryError
@@ -47,6 +47,14 @@ def contents(path: Path) -> dict[str, bytes]:
     return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
+def test_a_run_that_drew_its_images_by_its_seed_goes_on_with_them(run):
+    config = json.loads((run / "results.json").read_text())["config"]
+    del config["dataset"]["draw"]
+    edit(run / "results.json", config=config | {"seed": 3})
+    assert recorded.of_run(run).dataset.draw == 3
+    assert recorded.of_run(OLD).dataset.draw == json.loads((OLD / "results.json").read_text())["config"]["seed"]
+
+
 def test_a_run_of_the_version_before_is_reported_evaluated_and_gone_on_with(tmp_path, capsys):
     run = shutil.copytree(OLD, tmp_path / "run")
     assert main(["report", str(run), "--no-plots"]) == 0
@@ -70,6 +78,7 @@ def test_a_run_of_the_version_before_is_reported_evaluated_and_gone_on_with(tmp_
         ("batch_size=10", "batch_size: the run has 32, and 10 would"),
         ("model.depth=20", "model.depth: the run has 32"),
         ("epochs=1", "epochs: 1 is less than the 2 of this run"),
+        ("max_steps=5", "max_steps: 5 would only end this run, which has none, sooner; it can only be made longer"),
         ("tune.epochs=9", "tune.epochs: no stage of this run is made longer by it; its stages: train"),
         ("backprop=checkpointed", "backprop.name: the run has 'stored'"),
         ("model.dpeth=3", "Did you mean 'model.depth'?"),
@@ -484,6 +493,29 @@ def test_a_cut_off_last_checkpoint_falls_back_and_a_damaged_one_names_the_others
     flipped_bit(run)
     with pytest.raises(CheckpointError, match=r"is damaged: model\.stem\.0\.weight.*evaluate\.pt, train\.pt, best\.pt"):
         saved.evaluate(run)
+
+
+@pytest.mark.parametrize("kept", [[], ["best.pt"]])
+@pytest.mark.parametrize("status", ["done", "running"])
+def test_a_finished_run_whose_checkpoints_are_gone_is_not_trained_anew(run, kept, status, capsys):
+    """It was, without a word: what it had ended with was thrown away."""
+    for file in (run / "checkpoints").glob("*.pt"):
+        if file.name not in kept:
+            file.unlink()
+    if status == "running":  # killed while it was made longer
+        (run / "results.json").rename(run / "results.finished.json")
+        shutil.copy(run / "results.finished.json", run / "results.json")
+        edit(run / "results.json", status=status)
+    there = contents(run)
+    assert main(["resume", str(run), "epochs=9"]) == 2
+    assert "was trained to its end, and what it ended with is gone" in capsys.readouterr().err
+    assert contents(run) == there
+    assert saved.changed(run)[1] == []
+    fused = json.loads((run / "results.json").read_text())["config"] | {"deploy": {"name": "fuse"}}
+    edit(run / "results.json", config=fused)
+    if not kept:  # the estimate was that of a network which had not been fused
+        with pytest.raises(ConfigError, match="what it ended with is gone"):
+            saved.changed(run)
 
 
 @pytest.mark.parametrize(("classes", "said"), [("['3','5','1']", True), ("null", False)])

@@ -16,11 +16,36 @@ def jobs(sweeper: CasesSweeper, *overrides: str) -> list[list[str]]:
 def test_each_case_is_crossed_with_each_combination_and_the_command_line_wins():
     sweeper = CasesSweeper(cases=[["model=resnet", "model.depth=32"], ["model=revnet"]])
     assert jobs(sweeper, "seed=0,1", "model.depth=8") == [
-        ["model=resnet", "model.depth=32", "seed=0", "model.depth=8"],
+        ["model=resnet", "seed=0", "model.depth=8"],
         ["model=revnet", "seed=0", "model.depth=8"],
-        ["model=resnet", "model.depth=32", "seed=1", "model.depth=8"],
+        ["model=resnet", "seed=1", "model.depth=8"],
         ["model=revnet", "seed=1", "model.depth=8"],
     ]
+
+
+def test_a_cases_own_choices_end_where_another_is_typed():
+    """Each job stands there once."""
+    assert jobs(CasesSweeper(cases=[["a=1,2", "b=3"], ["c=4"]]), "a=5") == [["b=3", "a=5"], ["c=4", "a=5"]]
+
+
+@pytest.mark.parametrize(
+    ("identifier", "typed", "count"),
+    [
+        ("inn/table1", "model.base=resnet8", 3),
+        ("inn/table1", "model.base=resnet8,resnet14", 6),
+    ],
+)
+def test_a_key_that_an_experiments_cases_bring_is_typed_like_any_other(identifier, typed, count):
+    found = list(planned([f"experiment={identifier}", "scale=laptop", typed], "config", []))
+    assert all(any(text.startswith(typed.partition(",")[0][:-1]) for text in job) for job in found)
+    assert all(any(text.startswith("model=") for text in job) for job in found)
+    assert len(found) == count
+
+
+def test_what_no_option_has_is_found_among_overrides():
+    told = ["experiment=inn/table1", "model.base=resnet8", "model.depth=38", "+new=1", "seed=1", "hydra.run.dir=x"]
+    assert config.of_no_option(told, "config", []) == ["model.base=resnet8"]
+    assert config.of_no_option(["model=inn", "model.base=resnet8"], "config", []) == []
 
 
 def test_without_cases_it_is_the_basic_sweep():

@@ -95,6 +95,24 @@ def test_b19_two_values_never_share_a_folder_and_hydras_own_sweeps_work(sweep, b
     assert len(reports) == 1
 
 
+@pytest.mark.parametrize("sweeper", ["cases", "basic"])
+def test_a_folder_of_two_jobs_is_refused_before_anything_is_made(sweep, sweeper, tmp_path, capsys):
+    names, reports, status = sweep(f"hydra/sweeper={sweeper}", "hydra.sweep.subdir=x", "seed=1,2")
+    assert (names, reports, status) == ([], [], 2)
+    assert "nothing in its name tells seed=2 from the other" in capsys.readouterr().err
+    assert not (tmp_path / "outputs").exists() or sweeper == "basic"  # which writes down what it sweeps first
+
+
+def test_each_seed_of_an_experiment_starts_from_a_run_of_its_own(sweep, capsys):
+    names, _, status = sweep(
+        base=["train", "-m", "experiment=node/table2", "scale=laptop", "dataset=digits", "seed=1,2"]
+    )
+    told = capsys.readouterr().out
+    assert (status, told.count(" done in ")) == (0, 4)
+    assert names == [f"node/table2/{arm}-laptop-{seed}" for seed in (1, 2) for arm in ("tied", "untied")]
+    assert told.count("model.init_from='outputs/node/table2/tied-${scale}-${seed}'") == 2
+
+
 @pytest.mark.parametrize("where", ["local", "basic"])
 def test_a_failing_job_is_recorded_and_the_others_go_on_whatever_the_launcher(sweep, where, capsys):
     names, reports, status = sweep("seed=12,13,14", f"hydra/launcher={where}")
@@ -126,13 +144,16 @@ def test_b23_a_study_goes_on_past_a_failing_trial_and_reports_once(sweep, capsys
 
 def test_a_search_over_the_space_in_conf(sweep):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    names, reports, status = sweep("hydra/sweeper=search", "hydra.sweeper.n_trials=3", "hydra.sweeper.sampler.seed=0")
+    names, reports, status = sweep("hydra/sweeper=search", "hydra.sweeper.n_trials=3")
     assert (len(names), status, [count for _, count in reports]) == (3, 0, [3])
     rates = [float(name.split("optimizer.lr=")[1].split(",")[0]) for name in names]
     assert len(set(rates)) == 3
     assert all(1e-3 <= rate <= 1 for rate in rates)
     best = OmegaConf.load("outputs/s/optimization_results.yaml")
     assert best.best_params["optimizer.lr"] == pytest.approx(min(rates))  # the job's error is 100 lr here
+    # with more trials it drew all of them anew, and laid its report over the first one's
+    names, reports, status = sweep("hydra/sweeper=search", "hydra.sweeper.n_trials=4")
+    assert (len(names), status, [count for _, count in reports]) == (1, 0, [4])
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,15 @@
 """How far streams that are computed back are from the original ones: looked at now and then, and warned of once.
 
 In floating point y - F(x) is not quite x when y = x + F(x), and in a deep network, or with branches in half precision, one
-step's error is amplified by the next. A small sample of the streams that enter a run of undone steps is kept in each pass,
-so that all take the same memory, and looked at in the first, and whenever the number of passes has doubled. Of a pass that is
-recorded as a CUDA graph its replays are counted.
+step's error is amplified by the next. A small sample of the streams that enter a run of undone steps is kept in the first
+pass, and whenever the number of passes has doubled; the others keep as many numbers that say nothing, so that all take the same
+memory. Of a pass that is recorded as a CUDA graph its replays are counted.
 """
 
 import warnings
 from collections.abc import Callable
 from itertools import count
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -19,6 +20,13 @@ WIDTH = 4  # of the sample, in each dimension
 TOLERANCE = 1e-3  # |x~ - x| / |x|; gradients are off by several times as much
 
 Sample = tuple[Tensor, ...]
+
+
+class Kept(NamedTuple):
+    """Of one pass until its backward."""
+
+    sample: Sample
+    looked_at: bool
 
 
 class Drift:
@@ -32,16 +40,18 @@ class Drift:
         """Called once a pass."""
         self._passes += 1
 
-    def sample(self, streams: tuple[Tensor, ...]) -> Sample:
-        return tuple(_middle(x).clone() for x in streams)
+    def keep(self, streams: tuple[Tensor, ...]) -> Kept:
+        """For what enters in this pass."""
+        if not self._warned and (_is_power_of_2(self._passes) or any(map(is_captured, streams))):
+            return Kept(sample(streams), not any(x.is_meta for x in streams))
+        return Kept(tuple([x.new_empty([min(size, WIDTH) for size in x.shape]) for x in streams]), False)
 
-    def due(self, inputs: tuple[Tensor, ...], sample: Sample) -> bool:
+    def due(self, inputs: tuple[Tensor, ...], kept: Kept) -> bool:
         """Whether the inputs that are computed back in this pass are to be compared with the sample of the original ones."""
         return (
-            not self._warned
-            and (_is_power_of_2(self._passes) or any(map(is_captured, inputs)))
-            and not any(x.is_meta for x in inputs)
-            and all(x.shape == s.shape for x, s in zip(map(_middle, inputs), sample, strict=True))
+            kept.looked_at
+            and not self._warned
+            and all(x.shape == s.shape for x, s in zip(map(_middle, inputs), kept.sample, strict=True))
         )
 
     def replayed(self, name: str, found: Sample, sample: Sample) -> Callable[[], None]:
@@ -61,6 +71,10 @@ class Drift:
             "backprop=checkpointed; memexp.backprop.check(chain, inputs) measures inverse and gradient of each step",
             stacklevel=2,
         )
+
+
+def sample(streams: tuple[Tensor, ...]) -> Sample:
+    return tuple(_middle(x).clone() for x in streams)
 
 
 def _is_power_of_2(n: int) -> bool:

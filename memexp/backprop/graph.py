@@ -15,6 +15,7 @@ class Known:
     Attributes:
         ids: of all of them, frozen ones too.
         unwanted: ids of those whose gradients nobody asks for.
+        plain: all of them are wanted, none is in two places, and none has hooks.
         ends: those that are themselves results, as torch.func.functional_call may give; such a one ends the graph.
     """
 
@@ -22,10 +23,15 @@ class Known:
         every = list(parameters)
         self.ids = set(map(id, every))
         self.unwanted: set[int] = set()
+        self.plain = False
         self.ends: dict[Any, list[Tensor]] = {}
         for p in every:
             if p.grad_fn is not None:
                 self.ends.setdefault(p.grad_fn, []).append(p)
+
+    def wants(self, parameter: Tensor) -> bool:
+        """Whether its gradient is asked for."""
+        return parameter.requires_grad and id(parameter) not in self.unwanted
 
 
 def leaves(outputs: Sequence[Tensor], inputs: Sequence[Tensor], known: Known) -> list[Tensor]:

@@ -8,7 +8,7 @@ reconstructed, hands them to the node below.
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from memexp.backprop.capture import is_captured
 from memexp.backprop.context import Context, takes
 from memexp.backprop.determinism import check_unaltered, explain, fingerprint
-from memexp.backprop.drift import Drift, Sample
+from memexp.backprop.drift import Drift, Kept, sample
 from memexp.backprop.errors import StepError, describe, not_here, parameter_changed
 from memexp.backprop.escaping import alone, constants, is_listened_to, may_escape, remembered, without_graph
 from memexp.backprop.graph import Known
@@ -107,7 +107,7 @@ class Node:
         self._handed: Handed | None = None
         self._fingerprint: Tensor | None = None
         self._original: Streams | None = None
-        self._sample: Sample | None = None
+        self._kept: Kept | None = None
         self._above: weakref.ref[Node] | None = None
         if self.below is not None:
             self.below._above = weakref.ref(self)
@@ -126,7 +126,7 @@ class Node:
         if self.keep == "undone" and self.below is None:
             self._fingerprint = fingerprint(streams) if self.call.rounding else None
             self._original = streams if self.call.monitor is not None else None
-            self._sample = self.call.drift.sample(streams) if self.call.drift else None
+            self._kept = self.call.drift.keep(streams) if self.call.drift else None
         begun, record, objects = torch.autograd._get_sequence_nr(), self.record, self.record.objects
         self.escaping = is_listened_to() or (not record.quiet and may_escape(record.modules))
         with self.call.surroundings(), remembered(self.name) if self.escaping else NOTHING:
@@ -149,7 +149,7 @@ class Node:
 
     def backward(
         self, kept: Streams, grads: Grads, needs: tuple[bool, ...], reads: tuple[bool, ...]
-    ) -> tuple[Grads, Grads, dict[int, Tensor]]:
+    ) -> tuple[Grads, Grads, Mapping[int, Tensor | None]]:
         """Gradients of the inputs, of the keywords and, by id, of parameters; hands the inputs to the node below.
 
         Raises:
@@ -209,7 +209,7 @@ class Node:
 
     def _undo(
         self, kept: Streams, grads: Grads, needs: tuple[bool, ...], contexts: dict[int, Context]
-    ) -> tuple[Grads, Grads, dict[int, Tensor]]:
+    ) -> tuple[Grads, Grads, Mapping[int, Tensor | None]]:
         if self.call.watch is not None and self.call.watch.left is not None:
             raise self.call.watch.left
         outputs, value = (kept, None) if self.top else self._take()
@@ -228,9 +228,9 @@ class Node:
         """The first step of a run is undone: are these the streams that had entered?"""
         if self.call.monitor is not None and self._original is not None:
             self.call.monitor.append(relative_error(inputs, self._original))
-        late, drift, sample = self.call.verdicts, self.call.drift, self._sample
-        if drift is not None and sample is not None and drift.due(inputs, sample):
-            samples = self.name, drift.sample(inputs), sample
+        late, drift, kept = self.call.verdicts, self.call.drift, self._kept
+        if drift is not None and kept is not None and drift.due(inputs, kept):
+            samples = self.name, sample(inputs), kept.sample
             if late is None:
                 drift.compare(*samples)
             else:
@@ -283,6 +283,8 @@ class _Recompute(torch.autograd.Function):
         # a leaf frozen since the first pass gets no gradient, as it gets none from autograd
         pairs = zip(node.parameters, needs[second:], strict=True)
         node.known.unwanted = {id(p) for p, need in pairs if not (need and p.requires_grad)}
+        every = not node.known.unwanted and len(node.parameters) == len(node.record.places)
+        node.known.plain = every and not any([p._backward_hooks for p in node.parameters])
         found, of_context, of_parameters = node.backward(kept, grads, needs[:first], needs[first:second])
         if node.escaping and not node.call.rounding and not torch._C._autograd._get_current_graph_task_keep_graph():
             ctx.node = None  # which may hold what the graph of what has escaped leads to (exact's faults need it)

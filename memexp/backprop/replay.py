@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedParameter
 from torch.utils._pytree import tree_map
 
 from memexp.backprop.attributes import Attributes, check_thread, lent
@@ -123,8 +123,8 @@ class Record:
     def __init__(self, steps: Iterable[nn.Module], surroundings: Surroundings) -> None:
         self.surroundings = surroundings
         steps = tuple(steps)
-        self._places = survey(steps)
-        self.modules = modules = list(self._places)
+        self._spans = survey(steps)
+        self.modules = modules = list(self._spans)
         check_thread(modules)
         self.modes = [module.training for module in modules]
         self.quiet = is_quiet(modules, steps)
@@ -133,11 +133,11 @@ class Record:
         self._normalise = [m for m in buffered if m.training and isinstance(m, _NormBase)]
         self._held = [(module, dict(module._parameters)) for module in modules if module._parameters]
         self._holding = [(module, dict(module._modules)) for module in modules if module._modules]
-        self._every = [p for _, held in self._held for p in held.values()]
+        self.places = [p for _, held in self._held for p in held.values()]
         self._starts = [0, *accumulate([len(module._parameters) for module in modules])]  # of each module's among them
-        self._ids = list(map(id, self._every))
-        self.parameters = [p for p in self._every if p is not None]
-        self.lazy = any(map(is_lazy, self.parameters))
+        self._ids = list(map(id, self.places))
+        self.parameters = [p for p in self.places if p is not None]
+        self.lazy = any([issubclass(kind, UninitializedParameter) for kind in set(map(type, self.parameters))])
         if self.lazy:  # nothing more can be asked of a parameter without a shape
             return
         handed = surroundings.context
@@ -174,10 +174,10 @@ class Record:
 
     def parameters_of(self, module: nn.Module) -> Sequence[nn.Parameter | None]:
         """Those of a module of the steps, and of all that it holds."""
-        place = self._places.get(module)
+        place = self._spans.get(module)
         if place is None:
             return [p for part in survey((module,)) for p in part._parameters.values()]
-        return self._every[self._starts[place.start] : self._starts[place.stop]]
+        return self.places[self._starts[place.start] : self._starts[place.stop]]
 
     def repeatable(self, key: str) -> bool:
         """Whether the branch gives the same value for the same input wherever it is evaluated: no random numbers."""

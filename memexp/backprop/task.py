@@ -1,7 +1,7 @@
 """What an undone step is asked in backward, and the part of the answer that is the same for every kind of step."""
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -42,7 +42,7 @@ class Task:
     refine: int
     context: Context
     value: tuple[nn.Module, Tensor] | None = None
-    parameter_grads: dict[int, Tensor] = field(default_factory=dict)
+    parameter_grads: dict[int, Tensor | None] = field(default_factory=dict)
     context_grads: dict[str, Tensor] = field(default_factory=dict)
 
     def given(self, module: nn.Module) -> Context:
@@ -51,8 +51,7 @@ class Task:
 
     def reaches(self, module: nn.Module) -> bool:
         """Whether a gradient is wanted of something that the module reads beside its input."""
-        wanted = (p for p in module.parameters() if p.requires_grad and id(p) not in self.known.unwanted)
-        return any(True for _ in wanted) or any(map(_is_leaf, self.given(module).values()))
+        return any(map(self.known.wants, module.parameters())) or any(map(_is_leaf, self.given(module).values()))
 
     def repeatable(self, key: str) -> bool:
         """Whether the branch gives the same value for the same input wherever it is evaluated."""
@@ -84,7 +83,7 @@ class Task:
 
     def _layers(
         self,
-        parameters: Iterable[nn.Parameter | None],
+        parameters: Sequence[nn.Parameter | None],
         module: nn.Module,
         x: Tensor,
         grad: Tensor,
@@ -104,14 +103,14 @@ class Task:
         finally:
             torch._C._set_grad_enabled(before)
         value = z.detach()
-        unwanted = self.known.unwanted
-        wanted = {id(p): p for p in parameters if p is not None and p.requires_grad and id(p) not in unwanted}
+        known = self.known
+        wanted = parameters if known.plain else [p for p in parameters if p is not None and known.wants(p)]
         if not (z.requires_grad and (need or wanted)):
             return value, direct
-        targets = (leaf, *wanted.values()) if need else tuple(wanted.values())
-        found = differentiate((z,), (grad if grad.dtype is z.dtype else grad.to(z.dtype),), targets)
+        targets: Streams = (leaf, *wanted) if need else tuple(wanted)  # type: ignore[arg-type]  # none is None
+        found = differentiate((z,), (grad if grad.dtype is z.dtype else grad.to(z.dtype),), targets, known.plain)
         dx = found[0] if need else None
-        self._sum({key: own for key, own in zip(wanted, found[1:] if need else found, strict=True) if own is not None})
+        self._sum(dict(zip(map(id, wanted), found[1:] if need else found, strict=True)))
         return value, direct if dx is None else dx if direct is None else dx + direct
 
     def pull(self, outputs: Sequence[Tensor], grads: Grads, inputs: Streams) -> Grads:
@@ -124,7 +123,7 @@ class Task:
         self._sum(found)
         return of_inputs
 
-    def _sum(self, found: dict[int, Tensor]) -> None:
+    def _sum(self, found: Mapping[int, Tensor | None]) -> None:
         """Gradients of parameters, by id."""
         sums = self.parameter_grads
         if sums.keys().isdisjoint(found):
@@ -132,7 +131,7 @@ class Task:
             return
         for key, grad in found.items():
             before = sums.get(key)
-            sums[key] = grad if before is None else before + grad
+            sums[key] = grad if before is None else before if grad is None else before + grad
 
     def add(self, context_grads: dict[str, Tensor]) -> None:
         """Gradients of keywords."""
@@ -171,10 +170,13 @@ def pull_back(outputs: Sequence[Tensor], grads: Grads, inputs: Streams, known: K
     return {id(t): g for t, g in zip(targets, found, strict=True) if g is not None}
 
 
-def differentiate(values: Streams, grads: Streams, targets: Streams) -> Grads:
-    """torch.autograd.grad without what it does before and after, which takes as long as a small layer."""
+def differentiate(values: Streams, grads: Streams, targets: Streams, plain: bool = False) -> Grads:
+    """torch.autograd.grad without what it does before and after, which takes as long as a small layer.
+
+    plain: the targets are known to have no hooks.
+    """
     # a tensor hook of the user's on a parameter is to see the gradient once: when it leaves the engine
-    attached = [(p, dict(p._backward_hooks)) for p in targets if p._backward_hooks]
+    attached = [] if plain else [(p, dict(p._backward_hooks)) for p in targets if p._backward_hooks]
     for p, _ in attached:
         p._backward_hooks.clear()  # type: ignore[union-attr]
     try:

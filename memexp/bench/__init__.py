@@ -11,6 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from memexp import given
 from memexp.calling import CallableModule
 from memexp.config import CONFIG_NAME, ConfigError, compose
 from memexp.memory.estimate import estimate
@@ -42,7 +43,7 @@ class Case:
 
 def bench(
     overrides: Sequence[str] | str = (),
-    strategies: Sequence[str] | None = None,
+    strategies: Sequence[str] | str | None = None,
     budgets: int = 0,
     steps: int = 10,
     config_dir: str | Path | Sequence[str | Path] = (),
@@ -52,16 +53,22 @@ def bench(
 ) -> list[dict[str, Any]]:
     """`memexp bench`: step time and peak memory of several strategies, each in a process of its own, on random images.
 
-    overrides: of the configuration, without backprop. strategies: by default all that fit the model. budgets: so many more
+    overrides: of the configuration, without backprop. strategies: names, or as typed, "stored,reversible"; by
+    default all that fit the model. budgets: so many more
     between the least and the stored peak. steps: timed training steps of a case. output: a folder for table, plot and figures.
     Returns a record a case: its name, its overrides, and what was measured (bytes, seconds) or the error. Raises ConfigError.
     """
-    words = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
-    directories = [str(path) for path in ([config_dir] if isinstance(config_dir, str | Path) else config_dir)]
-    found = cases(words, strategies, budgets, config_name, directories)
-    measure(found, steps, say, config_name, directories)
-    if output is not None:
-        write(found, Path(output), markdown(table(found)))
+    if isinstance(strategies, str):
+        strategies = strategies.split(",")
+    elif strategies is not None:
+        strategies = given.texts("strategies", strategies, "names of strategies, such as ['stored', 'reversible']")
+    steps, budgets = given.count("steps", steps, 1), given.count("budgets", budgets, 0)
+    name, directories = given.text("config_name", config_name), list(map(str, given.paths("config_dir", config_dir)))
+    folder = None if output is None else given.path("output", output)
+    found = cases(given.words(overrides), strategies, budgets, name, directories)
+    measure(found, steps, say, name, directories)
+    if folder is not None:
+        write(found, folder, markdown(table(found)))
     return [vars(case) for case in found]
 
 

@@ -27,7 +27,8 @@ def load(
 ) -> Splits:
     """The data set of a configuration (the keys of conf/dataset/*.yaml).
 
-    batch_size: images per process and batch. seed: of the order, the augmentation and what is held out.
+    batch_size: images per process and batch. seed: of the order and the augmentation; which images are used, where
+    not all are, dataset.draw says, so that runs that differ by their seed alone are trained and measured on the same ones.
     Raises DataError, naming the file or folder and what to do.
     """
     share = Share(rank, world_size)
@@ -71,10 +72,13 @@ def _in_memory(arrays: Arrays, settings: Any, batch_size: int, seed: int, device
     numbers = class_numbers(settings.classes, classes) if settings.get("classes") else None
     if numbers is not None:
         classes = tuple(classes[number] for number in numbers)
-    chosen = {name: select(part.labels, numbers, *_limit(settings, name), seed) for name, part in arrays.parts.items()}
+    chosen = {
+        name: select(part.labels, numbers, *_limit(settings, name), settings.draw)
+        for name, part in arrays.parts.items()
+    }
     train = arrays.train.images[chosen["train"][0]]
     _enough(len(train), batch_size, share, notes)
-    kept, held = _held_out(chosen["train"][1], settings, seed, "val" in chosen, notes)
+    kept, held = _held_out(chosen["train"][1], settings, "val" in chosen, notes)
     if settings.mean:
         mean, std = (torch.tensor(list(values)) for values in (settings.mean, settings.std))
     else:
@@ -143,11 +147,11 @@ def _streamed(settings: Any, batch_size: int, seed: int, device: torch.device, s
     chosen: dict[str, np.ndarray] = {}
     first = 0
     for name, found in listings.items():
-        indices, renumbered = select(found.labels, numbers, *_limit(settings, name), seed)
+        indices, renumbered = select(found.labels, numbers, *_limit(settings, name), settings.draw)
         chosen[name] = indices + first
         labels[chosen[name]] = renumbered
         first += len(found.files)
-    kept, held = _held_out(labels[chosen["train"]], settings, seed, "val" in chosen, notes)
+    kept, held = _held_out(labels[chosen["train"]], settings, "val" in chosen, notes)
     if held is not None:
         chosen["val"], chosen["train"] = chosen["train"][held], chosen["train"][kept]
     loader = Loader(Samples(files, labels, settings.image_size, resize, settings.flip), settings.workers, device)
@@ -173,7 +177,7 @@ def _limit(settings: Any, split: str) -> tuple[int | None, str]:
 
 
 def _held_out(
-    labels: np.ndarray, settings: Any, seed: int, val: bool, notes: list[str]
+    labels: np.ndarray, settings: Any, val: bool, notes: list[str]
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Indices of the training images to train on (None: all) and to hold out. val: whether there is a folder for that."""
     if not settings.val_fraction:
@@ -183,7 +187,7 @@ def _held_out(
             f"dataset.val_fraction: {settings.val_fraction} holds training images out, but {name_of(settings)} has a val/ "
             "folder for that beside test/; set dataset.val_fraction=0, or move val/ away"
         )
-    kept, held = hold_out(labels, settings.val_fraction, seed)
+    kept, held = hold_out(labels, settings.val_fraction, settings.draw)
     without = len(np.setdiff1d(labels, labels[held]))
     if without:
         notes.append(f"{without} classes are too small for any of their images to be held out")

@@ -27,12 +27,12 @@ def class_numbers(wanted: Sequence[str | int], classes: tuple[str, ...]) -> list
 
 
 def select(
-    labels: np.ndarray, numbers: Sequence[int] | None, limit: int | None, name: str, seed: int
+    labels: np.ndarray, numbers: Sequence[int] | None, limit: int | None, name: str, draw: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the images of a split that are used, in order, and their labels.
 
     numbers: the classes to keep, renumbered in that order; None: all. limit: images at most, see `sample`; `name` is
-    the key that set it.
+    the key that set it. draw: numbers the choice among the images.
     """
     kept = np.arange(len(labels))
     if numbers is not None:
@@ -41,22 +41,22 @@ def select(
         kept = np.flatnonzero(position[labels] >= 0)
         labels = position[labels[kept]]
     if limit is not None:
-        chosen = sample(labels, limit, name, seed)
+        chosen = sample(labels, limit, name, draw)
         kept, labels = kept[chosen], labels[chosen]
     return kept, labels
 
 
-def sample(labels: np.ndarray, limit: int, name: str, seed: int) -> np.ndarray:
+def sample(labels: np.ndarray, limit: int, name: str, draw: int) -> np.ndarray:
     """Indices of `limit` images, in order; each class keeps its frequency, with one image at least."""
     if limit >= len(labels):
         return np.arange(len(labels))
     classes, counts = np.unique(labels, return_counts=True)
     if limit < len(classes):
         raise DataError(f"{name}: {limit} images cannot cover {len(classes)} classes; allow at least one a class")
-    return _drawn(labels, apportion(counts, limit, least=1, spared=0), seed)
+    return _drawn(labels, apportion(counts, limit, least=1, spared=0), draw)
 
 
-def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(labels: np.ndarray, fraction: float, draw: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices to train on and those held out for validation: the same fraction of each class, of which one stays."""
     _, counts = np.unique(labels, return_counts=True)
     quotas = apportion(counts, round(fraction * len(labels)), least=0, spared=1)
@@ -64,7 +64,7 @@ def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray
         raise DataError(
             f"dataset.val_fraction: {fraction} of {len(labels)} images holds out none; set a larger one, or 0"
         )
-    held = _drawn(labels, quotas, seed)
+    held = _drawn(labels, quotas, draw)
     return np.setdiff1d(np.arange(len(labels)), held), held
 
 
@@ -83,9 +83,9 @@ def apportion(counts: np.ndarray, total: int, least: int, spared: int) -> np.nda
     return quotas
 
 
-def _drawn(labels: np.ndarray, quotas: np.ndarray, seed: int) -> np.ndarray:
+def _drawn(labels: np.ndarray, quotas: np.ndarray, draw: int) -> np.ndarray:
     """As many images of each class as its quota says, at random, in order."""
-    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).numpy()
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(draw)).numpy()
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     ends = np.cumsum(np.unique(labels, return_counts=True)[1])
     starts = np.concatenate([[0], ends[:-1]])

@@ -39,8 +39,8 @@ def create(
 
     A network without Chains of its own, torchvision's or a user's, has its blocks taken as such (memexp.backprop.apply).
 
-    Raises ValueError for a name, a target, a setting or a size of images that does not fit, and for a strategy that needs
-    blocks where there are none.
+    Raises ValueError for a name, a target, a setting, a size of images or a number of outputs that does not fit, and for a
+    strategy that needs blocks where there are none.
     """
     from torch import nn
 
@@ -49,11 +49,17 @@ def create(
     from memexp.models import sizes
 
     path = _target_ or (FAMILIES[name].factory if name is not None and name in names() else None)
+    if path is None and name in FAMILIES:
+        raise ValueError(
+            f"{name!r} is a network of no images, which a study trains in its own way: `memexp train` carries that out, and "
+            f"there is nothing else to be done with it; networks of images are {', '.join(names())}"
+        )
     if path is None:
         raise ValueError(f"{name!r} is not a model; there are {', '.join(names())}")
     network: nn.Module = own.made(path, {"classes": classes, "shape": shape, "chain": chain}, settings, nn.Module)
     if _target_ is not None:
-        sizes.check(network, shape)
+        sizes.settle(network, shape)
+        sizes.check(network, shape, classes)
     asked: dict[str, Any] = getattr(chain, "keywords", {})
     if (asked.get("backprop", "stored") != "stored" or asked.get("exact")) and not chains(network):
         network = take(network, chain)  # type: ignore[arg-type]

@@ -33,7 +33,10 @@ def branch(inputs: int, outputs: int, stride: int, bottleneck: bool, activated: 
 
 
 class PadShortcut(nn.Module):
-    """s of a basic unit: average pool by the stride, then zero channels on both sides (Gomez et al. 2017)."""
+    """s of a basic unit: average pool by the stride, then zero channels on both sides (Gomez et al. 2017).
+
+    Of an odd side the last row is averaged alone: the 3x3 convolution beside it, padded by 1, has one more there, too.
+    """
 
     quiet = True  # draws no random numbers, writes to no buffers
 
@@ -45,7 +48,8 @@ class PadShortcut(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.stride > 1:
-            x = functional.avg_pool2d(x, self.stride)
+            odd = any(side % self.stride for side in x.shape[-2:])
+            x = functional.avg_pool2d(x, self.stride, ceil_mode=odd)
         return functional.pad(x, (0, 0, 0, 0, self.before, self.after))
 
 

@@ -1,7 +1,8 @@
-"""Which images a network can take, found by sending some without data through it."""
+"""Which images a network can take and how many scores it gives, found by sending some without data through it."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,25 +14,42 @@ from memexp.models.layout import Shape
 COMMON = (32, 48, 64, 96, 128, 160, 192, 224, 256, 299, 384, 512)  # pixels a side
 
 
-def check(network: nn.Module, shape: Shape) -> None:
-    """Raises ValueError, with the sizes that do, where `network` fails on images of this size and not on some of another.
+def check(network: nn.Module, shape: Shape, classes: int | None = None) -> None:
+    """Raises ValueError, with the sizes that do, where `network` fails on images of this size and not on some of another; and
+    where what it gives is not a score for each of `classes`.
 
     One forward pass of a copy without data; more of them only where it fails.
     """
-    if any(map(is_lazy, network.parameters())):
-        return  # such a network takes its sizes from the first images
     with _disable_current_modes():
-        _check(network, shape)
+        bare = _copied(_without_data, network)
+        scores, error = _tried(bare, shape)
+        if error is not None:
+            assert bare is not None
+            _check_size(bare, shape, error)
+        if classes is None:
+            return
+        if bare is None or error is not None:  # it reads values
+            scores, error = _tried(_copied(copy.deepcopy, network), shape, "cpu")
+        if error is None and scores is not None:
+            _check_scores(scores, classes)
 
 
-def _check(network: nn.Module, shape: Shape) -> None:
-    try:
-        network = _without_data(network)
-    except Exception:  # what holds things that cannot be copied is tried on the first images
+def settle(network: nn.Module, shape: Shape) -> None:
+    """A lazy network takes its sizes from its first images, which are these; an optimizer needs to know them before.
+
+    Raises ValueError where it fails on them.
+    """
+    if not any(map(is_lazy, network.parameters())):
         return
-    if (error := _failure(network, shape)) is None:
-        return
-    does = [size for size in COMMON if _failure(network, (shape[0], size, size)) is None]
+    network.eval()
+    _, error = _tried(network, shape, None)
+    network.train()
+    if error is not None:
+        raise ValueError(f"this network has lazy layers and fails on images of {'x'.join(map(str, shape))}: {error}")
+
+
+def _check_size(network: nn.Module, shape: Shape, error: Exception) -> None:
+    does = [size for size in COMMON if _tried(network, (shape[0], size, size))[1] is None]
     if not does:
         return  # it is not the size; the run will say what
     reason = " ".join(str(error).split()) or type(error).__name__
@@ -42,6 +60,18 @@ def _check(network: nn.Module, shape: Shape) -> None:
     )
 
 
+def _check_scores(scores: Any, classes: int) -> None:
+    if not isinstance(scores, Tensor):
+        raise ValueError(
+            f"this network gives a {type(scores).__name__}; it must give a tensor of scores, ({classes}) an image"
+        )
+    if scores.shape != (2, classes):
+        raise ValueError(
+            f"this network gives {' x '.join(map(str, scores.shape[1:])) or 'no'} scores an image, and the data set has "
+            f"{classes} classes; give it as many outputs (it is told how many where it takes an argument `classes`)"
+        )
+
+
 def _in_words(network: nn.Module, shape: Shape, does: Sequence[int]) -> str:
     """The sizes that do: from the least on, or one by one."""
     first = does[0]
@@ -50,25 +80,34 @@ def _in_words(network: nn.Module, shape: Shape, does: Sequence[int]) -> str:
     low, high = max([size for size in COMMON if size < first], default=0), first  # fails, does
     while high - low > 1:
         middle = (low + high) // 2
-        if _failure(network, (shape[0], middle, middle)) is None:
+        if _tried(network, (shape[0], middle, middle))[1] is None:
             high = middle
         else:
             low = middle
     return f"those of at least {high}x{high}"
 
 
-def _failure(network: nn.Module, shape: Shape) -> Exception | None:
-    """What a forward pass of two images raises on the network of `_without_data`."""
+def _tried(network: nn.Module | None, shape: Shape, device: str | None = "meta") -> tuple[Any, Exception | None]:
+    """What a forward pass of two images gives, and what it raises."""
+    if network is None:
+        return None, None
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            network(torch.empty(2, *shape, device="meta"))
+            return network(torch.zeros(2, *shape, device=device)), None
     except Exception as error:  # a user's own network may raise anything
-        return error
-    return None
+        return None, error
+
+
+def _copied(copier: Callable[[nn.Module], nn.Module], network: nn.Module) -> nn.Module | None:
+    """A copy for evaluation; None of what holds things that cannot be copied, which is tried on the first images."""
+    try:
+        return copier(network).eval()
+    except Exception:
+        return None
 
 
 def _without_data(network: nn.Module) -> nn.Module:
-    """A copy for evaluation on the meta device; `network` itself is not touched, and none of its data is copied."""
+    """A copy on the meta device; `network` itself is not touched, and none of its data is copied."""
     tensors = [
         value
         for module in network.modules()
@@ -80,4 +119,4 @@ def _without_data(network: nn.Module) -> nn.Module:
         id(t): nn.Parameter(bare[id(t)], t.requires_grad) if isinstance(t, nn.Parameter) else bare[id(t)]
         for t in tensors
     }
-    return copy.deepcopy(network, memo).eval()
+    return copy.deepcopy(network, memo)

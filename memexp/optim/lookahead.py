@@ -18,7 +18,8 @@ class Lookahead(Wrapper):
     """`optimizer` with slow weights, kept in its state as "slow".
 
     k: steps between synchronisations, at least 1. alpha: how far slow goes to fast, in 0..1. Groups may have their own.
-    evaluate_slow: whether `evaluation_weights` are the slow ones, as those between synchronisations are noisy.
+    evaluate_slow: whether `evaluation_weights` are the slow ones, as those between synchronisations are noisy. Before a group's
+    first synchronisation they are the first weights, which no step has moved, so that till then the fast ones are evaluated.
     """
 
     def __init__(self, optimizer: Optimizer, k: int = 6, alpha: float = 0.5, evaluate_slow: bool = True) -> None:
@@ -51,7 +52,8 @@ class Lookahead(Wrapper):
     @contextmanager
     def evaluation_weights(self) -> Iterator[None]:
         """Inside, the parameters are the weights to evaluate. Nothing is copied: slow and fast change places."""
-        pairs = [p for p, state in self.state.items() if "slow" in state] if self.evaluate_slow else []
+        moved = [group for group in self.param_groups if self.evaluate_slow and group["fast_steps"] >= group["k"]]
+        pairs = [p for group in moved for p in group["params"] if "slow" in self.state.get(p, {})]
         self._swap(pairs)
         try:
             yield

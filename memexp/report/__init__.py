@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from memexp import given
 from memexp.calling import CallableModule
 from memexp.record import NotWritten, write_text, writing
 from memexp.report import claims, exports, published, tables
@@ -25,13 +26,22 @@ def report(
     """`memexp report`: the tables of all runs at or below `paths` as records, plain numbers under the keys of results.json.
 
     runs: a record a run. stages: one for each stage of a run. published: with `paper`, measured beside published.
-    output: the folder that report.md and plots/ are written to; nothing is written where it is None. Raises as write_report.
+    output: the folder that report.md and plots/ are written to; nothing is written where it is None.
+
+    Raises ConfigError where there are no runs and for an unknown paper, NotWritten as write_report.
     """
-    found = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
-    groups, _ = _groups(found)
-    if output is not None:
-        write_report(found, Path(output), form="markdown", paper=paper, plots=plots)
-    return _records(groups, paper)
+    found = given.paths("paths", paths)
+    folder = None if output is None else given.path("output", output)
+    try:
+        groups, _ = _groups(found)
+        records = _records(groups, paper)
+    except (ValueError, FileNotFoundError) as error:
+        from memexp.config import ConfigError  # Hydra takes its time to import
+
+        raise ConfigError([str(error)]) from error
+    if folder is not None:
+        write_report(found, folder, form="markdown", paper=paper, plots=plots)
+    return records
 
 
 def write_report(

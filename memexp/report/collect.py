@@ -1,5 +1,6 @@
 """Finds runs on disk and groups those that differ by seed only."""
 
+import functools
 import json
 import re
 import statistics
@@ -11,6 +12,7 @@ from typing import Any
 
 from memexp.record import READABLE, read_json
 from memexp.report.settings import GROUPS, varying
+from memexp.unread import unread
 from memexp.visible import all_visible, visible
 
 
@@ -47,21 +49,38 @@ class Run:
     def setting(self, key: str) -> Any:
         """What the run was told about `key`: from its configuration, or from its command line if it never got one.
 
-        device: the one that it measured on.
+        device: the one that it measured on. None for what nothing has read.
         """
         if key in GROUPS:
             return _option(self.get(key)) or _option(self.get(f"config.{key}")) or _option(self.overrides.get(key))
+        if key in self.unread:
+            return None
         if key == "device" and self.get("memory.device") is not None:
             return self.get("memory.device")
         found = self.get(f"config.{key}")
-        told = self.overrides.get(key) if found is None else found
-        return None if told == "null" else told
+        if found is None and key in self._told:
+            found = self.overrides[key] if self.composed else _as_composed(self._told[key])
+        return None if found == "null" or (key == "device" and found == "auto") else found
+
+    @functools.cached_property
+    def unread(self) -> dict[str, str]:
+        config = self.get("config")
+        return unread(config) if isinstance(config, dict) else {}
 
     @property
     def overrides(self) -> dict[str, str]:
+        return {key: _unquoted(value) for key, value in self._told.items()}
+
+    @property
+    def _told(self) -> dict[str, str]:
         told = self.results.get("overrides")
         pairs = (str(text).lstrip("+~").partition("=") for text in (told if isinstance(told, list) else []))
-        return {key: _unquoted(value) for key, _, value in pairs}
+        return {key: value for key, _, value in pairs}
+
+    @property
+    def composed(self) -> bool:
+        """Whether it has a configuration; one that was refused has none, and what it was not told is not known."""
+        return isinstance(self.get("config"), dict)
 
     @property
     def stages(self) -> list[dict[str, Any]]:
@@ -163,6 +182,20 @@ def _unquoted(value: str) -> str:
         # inside, a backslash stands for itself but before a quote
         return re.sub(rf"(\\+)({quote}|\Z)", lambda found: found[1][: len(found[1]) // 2] + found[2], value[1:-1])
     return re.sub(r"\\(.)", r"\1", value)
+
+
+def _as_composed(value: str) -> str | None:
+    """The value of an override as a configuration has it: 1e-1 is 0.1 and [1,1] is [1, 1]; None where that is not known."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser  # which takes its time to import
+    from hydra.core.override_parser.types import QuotedString
+    from hydra.errors import HydraException
+
+    try:
+        found = OverridesParser.create().parse_override(f"key={value}").value()
+    except HydraException:
+        return _unquoted(value)
+    text = found.text if isinstance(found, QuotedString) else found
+    return None if text is None or "${" in str(text) else str(text)
 
 
 def _option(told: Any) -> str | None:

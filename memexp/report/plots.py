@@ -304,7 +304,9 @@ def _legend(axes: Axes, counts: Sequence[int]) -> None:
     title = f"mean, ± deviation over {' or '.join(map(str, several))} seeds" if several else None
     figure = axes.get_figure()
     assert figure is not None
-    handles, labels = axes.get_legend_handles_labels()
+    every = [panel.get_legend_handles_labels() for panel in figure.axes]
+    named = {label: handle for panel in every for handle, label in zip(*panel, strict=True)}  # a panel may lack some
+    handles, labels = list(named.values()), list(named)
     if len(labels) > 5 or len(figure.axes) > 1:
         legend = figure.legend(handles, labels, fontsize=8, frameon=False, loc="outside right center", title=title)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from memexp.options import STARTS
 from memexp.report.experiments import about
 
 if TYPE_CHECKING:
@@ -40,9 +41,10 @@ def varying(runs: Sequence[Run]) -> list[str]:
     leaves = [
         key for key in dict.fromkeys(key for run in runs for key, _ in _leaves(run.get("config"))) if _matters(key)
     ]
+    scale = ["scale"] if any(run.get("experiment") for run in runs) else []  # it changes an experiment's runs alone
     found: list[str] = []
-    for key in dict.fromkeys([*lead, *GROUPS, *asked, *leaves]):
-        values = [run.setting(key) for run in runs]
+    for key in dict.fromkeys([*lead, *scale, *GROUPS, *asked, *leaves]):
+        values = [value for run in runs if (value := _told(run, key)) is not None or run.composed]
         if key in lead or key in asked:
             differ = len(set(map(str, values))) > 1
             differ = differ and not (led and key not in lead and _follows(key, found, runs))
@@ -67,7 +69,7 @@ def shared(runs: Sequence[Run]) -> dict[str, str]:
 
     A run that was refused has no configuration, and is not asked.
     """
-    composed = [run for run in runs if isinstance(run.get("config"), Mapping)] or runs
+    composed = [run for run in runs if run.composed] or runs
     asked = dict.fromkeys(key for run in runs for key in run.overrides)
     found = {}
     for key in dict.fromkeys([*GROUPS, *asked, *ALWAYS]):
@@ -86,11 +88,17 @@ def _matters(key: str) -> bool:
     return key not in IDLE and not key.startswith(IDLE_GROUPS) and not key.endswith(".name")
 
 
+def _told(run: Run, key: str) -> Any:
+    """A setting; of the run that it starts from, the name without the seed of both at its end."""
+    value = run.setting(key)
+    return value.removesuffix(f"-{run.seed}") if key in STARTS and isinstance(value, str) else value
+
+
 def _follows(key: str, before: Sequence[str], runs: Sequence[Run]) -> bool:
     """Whether runs that agree in the settings `before` agree in `key`, too; or do not have it, being of another option."""
     values: dict[tuple[str, ...], str] = {}
     for run in runs:
-        value = run.setting(key)
+        value = _told(run, key)
         place = tuple(str(run.setting(other)) for other in before)
         if value is not None and values.setdefault(place, str(value)) != str(value):
             return False

@@ -65,14 +65,16 @@ def of_groups(groups: Sequence[Group]) -> Table:
     if same := {key: value for key, value in shared(runs).items() if key not in keys}:
         table.above.append("In all runs: " + ", ".join(f"{key}={value}" for key, value in same.items()))
     how = sorted({str(run.get("memory.how")) for run in runs if run.get("memory.how")})
-    if how and any(key.startswith(("memory.", "time.")) for _, key, *_ in measured):
-        table.notes.append(
-            f"peak and activations: {', '.join(how)}; MiB is 2^20 bytes. step: median, warm-up excluded."
-        )
+    shown_keys = [key for _, key, *_ in measured]
+    bytes_shown = how and any(key.startswith("memory.") for key in shown_keys)
+    notes = [f"peak and activations: {', '.join(how)}; MiB is 2^20 bytes."] if bytes_shown else []
+    notes += ["step: median, warm-up excluded."] if "time.step_median" in shown_keys else []
+    table.notes += [" ".join(notes)] if notes else []
     if any(len(group.seeds) > 1 for group in groups):
         table.notes.append("± is the sample standard deviation over n seeds.")
     table.notes += repeats(groups)
     table.notes += filter(None, dict.fromkeys(map(_continuous, runs)))
+    table.notes += filter(None, dict.fromkeys(map(_smaller_batch, runs)))
     small = sorted({str(run.get("name")) for run in runs if run.get("scale") == "laptop"})
     if small:
         table.notes.append(f"{', '.join(small)}: the small version (scale=laptop), not the published recipe.")
@@ -80,6 +82,14 @@ def of_groups(groups: Sequence[Group]) -> Table:
         if run.status not in ("done", "running") and run.get("error"):
             table.notes.append(f"{run.name}: {run.status}: {str(run.get('error')).splitlines()[0]}")
     return table
+
+
+def _smaller_batch(run: Run) -> str:
+    """Where the data set has fewer images than the batch that was asked for."""
+    taken, asked = run.get("effective_batch_size"), run.get("batch_size")
+    if not isinstance(taken, int) or not isinstance(asked, int) or taken >= asked:
+        return ""
+    return f"batch_size={asked}: there were {taken} training images, and each step took all of them."
 
 
 def _continuous(run: Run) -> str:
@@ -259,11 +269,17 @@ def latex(table: Table) -> str:
     def line(cells: Sequence[str]) -> str:
         return " & ".join("".join(map(letter, cell.replace("\n", " "))) for cell in cells) + r" \\"
 
-    columns = "".join("l" if heading[0].islower() and "(" not in heading else "r" for heading in table.headings)
+    cells = [[row[i] for row in table.rows] for i in range(len(table.headings))]
+    columns = "".join("r" if all(map(_is_number, column)) else "l" for column in cells)
     body = [line(table.headings), r"\midrule", *map(line, table.rows)]
     above, below = ([f"% {' '.join(note.splitlines())}" for note in notes] for notes in (table.above, table.notes))
     tabular = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", *body, r"\bottomrule", r"\end{tabular}"]
     return "\n".join([*above, *tabular, *below])
+
+
+def _is_number(cell: str) -> bool:
+    """A figure, perhaps with its deviation, or that there is none."""
+    return re.fullmatch(r"-|[-+]?[\d,.]+(e[-+]?\d+)?( ± [\d,.]+(e[-+]?\d+)?)?", cell) is not None
 
 
 def terminal(table: Table) -> str:

@@ -22,6 +22,12 @@ from memexp.training.precision import Precision
 from memexp.training.signals import StopRequest
 
 
+def placed(network: nn.Module, cfg: DictConfig, device: torch.device) -> nn.Module:
+    """The network on the device, in the memory layout of the configuration."""
+    network = network.to(device)
+    return network.to(memory_format=torch.channels_last) if cfg.channels_last else network
+
+
 @dataclass
 class Run:
     """A run between its stages; each process has its own, and the first one keeps the record.
@@ -57,7 +63,7 @@ class Run:
 
     def edit(self, change: Edit) -> None:
         """Changes the network, and remembers how. Every process is given the same edit (distribution.agreed)."""
-        self.network = apply(self.network, change)
+        self.network = placed(apply(self.network, change), self.cfg, self.device)  # as one that is resumed finds it
         self.edits.append(change)
         self.evaluation = self.trained = None
 
@@ -75,17 +81,22 @@ class Run:
     def evaluated(self, network: nn.Module, name: str) -> Evaluation:
         """Accuracy of `network` on the split `name`, beside training."""
         with self.meter.aside():
-            return evaluation.evaluate(network, self.splits.named(name), self.precision, self.world, self.stop.check)
+            return evaluation.evaluate(network, self.splits.named(name), self.precision, self.world, self.stop)
 
     def own_statistics(self, network: nn.Module) -> AbstractContextManager[int]:
         """Inside, statistics of batch normalisation are those of `network` itself, estimated over images as trained on."""
         return statistics.estimated_statistics(
-            network, self.splits.train, statistics.IMAGES, self.precision, self.world, self.stop.check
+            network, self.splits.train, statistics.IMAGES, self.precision, self.world, self.stop
         )
 
     @property
     def precision(self) -> Precision:
         return Precision(self.cfg.precision.name, self.device)
+
+    @property
+    def batch_size(self) -> int:
+        """Images of one forward pass in this process: as given, or all that there are."""
+        return min(int(self.cfg.batch_size), -(-self.splits.train.images // self.world.size))
 
     @property
     def parameters(self) -> int:

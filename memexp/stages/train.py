@@ -143,12 +143,19 @@ def trainer_for(run: Run, cfg: DictConfig) -> Trainer:
             "warning: accumulate=%d, but an epoch has %d batches: each step takes the %d that there are",
             *(cfg.accumulate, batches, batches),
         )
+    accumulated, images = min(cfg.accumulate, batches), run.splits.train.images
+    whole = min(cfg.batch_size * run.world.size, images)
+    run.results["effective_batch_size"] = whole * accumulated
     log.info(
         "effective batch size: %d images per forward x %d accumulated x %d processes = %d; lr as given: %g",
-        *(cfg.batch_size, min(cfg.accumulate, batches), run.world.size),
-        cfg.batch_size * min(cfg.accumulate, batches) * run.world.size,
-        cfg.optimizer.lr,
+        *(run.batch_size, accumulated, run.world.size, whole * accumulated, cfg.optimizer.lr),
     )
+    if left := images - whole * accumulated * (batches // accumulated):
+        log.info(
+            "data: each epoch leaves out %d of the %d training images, others each time: they fill no step",
+            left,
+            images,
+        )
     monitor = strategy_monitor(run.network, made.loss_fn, made.precision, cfg.monitor_gradient)
     return Trainer(run, made, model, monitor)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.tensorboard import summary
 
 from memexp.training import pictures
+from memexp.unread import unread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,7 +48,8 @@ def _settings(config: Mapping[str, Any]) -> dict[str, float | str | None]:
         option = config.get(name)
         found[name] = (option.get("name") or option.get("_target_")) if isinstance(option, Mapping) else option
     model, optimizer = config["model"], config["optimizer"]
-    numbers = {"depth": model.get("depth"), "lr": optimizer.get("lr"), "weight_decay": optimizer.get("weight_decay")}
+    depth = None if "model.depth" in unread(config) else model.get("depth")
+    numbers = {"depth": depth, "lr": optimizer.get("lr"), "weight_decay": optimizer.get("weight_decay")}
     found["kind"] = None if model.get("kind") is None else str(model["kind"])
     for name in NUMBERS:
         value = numbers.get(name, config.get(name))

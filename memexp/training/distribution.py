@@ -4,6 +4,7 @@ import atexit
 import gc
 import json
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from memexp.training import synced
+from memexp.training.signals import Interrupted, StopRequest
 
 if dist.is_available():  # now: read while processes are joined, its defaults would hold their group for good
     import torch.distributed.nn.functional
@@ -182,6 +184,14 @@ def agree(flag: bool, world: World, device: torch.device) -> bool:
     if world.size == 1:
         return flag
     return bool(total(torch.tensor(int(flag), device=device), world) > 0)
+
+
+def heed(stop: StopRequest | None, world: World, device: torch.device | None = None) -> None:
+    """Raises Interrupted in all processes where one of them was asked to stop. All come here at the same place of the run: one
+    that went its own way would leave the others waiting for it in what they do together.
+    """
+    if stop is not None and agree(stop.signum is not None, world, device or torch.device("cpu")):
+        raise Interrupted(stop.signum or signal.SIGTERM)
 
 
 def distribute(model: nn.Module, world: World, device: torch.device, sync_batchnorm: bool) -> nn.Module:

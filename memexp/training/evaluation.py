@@ -1,6 +1,5 @@
 """Accuracy of a network over a split."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ from memexp.data import Batches
 from memexp.training import distribution
 from memexp.training.distribution import World
 from memexp.training.precision import Precision
+from memexp.training.signals import StopRequest
 
 
 @dataclass
@@ -33,11 +33,12 @@ def evaluate(
     batches: Batches,
     precision: Precision,
     world: World,
-    check: Callable[[], None] = lambda: None,
+    stop: StopRequest | None = None,
 ) -> Evaluation:
     """Accuracy of `model` (put into eval mode for it, and back) over all of `batches`.
 
-    `check` is called between batches and may raise to end it. With fewer than five classes top5 counts all of them.
+    Raises Interrupted between batches where `stop` has come, in all processes where it has in one. With fewer than five classes
+    top5 counts all of them.
     """
     training = model.training
     model.eval()
@@ -46,7 +47,8 @@ def evaluate(
     seen = 0
     try:
         for images, labels in batches.epoch(0):
-            check()
+            if stop is not None and stop.signum is not None:
+                break
             with precision.autocast():
                 scores = model(images)
             scores = scores.float()
@@ -62,6 +64,7 @@ def evaluate(
             confusion.index_add_(0, labels * classes + predicted, torch.ones_like(labels))
     finally:
         model.train(training)
+    distribution.heed(stop, world)
     if confusion is None:
         raise ValueError("the split to evaluate holds no images")
     # on the host, as not every accelerator has float64

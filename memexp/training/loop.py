@@ -2,7 +2,6 @@
 
 import logging
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -114,7 +113,7 @@ class Trainer:
                 return
             place = self.place
             with statistics.estimated_statistics(
-                model, place.splits.train, statistics.IMAGES, self.precision, place.world, place.stop.check
+                model, place.splits.train, statistics.IMAGES, self.precision, place.world, place.stop
             ):
                 yield model
 
@@ -163,8 +162,7 @@ class Trainer:
             if settings.checkpoint_every and done.step % settings.checkpoint_every == 0:
                 self.save()
                 before = self._clock()
-            if distribution.agree(self.place.stop.signum is not None, self.place.world, self.precision.device):
-                raise Interrupted(self.place.stop.signum or signal.SIGTERM)
+            distribution.heed(self.place.stop, self.place.world, self.precision.device)
 
     def _check_loss(self) -> float:
         """The latest loss not yet looked at. Reading it a step late leaves the device work to do meanwhile.
@@ -222,7 +220,7 @@ class Trainer:
         self._check_loss()  # of a step that was wrong, no weights are the best
         done = self.progress
         with self.place.meter.aside(), self.deployed() as model:  # once for both, as its statistics may be estimated
-            result = evaluate(model, self.watched, self.precision, self.place.world, self.place.stop.check)
+            result = evaluate(model, self.watched, self.precision, self.place.world, self.place.stop)
             if not math.isfinite(result.loss):
                 raise NotFinite(f"the {self.watched_name} loss after step {done.step} is {result.loss}. {REMEDY}")
             if result.top1 > done.best:

@@ -22,7 +22,7 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """While entered, remembers a signal that asks the process to stop. `check()` raises once it has come."""
+    """While entered, remembers a signal that asks the process to stop; it heeds it at its next step (distribution.heed)."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
@@ -48,8 +48,3 @@ class StopRequest:
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum
         self._restore()
-
-    def check(self) -> None:
-        """Raises `Interrupted` if the process was asked to stop."""
-        if self.signum is not None:
-            raise Interrupted(self.signum)

@@ -27,6 +27,7 @@ from memexp.data import Batches
 from memexp.training import distribution
 from memexp.training.distribution import World
 from memexp.training.precision import Precision
+from memexp.training.signals import StopRequest
 from memexp.training.synced import SyncedBatchNorm
 
 IMAGES = 1000  # enough: the paper takes 1,000 to 10,000, and a loss on CIFAR-10 is the same from 500 on to three digits
@@ -63,19 +64,19 @@ def estimated_statistics(
     images: int,
     precision: Precision,
     world: World = ALONE,
-    check: Callable[[], None] = lambda: None,
+    stop: StopRequest | None = None,
 ) -> Iterator[int]:
     """Inside, BN's running mean and variance are those of the population; afterwards they are bitwise what they were.
 
     batches: training images as they are trained on. images: how many of them to use, in all processes
     together; fewer where there are no more. Yields how many were used. All but BN is in eval mode, so no dropout. Layers
-    with momentum 0, whose averages are kept fixed, are left alone. `check` is called between batches and may raise.
+    with momentum 0, whose averages are kept fixed, are left alone. Raises Interrupted where `stop` has come.
     Random states and training are not touched. Raises ValueError where there are no batches.
     """
     layers = list(_layers(network))
     kept = [{name: buffer.clone() for name, buffer in layer.named_buffers(recurse=False)} for layer in layers]
     try:
-        used = _collect(network, layers, batches, images, precision, world, check) if layers else 0
+        used = _collect(network, layers, batches, images, precision, world, stop) if layers else 0
         yield used
     finally:
         for layer, buffers in zip(layers, kept, strict=True):
@@ -113,7 +114,7 @@ def _collect(
     images: int,
     precision: Precision,
     world: World,
-    check: Callable[[], None],
+    stop: StopRequest | None,
 ) -> int:
     """Sets the running mean and variance of `layers`; returns the number of images in all processes."""
     modes = [(module, module.training) for module in network.modules()]
@@ -130,7 +131,8 @@ def _collect(
             layer.num_batches_tracked = None
         with uncompiled(network), _random_state_kept(precision.device):  # whose layers can be listened to
             for batch, _ in batches.epoch(0):
-                check()
+                if world.size == 1:  # several may need each other in every batch (SyncBatchNorm)
+                    distribution.heed(stop, world)
                 with precision.autocast():
                     network(batch)
                 seen += len(batch)
@@ -143,6 +145,7 @@ def _collect(
             layer.momentum, layer.num_batches_tracked = value, count
         for module, mode in modes:
             module.training = mode
+    distribution.heed(stop, world)
     if not seen:
         raise ValueError("there are no training images to estimate the statistics of batch normalisation over")
     for layer, moments in found.items():

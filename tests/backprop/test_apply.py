@@ -394,5 +394,5 @@ def test_a_run_trains_torchvisions_networks_under_it(tmp_path, backprop):
 def test_a_network_of_a_users_own_is_taken_too():
     chain = functools.partial(Chain, backprop="light")
     target = "torchvision.models.squeezenet1_1"
-    network = memexp.models.create(classes=5, shape=(3, 64, 64), chain=chain, _target_=target)
+    network = memexp.models.create(classes=5, shape=(3, 64, 64), chain=chain, _target_=target, num_classes=5)
     assert isinstance(network.features, Chain)

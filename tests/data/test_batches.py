@@ -219,6 +219,29 @@ def test_validation_images_are_not_trained_on():
     assert not any(image.numpy().tobytes() in shown for images, _ in splits.val.epoch(0) for image in images)
 
 
+def test_a_seed_draws_the_order_and_no_images():
+    """It drew what was measured on, too; and a run that started from another seed's was measured on images of its training."""
+
+    several = ["dataset.limit=200", "dataset.test_limit=50", "dataset.val_fraction=0.1"]
+    cfg = memexp.compose(["dataset=digits", "dataset.padding=0", *several])
+
+    def used(seed: int, draw: int) -> list[set[bytes]]:
+        cfg.dataset.draw = draw
+        splits = data.load(cfg.dataset, batch_size=64, seed=seed, device=torch.device("cpu"))
+        return [
+            {
+                label.numpy().tobytes() + image.half().numpy().tobytes()
+                for images, labels in split.epoch(0)
+                for image, label in zip(images, labels, strict=True)
+            }
+            for split in map(splits.named, ("train", "val", "test"))
+        ]
+
+    one, other, drawn_anew = used(0, 0), used(1, 0), used(0, 1)
+    assert one == other
+    assert not any(a == b for a, b in zip(one, drawn_anew, strict=True))
+
+
 def test_digits_are_the_real_ones():
     cfg = memexp.compose(["dataset=digits"])
     splits = data.load(cfg.dataset, batch_size=10, seed=0, device=torch.device("cpu"))

@@ -42,6 +42,11 @@ def test_wrong_input_is_one_message_and_status_2(capsys, arguments, message):
     assert "Traceback" not in captured.err
 
 
+def test_a_study_of_a_network_of_no_images_is_not_called_unknown(capsys):
+    assert main(["estimate", "experiment=node/fig2"]) == 2
+    assert "'linear' is a network of no images, which a study trains in its own way" in capsys.readouterr().err
+
+
 def test_the_layer_table_of_a_network(capsys):
     assert main(["estimate", "model=vgg16", "dataset=imagenet", "--summary"]) == 0
     table = capsys.readouterr().out

@@ -82,3 +82,38 @@ def test_d14_a_users_own_network_is_tried_and_left_as_it_was():
 @pytest.mark.parametrize("network", [Own("always"), Own("value"), nn.Sequential(nn.Flatten(), nn.LazyLinear(2))])
 def test_d14_what_fails_without_data_whatever_the_size_is_left_to_the_run(network):
     sizes.check(network, (3, 32, 32))
+
+
+class Gives(nn.Module):
+    """What `made` makes of its scores; where it is to read a value, meta tensors tell nothing."""
+
+    def __init__(self, made, reads: bool) -> None:
+        super().__init__()
+        self.fc, self.made, self.reads = nn.Linear(3 * 8 * 8, 4), made, reads
+
+    def forward(self, images):
+        if self.reads and images.sum() > 1:
+            raise RuntimeError("not these")
+        return self.made(self.fc(images.flatten(1)))
+
+
+@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.parametrize(
+    ("made", "classes", "message"),
+    [
+        (lambda scores: scores, 4, None),
+        (lambda scores: scores, 3, "gives 4 scores an image, and the data set has 3 classes"),
+        (lambda scores: scores, 10, "gives 4 scores an image, and the data set has 10 classes"),
+        (lambda scores: scores[..., None], 4, "gives 4 x 1 scores an image"),
+        (lambda scores: scores.sum(), 4, "gives no scores an image"),
+        (lambda scores: {"logits": scores}, 4, "gives a dict; it must give a tensor"),
+        (lambda scores: (scores, scores), 4, "gives a tuple; it must give a tensor"),
+    ],
+)
+def test_what_gives_no_score_for_each_class_is_told_so(made, classes, message, reads):
+    network = Gives(made, reads)
+    if message is None:
+        sizes.check(network, (3, 8, 8), classes)
+        return
+    with pytest.raises(ValueError, match=message):
+        sizes.check(network, (3, 8, 8), classes)

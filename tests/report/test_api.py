@@ -3,11 +3,13 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
 import memexp
 from memexp.config import ConfigError
+from memexp.recorded import as_config
 
 TINY = ["dataset=digits", "dataset.limit=64", "dataset.test_limit=32", "batch_size=16", "max_steps=2", "device=cpu"]
 RESNET = ["model=resnet", "model.units=[1,1]", "model.channels=[4,4,8]", *TINY]
@@ -45,6 +47,50 @@ def test_e6_dicts_are_checked_like_a_command_line():
             memexp.run(wrong)
 
 
+WRONG = {
+    "overrides: None": lambda: memexp.compose(None),
+    "overrides: {'model': 'resnet'}": lambda: memexp.compose({"model": "resnet"}),
+    "overrides: [3]": lambda: memexp.compose([3]),
+    "whose quotes are closed": lambda: memexp.compose("name='x"),
+    "config_dir: 3": lambda: memexp.compose([], config_dir=3),
+    "config_name: None": lambda: memexp.compose([], config_name=None),
+    "split: 'bad' is not one of train, val, test": lambda: memexp.evaluate("nowhere", split="bad"),
+    "run: None": lambda: memexp.evaluate(None),
+    "run: {'model': 'resnet'}": lambda: memexp.resume({"model": "resnet"}),
+    "overrides: 3": lambda: memexp.resume("nowhere", 3),
+    "directory: 3": lambda: memexp.run(PLAIN, 3),
+    "seed is given as 3 already": lambda: memexp.build_model({"seed": 3, "seed.x": 1}),
+    "no paths were given": lambda: memexp.report([]),
+    "there is no such path": lambda: memexp.report("nowhere"),
+    "paths: None": lambda: memexp.report(None),
+    "output: 3": lambda: memexp.report(".", 3),
+    "strategies: 3": lambda: memexp.bench(strategies=3),
+    "backprop: 'adjiont' is not one of": lambda: memexp.bench(strategies="stored,adjiont"),
+    "steps: 0": lambda: memexp.bench(steps=0),
+    "budgets: -1": lambda: memexp.bench(budgets=-1),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_what_is_of_another_kind_is_one_sentence(message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as found:
+        WRONG[message]()
+    assert message in str(found.value)
+    assert len(found.value.problems) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_paths_and_numpys_numbers_are_taken_and_an_own_option_has_the_defaults_of_all(tmp_path):
+    """A dict that named a data set or a model of one's own had to spell out every key of the runner's."""
+    given = {"init_from": tmp_path, "optimizer.lr": np.float64(0.5), "batch_size": np.int64(4)}
+    cfg = as_config({**given, "model": {"_target_": "mine.network"}, "dataset": {"_target_": "mine.images", "size": 8}})
+    assert (cfg.init_from, cfg.optimizer.lr, cfg.batch_size) == (str(tmp_path), 0.5, 4)
+    assert (cfg.backprop.name, cfg.dataset.epochs, cfg.dataset.size) == ("stored", 10, 8)
+    with pytest.raises(ConfigError, match=r"optimizer\.lr: has no value"):
+        as_config({"optimizer": {"_target_": "mine.Signed"}})
+
+
 def test_e6_compose_takes_directories_of_ones_own_and_words_as_typed(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.yaml").write_text("_target_: torch.nn.Identity\n")
@@ -72,7 +118,7 @@ from memexp import bench, report, run
 assert callable(memexp.run) and memexp.run.join and bench.cases and report.write_report
 try:
     memexp.report("nowhere")
-except FileNotFoundError as error:
+except memexp.config.ConfigError as error:
     print(error)
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

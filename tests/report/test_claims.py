@@ -42,18 +42,34 @@ def check(**more):
     [
         (
             [check(least=-3)],
-            "These runs show it: the comparison holds (accuracy.top1 of A against B: 70.00 against 72.00).",
+            "These runs show it: the comparison holds (top-1 (%) of A against B: 70.00 against 72.00 (at least -3)).",
         ),
         (
             [check(least=0)],
-            "These runs do not show it: 0 of 1 comparisons hold; not accuracy.top1 of A against B: 70.00 against 72.00.",
+            "These runs do not show it: 0 of 1 comparisons hold; not top-1 (%) of A against B: 70.00 against 72.00 "
+            "(at least +0).",
         ),
         ([check(least=0), check(most=0)], "These runs show it in part: 1 of 2"),
         ([check(than=70.0, least=0, most=0)], "the comparison holds"),
         ([check(ratio=True, least=0.97, most=0.98)], "the comparison holds"),
         ([check(than={"figure": "accuracy.error"}, least=39, most=41)], "the comparison holds"),
         ([check(than={"arm": "C"}, least=0)], "These runs cannot say"),
-        ([check(least=-3), check(than={"arm": "C"})], "1 more could not be made."),
+        (
+            [check(least=-3), check(than={"arm": "C"})],
+            "show it in part: the comparison that could be made holds (top-1 (%) of A against B: 70.00 against 72.00 "
+            "(at least -3)). 1 more could not be made.",
+        ),
+        (
+            [check(than=70.0, above=0)],
+            "do not show it: 0 of 1 comparisons hold; not top-1 (%) of A",
+        ),  # a tie is no gain
+        ([check(than=70.0, least=0, most=0)], "(just +0)"),
+        (
+            [check(figure="memory.activations", ratio=True, most=1)],
+            "activations (MiB) of A against B: 16.00 against 16.00",
+        ),
+        ([check(over="model.depth", than=None, least=0)], "These runs cannot say"),  # of one depth
+        ([check(over="model.depth", than=None, ratio=True, most=1.1)], "These runs cannot say"),
     ],
 )
 def test_a_verdict_is_that_of_its_comparisons(experiment, checks, says):
@@ -63,6 +79,40 @@ def test_a_verdict_is_that_of_its_comparisons(experiment, checks, says):
     first, second = claims.verdict(groups)
     assert first == "Claimed: A is as good as B."
     assert says in second
+
+
+def test_runs_are_compared_with_those_of_their_scale_and_length(experiment):
+    at = [("laptop", 1, 40.0, 30.0), ("laptop", 3, 50.0, 45.0), ("paper", 160, 90.0, 92.0)]
+    runs = [
+        {"arm": arm, "top1": top1, "scale": scale, "overrides": [f"epochs={epochs}"]}
+        for scale, epochs, *both in at
+        for arm, top1 in zip("AB", both, strict=True)
+    ]
+    refused = {"arm": "B", "status": "failed", "accuracy": None, "overrides": ["scale=laptop"]}
+    groups = experiment([*runs, refused], claim="c", checks=[check(above=0)])
+    _, small, full = claims.verdict(groups)
+    assert "at the small scale, show it: all 2 comparisons hold" in small
+    assert "of A, 1 against B: 40.00 against 30.00" in small.replace("epochs ", "")
+    assert "at scale=paper, do not show it" in full
+    assert "90.00 against 92.00" in full
+
+
+@pytest.mark.parametrize(
+    ("status", "diverged", "says"),
+    [
+        (
+            "nan",
+            True,
+            "show it: the comparison holds (top-1 (%) of A against B: ended in nan against 60.00 (at most -5))",
+        ),
+        ("nan", False, "cannot say"),
+        ("failed", True, "cannot say"),
+    ],
+)
+def test_a_run_that_diverged_shows_what_does_not_train(experiment, status, diverged, says):
+    runs = [{"arm": "A", "status": status, "accuracy": None}, {"arm": "B", "top1": 60.0}]
+    groups = experiment(runs, claim="A does not train.", checks=[check(most=-5, diverged=diverged)])
+    assert says in claims.verdict(groups)[1]
 
 
 def test_comparisons_are_made_for_each_value_and_over_a_setting(experiment):
@@ -146,8 +196,9 @@ def test_every_experiment_says_what_was_claimed_in_terms_that_a_report_knows(ide
     about = experiments.shown(identifier)
     assert about["claim"].endswith(".")
     for one in about["checks"]:
-        assert {"figure"} <= one.keys() <= {"figure", "name", "of", "than", "over", "least", "most", "ratio", "each"}
-        assert {"least", "most"} & one.keys()
+        known = {"figure", "name", "of", "than", "over", "least", "most", "above", "ratio", "each", "diverged"}
+        assert {"figure"} <= one.keys() <= known
+        assert {"least", "most", "above"} & one.keys()
         assert {"than", "over"} & one.keys()
     for column in about.get("columns", ()):
         assert (

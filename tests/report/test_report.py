@@ -9,9 +9,11 @@ import pytest
 from report_runs import add, log
 
 import memexp
+from memexp import unread
 from memexp.config import quoted
 from memexp.report import plots, published, report, tables, write_report
 from memexp.report.collect import Run, find, group
+from memexp.report.settings import varying
 from memexp.units import shown_bytes, shown_figure
 
 
@@ -81,6 +83,32 @@ def test_runs_that_differ_by_seed_only_are_one_group(tmp_path):
     runs, notes = find([tmp_path])
     assert [len(members.runs) for members in group(runs)] == [2, 1]
     assert notes == []
+
+
+@pytest.mark.parametrize(("starts", "groups"), [(["x/tied-0", "x/tied-1"], [2]), (["x/a", "x/b"], [1, 1])])
+def test_seeds_that_start_from_runs_of_their_own_are_one_group(tmp_path, starts, groups):
+    for seed, start in enumerate(starts):
+        config = {"model": {"name": "resnet", "depth": 32, "init_from": start}}
+        overrides = [f"model.init_from='{start}'"]
+        add(tmp_path, f"r{seed}", seed=seed, config=config, overrides=overrides)
+    assert [len(members.runs) for members in group(find([tmp_path])[0])] == groups
+
+
+def test_the_scales_of_an_experiment_stand_side_by_side(tmp_path):
+    for i, (scale, seed) in enumerate([("laptop", 0), ("laptop", 1), ("paper", 0)]):
+        config = {"model": {"name": "resnet", "depth": 32}, "arm": "A", "scale": scale, "epochs": 3 + i // 2}
+        add(tmp_path, f"r{i}", seed=seed, config=config, scale=scale, experiment="x")
+    table = tables.of_groups(group(find([tmp_path])[0]))
+    assert table.headings[0] == "scale"
+    assert [row[:3] for row in table.rows] == [["laptop", "2 done", "2"], ["paper", "done", "1"]]
+
+
+@pytest.mark.parametrize(("without", "told"), [("time", "MiB is 2^20 bytes."), ("memory", "step: median")])
+def test_a_note_tells_of_what_the_table_has_alone(tmp_path, without, told):
+    add(tmp_path, "r", **{without: {}})
+    notes = tables.of_groups(group(find([tmp_path])[0])).notes
+    assert [told in note for note in notes] == [True]
+    assert len([word for word in ("peak", "step") if word in notes[0]]) == 1
 
 
 def test_runs_on_other_images_are_no_seeds_of_one(tmp_path):
@@ -161,6 +189,15 @@ def test_a_line_against_depth_has_the_deviation_over_seeds_and_says_so(tmp_path)
     low, high = line.lines[2][0].get_segments()[0][:, 1]
     assert (high - low) / 2 == pytest.approx(32 * 2**0.5)
     assert axes.get_legend().get_title().get_text() == "mean, ± deviation over 2 seeds"
+
+
+def test_a_legend_names_the_lines_of_every_panel(tmp_path):
+    for dataset, model in (("cifar10", "resnet"), ("digits", "resnet"), ("digits", "revnet")):
+        for depth in (8, 14):
+            add(tmp_path, f"{dataset}-{model}-{depth}", model=model, depth=depth, dataset=dataset)
+    spec = {"x": "model.depth", "x_label": "depth", "y": "accuracy.top1", "y_label": "%", "panels": "dataset"}
+    (legend,) = plots.lines(group(find([tmp_path])[0]), spec).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["resnet", "revnet"]
 
 
 def test_a_legend_names_settings_outside_of_groups(tmp_path):
@@ -371,3 +408,59 @@ def test_what_a_job_without_a_configuration_was_told_stands_without_quotes(tmp_p
     (run,), _ = find([tmp_path])
     asked = ("arm", "prune.target", "model.width", "seed")
     assert [run.setting(key) for key in asked] == ["it's 5, 'a'", "latency:0.7", "2", "1"]
+
+
+def test_figures_stand_to_the_right_in_latex_whatever_their_heading():
+    rows = [["ResNet-32", "done", "2", "93.1 ± 0.2", "464,154"], ["[4, 8]", "oom", "0", "-", "1.7e+06"]]
+    text = tables.latex(tables.Table(["model", "status", "n", "top-1 (%)", "parameters"], rows))
+    assert r"\begin{tabular}{llrrr}" in text
+
+
+SMALL = {"name": "resnet", "depth": 32, "units": [1, 1], "channels": [4, 4, 8]}
+
+
+def test_a_refused_job_adds_no_column(tmp_path):
+    """What it was told stands as it was typed, and what it was not told is not known."""
+    told = ["model.units=[1,1]", "optimizer.lr=1e-1", "device=auto", "tune.lr='${optimizer.lr}'", "model.depth=33"]
+    config = {"optimizer": {"name": "sgd", "lr": 0.1}, "tune": {"lr": 0.1}, "device": "auto", "batch_size": 16}
+    done = {"config": config | {"model": SMALL}, "overrides": [*told, "batch_size=16"]}
+    add(tmp_path, "done", **done, memory={"peak": 1, "device": "cpu"})
+    results = {"schema": 2, "status": "failed", "error": "refused", "overrides": told[:-1]}
+    (tmp_path / "refused").mkdir()
+    (tmp_path / "refused/results.json").write_text(json.dumps(results))
+    assert varying(find([tmp_path])[0]) == []
+    results["overrides"][1] = "optimizer.lr=2e-1"
+    (tmp_path / "refused/results.json").write_text(json.dumps(results))
+    assert varying(find([tmp_path])[0]) == ["optimizer.lr"]
+
+
+def test_what_nothing_reads_sets_no_runs_apart(tmp_path):
+    """A sweep over depth beside units was a table, and a curve, of how depth matters."""
+    for depth in (20, 32, 56):
+        add(tmp_path, str(depth), depth=depth, config={"model": SMALL | {"depth": depth}, "batch_size": 16})
+    runs, _ = find([tmp_path])
+    assert varying(runs) == []
+    table = tables.of_groups(group(runs))
+    assert len(table.rows) == 1
+    assert "seed 0 was run 3 times with the same settings" in table.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["model=resnet", "model.units=[1,1]", "model.channels=[4,4,8]", "model.depth=8"], ["model.depth"]),
+        (["model=resnet", "model.depth=8", "epochs=1"], []),
+        (["distill.alpha=0.5", "tune.lr=0.1"], ["distill.alpha", "tune.lr"]),
+        (["prune=l1_norm", "prune.ratio=0.5", "tune.lr=0.1"], []),
+        (
+            ["optimizer.lookahead.alpha=0.3", "optimizer.conv_only=true"],
+            ["optimizer.lookahead.alpha", "optimizer.conv_only"],
+        ),
+        (["optimizer=ranger", "optimizer.lookahead.alpha=0.3", "optimizer.conv_only=true"], []),
+        (["backprop.exact_bits=9"], ["backprop.exact_bits"]),
+        (["backprop.exact_bits=9", "backprop.exact=true"], []),
+    ],
+)
+def test_what_was_typed_and_nothing_reads_is_told(overrides, told):
+    found = unread.typed(memexp.compose(overrides), overrides)
+    assert [text.partition(" has no effect: ")[0] for text in found] == told

@@ -14,7 +14,7 @@ from memexp import build, recorded, saved
 from memexp.cli import main
 from memexp.config import ConfigError
 from memexp.memory import planned as planned_run
-from memexp.report import collect
+from memexp.report import collect, tables
 from memexp.report.tables import changes
 from memexp.stages import Run, foresee
 from memexp.stages.prune import PruneError
@@ -126,6 +126,25 @@ def test_a_stage_made_longer_keeps_its_own_plan_and_writes_best_weights_of_its_o
     assert seen[0] == ("train", 0)
     assert edited == [1]  # tune's alone
     assert next(stage["strategy"] for stage in after["stages"] if stage["key"] == "train") == planned
+
+
+@pytest.mark.parametrize(("asked", "effective", "left"), [((200, 1), 96, None), ((32, 2), 64, 32), ((40, 1), 40, 16)])
+def test_the_batch_that_steps_take_is_recorded_and_what_they_leave_out_is_said(
+    tmp_path, caplog, asked, effective, left
+):
+    """Record, log and estimate had the batch as it was asked for, and nothing was said of what filled no step."""
+    caplog.set_level("INFO", "memexp")
+    small = ["model=resnet", "model.units=[1,1]", "model.channels=[4,4,8]", "max_steps=1"]
+    results = run(tmp_path, *small, *DATA, f"batch_size={asked[0]}", f"accumulate={asked[1]}")
+    assert (results["batch_size"], results["effective_batch_size"]) == (asked[0], effective)
+    assert f"= {effective}; lr as given" in caplog.text
+    assert ("each epoch leaves out" in caplog.text) == (left is not None)
+    assert left is None or f"each epoch leaves out {left} of the 96 training images" in caplog.text
+    assert results["memory"]["estimate"] == pytest.approx(results["memory"]["peak"], rel=0.01)
+    noted = tables.of_groups(collect.group(collect.find([tmp_path])[0])).notes
+    assert ("batch_size=200: there were 96 training images, and each step took all of them." in noted) == (
+        asked[0] == 200
+    )
 
 
 def test_what_is_not_as_asked_for_is_said(tmp_path, monkeypatch, caplog):

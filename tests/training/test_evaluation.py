@@ -1,5 +1,6 @@
 """Accuracy against counting by hand, and without float64 on accelerators that have none (case D11)."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -10,9 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from memexp.backprop import measures
+from memexp.training import distribution
 from memexp.training.distribution import World
 from memexp.training.evaluation import evaluate
 from memexp.training.precision import Precision
+from memexp.training.signals import Interrupted, StopRequest
 
 
 class Given:
@@ -45,6 +48,24 @@ def test_figures_are_those_of_counting():
         for predicted in range(7):
             count = sum((given.labels == true) & (ranked[:, 0] == predicted))
             assert found.confusion[true, predicted] == count
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_an_evaluation_is_ended_in_all_processes_at_the_same_place(monkeypatch, asked):
+    """Whichever was asked to stop: one that raised by itself would leave the others waiting for its sums."""
+    given, stop, sent, taken = Given(), StopRequest(), [], []
+    stop.signum = signal.SIGTERM if asked else None
+
+    def agree(flag: bool, world: World, device: torch.device) -> bool:
+        sent.append((flag, len(taken)))
+        return True  # one of the two was asked
+
+    network = nn.Identity()
+    network.register_forward_hook(lambda *_: taken.append(1))
+    monkeypatch.setattr(distribution, "agree", agree)
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        evaluate(network, given, Precision("fp32", torch.device("cpu")), World(0, 2), stop)
+    assert sent == [(asked, 0 if asked else 3)]
 
 
 class GivenWithoutData(Given):

@@ -3,6 +3,7 @@ import signal
 
 import pytest
 
+from memexp.training.distribution import World, heed
 from memexp.training.signals import Interrupted, StopRequest
 
 
@@ -10,10 +11,10 @@ from memexp.training.signals import Interrupted, StopRequest
 def test_a_signal_is_remembered_and_its_exit_status_is_the_shells(signum, status):
     before = signal.getsignal(signum)
     with StopRequest() as stop:
-        stop.check()
+        heed(stop, World())
         os.kill(os.getpid(), signum)
         with pytest.raises(Interrupted) as caught:
-            stop.check()
+            heed(stop, World())
     assert caught.value.exit_status == status
     assert signal.getsignal(signum) is before
 

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,6 +15,7 @@ from memexp import data, models
 from memexp.backprop import Chain
 from memexp.training import statistics
 from memexp.training.precision import Precision
+from memexp.training.signals import Interrupted, StopRequest
 from memexp.training.statistics import estimated_statistics, in_random_order, momenta, needed
 
 CPU = Precision("fp32", torch.device("cpu"))
@@ -101,16 +103,19 @@ def test_b14_afterwards_nothing_has_changed(training, end):
     before, buffers = everything(network), list(network.buffers())
     given = Given(4, 4)
 
-    def check() -> None:
-        if end == "error in a batch" and given.taken == 2:
-            raise KeyboardInterrupt
+    def epoch(number: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for batch in Given.epoch(given, number):
+            if end == "error in a batch" and given.taken == 2:
+                stop.signum = signal.SIGTERM
+            yield batch
 
+    stop, given.epoch = StopRequest(), epoch
     try:
-        with estimated_statistics(network, given, 8, CPU, check=check):
+        with estimated_statistics(network, given, 8, CPU, stop=stop):
             inside = everything(network)
             if end == "error inside":
                 raise KeyboardInterrupt
-    except KeyboardInterrupt:
+    except (Interrupted, KeyboardInterrupt):
         assert end != "normal"
     else:
         assert end == "normal"

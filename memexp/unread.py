@@ -1,0 +1,49 @@
+"""Settings that nothing reads beside others: a run that is given one is told so, and in no table does it set runs apart."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from memexp.sequence import keys, recipe_of, stage_of
+
+
+def unread(cfg: Mapping[str, Any]) -> dict[str, str]:
+    """The dotted keys of a configuration that nothing reads -> why. The record of an earlier version may lack some."""
+    return dict(_unread(cfg))
+
+
+def typed(cfg: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Of what was typed, in words."""
+    found = unread(cfg)
+    asked = dict.fromkeys(text.partition("=")[0].lstrip("+") for text in overrides)
+    return [f"{key} has no effect: {found[key]}" for key in asked if key in found]
+
+
+def _unread(cfg: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    model, optimizer, backprop = (_node(cfg, group) for group in ("model", "optimizer", "backprop"))
+    if "_target_" not in model and model.get("units") is not None:
+        yield "model.depth", f"model.units={list(model['units'])} says how deep the network is"
+    if _node(optimizer, "lookahead").get("k") is None:
+        for name in ("lookahead.alpha", "evaluate_slow"):
+            yield f"optimizer.{name}", "there is no Lookahead (optimizer.lookahead.k=null)"
+    if not optimizer.get("gradient_centralization"):
+        for name in ("centralize", "conv_only"):
+            yield f"optimizer.{name}", "optimizer.gradient_centralization is false"
+    if not backprop.get("exact"):
+        yield "backprop.exact_bits", "backprop.exact is false"
+    if _node(cfg, "distill").get("teacher") is None:
+        for name in ("alpha", "temperature"):
+            yield f"distill.{name}", "there is no distill.teacher"
+    try:
+        stages = keys(cfg)
+    except (AttributeError, KeyError, TypeError, ValueError):  # of a stranger's record
+        return
+    if "tune" not in map(recipe_of, stages):
+        for name in _node(cfg, "tune"):
+            yield f"tune.{name}", f"this run has the stages {', '.join(stages)}"
+    if "grow" not in map(stage_of, stages):
+        yield "grow.expansion", f"this run has the stages {', '.join(stages)}"
+
+
+def _node(cfg: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    node = cfg.get(key)
+    return node if isinstance(node, Mapping) else {}
