@@ -9,6 +9,7 @@ def laid_as(old: Tensor, tensor: Tensor) -> Tensor:
 
     Kernels are chosen by strides, also of dimensions of length 1: they are what torch gives a new tensor of that layout.
     """
-    order = sorted(range(old.ndim), key=lambda dim: (-old.stride(dim), -old.shape[dim]))
+    strides = old.stride()
+    order = sorted(range(old.ndim), key=lambda dim: (-strides[dim], -old.shape[dim]))
     dense = tensor.permute(order).clone(memory_format=torch.contiguous_format)
     return dense.permute([order.index(dim) for dim in range(old.ndim)])

@@ -60,7 +60,9 @@ def create(criterion: str | Criterion, options: Mapping[str, Any] | None = None)
 
 def _checked(criterion: Criterion) -> Criterion:
     """All options that are numbers are counts or sizes."""
-    for field in fields(criterion) if is_dataclass(criterion) and type(criterion) in CRITERIA.values() else ():
+    if not is_dataclass(criterion) or type(criterion) not in CRITERIA.values():  # a user's own may take any
+        return criterion
+    for field in fields(criterion):
         value = getattr(criterion, field.name)
         if not isinstance(value, bool) and not value > 0:
             raise ValueError(
