@@ -206,7 +206,7 @@ def discretise_(layer: Integral) -> nn.Module:
         if value is None:
             continue
         old = getattr(layer, name)
-        value = laid_as(old, value.detach().clone())
+        value = laid_as(old, value.detach())
         setattr(layer, name, nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value)
     axes = layer.axes
     layer.__class__ = layer.discrete  # type: ignore[assignment]

@@ -21,12 +21,14 @@ LAYOUTS = {"NHWC": torch.channels_last, "NCHW": torch.contiguous_format}
 @pytest.mark.parametrize("kind", EDITED)
 def test_kernels_lie_as_they_did(kind, layout):
     torch.manual_seed(0)
-    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 16, 1), nn.ReLU(), nn.Conv2d(16, 8, 3)
-    network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(128, 2)).eval().to(memory_format=LAYOUTS[layout])
+    deep = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 3), deep
+    network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(256, 2)).eval().to(memory_format=LAYOUTS[layout])
     edited = EDITED[kind](network)
     kernels = [p for p in edited.parameters() if p.ndim == 4]
-    assert len(kernels) >= 3
-    assert all(kernel.is_contiguous(memory_format=LAYOUTS[layout]) for kernel in kernels)
+    assert len(kernels) >= 4
+    for kernel in kernels:  # by strides, also where the layout is the same by them all: kernels are chosen by these
+        assert kernel.stride() == torch.empty(kernel.shape, memory_format=LAYOUTS[layout]).stride()
 
 
 def test_a_merged_kernel_lies_as_the_first_kernel_did():

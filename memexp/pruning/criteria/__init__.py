@@ -60,11 +60,14 @@ def create(criterion: str | Criterion, options: Mapping[str, Any] | None = None)
 
 def _checked(criterion: Criterion) -> Criterion:
     """All options that are numbers are counts or sizes."""
-    own = is_dataclass(criterion) and type(criterion) in CRITERIA.values()
-    for name in [field.name for field in fields(criterion)] if own else []:  # type: ignore[arg-type]
-        value = getattr(criterion, name)
+    if not is_dataclass(criterion) or type(criterion) not in CRITERIA.values():  # a user's own may take any
+        return criterion
+    for field in fields(criterion):
+        value = getattr(criterion, field.name)
         if not isinstance(value, bool) and not value > 0:
-            raise ValueError(f"criterion={name_of(criterion)}: {name}={value!r} is not allowed: use a number above 0")
+            raise ValueError(
+                f"criterion={name_of(criterion)}: {field.name}={value!r} is not allowed: use a number above 0"
+            )
     return criterion
 
 
