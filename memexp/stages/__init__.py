@@ -5,6 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from memexp.models import families
 from memexp.sequence import keys, stage_of
 from memexp.stages.handed import Run
 
@@ -16,7 +17,8 @@ def foresee(cfg: DictConfig) -> None:
     from memexp.stages import train
 
     train.foresee(cfg)
-    if cfg.prune is None and not {"deploy", "grow"} & set(map(stage_of, keys(cfg))):
+    integral = families.of(cfg.model).integral
+    if cfg.prune is None and not integral and not {"deploy", "grow"} & set(map(stage_of, keys(cfg))):
         return
     from memexp import build
     from memexp.stages import deploy, discretise, prune
