@@ -11,8 +11,8 @@ What the first pass depended on beside its inputs is recorded, and put in place 
 * buffers: normalisation layers in training mode normalise with the batch's statistics again and move none, so running
   statistics move once per training step; buffers of other modules that the first pass changed (power iterations of a
   spectral norm, say) are seen as they were before it;
-* objects that the call hands to the steps, and attributes of a user's modules: as they were before the first pass (objects.py,
-  attributes.py).
+* objects that the call hands to the steps: as they were before the first pass (objects.py);
+* attributes of a user's modules: as they were before the first pass, and before each branch of it (attributes.py).
 
 Layers that are known to neither draw nor count are not watched (quiet.py). Nothing is kept for a step that draws
 no random numbers and changes no buffers but running statistics. Random state means torch's global generators: numbers from a
