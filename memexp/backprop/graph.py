@@ -15,7 +15,7 @@ class Known:
     Attributes:
         ids: of all of them, frozen ones too.
         unwanted: ids of those whose gradients nobody asks for.
-        plain: all of them are wanted, none is in two places, and none has hooks.
+        plain: all of them are wanted, none is in two places, and all are leaves without hooks.
         ends: those that are themselves results, as torch.func.functional_call may give; such a one ends the graph.
     """
 

@@ -284,7 +284,7 @@ class _Recompute(torch.autograd.Function):
         pairs = zip(node.parameters, needs[second:], strict=True)
         node.known.unwanted = {id(p) for p, need in pairs if not (need and p.requires_grad)}
         every = not node.known.unwanted and len(node.parameters) == len(node.record.places)
-        node.known.plain = every and not any([p._backward_hooks for p in node.parameters])
+        node.known.plain = every and not node.known.ends and not any([p._backward_hooks for p in node.parameters])
         found, of_context, of_parameters = node.backward(kept, grads, needs[:first], needs[first:second])
         if node.escaping and not node.call.rounding and not torch._C._autograd._get_current_graph_task_keep_graph():
             ctx.node = None  # which may hold what the graph of what has escaped leads to (exact's faults need it)

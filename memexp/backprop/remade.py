@@ -78,7 +78,7 @@ class Remaking(TorchDispatchMode):
 
     def _note(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """A cheap operation was done."""
-        results = [out] if isinstance(out, Tensor) else [y for y in out if isinstance(y, Tensor)]
+        results = [y for y in (out if isinstance(out, list | tuple) else [out]) if isinstance(y, Tensor)]
         if not results or results[0].nbytes < SMALL or any(isinstance(value, Tensor) for value in kwargs.values()):
             return
         function, arguments = again(func, args, out)

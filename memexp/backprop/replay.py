@@ -11,8 +11,8 @@ What the first pass depended on beside its inputs is recorded, and put in place 
 * buffers: normalisation layers in training mode normalise with the batch's statistics again and move none, so running
   statistics move once per training step; buffers of other modules that the first pass changed (power iterations of a
   spectral norm, say) are seen as they were before it;
-* objects that the call hands to the steps, and attributes of a user's modules: as they were before the first pass (objects.py,
-  attributes.py).
+* objects that the call hands to the steps: as they were before the first pass (objects.py);
+* attributes of a user's modules: as they were before the first pass, and before each branch of it (attributes.py).
 
 Layers that are known to neither draw nor count are not watched (quiet.py). Nothing is kept for a step that draws
 no random numbers and changes no buffers but running statistics. Random state means torch's global generators: numbers from a
@@ -150,6 +150,7 @@ class Record:
         self._states: list[tuple[str, list[Tensor]]] = []
         self._random: dict[str, list[Tensor]] = {}
         self._buffers: dict[str, Values] = {}
+        self._attributes: dict[str, Values] = {}
         self._replaying = False
 
     def settle(self) -> None:
@@ -180,8 +181,8 @@ class Record:
         return self.places[self._starts[place.start] : self._starts[place.stop]]
 
     def repeatable(self, key: str) -> bool:
-        """Whether the branch gives the same value for the same input wherever it is evaluated: no random numbers."""
-        return key not in self._random and key not in self._buffers
+        """Whether the branch gives the same value for the same input wherever it is evaluated: no random numbers, no state."""
+        return not any(key in changed for changed in (self._random, self._buffers, self._attributes))
 
     def parameters_changed(self) -> bool:
         """Whether a parameter's values, or the memory that holds them, are no longer those of the first pass."""
@@ -240,16 +241,20 @@ class Record:
     def _watch(self, key: str, branch: Callable[..., T], inputs: tuple[Tensor, ...], context: dict[str, Any]) -> T:
         self._states.append((key, self.surroundings.random_state()))
         before = noted(m for m in self.modules if not isinstance(m, _NormBase))
+        attributes = Attributes(self.modules)
         result = branch(*inputs, **context)
         if changed := moved(before):
             self._buffers[key] = changed
+        attributes.settle()
+        if attributes.changed:  # a module may be evaluated in several branches, which are undone in another order
+            self._attributes[key] = attributes.changed
         return result
 
     def _replay(self, key: str, branch: Callable[..., T], inputs: tuple[Tensor, ...], context: dict[str, Any]) -> T:
-        if key not in self._random and key not in self._buffers:
+        if self.repeatable(key):
             return branch(*inputs, **context)
         state = self._random.get(key)
-        with substituted(self._buffers.get(key, [])):
+        with substituted(self._buffers.get(key, [])), lent(self._attributes.get(key, [])):
             if state is None:
                 return branch(*inputs, **context)
             callers = self.surroundings.random_state()

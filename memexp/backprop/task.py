@@ -173,9 +173,11 @@ def pull_back(outputs: Sequence[Tensor], grads: Grads, inputs: Streams, known: K
 def differentiate(values: Streams, grads: Streams, targets: Streams, plain: bool = False) -> Grads:
     """torch.autograd.grad without what it does before and after, which takes as long as a small layer.
 
-    plain: the targets are known to have no hooks.
+    plain: the targets are known to be leaves without hooks.
     """
-    # a tensor hook of the user's on a parameter is to see the gradient once: when it leaves the engine
+    # a parameter that is a result keeps its gradient where that was asked for (retain_grad), and a tensor hook of the user's
+    # on a parameter sees it: once, when it leaves the engine
+    retained = [] if plain else [(p, p.grad) for p in targets if p.retains_grad]
     attached = [] if plain else [(p, dict(p._backward_hooks)) for p in targets if p._backward_hooks]
     for p, _ in attached:
         p._backward_hooks.clear()  # type: ignore[union-attr]
@@ -186,6 +188,8 @@ def differentiate(values: Streams, grads: Streams, targets: Streams, plain: bool
     finally:
         for p, kept in attached:
             p._backward_hooks.update(kept)  # type: ignore[union-attr]
+        for p, before in retained:
+            p.grad = before
     return found
 
 

@@ -28,8 +28,7 @@ class _OfSum:
         self._before: tuple[Tensor | None, int] | None = None
 
     def wait(self, parameter: Tensor) -> None:
-        if self._before is None:
-            self._before = _sum(parameter)
+        self._before = _sum(parameter)
 
     def __call__(self, parameter: Tensor) -> None:
         before, self._before = self._before, None

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from itertools import zip_longest
 from typing import Any
 
@@ -17,7 +18,7 @@ from memexp.memory.fake import emptied, without_data
 from memexp.memory.planner import Plan, Steps, best, measure
 from memexp.memory.scratch import scratch
 from memexp.memory.tracker import Tracker
-from memexp.units import shown_bytes
+from memexp.units import parse_bytes, shown_bytes
 
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -136,11 +137,12 @@ def fit(
         The plan, and the network (another object only where an nn.Sequential is itself the network).
 
     Raises:
-        ValueError: the least that any choice takes is above the limit, and what it is; there are no blocks, nothing that is
-            trained, or no loss.
+        ValueError: the least that any choice takes is above the limit, and what it is; `limit` or `optimizer` is none;
+            there are no blocks, nothing that is trained, or no loss.
         ConfigError: the network cannot be followed without data, as where shapes depend on values; or not every pass calls
             the same blocks.
     """
+    _check(limit, optimizer)
     if not any(p.requires_grad for p in network.parameters()):
         raise ValueError(
             f"{type(network).__name__} has no parameter that is trained (requires_grad): a training step of such a network "
@@ -160,6 +162,23 @@ def fit(
         raise
     plan.apply(network)
     return plan, network
+
+
+def _check(limit: Any, optimizer: Any) -> None:
+    """What can be said before anything is evaluated. Raises ValueError."""
+    known = isinstance(limit, int | float) and not isinstance(limit, bool) and 0 <= limit <= 1
+    with suppress(ValueError):
+        known = known or parse_bytes(limit) > 1  # a share in quotes would be taken for so many bytes
+    if not known:
+        raise ValueError(
+            f"limit={limit!r}: use bytes, such as '6GB' (10^9), '900MiB' (2^20) or a plain number, or a share of what stored "
+            "takes, a number in 0..1"
+        )
+    if optimizer is not None and not callable(optimizer):
+        raise ValueError(
+            f"optimizer is a {type(optimizer).__name__}: give what makes one of parameters, such as torch.optim.AdamW or "
+            "lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9)"
+        )
 
 
 def _plan(

@@ -70,6 +70,15 @@ def test_gradients_and_attributes_are_those_of_stored(kind, backprop):
         assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("kind", [Counting, Recurrent])
+def test_a_module_in_several_branches_is_seen_as_each_has_found_it(kind):
+    """They are undone in another order, here by one node."""
+    module = kind()
+    steps = [AdditiveCoupling(module, module), AdditiveCoupling(kind(), module)]
+    for found, expected in zip(trained(steps, "reversible"), trained(steps, "stored"), strict=True):
+        assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(found, expected, strict=True))
+
+
 def test_a_tensor_that_is_written_in_place_is_refused():
     with pytest.raises(StepError, match=r"InPlace writes to the tensor in its attribute state in place"):
         Chain([InPlace()], "checkpointed")(torch.ones(2, 4))

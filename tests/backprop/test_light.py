@@ -278,3 +278,10 @@ def test_bits_that_are_read_as_something_else(how, dtype):
         return [p.grad for p in network.parameters()]
 
     assert all(map(torch.equal, run("light"), run("stored")))
+
+
+def test_an_operation_that_gives_no_tensor():
+    """`equal` is tagged as pointwise."""
+    steps, x = [Viewed(lambda h: h * h if torch.equal(h, h) else h)], torch.randn(32, 64)
+    found, expected = (gradients(Chain(steps, backprop), [x]) for backprop in ("light", "stored"))
+    assert all(map(torch.equal, found, expected))

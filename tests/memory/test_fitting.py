@@ -352,3 +352,23 @@ def test_an_encoder_of_transformers():
     assert plan.peak <= plan.budget
     pairs = zip(network.parameters(), before.parameters(), strict=True)
     assert all(torch.equal(p.grad, q.grad) for p, q in pairs)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"limit": limit}, f"limit={limit!r}: use bytes, such as")
+        for limit in (True, None, "0.5", "half", -1, float("nan"))
+    ]
+    + [
+        (
+            {"limit": 0.5, "optimizer": torch.optim.SGD([nn.Parameter(torch.ones(1))])},
+            "optimizer is a SGD: give what makes",
+        )
+    ],
+)
+def test_what_cannot_be_meant_is_said_before_the_network_is_evaluated(wrong, said):
+    network = layers()
+    network.register_forward_pre_hook(lambda *_: pytest.fail("it was evaluated"))
+    with pytest.raises(ValueError, match=said):
+        fit(network, torch.sum, torch.ones(2, 16), **wrong)
