@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from memexp import recorded
 from memexp.config import ConfigError
+from memexp.options import FIRST_WEIGHTS
 from memexp.record import RunDirectory, read_json, writing
 from memexp.sequence import keys, recipe_of, stage_of
 
@@ -71,7 +72,7 @@ def evaluate(
     """Accuracy of a run's checkpoint on a split; `overrides` may name other data. Nothing in the run is changed."""
     if split not in SPLITS:
         raise ConfigError([f"split: {split!r} is not one of {', '.join(SPLITS)}."])
-    cfg = recorded.of_run(path, overrides, own.targets(path), own.config_dirs)
+    cfg = _same_network(path, overrides, own)
     from memexp import build
     from memexp.prepared import prepare
     from memexp.training.distribution import World
@@ -107,7 +108,7 @@ def export(
     output: path without suffix, or with .onnx or .pt2; by default network in the run directory. merge: how it is fused first;
     None leaves it as it is. Raises NotWritten for an output that cannot be written.
     """
-    cfg = recorded.of_run(path, overrides, own.targets(path), own.config_dirs)
+    cfg = _same_network(path, overrides, own)
     from memexp import fusing
     from memexp.integral import IntegralNetwork
     from memexp.prepared import prepare
@@ -136,6 +137,23 @@ def export(
     classes = list(run.splits.classes if known is None else known)
     with writing(target):
         return fusing.export(network, images[:8], target, classes=classes, preprocessing=preprocessing, merge=merge)
+
+
+def _same_network(path: Path, overrides: Sequence[str], own: Own) -> DictConfig:
+    """The configuration of the run with `overrides`. Raises ConfigError for one that makes its weights another network's."""
+    trusted = own.targets(path)
+    cfg = recorded.of_run(path, overrides, trusted, own.config_dirs)
+    if not any(text.partition("=")[0].split(".")[0] == "model" for text in overrides):
+        return cfg
+    before = recorded.of_run(path, trusted=trusted)
+    if problems := [
+        f"{key}: the network of the run has {old!r}, and {new!r} would make it another one; leave it as it is, or train one "
+        "of these settings"
+        for key, old, new in _differences(before, cfg)
+        if key.startswith("model.") and key.partition(".")[2] not in FIRST_WEIGHTS
+    ]:
+        raise ConfigError(problems)
+    return cfg
 
 
 def _check_there(run: Path, name: str) -> None:
