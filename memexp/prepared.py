@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from memexp import build, data, sequence
+from memexp.channels.called import evaluating
 from memexp.config import ConfigError, quoted
 from memexp.data import DataError
 from memexp.memory.limit import hold
@@ -85,6 +86,8 @@ def prepare(
         skeleton(cfg, ()) if results is None else results,
         list(behind["edits"]) if behind is not None else [],
     )
+    if behind is not None:
+        _takes(current, behind)
     if learnt_from is not None:
         current.teacher = placed(build.taught_by(cfg, *learnt_from, splits), cfg, device)
     if state is not None:
@@ -185,6 +188,21 @@ def _same_data(state: dict[str, Any], splits: data.Splits, path: Path) -> None:
             f"the data set is not the one that {path} was trained on: it was {state['fingerprint']}, and is "
             f"{splits.fingerprint}; restore it, or start a new run with init_from"
         )
+
+
+def _takes(current: Run, then: dict[str, Any]) -> None:
+    """Raises ConfigError where images are of another size than those of the checkpoint `then`, and do not fit the network."""
+    shape = then.get("shape")
+    if shape is None or tuple(shape) == current.splits.shape:
+        return
+    try:
+        with evaluating(current.network), torch.no_grad():
+            current.network(torch.zeros(1, *current.splits.shape, device=current.device))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        given, seen = ("x".join(map(str, size)) for size in (current.splits.shape, shape))
+        raise ConfigError(
+            [f"dataset.image_size: images are {given}, and the network takes none but those of its training, {seen}"]
+        ) from error
 
 
 def _go_on(current: Run, state: dict[str, Any], to_train: bool) -> None:

@@ -14,7 +14,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from memexp import recorded
 from memexp.config import ConfigError
-from memexp.options import FIRST_WEIGHTS
 from memexp.record import RunDirectory, read_json, writing
 from memexp.sequence import keys, recipe_of, stage_of
 
@@ -30,6 +29,12 @@ LONGER = {"epochs": "train", "max_steps": "train", "tune.epochs": "tune", "tune.
 FREE = (
     *("device", "cuda_graph", "log_every", "checkpoint_every", "evaluate_every", "monitor_every", "monitor_gradient"),
     *("dataset.root", "dataset.workers", "dataset.skip_broken", "dataset.download", "memory.", "report.", "profile."),
+)
+# What an evaluation or export has no part in: it would be another network, or work that it does not do.
+ANOTHER = {"model", "init_from", "stages", "deploy", "discretise", "grow", "tune", "distill"}
+AS_IT_IS = (
+    "the network of a run is evaluated and exported as it is, but for the size of an integral one (prune=integral "
+    "prune.keep=0.6); to change it, start a run with init_from"
 )
 
 
@@ -69,10 +74,13 @@ def resume(path: Path, overrides: Sequence[str] = (), own: Own = Own()) -> dict[
 def evaluate(
     path: Path, overrides: Sequence[str] = (), split: str = "test", name: str = "last", own: Own = Own()
 ) -> dict[str, Any]:
-    """Accuracy of a run's checkpoint on a split; `overrides` may name other data. Nothing in the run is changed."""
+    """Accuracy of a run's checkpoint on a split; `overrides` may name other data, and the size of an integral network.
+
+    Nothing in the run is changed.
+    """
     if split not in SPLITS:
         raise ConfigError([f"split: {split!r} is not one of {', '.join(SPLITS)}."])
-    cfg = _same_network(path, overrides, own)
+    cfg = _of_its_network(path, overrides, own)
     from memexp import build
     from memexp.prepared import prepare
     from memexp.training.distribution import World
@@ -106,9 +114,9 @@ def export(
     """Writes the network of a run as ONNX and torch.export files, checked on real images; what was found.
 
     output: path without suffix, or with .onnx or .pt2; by default network in the run directory. merge: how it is fused first;
-    None leaves it as it is. Raises NotWritten for an output that cannot be written.
+    None leaves it as it is. overrides: as for `evaluate`. Raises NotWritten for an output that cannot be written.
     """
-    cfg = _same_network(path, overrides, own)
+    cfg = _of_its_network(path, overrides, own)
     from memexp import fusing
     from memexp.integral import IntegralNetwork
     from memexp.prepared import prepare
@@ -121,7 +129,7 @@ def export(
         own_moments = _names_moments(overrides)
         run = prepare(cfg, _ReadOnly(path), World(), stop, start=name, to_train=False, as_trained=not own_moments)
         images, _ = next(iter(run.splits.test.epoch(0)))
-        with _deployed(run) as model:
+        with _deployed(run) as whole, _resampled(run, whole, overrides) as model:
             network = copy.deepcopy(model).eval()
     if isinstance(network, IntegralNetwork):  # as the plain network of its size of evaluation
         network = network.discretize().eval()
@@ -135,25 +143,30 @@ def export(
     target = path / "network" if output is None else output
     known = (read_json(path / "results.json") or {}).get("classes")  # its own, whatever data it is checked on
     classes = list(run.splits.classes if known is None else known)
-    with writing(target):
-        return fusing.export(network, images[:8], target, classes=classes, preprocessing=preprocessing, merge=merge)
+    try:
+        with writing(target):
+            return fusing.export(network, images[:8], target, classes=classes, preprocessing=preprocessing, merge=merge)
+    except (fusing.FusingError, fusing.ExportError):
+        raise
+    except ValueError as error:
+        told = "" if merge is None else " (--merge no fuses nothing)"
+        raise ConfigError([f"export: {error}{told}"]) from error
 
 
-def _same_network(path: Path, overrides: Sequence[str], own: Own) -> DictConfig:
-    """The configuration of the run with `overrides`. Raises ConfigError for one that makes its weights another network's."""
+def _of_its_network(path: Path, overrides: Sequence[str], own: Own) -> DictConfig:
+    """The configuration of the run with `overrides`. Raises ConfigError for those that would have another network."""
     trusted = own.targets(path)
     cfg = recorded.of_run(path, overrides, trusted, own.config_dirs)
-    if not any(text.partition("=")[0].split(".")[0] == "model" for text in overrides):
-        return cfg
     before = recorded.of_run(path, trusted=trusted)
-    if problems := [
-        f"{key}: the network of the run has {old!r}, and {new!r} would make it another one; leave it as it is, or train one "
-        "of these settings"
-        for key, old, new in _differences(before, cfg)
-        if key.startswith("model.") and key.partition(".")[2] not in FIRST_WEIGHTS
-    ]:
+    changed = {_group(key) for key, *_ in _differences(before, cfg)} & ANOTHER
+    if problems := [f"'{text}' is not allowed: {AS_IT_IS}" for text in overrides if _group(text) in changed]:
         raise ConfigError(problems)
     return cfg
+
+
+def _group(text: str) -> str:
+    """Of a key, or of an override: deploy of deploy.merge=all."""
+    return text.partition("=")[0].partition(".")[0]
 
 
 def _check_there(run: Path, name: str) -> None:
@@ -188,19 +201,14 @@ def _names_moments(overrides: Sequence[str]) -> bool:
 @contextmanager
 def _resampled(run: Run, model: nn.Module, overrides: Sequence[str]) -> Iterator[nn.Module]:
     """An integral network as the plain one of the size that prune=integral among `overrides` names; else the model itself."""
-    asked = [text for text in overrides if text.partition("=")[0].split(".")[0] == "prune"]
+    asked = [text for text in overrides if _group(text) == "prune"]
     if not asked:
         yield model
         return
     from memexp.stages import discretise
 
     if not discretise.resampled(run.cfg):
-        raise ConfigError(
-            [
-                f"'{asked[0]}' is not allowed: an evaluation changes no network, but for the size of an integral one "
-                "(prune=integral prune.keep=0.6); to prune this one, start a run with init_from"
-            ]
-        )
+        raise ConfigError([f"'{asked[0]}' is not allowed: {AS_IT_IS}"])
     network = discretise.integral(model)
     plain = network.discretize(discretise.sizes_of(run.cfg, network, run.splits.shape))
     with discretise.statistics_of(run, plain):

@@ -54,11 +54,13 @@ def unused(cfg: Mapping[str, Any]) -> list[str]:
         "prune": {"prune", "discretise", "partition"},
         "deploy": {"deploy"},
         "discretise.sizes": {"discretise"},
+        "tune.scratch": {"tune"},
     }
     given = {
         "prune": (cfg.get("prune") or {}).get("name"),
         "deploy": (cfg.get("deploy") or {}).get("name"),
         "discretise.sizes": (cfg.get("discretise") or {}).get("sizes"),
+        "tune.scratch": "true" if (cfg.get("tune") or {}).get("scratch") else None,
     }
     return [f"{key}={given[key]}" for key, stages in wanted.items() if given[key] and not names & stages]
 
@@ -103,9 +105,10 @@ def _derived(cfg: Mapping[str, Any]) -> list[str]:
     prune, deploy = cfg.get("prune") or {}, ["deploy"] if cfg.get("deploy") is not None else []
     name = prune.get("name")
     sampled = name == INTEGRAL or (cfg.get("discretise") or {}).get("sizes")
-    names = ["train", *["prune", "tune"] * int(prune.get("rounds", 0))]
+    rounds = int(prune.get("rounds", 0))
+    names = ["train", *["prune", "tune"] * rounds]
     if name in AT_INITIALISATION:
-        names = ["prune", "train"]
+        names = [*["prune"] * rounds, "train"]
     if sampled:
         names += ["partition", "discretise"] if prune.get("tune") == "partition" else ["discretise"]
     return [*names, *deploy, "evaluate"]

@@ -243,6 +243,7 @@ def test_a_value_of_another_kind_is_a_problem_of_its_key_and_no_fault_of_ours(ba
         (["prune=l1_norm", "prune.ratio=0.5", "stages=[train,prune,evaluate]"], []),
         (["prune=l1_norm", "prune.ratio=0.5", "deploy=fuse"], []),
         (["model=inn", "model.base=resnet8", "discretise.sizes=[0.5]", "stages=[train]"], ["discretise.sizes=[0.5]"]),
+        (["prune=snip", "prune.ratio=0.5", "tune.scratch=true"], ["tune.scratch=true"]),
     ],
 )
 def test_what_no_stage_carries_out_is_told(overrides, told):

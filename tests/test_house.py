@@ -36,6 +36,7 @@ LINES = [
     ["run"],
     ["saved"],
     ["hydra_app", "launcher", "sweeper", "jobs", "completion"],
+    ["commands", "explained"],
     ["cli", "plugins"],
     ["__init__", "__main__"],
 ]

@@ -677,12 +677,3 @@ def test_the_order_of_a_group_and_its_keys_does_not_matter(tmp_path, overrides):
 @pytest.mark.parametrize("key", ["mixup", "cutmix"])
 def test_a_whole_number_is_an_alpha(tmp_path, key):
     assert memexp.run(memexp.compose([*SHORT, f"{key}=1"]), tmp_path)["status"] == "done"
-
-
-def test_an_evaluation_of_other_model_settings_is_refused(run):
-    """What has no weights of its own, such as inplace_relu or a quadrature, was evaluated as another network."""
-    with pytest.raises(ConfigError, match=r"model\.bottleneck: the network of the run has None, and True would make it"):
-        saved.evaluate(run, ["model.bottleneck=true"])
-    with pytest.raises(ConfigError, match=r"model\.depth: the network of the run has 32, and 20 would"):
-        saved.export(run, overrides=["model.depth=20"])
-    assert saved.evaluate(run, ["backprop=light", "model.depth=32"])["images"] == 40

@@ -12,6 +12,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from memexp.channels.attention import adapt
+from memexp.channels.layout import laid_as
 
 
 def narrow(network: nn.Module, edit: Mapping[str, Any]) -> nn.Module:
@@ -34,7 +35,7 @@ def narrow(network: nn.Module, edit: Mapping[str, Any]) -> nn.Module:
     new: dict[int, Tensor] = {}
     for name, dims in kept.items():
         old = tensors[name]
-        tensor = _select(old.detach(), dims)
+        tensor = laid_as(old, _select(old.detach(), dims))
         new[id(old)] = nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
     for module in modules.values():
         for own in (module._parameters, module._buffers):

@@ -1,9 +1,10 @@
 """How a network is called by who only looks at it: in evaluation mode, on copies of inputs that a forward may write to."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -42,6 +43,18 @@ def rows(inputs: Inputs) -> int:
 def samples(inputs: Inputs, outputs: Any) -> int:
     """Of how many samples a call was: its rows where what came out has as many, else of one (an image alone, a graph)."""
     return rows(inputs) if rows(inputs) == rows((outputs,)) else 1
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Inside there is neither inference mode nor autocast: what is made can be trained, and sums have their precision."""
+    accelerator = torch.accelerator.current_accelerator()
+    with ExitStack() as stack:
+        for kind in {"cpu", *([accelerator.type] if accelerator else [])}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        yield
 
 
 @contextmanager

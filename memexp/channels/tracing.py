@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from memexp.channels import contracting, moving, normalising, rules  # noqa: F401  (rules register themselves)
 from memexp.channels.attention import all_adapted
-from memexp.channels.called import copied, evaluating
+from memexp.channels.called import apart, copied, evaluating
 from memexp.channels.graph import OUTPUT, ChannelError, Graph
 from memexp.channels.outputs import tensors_in
 from memexp.channels.planes import tidy
@@ -64,6 +64,7 @@ ARITHMETIC = {
 }
 
 
+@apart()
 def trace(network: nn.Module, *example_inputs: Any) -> Graph:
     """The groups of channels of `network` that can be removed, found by one forward in evaluation mode without gradient.
 
@@ -77,6 +78,11 @@ def trace(network: nn.Module, *example_inputs: Any) -> Graph:
             raise ChannelError(
                 f"{path or 'the network'} is a TorchScript module, which cannot be narrowed: give the network as it was "
                 "before torch.jit.script or torch.jit.trace"
+            )
+        if isinstance(module, torch.fx.GraphModule) and "eval" in vars(module):  # it takes no mode
+            raise ChannelError(
+                f"{path or 'the network'} is an exported graph, which stands in the mode that it was exported in and cannot be "
+                "narrowed: give the network as it was before torch.export"
             )
         if any(map(is_lazy, (*module._parameters.values(), *module._buffers.values()))):
             raise ChannelError(

@@ -16,10 +16,13 @@ from typing import Any
 
 from torch import nn
 
+from memexp.channels.called import apart
+
 Edit = Mapping[str, Any]
 KINDS = ("narrow", "mask", "fold", "merge", "linearise", "grow", "partition", "discretise")
 
 
+@apart()
 def apply(network: nn.Module, edit: Edit) -> nn.Module:
     """`network` after the edit: the same object, changed, or another where its whole is replaced.
 

@@ -56,14 +56,20 @@ def apply(network: nn.Module, edit: Mapping[str, Any]) -> nn.Module:
 
 def normalises(module: nn.Module) -> bool:
     """Whether it is a plain batch normalisation, or timm's with dropout and an activation in it."""
+    return type(module) in NORMS or activates(module)
+
+
+def activates(module: nn.Module) -> bool:
+    """Whether it is timm's batch normalisation, `drop` and `act` in it; both may be the identity."""
     kind = type(module)
-    return kind in NORMS or (kind.__module__, kind.__name__) == ("timm.layers.norm_act", "BatchNormAct2d")
+    return (kind.__module__, kind.__name__) == ("timm.layers.norm_act", "BatchNormAct2d")
 
 
 def rest(norm: nn.Module) -> nn.Module:
-    """What it does beside normalising."""
-    parts = OrderedDict(norm.named_children())
-    return nn.Sequential(OrderedDict((name, parts[name]) for name in ("drop", "act"))) if parts else nn.Identity()
+    """What it does beside normalising; nn.Identity for nothing."""
+    parts = OrderedDict((name, norm.get_submodule(name)) for name in ("drop", "act") if activates(norm))
+    nothing = all(type(part) is nn.Identity for part in parts.values())
+    return nn.Identity() if nothing else nn.Sequential(parts)
 
 
 def unfit(layer: nn.Module, norm: nn.Module) -> str | None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from memexp.channels.layout import laid_as
 from memexp.edits.fold import wide
 from memexp.models.reducenet import Block
 from memexp.models.vanishing import VanishingReLU
@@ -66,6 +67,8 @@ def grown(conv: nn.Conv2d, expansion: float, generator: torch.Generator) -> Bloc
     height, breadth = conv.kernel_size
     first = nn.Conv2d(conv.in_channels, width, (height, breadth), bias=False, **like, **place)
     second = nn.Conv2d(width, outputs, 1, bias=False, **place)
+    for layer in (first, second):
+        layer.weight = nn.Parameter(laid_as(conv.weight, layer.weight.detach()))
     norms = nn.BatchNorm2d(width, **place), nn.BatchNorm2d(outputs, **place)
     act = VanishingReLU(inplace=True).to(**place)
     stays = _keeps_shape(conv)

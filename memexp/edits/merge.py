@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from memexp.edits.fold import affine, wide
+from memexp.channels.layout import laid_as
+from memexp.edits.fold import affine, normalises, rest, wide
 
-LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.ZeroPad2d)
 Pair = tuple[int, int]
 
 
@@ -53,13 +53,10 @@ class Kernel:
             raise ValueError("it would crop its input, which a convolution cannot")
         outputs, inputs = self.weight.shape[:2]
         g = self.groups
-        form = torch.contiguous_format
-        if like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous():
-            form = torch.channels_last
         conv = nn.Conv2d(inputs, outputs, self.size, self.stride, self.padding, groups=g, device="meta")
         blocks = self.weight.reshape(g, outputs // g, g, inputs // g, *self.size)[range(g), :, range(g)]
-        weight = blocks.flatten(0, 1).to(like.dtype).contiguous(memory_format=form)
-        conv.weight = nn.Parameter(weight, like.requires_grad)
+        weight = blocks.flatten(0, 1).to(like.dtype)
+        conv.weight = nn.Parameter(laid_as(like, weight) if like.ndim == 4 else weight, like.requires_grad)
         conv.bias = nn.Parameter(self.bias.to(like.dtype), like.requires_grad)
         return conv
 
@@ -114,6 +111,14 @@ def of_chain(network: nn.Module, chain: Sequence[Any], inputs: int, like: Tensor
     return identity(inputs, like) if kernel is None else kernel
 
 
+def is_linear(layer: nn.Module) -> bool:
+    """Whether it is of a kind that may be merged, whatever else stands in the way."""
+    if type(layer) in (nn.Conv2d, nn.ZeroPad2d):
+        return True
+    of_images = isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm) and normalises(layer)
+    return of_images and type(rest(layer)) is nn.Identity
+
+
 def of_layer(network: nn.Module, name: str, width: int, like: Tensor) -> Kernel:
     """The kernel of a layer on `width` channels. Raises ValueError for one that is not linear with zeros at its border."""
     layer = _module(network, name)
@@ -125,7 +130,7 @@ def of_layer(network: nn.Module, name: str, width: int, like: Tensor) -> Kernel:
             raise ValueError(f"{name} pads its sides differently: {tuple(layer.padding)}")
         plain = identity(width, like)
         kernel = Kernel(plain.weight, plain.bias, padding=(top, left), groups=width, shifts=False)
-    elif isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm) and layer.running_mean is not None:
+    elif isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm) and layer.running_mean is not None and is_linear(layer):
         scale, shift = affine(layer)
         kernel = Kernel(torch.diag(scale)[..., None, None], shift, groups=len(scale))
     else:
@@ -215,12 +220,12 @@ def side_by_side(branches: Sequence[Kernel]) -> Kernel:
 
 
 def _like(network: nn.Module, chain: Sequence[Any]) -> Tensor:
-    """The first weight in the chain. Raises ValueError if there is none."""
-    for name in _layers(chain):
-        weight = getattr(_module(network, name), "weight", None)
-        if isinstance(weight, Tensor):
-            return weight
-    raise ValueError(f"chain={list(chain)} has no layer with weights")
+    """The first kernel in the chain, or else its first weight. Raises ValueError if there is none."""
+    found = [getattr(_module(network, name), "weight", None) for name in _layers(chain)]
+    weights = [weight for weight in found if isinstance(weight, Tensor)]
+    if not weights:
+        raise ValueError(f"chain={list(chain)} has no layer with weights")
+    return max(weights, key=lambda weight: weight.ndim)
 
 
 def _layers(chain: Sequence[Any]) -> Iterator[str]:

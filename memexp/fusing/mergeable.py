@@ -139,7 +139,7 @@ class Runs:
 
     def _layer(self, call: Call) -> Piece | None:
         layer = self._modules[call.name]
-        if type(layer) not in merge.LAYERS or len(call.inputs) != 1 or len(self.flow.shapes[call.inputs[0]]) != 4:
+        if not merge.is_linear(layer) or len(call.inputs) != 1 or len(self.flow.shapes[call.inputs[0]]) != 4:
             return None
         if len(self._layers[call.name]) > 1 or call.name in self.flow.loose or call.name in self.flow.hooks:
             return None

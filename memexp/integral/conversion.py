@@ -29,7 +29,7 @@ from memexp.integral import permutation
 from memexp.integral.axis import Axis, Continuum, Segment
 from memexp.integral.network import LEAST, Follower, IntegralNetwork, Variation
 from memexp.integral.quadrature import check
-from memexp.integral.weights import LAYERS, Integral, continue_
+from memexp.integral.weights import Integral, continue_, form
 
 NOT_ASKED = "it is not among the groups that are asked for"
 Place = tuple[str, int]  # a tensor's name in the state dict, and a dimension of it
@@ -170,7 +170,7 @@ def _why_discrete(network: nn.Module, part: Stretch, loose: Mapping[str, str]) -
     for tensor, _ in part.places:
         path, _, name = tensor.rpartition(".")
         layer = network.get_submodule(path)
-        if type(layer) not in LAYERS or name not in ("weight", "bias", "running_mean", "running_var"):
+        if form(layer) is None or name not in ("weight", "bias", "running_mean", "running_var"):
             return f"{tensor} is of a {type(layer).__name__}, which has no integral form"
         if path in loose and loose[path] != TWO_NAMES:
             return f"{path} {loose[path]}"

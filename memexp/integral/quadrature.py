@@ -81,7 +81,7 @@ def _composite(P: Tensor, panels: list[int]) -> Tensor:
         else:
             power = torch.arange(degree + 1, device=P.device)
             powers = local[:, None, :] ** power[:, None]
-            moments = (1 / (power + 1.0)).to(P.dtype).expand(len(local), -1)
+            moments = (1 / (power + 1).to(P.dtype)).expand(len(local), -1)
             share = torch.linalg.solve(powers, moments)
         q = q.scatter_add(0, index.flatten(), (width * share).flatten())
     return q

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 
+from memexp.channels.layout import laid_as
+from memexp.edits.fold import activates
 from memexp.integral.axis import Axis
 
 
@@ -25,10 +27,10 @@ def _own_precision(tensor: Tensor) -> AbstractContextManager[object]:
 class Integral(nn.Module):
     """What integral layers share: `axes`, the continuous dimensions of each of their tensors.
 
-    held: whether the layer is in evaluation mode within a network that is trained.
+    held: whether the layer is in evaluation mode within a network that is trained. discrete: what it is a form of.
     """
 
-    discrete: ClassVar[type[nn.Module]]
+    discrete: type[nn.Module]
     axes: Mapping[str, tuple[Axis, ...]]
     held = False
 
@@ -151,6 +153,17 @@ class IntegralBatchNorm3d(_IntegralBatchNorm, nn.BatchNorm3d):
     discrete = nn.BatchNorm3d
 
 
+class IntegralBatchNormAct2d(_IntegralBatchNorm, nn.BatchNorm2d):
+    """timm's, with dropout and an activation in it. As timm may not be there, `discrete` is the layer's own."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.act(self.drop(super().forward(x)))
+        return y
+
+
 KINDS: tuple[type[Integral], ...] = (
     *(IntegralConv1d, IntegralConv2d, IntegralConv3d, IntegralLinear),
     *(IntegralBatchNorm1d, IntegralBatchNorm2d, IntegralBatchNorm3d),
@@ -158,12 +171,18 @@ KINDS: tuple[type[Integral], ...] = (
 LAYERS: dict[type[nn.Module], type[Integral]] = {kind.discrete: kind for kind in KINDS}
 
 
+def form(layer: nn.Module) -> type[Integral] | None:
+    """The kind of integral layer that it becomes; None for one that has no integral form."""
+    return IntegralBatchNormAct2d if activates(layer) else LAYERS.get(type(layer))
+
+
 def continue_(layer: nn.Module, axes: Mapping[str, tuple[Axis, ...]]) -> Integral:
     """The discrete `layer` itself, made integral: its tensors become lambda h, so that at native size its outputs stay.
 
     Raises ValueError for a layer of another kind.
     """
-    if type(layer) not in LAYERS:
+    kind = form(layer)
+    if kind is None:
         raise ValueError(f"{type(layer).__name__} has no integral form; {', '.join(k.__name__ for k in LAYERS)} have")
     with torch.no_grad():
         for name, parts in axes.items():
@@ -174,9 +193,9 @@ def continue_(layer: nn.Module, axes: Mapping[str, tuple[Axis, ...]]) -> Integra
             for axis in parts:
                 restored = axis.restore(restored)
             value.copy_(restored)
-    layer.__class__ = LAYERS[type(layer)]
-    layer.axes = dict(axes)  # type: ignore[assignment]
+    discrete, layer.__class__ = type(layer), kind
     assert isinstance(layer, Integral)
+    layer.axes, layer.discrete = dict(axes), discrete
     return layer
 
 
@@ -187,11 +206,11 @@ def discretise_(layer: Integral) -> nn.Module:
         if value is None:
             continue
         old = getattr(layer, name)
-        value = value.detach().clone(memory_format=torch.contiguous_format)
+        value = laid_as(old, value.detach())
         setattr(layer, name, nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value)
     axes = layer.axes
     layer.__class__ = layer.discrete  # type: ignore[assignment]
-    del layer.axes
+    del layer.axes, layer.discrete
     vars(layer).pop("held", None)
     layer._modules.pop("partitions", None)
     # the layer's figures become those of its tensors

@@ -31,7 +31,7 @@ def difference(one: nn.Module, other: nn.Module, batches: Iterable[Sequence[Tens
 
     Raises CheckFailed where `one` cannot be called with what `other` takes.
     """
-    worst = 0.0
+    worst, compared = 0.0, 0
     with evaluating(one), evaluating(other), _full_precision():
         for inputs in batches:
             expected = tensors_in(other(*copied(inputs)))
@@ -50,9 +50,29 @@ def difference(one: nn.Module, other: nn.Module, batches: Iterable[Sequence[Tens
                         f"the narrowed network's output is of shape {tuple(a.shape)}, the masked one's {tuple(b.shape)}: it "
                         "depends on values, so the two cannot be compared; prune the part before that (a backbone)"
                     )
-                error = float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp_min(1e-30))
+                if not a.numel():
+                    continue
+                compared += a.numel()
+                if b.isnan().any():
+                    raise CheckFailed(
+                        "the network's outputs are no numbers (nan) on what they are checked on: it has diverged, or the "
+                        "inputs hold nan; nothing was pruned"
+                    )
+                error = _apart(a, b)
                 worst = error if not error <= worst else worst  # a NaN stays
+    if not compared:
+        raise CheckFailed(
+            "the network's outputs hold no number on what they are checked on, so nothing can be compared: give inputs "
+            "(check_on=) for which they do; nothing was pruned"
+        )
     return worst
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    """The largest difference, relative to the largest of `b`; infinities are to be in the same places."""
+    a, b = a.double(), b.double()
+    largest = b[b.isfinite()].abs().max() if b.isfinite().any() else b.new_zeros(())
+    return float((a - b).abs().masked_fill(a == b, 0).max() / largest.clamp_min(1e-30))
 
 
 def check(narrowed: nn.Module, masked: nn.Module, batches: Iterable[Sequence[Tensor]]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from memexp.channels import Graph, narrow_edit, trace
 from memexp.channels.called import evaluating
 from memexp.pruning.calibration import Calibration
 from memexp.pruning.counting import Skeleton, skeleton
-from memexp.pruning.criteria import Criterion
+from memexp.pruning.criteria import Criterion, scored
 from memexp.pruning.filters import key, layers
 from memexp.pruning.latency import Table
 from memexp.pruning.narrowing import carry_out, prunable
@@ -66,7 +66,7 @@ def adapt(
         current = trace(now.network, *inputs)
         numbers = {key(group): n for n, group in enumerate(current.groups)}
         here = {n: numbers[key(group)] for n, group in groups.items() if key(group) in numbers}
-        scores = criterion.scores(now.network, [current.groups[m] for m in here.values()], calibration)
+        scores = scored(criterion, now.network, [current.groups[m] for m in here.values()], calibration)
         ranked = {n: score.argsort(stable=True).tolist() for n, score in zip(here, scores, strict=True)}
         with skeleton(network, graph, inputs) as bones:
             options = {}

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from memexp.channels import Graph, Group, narrow_edit, trace, warn_of_unread
-from memexp.channels.called import arguments, copied, evaluating
+from memexp.channels.called import apart, arguments, copied, evaluating
 from memexp.pruning import energy, selection
 from memexp.pruning.calibration import Batch, Loss, given
 from memexp.pruning.counting import macs_of, parameters_of, skeleton
-from memexp.pruning.criteria import Criterion, create, name_of
+from memexp.pruning.criteria import Criterion, create, name_of, scored
 from memexp.pruning.filters import key, layer_of, layers, tensor_of, weights
 from memexp.pruning.latency import Measure, Table, measured
 from memexp.pruning.narrowing import carry_out, listed, prunable
@@ -36,6 +36,7 @@ class Removal:
     groups: list[dict[str, Any]]
 
 
+@apart()
 def remove(
     network: nn.Module,
     example_input: Tensor | Sequence[Tensor],
@@ -78,7 +79,7 @@ def remove(
         chosen = listed(network, graph, settings.scope)
         groups = {number: group for number, group in groups.items() if number in chosen}
     sizes = _whole_sizes(groups, graph if whole is None else trace(whole, *inputs))
-    found = made.scores(network, list(groups.values()), calibration)
+    found = scored(made, network, list(groups.values()), calibration)
     scores = {n: score.tolist() for n, score in zip(groups, found, strict=True)}
     timed = target is not None and target.measure == "latency"
     table = Table(network, inputs, measure) if timed else None

@@ -107,7 +107,7 @@ class Settings:
     def _check_list(self) -> None:
         assert isinstance(self.scope, Mapping)
         if self.ratio is not None or self.target is not None or self.order != "sequential":
-            raise ValueError("a list of layers as scope settles every width: leave ratio, target and order out")
+            raise ValueError("scope: a list of layers settles every width: leave ratio, target and order out")
         if not self.scope:
             raise ValueError("scope is an empty list: name at least one layer and its share, such as {conv1: 0.5}")
         for layer, ratio in self.scope.items():

@@ -8,6 +8,7 @@ A network that comes back from its checkpoint has its zeros, and `Masks.of(netwo
 
 import copy
 import difflib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +19,10 @@ from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
+from memexp.channels.called import apart
 from memexp.pruning import selection
 from memexp.pruning.calibration import Batch, Loss, given
-from memexp.pruning.criteria import CRITERIA, Criterion, OfElements, create, name_of
+from memexp.pruning.criteria import CRITERIA, Criterion, OfElements, check_finite, create, name_of
 from memexp.pruning.settings import Settings
 
 
@@ -68,6 +70,7 @@ def maskable(network: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
+@apart()
 def mask_weights(
     network: nn.Module,
     *,
@@ -83,8 +86,8 @@ def mask_weights(
     """A copy of `network` with single weights of convolutions and linear layers set to zero, its masks, and a record.
 
     criterion: one that scores single weights: l1_norm, taylor_weight, obd, snip, random. ratio, scope, floor: as of
-    memexp.pruning.settings.Settings, with weights in place of channels. record: what was asked, and the sparsity that there
-    is, counted in the copy: of each layer, of all masked weights and of all parameters.
+    memexp.pruning.settings.Settings, with weights in place of channels; weights that are zero go first. record: what was asked,
+    and the sparsity that there is, counted in the copy: of each layer, of all masked weights and of all parameters.
 
     Raises ValueError for a criterion that scores filters only, a layer that is not there or whose weight is no parameter, and
     what `Settings` refuses.
@@ -99,7 +102,13 @@ def mask_weights(
     pruned = copy.deepcopy(network)
     weights = maskable(pruned)
     scores = {name: score.detach().double() for name, score in made.elements(pruned, list(shares), calibration).items()}
-    stay = _over_all(scores, ratio, floor, made.comparable) if scope == "global" and ratio is not None else None
+    for name, score in scores.items():
+        check_finite(made, name.rpartition(".")[0], score)
+    if scope == "global" and not made.comparable:
+        scores = {name: score / score.square().mean().sqrt().clamp_min(1e-300) for name, score in scores.items()}
+    # what is zero has gone, whatever its score: a criterion may find less in others (obd), or draw
+    scores = {name: score.masked_fill(weights[name] == 0, -math.inf) for name, score in scores.items()}
+    stay = _over_all(scores, ratio, floor) if scope == "global" and ratio is not None else None
     masks = Masks(
         {
             weights[name]: _least_gone(score, shares[name]) if stay is None else stay[name]
@@ -180,15 +189,13 @@ def _least_gone(score: Tensor, ratio: float) -> Tensor:
     return mask.view(score.shape)
 
 
-def _over_all(scores: Mapping[str, Tensor], ratio: float, floor: float, comparable: bool) -> dict[str, Tensor]:
+def _over_all(scores: Mapping[str, Tensor], ratio: float, floor: float) -> dict[str, Tensor]:
     """Masks without the least scores of all layers, of which each keeps its floor."""
     flat = {name: score.flatten() for name, score in scores.items()}
-    if not comparable:
-        flat = {name: score / score.square().mean().sqrt().clamp_min(1e-300) for name, score in flat.items()}
     guarded = []
     for score in flat.values():
         safe = score.argsort(stable=True)[len(score) - selection.at_least(len(score), floor) :]
-        guarded.append(score.index_fill(0, safe, float("inf")))
+        guarded.append(score.index_fill(0, safe, math.inf))
     _check_floors([len(score) for score in flat.values()], ratio, floor)
     everything = torch.cat(guarded)
     count = len(everything) - selection.left(len(everything), ratio)

@@ -5,6 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from memexp.models import families
 from memexp.sequence import keys, stage_of
 from memexp.stages.handed import Run
 
@@ -19,7 +20,8 @@ def foresee(cfg: DictConfig) -> None:
     train.foresee(cfg)
     build.foresee(cfg)
     edits = build.start_edits(cfg)
-    if cfg.prune is None and not {"deploy", "grow"} & set(map(stage_of, keys(cfg))):
+    integral = families.of(cfg.model).integral
+    if cfg.prune is None and not integral and not {"deploy", "grow"} & set(map(stage_of, keys(cfg))):
         return
     from memexp.stages import deploy, discretise, prune
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from memexp.fusing.measure import costs
 from memexp.integral import IntegralNetwork
 from memexp.integral.sizing import sizes_for
 from memexp.memory.meter import macs_per_image
+from memexp.models import families
 from memexp.options import INTEGRAL
 from memexp.pruning.counting import parameters_of
 from memexp.pruning.settings import Target
@@ -66,7 +68,8 @@ def resampled(cfg: DictConfig) -> bool:
 
 
 def foresee(cfg: DictConfig, edits: Sequence[Edit] = ()) -> None:
-    """Raises ConfigError for a size that the network cannot have, and nodes that cannot be trained, before it is trained.
+    """Raises ConfigError for groups and a base that cannot be continuous, a size that the network cannot have, and nodes that
+    cannot be trained, before it is trained.
 
     edits: of the network that the run begins with.
     """
@@ -80,6 +83,9 @@ def foresee(cfg: DictConfig, edits: Sequence[Edit] = ()) -> None:
                 network.train_partitions(sizes)
             except ValueError as error:
                 raise ConfigError([f"model.{error}"]) from error
+    elif families.of(cfg.model).integral and (cfg.model.groups is not None or "/" in cfg.model.base):
+        with torch.random.fork_rng(devices=[]):  # what a network of ours has in it is known without
+            build.weightless(build.without_files(cfg), edits)
 
 
 def integral(network: nn.Module) -> IntegralNetwork:

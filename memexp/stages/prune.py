@@ -182,8 +182,9 @@ def _of_round(run: Run) -> Settings:
     if settings.target is not None:
         measure = Target.parse(settings.target).measure
         name = {"params": "parameters", "macs": "macs", "latency": "latency"}[measure]
+        before = "before_at_end" if measure == "latency" else "before"  # beside "after", on a machine as busy as then
         for stage in done:
-            left *= stage["prune"][name]["after"] / stage["prune"][name]["before"]
+            left *= stage["prune"][name]["after"] / stage["prune"][name][before]
     return settings.of_round(rounds, left, len(done) + 1)
 
 

@@ -65,7 +65,7 @@ def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:
         run.results["strategy"] = _plan(run, cfg, trainer)
         if run.world.is_main:  # a run that is killed goes on with the same plan
             run.directory.write_results(run.results)
-    if cfg is run.cfg:  # tuning leaves them as they are
+    if cfg is run.cfg or cfg.tune.scratch:  # tuning leaves them as they are, but for new weights
         trainer.recipe.course = _course(run)
         if run.edits and run.edits[-1]["kind"] == "partition":
             log.warning(

@@ -298,6 +298,17 @@ def test_reducenet_20_twice_as_wide_inside_is_deployed_at_least_half_as_fast_aga
     assert found["trained"]["latency_1"] >= 1.5 * found["block"]["latency_1"]
 
 
+@pytest.mark.parametrize(("act", "convs"), [(nn.Identity(), 1), (nn.ReLU(), 2)], ids=["identity", "relu"])
+def test_timm_s_repvgg_merges_where_nothing_but_normalisation_stands_beside_its_convolutions(act, convs):
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    wide, narrow = (nn.Sequential(nn.Conv2d(4, 4, k, padding=k // 2), BatchNormAct2d(4, nn.Identity())) for k in (3, 1))
+    network = settled(Parallel(wide, narrow, BatchNormAct2d(4, act), act=nn.ReLU())).double()
+    deployed = fused(nn.Sequential(network).eval(), x, "block")
+    assert len(convolutions(deployed)) == convs
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in deployed.modules()) == convs - 1
+
+
 @pytest.mark.parametrize("act", [nn.Identity(), nn.ReLU(inplace=True), nn.PReLU(6)], ids=lambda act: type(act).__name__)
 def test_batch_normalisation_with_an_activation_in_it_leaves_the_activation(act):
     """timm's: most of its convolutional networks are of it."""

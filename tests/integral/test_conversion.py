@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from integral_networks import Flattened, build, relative, shape
+from integral_networks import BatchNormAct2d, Flattened, build, relative, shape
 from torch import nn
 
 from memexp import edits
@@ -32,6 +32,26 @@ def test_native_size_is_exact_with_any_quadrature(name: str, fold: bool) -> None
     network = build("flattened").double()
     x = torch.randn(2, 3, 10, 10, dtype=torch.float64)
     assert relative(convert(network, x, quadrature=name, fold=fold)(x), network(x)) <= 1e-12
+
+
+@pytest.mark.parametrize("act", [nn.Identity(), nn.ReLU()], ids=["identity", "relu"])
+def test_timm_s_normalisation_with_an_activation_in_it_is_continuous_too(act: nn.Module) -> None:
+    """Before a convolution, or beside one, it stays; most of timm's convolutional networks are of it."""
+    torch.manual_seed(0)
+    norm = BatchNormAct2d(12, act)
+    network = nn.Sequential(nn.Conv2d(3, 12, 3), nn.Tanh(), norm, nn.Conv2d(12, 5, 3)).double()
+    x = torch.randn(4, 3, 9, 9, dtype=torch.float64)
+    network(x)
+    integral = convert(network.eval(), x)
+    assert integral.groups == {"0": 12}
+    assert relative(integral(x), network(x)) <= 1e-12
+    plain = integral.discretize(7)
+    integral.resize(7)
+    assert (type(plain[2]), plain[2].num_features) == (BatchNormAct2d, 7)
+    assert vars(plain[2]).keys() == vars(norm).keys()
+    assert relative(integral(x), plain(x)) <= 1e-12
+    integral.train()(x).sum().backward()
+    assert all(p.grad is not None for p in integral.parameters())
 
 
 def test_groups_are_found_without_naming_layers() -> None:

@@ -333,7 +333,7 @@ def test_a_network_that_says_nothing_but_nan_does_not_pass():
         ({"scope": {"conv": 0.5}}, "there is no layer 'conv'; nearest: 0, 4, 8"),
         ({"scope": {"2": 0.5}}, "2 makes no channels that can go; layers that do: 0, 4, 8"),
         ({"scope": {"13": 0.5}}, "the channels of layer 13 cannot go: it is part of the network's output"),
-        ({"scope": {"4": 0.5}, "ratio": 0.5}, "a list of layers as scope settles every width"),
+        ({"scope": {"4": 0.5}, "ratio": 0.5}, "scope: a list of layers settles every width"),
         ({"ratio": 0.5, "order": "random"}, "order='random' is not one of sequential, energy, latency"),
         ({"ratio": 0.5, "order": "energy"}, "order=energy goes until a target is met"),
         ({"target": "macs:0.5", "order": "latency"}, "order=latency needs target=latency:SHARE"),

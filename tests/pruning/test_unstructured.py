@@ -55,6 +55,15 @@ def test_the_sparsity_asked_for_is_there(criterion, scope):
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("criterion", ["l1_norm", "obd", "random"])  # obd finds less than nothing in some weights
+def test_what_has_gone_counts(criterion, scope):
+    net = network()
+    for seed, ratio in enumerate((0.25, 0.5, 0.75)):
+        net, _, record = mask_weights(net, criterion=criterion, ratio=ratio, scope=scope, data=DATA, seed=seed)
+        assert record["sparsity"]["masked"] == ratio
+
+
 def test_scores_of_single_weights_by_hand():
     """Weights 1, -2, 3 on inputs 4, 1, 1 with target 0: dL/dw = y x with y = 5: 20, 5, 5; w dL/dw: 20, -10, 15."""
     net = nn.Sequential(nn.Linear(3, 1, bias=False))

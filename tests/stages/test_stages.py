@@ -62,7 +62,7 @@ def test_pruned_in_rounds_to_a_target_tuned_and_fused(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "keys"),
     [
-        (["prune=snip", "prune.ratio=0.5"], ["prune", "train", "evaluate"]),
+        (["prune=snip", "prune.ratio=0.5", "prune.rounds=2"], ["prune-1", "prune-2", "train", "evaluate"]),
         (["prune=fisher", "prune.ratio=0.3", "prune.scope=global"], ["train", "prune", "tune", "evaluate"]),
         (["prune=random", "prune.ratio=0.5", "prune.draws=3"], ["train", "prune", "tune", "evaluate"]),
         (["prune=std", "prune.scope={stem.0:0.5}"], ["train", "prune", "tune", "evaluate"]),
@@ -73,6 +73,9 @@ def test_every_way_to_prune_is_a_list_of_stages(tmp_path, overrides, keys):
     results = run(tmp_path, *RESNET, *DATA, *overrides)
     assert [stage["key"] for stage in results["stages"]] == keys
     same_network(tmp_path)
+    if "prune.ratio=0.5" in overrides:
+        kept = [stage["prune"]["channels"] for stage in results["stages"] if "prune" in stage]
+        assert kept[-1]["after"] == pytest.approx(kept[0]["before"] / 2, abs=1)
     if "prune.draws=3" in overrides:
         draws = results["stages"][1]["prune"]["draws"]
         assert [draw["seed"] for draw in draws] == [1, 2]
@@ -198,7 +201,7 @@ def test_an_integral_network_serves_every_size_that_is_asked_for(tmp_path):
     same_network(tmp_path)
 
 
-def test_an_integral_run_is_evaluated_at_any_size(tmp_path):
+def test_an_integral_run_is_evaluated_and_exported_at_any_size_and_as_no_other_network(tmp_path, capsys):
     run(tmp_path, "model=inn", "model.base=resnet8", *DATA, "discretise.sizes=[0.6]")
     stages = {stage["key"]: stage for stage in json.loads((tmp_path / "results.json").read_text())["stages"]}
     found = saved.evaluate(tmp_path, ["prune=integral", "prune.keep=0.6"])
@@ -207,6 +210,21 @@ def test_an_integral_run_is_evaluated_at_any_size(tmp_path):
     assert native["loss"] == stages["evaluate"]["accuracy"]["loss"] != found["loss"]
     with pytest.raises(ConfigError, match="no continuous group is named nope"):
         saved.evaluate(tmp_path, ["prune=integral", "prune.keep={nope:0.5}"])
+    exported = saved.export(tmp_path, tmp_path / "small.pt2", overrides=["prune=integral", "prune.keep=0.6"])
+    loaded = torch.export.load(exported["files"][".pt2"]).module()
+    small = stages["discretise"]["sizes"][0]["parameters"]
+    assert (
+        sum(p.numel() for p in loaded.parameters())
+        <= small
+        < sum(p.numel() for p in build.from_run(tmp_path)[1].parameters())
+    )
+    before = sorted(tmp_path.rglob("*"))
+    others = ["model.quadrature=simpson", "model.groups=[stem.0]", "deploy=fuse", "discretise.sizes=[0.5]"]
+    for other in others:
+        for command in ("evaluate", "export"):  # the first two would load, as another function
+            assert main([command, str(tmp_path), other]) == 2, other
+            assert "is evaluated and exported as it is" in capsys.readouterr().err, other
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_run_of_the_time_when_the_size_was_a_key_of_its_own_is_read(tmp_path):
@@ -262,6 +280,21 @@ def test_nodes_that_were_trained_are_those_of_one_size(tmp_path):
         same_size = [round(0.3 * before) == after for before, after in left[nodes]["widths"].values()]
         assert all(same_size)
     assert left["uniform"]["parameters"] == left["trained"]["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("model.groups=[nope]", "'nope' fits no group"),
+        ("model.base=torchvision/vit_b_16", "cannot take images of 32x32"),
+    ],
+)
+def test_what_of_a_base_cannot_be_continuous_is_told_before_anything_is_made(tmp_path, setting, message):
+    cfg = memexp.compose(["model=inn", "model.base=resnet8", *DATA, f"name={tmp_path}/none", setting])
+    before = torch.get_rng_state()
+    with pytest.raises(ConfigError, match=message):
+        foresee(cfg)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("stages", ["null", "[train,partition]"])
@@ -352,6 +385,19 @@ def test_lambda_falls_to_zero_before_a_reducenet_is_deployed(tmp_path):
     assert (course[0], course[-1]) == (1.0, 0.0)
     assert results["stages"][1]["parameters"] < results["stages"][0]["parameters"]
     same_network(tmp_path)
+
+
+def test_what_cannot_be_exported_or_takes_no_other_images_is_told_in_a_sentence(tmp_path, capsys):
+    reducenet = ["model=reducenet", "model.depth=8", *DATA, "max_steps=1"]
+    run(tmp_path / "artefact", *reducenet, "model.inplace_relu=true")
+    assert main(["export", str(tmp_path / "artefact")]) == 2
+    assert "export: body.0.f.2 is the ReLU of inplace_relu=true" in capsys.readouterr().err
+    linear = [*reducenet, "model.vanish=all", "deploy=fuse", "deploy.merge=all"]
+    run(tmp_path / "linear", *linear)
+    for command in ("evaluate", "export"):
+        assert main([command, str(tmp_path / "linear"), "dataset.image_size=20"]) == 2
+        told = capsys.readouterr().err
+        assert "images are 3x20x20, and the network takes none but those of its training, 3x32x32" in told
 
 
 @pytest.mark.parametrize("name", ["pruned", "integral"])

@@ -1,15 +1,20 @@
 """Criteria: how much a channel, or a weight, is worth. One small class each; the least score is removed first."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from torch import Tensor, nn
+
+from memexp.channels import Group
+from memexp.pruning.calibration import Calibration
 from memexp.pruning.criteria.activation import Apoz, Entropy, Fisher, Skeletonization, TaylorActivation
 from memexp.pruning.criteria.base import Criterion, OfElements
 from memexp.pruning.criteria.gradient import Obd, Snip, TaylorWeight
 from memexp.pruning.criteria.magnitude import BnScale, Fpgm, L1Norm, L2Norm, Lamp, Mean, Random, SignedSum, Std
 from memexp.pruning.criteria.obs import Obs
+from memexp.pruning.filters import layers
 
 CRITERIA: dict[str, type[Criterion]] = {
     "l1_norm": L1Norm,
@@ -36,10 +41,10 @@ CRITERIA: dict[str, type[Criterion]] = {
 def create(criterion: str | Criterion, options: Mapping[str, Any] | None = None) -> Criterion:
     """The criterion of that name with its options, or the one given.
 
-    Raises ValueError for a name that there is not and for an option that it does not have.
+    Raises ValueError for a name that there is not, for an option that it does not have, and for a number that is not above 0.
     """
     if isinstance(criterion, Criterion):
-        return criterion
+        return _checked(criterion)
     if criterion not in CRITERIA:
         near = difflib.get_close_matches(str(criterion), CRITERIA, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -50,7 +55,37 @@ def create(criterion: str | Criterion, options: Mapping[str, Any] | None = None)
         raise ValueError(
             f"criterion={criterion} has no option {', '.join(unknown)}; it has {', '.join(allowed) or 'none'}"
         )
-    return kind(**(options or {}))
+    return _checked(kind(**(options or {})))
+
+
+def _checked(criterion: Criterion) -> Criterion:
+    """All options that are numbers are counts or sizes."""
+    if not is_dataclass(criterion) or type(criterion) not in CRITERIA.values():  # a user's own may take any
+        return criterion
+    for field in fields(criterion):
+        value = getattr(criterion, field.name)
+        if not isinstance(value, bool) and not value > 0:
+            raise ValueError(
+                f"criterion={name_of(criterion)}: {field.name}={value!r} is not allowed: use a number above 0"
+            )
+    return criterion
+
+
+def scored(criterion: Criterion, network: nn.Module, groups: Sequence[Group], calibration: Calibration) -> list[Tensor]:
+    """The criterion's scores of each group. Raises ValueError where one is no number."""
+    found = criterion.scores(network, groups, calibration)
+    for group, scores in zip(groups, found, strict=True):
+        check_finite(criterion, layers(group)[0], scores)
+    return found
+
+
+def check_finite(criterion: Criterion, layer: str, scores: Tensor) -> None:
+    """Raises ValueError where a score is no number: the order would be of chance."""
+    if not scores.isfinite().all():
+        raise ValueError(
+            f"criterion={name_of(criterion)} gives layer {layer} scores that are no finite numbers: the network's weights, or "
+            "its outputs on the data, are not finite; start from a network that has not diverged"
+        )
 
 
 def name_of(criterion: Criterion) -> str:
@@ -58,4 +93,4 @@ def name_of(criterion: Criterion) -> str:
     return next((name for name, kind in CRITERIA.items() if type(criterion) is kind), type(criterion).__name__)
 
 
-__all__ = ["CRITERIA", "Criterion", "OfElements", "create", "name_of"]
+__all__ = ["CRITERIA", "Criterion", "OfElements", "check_finite", "create", "name_of", "scored"]

@@ -1,0 +1,91 @@
+"""Weights, data, outputs and options that are no proper numbers, and callers that compute in a mode of their own."""
+
+import pytest
+import torch
+from torch import nn
+
+from memexp.pruning import CRITERIA, mask_weights, prune
+from memexp.pruning.checking import CheckFailed
+from memexp.pruning.criteria.gradient import Obd
+
+X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+BROKEN = torch.full((4, 3), float("nan"))
+LABELS = torch.tensor([0, 1, 2, 3])
+
+
+class Network(nn.Module):
+    """Linear layers, and what is made of the last one's output."""
+
+    def __init__(self, returns=lambda y: y) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 4))
+        self.returns = returns
+
+    def forward(self, x):
+        return self.returns(self.layers(x))
+
+
+def refused(kind, message, network, x=X, **asked):
+    with pytest.raises(kind, match=message):
+        prune(network, x, **{"ratio": 0.5} | asked)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("criterion", ["l1_norm", "fpgm", "fisher", "obd"])
+def test_scores_that_are_no_numbers_are_told(criterion, value):
+    network = Network()
+    network.layers[0].weight.data[1, 1] = value
+    refused(ValueError, "layer layers.0 scores that are no finite n", network, criterion=criterion, data=[(X, LABELS)])
+    if criterion in ("l1_norm", "obd"):
+        with pytest.raises(ValueError, match=f"criterion={criterion} gives layer layers.0 scores that are no finite n"):
+            mask_weights(network, criterion=criterion, ratio=0.5, data=[(X, LABELS)])
+
+
+def test_data_and_outputs_that_are_no_numbers_are_told():
+    data = [(BROKEN, LABELS)]
+    refused(ValueError, "criterion=taylor_weight gives layer", Network(), criterion="taylor_weight", data=data)
+    refused(CheckFailed, "outputs are no numbers", Network(), criterion="apoz", data=data)
+    refused(CheckFailed, "outputs hold no number", Network(), X[:0])
+
+
+@pytest.mark.parametrize(
+    "returns",
+    [
+        lambda y: y.masked_fill(torch.arange(4) > 2, float("-inf")),
+        lambda y: (y, y[:, :0]),
+        lambda y: (y, torch.tensor(float("inf"))),
+    ],
+    ids=["classes that cannot be", "an empty tensor beside", "infinity alone"],
+)
+def test_outputs_of_every_kind_are_compared(returns):
+    pruned, _ = prune(Network(returns), X, ratio=0.5)
+    assert pruned.layers[0].out_features == 4
+
+
+OPTIONS = [("obd", "probes", 0), ("entropy", "bins", 0), ("obs", "damping", -1.0), ("obs", "largest", float("nan"))]
+
+
+@pytest.mark.parametrize(("criterion", "option", "value"), OPTIONS)
+def test_options_are_above_0(criterion, option, value):
+    message = f"criterion={criterion}: {option}={value!r} is not allowed: use a number above 0"
+    for made in (criterion, CRITERIA[criterion](**{option: value})):
+        options = {option: value} if made is criterion else None
+        refused(ValueError, message, Network(), criterion=made, options=options, data=[(X, LABELS)])
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, lambda: torch.autocast("cpu", torch.bfloat16)])
+@pytest.mark.parametrize("criterion", ["l1_norm", Obd(probes=2)])
+def test_the_mode_of_the_caller_makes_no_difference(mode, criterion):
+    network, data = Network(), [(X, LABELS)]
+    expected, edit = prune(network, X, criterion=criterion, ratio=0.5, data=data)
+    with mode():
+        pruned, same = prune(network, X.clone(), criterion=criterion, ratio=0.5, data=data)
+    assert same == edit
+    pruned(X).sum().backward()  # its parameters can be trained
+    assert torch.equal(pruned(X), expected(X))
+
+
+def test_an_exported_graph_is_refused():
+    exported = torch.export.export(Network(), (X,)).module()
+    refused(ValueError, "the network is an exported graph", exported)
