@@ -70,6 +70,18 @@ def weightless(
     return built
 
 
+def foresee(cfg: DictConfig) -> None:
+    """Raises ConfigError for a network of one of the families that cannot be built as it is asked for, before any data is read.
+
+    An integral one is not looked at: it would be converted twice.
+    """
+    family = families.of(cfg.model)
+    if family is families.OWN or not family.images or family.integral or "_target_" in cfg.dataset:
+        return
+    with torch.random.fork_rng(devices=[]):
+        weightless(without_files(cfg), (), classes=10, shape=(3, cfg.dataset.image_size, cfg.dataset.image_size))
+
+
 def without_files(cfg: DictConfig) -> DictConfig:
     """The configuration without the files and runs that the first weights come from: shapes are enough, or others follow."""
     named = {key: None for key in FIRST_WEIGHTS if cfg.model.get(key) is not None}
@@ -125,12 +137,13 @@ def start_of(cfg: DictConfig) -> dict[str, Any]:
             ]
         )
     then, now = without_files(source).model, without_files(cfg).model
-    if differing := [key for key in map(str, {**then, **now}) if then.get(key) != now.get(key)]:
+    differing = [key for key in map(str, {**then, **now}) if then.get(key) != now.get(key)]
+    if differing:
         raise ConfigError(
             [
                 f"init_from: {cfg.init_from} is of another network than this run's (model.{key}={then.get(key)}, not "
                 f"{now.get(key)}); give this run the model settings of that one"
-                for key in differing
+                for key in (["name"] if "name" in differing else differing)  # of another family, whose keys are others
             ]
         )
     return state

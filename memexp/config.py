@@ -78,11 +78,15 @@ def _missing_start(cfg: DictConfig) -> list[str]:
     """Of a new run alone: one that is on disk has its own checkpoints, wherever that run has gone since."""
     groups = {key: cfg.get(key.partition(".")[0]) if "." in key else cfg for key in STARTS}
     named = {key: OmegaConf.select(cfg, key) for key, group in groups.items() if isinstance(group, DictConfig)}
-    return [
+    missing = [
         f"{key}: there is no run in {start!r}; name a run directory, which has a results.json."
         for key, start in named.items()
         if isinstance(start, str) and not (Path(start) / "results.json").is_file()
     ]
+    weights = OmegaConf.select(cfg, "model.weights") if isinstance(cfg.get("model"), DictConfig) else None
+    if isinstance(weights, str) and "_target_" not in cfg.model and not Path(weights).is_file():
+        missing.append(f"model.weights: there is no file {weights!r}; name the one that holds the weights.")
+    return missing
 
 
 def compose_unchecked(
@@ -382,7 +386,10 @@ def _problems(cfg: DictConfig) -> list[str]:
         except OmegaConfBaseException as error:
             found.append(_one_line(error))
             unresolved.append(key)
-    known = [problem for problem in contradictions.problems(resolved) if problem.split(":")[0] not in unresolved]
+    told = contradictions.problems(resolved)
+    if any(problem.startswith("scale:") for problem in told):  # what an experiment has for each scale, too
+        found = [problem for problem in found if "'case." not in problem]
+    known = [problem for problem in told if problem.split(":")[0] not in unresolved]
     # what a key takes over from another is told at the other
     own = [problem for problem in known if not _taken_over(cfg, problem.split(":")[0])]
     return [*found, *(own or known)]
@@ -402,5 +409,7 @@ def _one_line(error: Exception) -> str:
         return f"{mark.name}, line {mark.line + 1}: no YAML: {error.problem}"
     lines = [line.strip() for line in str(error).splitlines()]
     text = " ".join(line for line in lines if line and "full_key" not in line and not line.startswith("object_type="))
+    if text.startswith("Error merging override") and isinstance(error.__cause__, OmegaConfBaseException):
+        text += f": {str(error.__cause__).splitlines()[0]}"
     key = getattr(error, "full_key", None)
     return f"{key}: {text}" if key and key not in text else text or type(error).__name__

@@ -164,6 +164,9 @@ Deviations = Annotated[
     list[Annotated[float, Rule("above 0 and at most 1", lambda value: 0 < value <= 1)]],
     Rule("(three of them)", lambda value: len(value) == 3),
 ]
+Classes = Annotated[
+    list[str | int], Rule("with at least two entries, each once", lambda value: len(set(value)) == len(value) > 1)
+]
 Numbers = Annotated[list[Positive], Rule("with at least one entry", lambda value: len(value) > 0)]
 Size = Annotated[int, at_least(8)]
 
@@ -177,7 +180,7 @@ class AnyDataset:
     std: Deviations | None
     limit: Positive | None
     test_limit: Positive | None
-    classes: list[str | int] | None
+    classes: Classes | None
     val_fraction: ShareBelow1
     draw: Count
     epochs: Positive

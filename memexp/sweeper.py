@@ -178,11 +178,28 @@ def planned(overrides: Sequence[str], config_name: str, config_dirs: Sequence[st
     for typed in config.jobs(overrides, config_dirs):
         settings = config.sweeper_of(typed, config_name, config_dirs)
         if settings.pop("_target_", None) != TARGET:  # others, too, have keys and choices of an experiment's own
+            _check_search(settings)
             params = settings.get("params")
             own = [f"{key}={choices}" for key, choices in params.items()] if isinstance(params, Mapping) else []
             yield from config.jobs([*own, *typed], config_dirs)
             continue
         yield from CasesSweeper(**settings).jobs(parser, typed)
+
+
+def _check_search(settings: Mapping[str, Any]) -> None:
+    """Raises ConfigError for what Optuna would refuse in words of its own, once the study is made."""
+    found = {key: settings[key] for key in ("n_trials", "n_jobs") if key in settings}
+    problems = [
+        f"hydra.sweeper.{key}: {value!r} is not allowed; it takes a whole number at least 1."
+        for key, value in found.items()
+        if not isinstance(value, int) or value < 1
+    ]
+    direction = settings.get("direction", "minimize")
+    named = [getattr(one, "name", one) for one in (direction if isinstance(direction, list) else [direction])]
+    if not set(named) <= {"minimize", "maximize"}:
+        problems.append(f"hydra.sweeper.direction: {direction!r} is not allowed; it takes minimize | maximize.")
+    if problems:
+        raise ConfigError(problems)
 
 
 def _is_list(value: Any) -> bool:

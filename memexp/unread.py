@@ -22,6 +22,9 @@ def _unread(cfg: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     model, optimizer, backprop = (_node(cfg, group) for group in ("model", "optimizer", "backprop"))
     if "_target_" not in model and model.get("units") is not None:
         yield "model.depth", f"model.units={list(model['units'])} says how deep the network is"
+    dataset = _node(cfg, "dataset")
+    if dataset and not any(dataset.get(key) for key in ("limit", "test_limit", "val_fraction")):
+        yield "dataset.draw", "all images are taken (no dataset.limit, test_limit or val_fraction)"
     if _node(optimizer, "lookahead").get("k") is None:
         for name in ("lookahead.alpha", "evaluate_slow"):
             yield f"optimizer.{name}", "there is no Lookahead (optimizer.lookahead.k=null)"

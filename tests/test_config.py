@@ -148,6 +148,14 @@ RANDOM = ["model=resnet", "prune=random", "prune.ratio=0.3"]
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["experiment=revnet/table3", "scale=desktop"], "scale: 'desktop' is not allowed; it takes paper | laptop"),
+        (["model=vgg16", "model.weights=nowhere.pth"], "model.weights: there is no file 'nowhere.pth'"),
+        (
+            ["model=inn", "model.base=resnet20", "backprop=reversible"],
+            "backprop=reversible is not for model.base=resnet20",
+        ),
+        (["dataset.classes=[]"], "dataset.classes: [] is not allowed; it takes a list"),
+        (["dataset.classes=[0,0]"], "with at least two entries, each once"),
         (["case=5"], "case: 5 is not allowed"),
         (["model=resnet,revnet"], "model: 'resnet,revnet' is several values; -m sweeps over them"),
         (["seed=range(3)"], "seed: 'range(3)' is several values"),

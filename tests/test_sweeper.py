@@ -1,5 +1,7 @@
 """Cases that go together, each with every combination of what is swept."""
 
+import re
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -130,7 +132,7 @@ def test_what_is_quoted_is_read_as_it_was(name):
     folder = f"sweeps/{name}/x"
     typed = ["experiment=prune/netadapt", "scale=laptop", f"hydra.sweep.dir={config.quoted(folder)}"]
     starts = [config.compose_unchecked(job).init_from for job in planned(typed, "config", ())]
-    assert set(starts) == {None, f"{folder}/resnet"}
+    assert set(starts) == {None, f"{folder}/resnet-laptop-0"}
 
 
 TABLE = ["experiment=revnet/table3", "scale=laptop"]
@@ -179,3 +181,19 @@ def test_a_run_that_is_none_of_an_experiments_arms_is_told_of_them():
     assert other is not None
     assert other.startswith("arm='RevNet-110' is none of the 4 arms of experiment=revnet/table3, and this run is none")
     assert one_run(["experiment=node/fig2"], "config", ())[1] is None
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("n_trials=0", "hydra.sweeper.n_trials: 0 is not allowed; it takes a whole number at least 1"),
+        ("n_trials=x", "n_trials=x: Value 'x' of type 'str' could not be converted"),
+        ("n_jobs=0", "hydra.sweeper.n_jobs: 0 is not allowed"),
+        ("direction=up", "hydra.sweeper.direction: 'up' is not allowed; it takes minimize | maximize"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused_before_its_study_is_made(typed, message):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    overrides = ["hydra/sweeper=search", f"hydra.sweeper.{typed}"]
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        config.first_valid(planned(overrides, "config", ()), "config", ())

@@ -238,8 +238,17 @@ def find(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
                     visible(f"{file}: schema {results.get('schema')!r}, this version reads {readable}; left out")
                 )
             else:
-                runs.setdefault(file.resolve(), Run(file.parent, all_visible(results)))
+                runs.setdefault(file.resolve(), Run(file.parent, all_visible(_as_then(results))))
     return list(runs.values()), list(dict.fromkeys(notes))
+
+
+def _as_then(results: dict[str, Any]) -> dict[str, Any]:
+    """With what a run of an earlier version did, for which there was no key yet, where that is not what runs do today."""
+    config = results.get("config")
+    if isinstance(config, dict) and isinstance(dataset := config.get("dataset"), dict):
+        then = {"precise_batchnorm": False, **config, "dataset": {"draw": "by its seed", **dataset}}
+        return {**results, "config": then}
+    return results
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

@@ -14,16 +14,17 @@ __all__ = ["Run", "carry_out", "foresee"]
 
 def foresee(cfg: DictConfig) -> None:
     """Raises ConfigError for what a stage of `cfg` would refuse whatever weights it is given, before anything is trained."""
+    from memexp import build
     from memexp.stages import train
 
     train.foresee(cfg)
+    build.foresee(cfg)
+    edits = build.start_edits(cfg)
     integral = families.of(cfg.model).integral
     if cfg.prune is None and not integral and not {"deploy", "grow"} & set(map(stage_of, keys(cfg))):
         return
-    from memexp import build
     from memexp.stages import deploy, discretise, prune
 
-    edits = build.start_edits(cfg)
     for stage in (prune, discretise, deploy):
         stage.foresee(cfg, edits)
 

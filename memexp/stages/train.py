@@ -30,9 +30,9 @@ log = logging.getLogger("memexp")
 
 
 def foresee(cfg: DictConfig) -> None:
-    """Raises ConfigError for what the device cannot do: compiled or recorded steps, a limit that is held, snapshots."""
-    if not (cfg.compile or cfg.cuda_graph or cfg.memory.enforce or cfg.memory.snapshot):
-        return
+    """Raises ConfigError for a device that is not there, and for what it cannot do: compiled or recorded steps, a limit that is
+    held, snapshots.
+    """
     world = World.from_environment()
     try:
         device = distribution.choose_device(cfg.device, world)

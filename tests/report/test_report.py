@@ -445,6 +445,19 @@ def test_what_nothing_reads_sets_no_runs_apart(tmp_path):
     assert "seed 0 was run 3 times with the same settings" in table.notes[-1]
 
 
+def test_what_an_earlier_version_did_sets_its_runs_apart(tmp_path):
+    """Before dataset.draw a run's seed drew its images, and such runs were averaged with those of today."""
+    limited = {"model": SMALL, "batch_size": 16, "dataset": {"name": "digits", "limit": 50}}
+    for seed in (0, 1):
+        add(tmp_path, f"then{seed}", seed=seed, config=limited)
+        today = {**limited, "dataset": {**limited["dataset"], "draw": 0}, "precise_batchnorm": True}
+        add(tmp_path, f"now{seed}", seed=seed, config=today)
+    runs, _ = find([tmp_path])
+    assert varying(runs)[0] == "precise_batchnorm"
+    assert [len(members.runs) for members in group(runs)] == [2, 2]
+    assert {run.setting("dataset.draw") for run in runs} == {"by its seed", 0}
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
@@ -457,6 +470,8 @@ def test_what_nothing_reads_sets_no_runs_apart(tmp_path):
             ["optimizer.lookahead.alpha", "optimizer.conv_only"],
         ),
         (["optimizer=ranger", "optimizer.lookahead.alpha=0.3", "optimizer.conv_only=true"], []),
+        (["dataset.draw=3"], ["dataset.draw"]),
+        (["dataset.draw=3", "dataset.test_limit=50"], []),
         (["backprop.exact_bits=9"], ["backprop.exact_bits"]),
         (["backprop.exact_bits=9", "backprop.exact=true"], []),
     ],

@@ -513,3 +513,18 @@ def test_the_scratch_control_has_the_shapes_of_the_pruned_network_and_none_of_it
     if unstructured:
         assert torch.equal(own[key] == 0, new[key] == 0)
         assert (new[key] == 0).float().mean() == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["model=revnet", "model.depth=20"], "model: backprop=reversible: no step has an exact inverse"),
+        (["model=torchvision", "model.arch=resnet19"], "nearest: resnet18"),
+        (["model=torchvision", "model.arch=alexnet"], "cannot take images of 32x32"),
+        (["device=gpu"], "device: 'gpu' is not to be had here"),
+    ],
+)
+def test_what_cannot_be_built_is_foreseen(overrides, said):
+    """It was refused once the run had its directory."""
+    with pytest.raises(ConfigError, match=said):
+        foresee(memexp.compose(["dataset=digits", *overrides]))
