@@ -99,16 +99,11 @@ class CasesSweeper(Sweeper):
         known = {config.key_of(parser, text) for text in others}  # of which a case's own choices are none any more
         chosen = self.cases
         if named:
-            chosen = [self.cases[self._place(name)] for name in _names(parser, named[-1], self.arms)]
+            chosen = [self.cases[_place(name, self.arms)] for name in _names(parser, named[-1], self.arms)]
         kept = [[text for text in texts if config.key_of(parser, text) not in known] for texts in chosen]
         cases = [case for texts in kept for case in itertools.product(*(values_of(parser, text) for text in texts))]
         found = [(*case, *job) for job in itertools.product(*choices.values()) for case in cases]
         return [list(job) for job in dict.fromkeys(found)]
-
-    def _place(self, arm: str) -> int:
-        if arm not in self.arms:
-            raise ConfigError([f"arm: '{arm}' is not one of {'; '.join(self.arms)}.{nearest(arm, self.arms)}"])
-        return self.arms.index(arm)
 
 
 def one_run(
@@ -117,7 +112,7 @@ def one_run(
     """The overrides of one run: before them those of the arm of the experiment that `arm=` names, if it names one. And what is
     to be said of a run that is none of the arms of its experiment.
 
-    Raises ConfigError for an arm that is several runs.
+    Raises ConfigError for an arm that the experiment does not have, or that is several runs.
     """
     chosen = next((text for text in overrides if text.startswith("experiment=")), None)
     if chosen is None:
@@ -128,15 +123,21 @@ def one_run(
     if not isinstance(cases, Mapping):
         return list(overrides), None
     parser = config.parser(config_dirs)
-    arm = _names(parser, typed[-1], list(cases))[0] if typed else None
-    if arm is not None and arm in cases:
+    if typed:
+        arms = list(map(str, cases))
+        arm = arms[_place(_names(parser, typed[-1], arms)[0], arms)]
         return [*_of_arm(arm, cases[arm], others, parser), *others], None
-    named = f"arm='{arm}' is none of the {len(cases)} arms of {chosen}" if typed else f"{chosen} has {len(cases)} arms"
     told = (
-        f"{named}, and this run is none of them but what they have in common; -m runs all, and arm=NAME one: "
-        f"{'; '.join(map(str, cases))}"
+        f"{chosen} has {len(cases)} arms, and this run is none of them but what they have in common; -m runs all, and "
+        f"arm=NAME one: {'; '.join(map(str, cases))}"
     )
     return list(overrides), told if len(cases) > 1 else None
+
+
+def _place(arm: str, arms: list[str]) -> int:
+    if arm not in arms:
+        raise ConfigError([f"arm: '{arm}' is not one of {'; '.join(arms)}.{nearest(arm, arms)}"])
+    return arms.index(arm)
 
 
 def _of_arm(arm: str, case: Sequence[str], others: Sequence[str], parser: OverridesParser) -> list[str]:
