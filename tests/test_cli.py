@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from memexp import cli
+from memexp import cli, commands
 
 TINY = ["model=resnet", "model.depth=8", "dataset=digits", "dataset.limit=96", "dataset.test_limit=40", "device=cpu"]
 FIELDS = [
@@ -228,7 +228,7 @@ def test_help_and_configuration_need_no_torch():
 def test_only_runs_are_joined_by_torchruns_other_processes(monkeypatch, capfd, arguments, joins):
     """They would wait for the first one, which has ended, or do and print the same once more."""
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(cli, "_join", lambda: 77)
+    monkeypatch.setattr(commands, "_join", lambda: 77)
     assert cli.main(arguments) == (77 if joins else 0)
     assert capfd.readouterr() == ("", "")
 
