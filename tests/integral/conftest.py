@@ -3,3 +3,4 @@ from pathlib import Path
 
 # `importmode=importlib` leaves sys.path alone; the networks that these tests share are a plain module beside them
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parent.parent / "fusing"))  # fusing_networks

@@ -31,20 +31,6 @@ class Flattened(nn.Module):
         return y
 
 
-class BatchNormAct2d(nn.BatchNorm2d):
-    """timm's batch normalisation with an activation in it, by its name and its parts."""
-
-    __module__ = "timm.layers.norm_act"
-
-    def __init__(self, width: int, act: nn.Module) -> None:
-        super().__init__(width)
-        self.drop, self.act = nn.Identity(), act
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.act(self.drop(super().forward(x)))
-        return y
-
-
 def build(name: str, backprop: str = "stored") -> nn.Module:
     """flattened, resnet20, revnet38, vgg11, nin or torchvision/NAME; in evaluation, the same each time."""
 

@@ -5,7 +5,8 @@ import itertools
 
 import pytest
 import torch
-from integral_networks import BatchNormAct2d, Flattened, build, relative, shape
+from fusing_networks import BatchNormAct2d
+from integral_networks import Flattened, build, relative, shape
 from torch import nn
 
 from memexp import edits
