@@ -124,16 +124,25 @@ def first_valid(
 
 def sweeper_of(overrides: Sequence[str], config_name: str, config_dirs: Sequence[str | Path]) -> dict[str, Any]:
     """The settings of `hydra.sweeper`; none where they cannot be composed, of which `compose` tells."""
-    left = of_no_option(overrides, config_name, config_dirs)
-    with _hydra(config_dirs):
+    try:
+        found = _sweeper_of(overrides, config_name, config_dirs)
+    except REFUSED:
+        left = of_no_option(overrides, config_name, config_dirs)
         try:
-            common = [text for text in overrides if text not in left]
-            settings = hydra_compose(config_name, common, return_hydra_config=True).hydra.sweeper
-            found = OmegaConf.to_container(settings, resolve=True)
+            found = (
+                _sweeper_of([text for text in overrides if text not in left], config_name, config_dirs) if left else {}
+            )
         except REFUSED:
             return {}
-    assert isinstance(found, dict)
     return {str(key): value for key, value in found.items()}
+
+
+def _sweeper_of(overrides: Sequence[str], config_name: str, config_dirs: Sequence[str | Path]) -> dict[Any, Any]:
+    with _hydra(config_dirs):
+        settings = hydra_compose(config_name, list(overrides), return_hydra_config=True).hydra.sweeper
+        found = OmegaConf.to_container(settings, resolve=True)
+    assert isinstance(found, dict)
+    return found
 
 
 def of_no_option(overrides: Sequence[str], config_name: str, config_dirs: Sequence[str | Path]) -> list[str]:
