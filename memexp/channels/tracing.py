@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from memexp.channels import contracting, moving, normalising, rules  # noqa: F401  (rules register themselves)
 from memexp.channels.attention import all_adapted
-from memexp.channels.called import apart, copied, evaluating
+from memexp.channels.called import apart, copied
 from memexp.channels.graph import OUTPUT, ChannelError, Graph
 from memexp.channels.outputs import tensors_in
 from memexp.channels.planes import tidy
@@ -30,38 +30,17 @@ from memexp.channels.sizes import COUNTED, Derived, Size, tracked_attributes
 from memexp.channels.skipping import shaped
 from memexp.channels.tape import Tape
 from memexp.channels.untouched import untouched
+from memexp.modes import evaluating
 
 # carried out in smaller operations, among them a number that follows from a length: a scale from that of a head
 WHOLE = {scaled_dot_product_attention: torch.ops.aten.scaled_dot_product_attention.default}
 ARITHMETIC = {
-    *("add", "radd", "iadd", "sub", "rsub", "isub", "mul", "rmul", "imul", "div", "rdiv", "truediv", "rtruediv"),
-    *(
-        "itruediv",
-        "true_divide",
-        "pow",
-        "rpow",
-        "float_power",
-        "tensor",
-        "as_tensor",
-        "scalar_tensor",
-        "full",
-        "new_full",
-    ),
-    *(
-        "full_like",
-        "fill",
-        "masked_fill",
-        "where",
-        "lerp",
-        "addcmul",
-        "addcdiv",
-        "clamp",
-        "clamp_min",
-        "clamp_max",
-        "clip",
-    ),
-    *("floordiv", "rfloordiv", "floor_divide", "mod", "rmod", "remainder", "fmod", "gt", "lt", "ge", "le", "eq", "ne"),
-}
+    "add", "radd", "iadd", "sub", "rsub", "isub", "mul", "rmul", "imul", "div", "rdiv", "truediv", "rtruediv",
+    "itruediv", "true_divide", "pow", "rpow", "float_power", "tensor", "as_tensor", "scalar_tensor", "full",
+    "new_full", "full_like", "fill", "masked_fill", "where", "lerp", "addcmul", "addcdiv", "clamp", "clamp_min",
+    "clamp_max", "clip", "floordiv", "rfloordiv", "floor_divide", "mod", "rmod", "remainder", "fmod", "gt", "lt",
+    "ge", "le", "eq", "ne",
+}  # fmt: skip
 
 
 @apart()
