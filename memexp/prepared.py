@@ -10,11 +10,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from memexp import build, data, sequence
-from memexp.channels.called import evaluating
 from memexp.config import ConfigError, quoted
 from memexp.data import DataError
 from memexp.memory.limit import hold
 from memexp.memory.snapshot import listen
+from memexp.modes import evaluating
 from memexp.optim import schedules
 from memexp.options import name_of
 from memexp.record import RunDirectory

@@ -1,11 +1,11 @@
-"""How a network is called by who only looks at it: in evaluation mode, on copies of inputs that a forward may write to."""
+"""How a network is called by who only looks at it: on copies of inputs that a forward may write to."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from memexp.channels.outputs import tensors_in
@@ -55,15 +55,3 @@ def apart() -> Iterator[None]:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
         yield
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Inside, every module is in eval mode; afterwards each is in the mode that it was in."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from memexp import edits
 from memexp.channels import Graph, trace, warn_of_unread
-from memexp.channels.called import copied, evaluating
+from memexp.channels.called import copied
 from memexp.channels.comparing import WHY, changing
 from memexp.channels.outputs import tensors_in
 from memexp.fusing.flow import TWO_NAMES
@@ -30,6 +30,7 @@ from memexp.integral.axis import Axis, Continuum, Segment
 from memexp.integral.network import LEAST, Follower, IntegralNetwork, Variation
 from memexp.integral.quadrature import check
 from memexp.integral.weights import Integral, continue_, form
+from memexp.modes import evaluating
 
 NOT_ASKED = "it is not among the groups that are asked for"
 Place = tuple[str, int]  # a tensor's name in the state dict, and a dimension of it

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from memexp import edits
-from memexp.channels.called import evaluating
 from memexp.integral.axis import Axis, Continuum
 from memexp.integral.partition import Partition
 from memexp.integral.weights import Integral, discretise_
+from memexp.modes import evaluating
 
 Size = int | float | Sequence[float]
 LEAST = 2  # nodes of a group: the ends of [0, 1]

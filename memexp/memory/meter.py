@@ -16,6 +16,7 @@ from memexp.config import ConfigError
 from memexp.memory.fake import without_data
 from memexp.memory.snapshot import Snapshots
 from memexp.memory.tracker import Report, Tracker, track
+from memexp.modes import evaluating
 
 log = logging.getLogger("memexp")
 
@@ -228,24 +229,19 @@ def macs_per_image(model: nn.Module, shape: tuple[int, int, int]) -> int:
     if getattr(model, "sizes_vary", False):
         plain: nn.Module = model.discretize()  # type: ignore[operator]
         return macs_per_image(plain, shape)
-    training = model.training
-    model.eval()
     device = next(model.parameters()).device
 
     def forward(made: Callable[..., Tensor]) -> Report:
         image = made(1, *shape, device=device)
         return track(lambda: model(image))
 
-    try:
-        with torch.no_grad():
-            try:
-                with without_data():
-                    report = forward(torch.empty)
-            except ConfigError:
-                with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
-                    report = forward(torch.zeros)
-    finally:
-        model.train(training)
+    with evaluating(model), torch.no_grad():
+        try:
+            with without_data():
+                report = forward(torch.empty)
+        except ConfigError:
+            with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+                report = forward(torch.zeros)
     if report.uncounted:
         log.warning(
             "warning: no formula for the adds-multiplies of %s, which are left out of macs", ", ".join(report.uncounted)

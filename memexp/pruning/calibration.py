@@ -13,7 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 
 from memexp.backprop import chains
-from memexp.channels.called import copied, evaluating, rows
+from memexp.channels.called import copied, rows
+from memexp.modes import evaluating
 from memexp.pruning.filters import tensor_of
 
 Batch = tuple[Tensor | Sequence[Tensor], Tensor]  # of a network of several inputs, as many tensors

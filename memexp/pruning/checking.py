@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memexp.channels.called import copied, evaluating
+from memexp.channels.called import copied
 from memexp.channels.outputs import tensors_in
 from memexp.channels.settling import fault_of
+from memexp.modes import evaluating
 
 # by dtype: how far the two may be, relative to the largest output; sums over fewer channels round differently
 LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5}  # 2e-15 and 5e-7 were the most on eleven networks up to RevNet-218

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from memexp.channels.called import copied, evaluating
+from memexp.channels.called import copied
 from memexp.channels.outputs import tensors_in
+from memexp.modes import evaluating
 from memexp.pruning.counting import Skeleton, Use, remade
 from memexp.pruning.selection import Kept
 

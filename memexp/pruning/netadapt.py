@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from memexp import edits
 from memexp.channels import Graph, narrow_edit, trace
-from memexp.channels.called import evaluating
+from memexp.modes import evaluating
 from memexp.pruning.calibration import Calibration
 from memexp.pruning.counting import Skeleton, skeleton
 from memexp.pruning.criteria import Criterion, scored

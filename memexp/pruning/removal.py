@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from memexp.channels import Graph, Group, narrow_edit, trace, warn_of_unread
-from memexp.channels.called import apart, arguments, copied, evaluating
+from memexp.channels.called import apart, arguments, copied
+from memexp.modes import evaluating
 from memexp.pruning import energy, selection
 from memexp.pruning.calibration import Batch, Loss, given
 from memexp.pruning.counting import macs_of, parameters_of, skeleton

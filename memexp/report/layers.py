@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from memexp.backprop import Chain
 from memexp.memory.fake import without_data
+from memexp.modes import evaluating
 
 MIB = 2**20
 CONTAINERS = (nn.Sequential, nn.ModuleList, Chain)
@@ -67,14 +68,11 @@ def summarise(network: nn.Module, shape: tuple[int, int, int]) -> Summary:
     for name, module in network.named_modules():
         if module is not network and not isinstance(module, CONTAINERS):
             hooks.append(module.register_forward_hook(lambda m, x, y, name=name: after(name, m, x, y)))
-    training = network.training
-    network.eval()
     try:
-        with without_data(), torch.no_grad():
+        with evaluating(network), without_data(), torch.no_grad():
             device = next(network.parameters()).device
             network(torch.empty(2, *shape, device=device))
     finally:
-        network.train(training)
         for hook in hooks:
             hook.remove()
     parameters = sum(p.numel() for p in network.parameters())

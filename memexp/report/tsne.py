@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from memexp.backprop.compiled import uncompiled
 from memexp.data import Batches
+from memexp.modes import evaluating
 from memexp.report.files import as_it_is
 
 IMAGES = 500
@@ -29,11 +30,9 @@ def features(network: nn.Module, batches: Batches, images: int = IMAGES) -> tupl
     found: list[Tensor] = []
     labels: list[Tensor] = []
     hook = linear[-1].register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].flatten(1).float().cpu()))
-    training = network.training
-    network.eval()
     try:
         start = 0
-        with uncompiled(network):  # whose layers can be listened to
+        with evaluating(network), uncompiled(network):  # whose layers can be listened to
             for pictures, classes in batches.epoch(0):
                 wanted, start = chosen[start : start + len(classes)].to(classes.device), start + len(classes)
                 if wanted.any():
@@ -41,7 +40,6 @@ def features(network: nn.Module, batches: Batches, images: int = IMAGES) -> tupl
                     labels.append(classes[wanted].cpu())
     finally:
         hook.remove()
-        network.train(training)
     return torch.cat(found), torch.cat(labels)
 
 

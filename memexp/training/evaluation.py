@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from memexp.data import Batches
+from memexp.modes import evaluating
 from memexp.training import distribution
 from memexp.training.distribution import World
 from memexp.training.precision import Precision
@@ -40,12 +41,10 @@ def evaluate(
     Raises Interrupted between batches where `stop` has come, in all processes where it has in one. With fewer than five classes
     top5 counts all of them.
     """
-    training = model.training
-    model.eval()
     sums: list[Tensor] = []  # of each batch, read together at the end, so that the device has work meanwhile
     confusion: Tensor | None = None
     seen = 0
-    try:
+    with evaluating(model):
         for images, labels in batches.epoch(0):
             if stop is not None and stop.signum is not None:
                 break
@@ -62,8 +61,6 @@ def evaluate(
             if confusion is None:
                 confusion = torch.zeros(classes * classes, dtype=torch.int64, device=scores.device)
             confusion.index_add_(0, labels * classes + predicted, torch.ones_like(labels))
-    finally:
-        model.train(training)
     distribution.heed(stop, world)
     if confusion is None:
         raise ValueError("the split to evaluate holds no images")

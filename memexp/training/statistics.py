@@ -24,6 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from memexp.backprop.compiled import uncompiled
 from memexp.data import Batches
+from memexp.modes import evaluating
 from memexp.training import distribution
 from memexp.training.distribution import World
 from memexp.training.precision import Precision
@@ -117,34 +118,31 @@ def _collect(
     stop: StopRequest | None,
 ) -> int:
     """Sets the running mean and variance of `layers`; returns the number of images in all processes."""
-    modes = [(module, module.training) for module in network.modules()]
     momentum = [layer.momentum for layer in layers]
     counted = [layer.num_batches_tracked for layer in layers]
     found = {layer: _Moments(torch.zeros_like(_mean(layer)), torch.zeros_like(_mean(layer))) for layer in layers}
     hooks = [layer.register_forward_hook(_reader(found[layer], world)) for layer in layers]
     seen, wanted = 0, -(-images // world.size)
     try:
-        network.eval()
-        for layer in layers:
-            layer.train()
-            layer.momentum = 1.0  # the running mean and variance are then those of the batch
-            layer.num_batches_tracked = None
-        with uncompiled(network), _random_state_kept(precision.device):  # whose layers can be listened to
-            for batch, _ in batches.epoch(0):
-                if world.size == 1:  # several may need each other in every batch (SyncBatchNorm)
-                    distribution.heed(stop, world)
-                with precision.autocast():
-                    network(batch)
-                seen += len(batch)
-                if seen >= wanted:
-                    break
+        with evaluating(network):
+            for layer in layers:
+                layer.train()
+                layer.momentum = 1.0  # the running mean and variance are then those of the batch
+                layer.num_batches_tracked = None
+            with uncompiled(network), _random_state_kept(precision.device):  # whose layers can be listened to
+                for batch, _ in batches.epoch(0):
+                    if world.size == 1:  # several may need each other in every batch (SyncBatchNorm)
+                        distribution.heed(stop, world)
+                    with precision.autocast():
+                        network(batch)
+                    seen += len(batch)
+                    if seen >= wanted:
+                        break
     finally:
         for hook in hooks:
             hook.remove()
         for layer, value, count in zip(layers, momentum, counted, strict=True):
             layer.momentum, layer.num_batches_tracked = value, count
-        for module, mode in modes:
-            module.training = mode
     distribution.heed(stop, world)
     if not seen:
         raise ValueError("there are no training images to estimate the statistics of batch normalisation over")
