@@ -55,7 +55,19 @@ def _outputs(network: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
     return [x for x in tensors_in(network(*copied(inputs))) if x.is_floating_point()]
 
 
+def difference(y: Tensor, x: Tensor) -> float:
+    """The largest, of the largest finite element of x. Of whole numbers and truth values any difference counts as 1."""
+    if not x.numel():
+        return 0.0
+    if not x.real.is_floating_point():
+        return float((x != y).any())
+    if x.dtype in (torch.float16, torch.bfloat16):
+        y, x = y.float(), x.float()
+    apart = (x - y).abs().masked_fill(x == y, 0)  # infinities that are the same
+    return float(apart.max() / x.abs().masked_fill(~x.isfinite(), 0).max().clamp(min=torch.finfo(x.dtype).tiny))
+
+
 def _apart(y: Tensor, x: Tensor) -> bool:
     """Whether they differ by more than rounding explains."""
-    error = float((y.double() - x.double()).abs().max() / x.double().abs().max().clamp_min(1e-30)) if x.numel() else 0.0
+    error = difference(y, x)
     return math.isnan(error) or error > torch.finfo(x.dtype).eps ** 0.5

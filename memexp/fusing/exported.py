@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from memexp.channels.comparing import difference
 from memexp.fusing.flow import refuse_training
-from memexp.fusing.fused import difference, fuse, outputs
+from memexp.fusing.fused import fuse, outputs
 
 SUFFIXES = (".onnx", ".pt2")
 BATCHES = (1, 3, 64)

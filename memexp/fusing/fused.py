@@ -12,6 +12,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from memexp import edits
 from memexp.channels.called import Inputs, arguments, copied, rows
+from memexp.channels.comparing import difference
 from memexp.channels.outputs import tensors_in
 from memexp.edits import linearise
 from memexp.fusing import cuts, mergeable
@@ -202,16 +203,6 @@ def outputs(network: nn.Module, batch: Inputs) -> dict[str, Tensor]:
                 "tensors, or tuples, lists and dicts of them"
             )
     return found
-
-
-def difference(y: Tensor, x: Tensor) -> float:
-    """The largest, of the largest finite element of x. Of whole numbers and truth values any difference counts as 1."""
-    if not x.numel():
-        return 0.0
-    if not x.real.is_floating_point():
-        return float((x != y).any())
-    apart = (x - y).abs().masked_fill(x == y, 0)  # infinities that are the same
-    return float(apart.max() / x.abs().masked_fill(~x.isfinite(), 0).max().clamp(min=torch.finfo(x.dtype).tiny))
 
 
 def _rounding(network: nn.Module, batch: Inputs) -> float:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from memexp import edits
 from memexp.channels import Graph, trace, warn_of_unread
 from memexp.channels.called import copied
-from memexp.channels.comparing import WHY, changing
+from memexp.channels.comparing import WHY, changing, difference
 from memexp.channels.outputs import tensors_in
 from memexp.fusing.flow import TWO_NAMES
 from memexp.fusing.flow import trace as watch
@@ -277,8 +277,8 @@ def _compare(found: IntegralNetwork, expected: list[Tensor], inputs: tuple[Any, 
                 f"{type(found.network).__name__}: converted, it gives an output of shape {tuple(y.shape)}, not "
                 f"{tuple(right.shape)}: that depends on values; convert the part before it (a backbone)"
             )
-        error = float((y - right).abs().max() / right.abs().max().clamp_min(1e-30))
-        if not error <= torch.finfo(right.dtype).eps ** 0.5:
+        error = difference(y, right)
+        if not error <= torch.finfo(right.dtype if right.is_floating_point() else torch.float32).eps ** 0.5:
             raise ValueError(
                 f"{type(found.network).__name__}: converted, its outputs differ by {error:.1e} of the largest: the order of "
                 "some channels matters in it in a way that was not seen; permute=false leaves the order as it is"

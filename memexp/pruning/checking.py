@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from memexp.channels.called import copied
+from memexp.channels.comparing import difference as apart
 from memexp.channels.outputs import tensors_in
 from memexp.channels.settling import fault_of
 from memexp.modes import evaluating
@@ -59,7 +60,7 @@ def difference(one: nn.Module, other: nn.Module, batches: Iterable[Sequence[Tens
                         "the network's outputs are no numbers (nan) on what they are checked on: it has diverged, or the "
                         "inputs hold nan; nothing was pruned"
                     )
-                error = _apart(a, b)
+                error = apart(a, b)
                 worst = error if not error <= worst else worst  # a NaN stays
     if not compared:
         raise CheckFailed(
@@ -67,13 +68,6 @@ def difference(one: nn.Module, other: nn.Module, batches: Iterable[Sequence[Tens
             "(check_on=) for which they do; nothing was pruned"
         )
     return worst
-
-
-def _apart(a: Tensor, b: Tensor) -> float:
-    """The largest difference, relative to the largest of `b`; infinities are to be in the same places."""
-    a, b = a.double(), b.double()
-    largest = b[b.isfinite()].abs().max() if b.isfinite().any() else b.new_zeros(())
-    return float((a - b).abs().masked_fill(a == b, 0).max() / largest.clamp_min(1e-30))
 
 
 def check(narrowed: nn.Module, masked: nn.Module, batches: Iterable[Sequence[Tensor]]) -> dict[str, Any]:

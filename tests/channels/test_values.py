@@ -116,3 +116,20 @@ def test_the_width_that_a_layer_says_of_itself_is_a_value_too() -> None:
     network.d = OfItself(8, 6, 1)
     with pytest.raises(CheckFailed, match="of the channels of f: the forward computes with their number"):
         prune(network, torch.randn(2, 4), ratio=0.5)
+
+
+class Masked(nn.Module):
+    """Scores of which some are ruled out: minus infinity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.o = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.o(self.f(x).relu())
+        return scores.masked_fill(torch.tensor([False, True, False]), -torch.inf)
+
+
+def test_infinities_in_an_output_say_nothing_of_channels() -> None:
+    torch.manual_seed(0)
+    assert list(convert(Masked(), torch.randn(2, 4)).groups) == ["f"]
