@@ -54,19 +54,21 @@ class Sweep:
     stopped: int | None = None
 
 
-# A process is asked to stop once, as the second signal would end it before it has saved; so none is started while all are
-# being asked. Reentrant, for a signal that comes while another is dealt with.
+# None is started while all are being asked to stop. Reentrant, for a signal that comes while another is dealt with.
 _starting = threading.RLock()
 _printing = threading.Lock()
 _composing = threading.Lock()  # Hydra's state is global
 
 
 def stop(sweep: Sweep, signum: int) -> None:
-    """No further job begins, and each that runs is asked to stop."""
+    """No further job begins, and each that runs is asked to stop; asked again by a signal that is no notice, it is ended."""
     with _starting:
+        again = sweep.stopped not in (None, signal.SIGUSR2) and signum != signal.SIGUSR2
         sweep.stopped = signum
-        for child in list(sweep.children):
-            child.send_signal(signal.SIGTERM)
+        for child in list(
+            sweep.children
+        ):  # a notice, as whoever stops a sweep may have sent each of its processes a signal
+            child.send_signal(signal.SIGKILL if again else signal.SIGUSR2)
 
 
 def identify(job: Job, sweep: Sweep) -> None:

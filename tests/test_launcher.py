@@ -1,9 +1,12 @@
 """What the launcher makes of a job's process: records, resuming, refusals, signals. Whole sweeps are in test_cli."""
 
+import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
+from unittest.mock import Mock
 
 import pytest
 
@@ -292,8 +295,50 @@ def test_a_signal_reaches_each_process_once_even_one_that_is_being_started(job, 
     monkeypatch.setattr(jobs.subprocess, "Popen", Child)
     jobs.carry_out(job, sweep)
     assert job.status == "interrupted"
-    assert signals == [signal.SIGTERM]
+    assert signals == [signal.SIGUSR2]
     assert not job.directory.exists()  # stopped, not failed: the next start of the sweep runs it
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ([signal.SIGTERM], [signal.SIGUSR2]),
+        ([signal.SIGUSR2, signal.SIGTERM], [signal.SIGUSR2, signal.SIGUSR2]),  # SLURM's notice, then its end
+        ([signal.SIGINT, signal.SIGINT], [signal.SIGUSR2, signal.SIGKILL]),
+    ],
+)
+def test_jobs_are_asked_to_stop_and_ended_when_asked_again(asked, told):
+    signals: list[int] = []
+    sweep = Sweep("config", [], children={Mock(send_signal=signals.append)})
+    for signum in asked:
+        jobs.stop(sweep, signum)
+    assert (signals, sweep.stopped) == (told, asked[-1])
+
+
+@pytest.mark.parametrize("end", ["interrupted", "done"])
+def test_a_worker_that_is_preempted_waits_for_its_job_and_then_queues_it_again(job, started, monkeypatch, end):
+    """As submitit does it: its handler sends all of the task along, which must be as it was before."""
+    sweep, queued, job.overrides = Sweep("config", []), [], ["model=resnet", "model.depth=8"]
+
+    class Child:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def send_signal(self, signum: int) -> None:
+            assert signum == signal.SIGUSR2
+            record(job, end)
+
+        def wait(self) -> int:
+            os.kill(os.getpid(), signal.SIGUSR2)
+            return 0 if end == "done" else 140
+
+    monkeypatch.setattr(jobs.subprocess, "Popen", Child)
+    before = signal.signal(signal.SIGUSR2, lambda *_: queued.append((job.status, pickle.dumps(sweep))))
+    try:
+        launcher.in_worker(job, sweep)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert [status for status, _ in queued] == ([] if end == "done" else ["interrupted"])
+    assert all(pickle.loads(sent) == Sweep("config", []) for _, sent in queued)
 
 
 @pytest.mark.parametrize("n_jobs", [0, -1, "two", 1.5])
