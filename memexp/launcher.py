@@ -3,6 +3,8 @@ A sweep started again runs only what is not done; at its end all its jobs stand 
 """
 
 import copy
+import math
+import os
 import re
 import signal
 import sys
@@ -145,7 +147,7 @@ def _each_its_folder(found: Sequence[Job]) -> None:
 
 
 class LocalLauncher(_Recorded):
-    """`n_jobs` jobs at a time on this machine."""
+    """`n_jobs` jobs at a time on this machine, spread over its GPUs: where there are as many, each has one for itself."""
 
     def __init__(self, n_jobs: int = 1) -> None:
         if not isinstance(n_jobs, int) or n_jobs < 1:
@@ -156,6 +158,8 @@ class LocalLauncher(_Recorded):
 
     def carry_out(self, batch: Sequence[Job], sweep: Sweep) -> None:
         sweep.at_a_time = self.n_jobs
+        if self.n_jobs > 1 and (gpus := visible_gpus()):
+            sweep.gpus = gpus * math.ceil(self.n_jobs / len(gpus))
         stop = lambda signum, frame: jobs.stop(sweep, signum)  # noqa: E731
         handlers = {s: signal.signal(s, stop) for s in STOPS}
         try:
@@ -164,6 +168,15 @@ class LocalLauncher(_Recorded):
         finally:
             for signum, handler in handlers.items():
                 signal.signal(signum, handler)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES takes. Without setting one up."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return [name.strip() for name in named][:count] if any(named) else [str(number) for number in range(count)]
 
 
 class OtherLauncher(_Recorded):
