@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from hydra.core.plugins import Plugins
@@ -25,7 +26,7 @@ from memexp import jobs
 from memexp.config import ConfigError, swept_keys
 from memexp.jobs import Job, Sweep
 from memexp.paths import from_here
-from memexp.record import NotWritten, RunDirectoryError, read_json
+from memexp.record import NotWritten, RunDirectoryError, read_json, write_text
 from memexp.visible import visible
 
 LONGEST_NAME = 120  # bytes of a name that is made of overrides; what is longer is cut
@@ -65,8 +66,7 @@ def make_folder() -> Path:
     assert Sweeps.folder is not None
     try:
         Sweeps.folder.mkdir(parents=True, exist_ok=True)
-        (Sweeps.folder / ".writable").touch()
-        (Sweeps.folder / ".writable").unlink()
+        TemporaryFile(dir=Sweeps.folder).close()
     except OSError as error:
         raise RunDirectoryError(
             f"the folder of the sweep, {Sweeps.folder}, cannot be written: {error.strerror}. Choose another with "
@@ -108,7 +108,7 @@ class _Recorded(Launcher):
         assert sweep is not None
         batch = [self._job(initial_job_idx + i, list(overrides)) for i, overrides in enumerate(job_overrides)]
         _each_its_folder([*sweep.jobs, *batch])
-        OmegaConf.save(self.config, make_folder() / "multirun.yaml")
+        write_text(make_folder() / "multirun.yaml", OmegaConf.to_yaml(self.config))
         sweep.jobs += batch
         sweep.total = max(sweep.total, len(sweep.jobs))
         self.carry_out(batch, sweep)

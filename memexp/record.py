@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,6 +28,7 @@ from memexp.visible import visible
 SCHEMA = 2
 READABLE = (1, 2)  # schemas of results.json that are still read
 GROWING = ("metrics.jsonl", "events.out.tfevents.*")  # files that a run appends to
+OPENED = (".lock", "train.log", *GROWING, ".hydra", "checkpoints", "plots")  # of a run, which are not replaced whole
 STATUSES = ("running", "done", "failed", "oom", "nan", "interrupted")
 log = logging.getLogger("memexp")
 
@@ -89,10 +91,14 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def folder(path: Path) -> Path:
     """A folder of a run or a report, made if it is not there. Raises RunDirectoryError for a link, which may lead anywhere."""
-    if path.is_symlink():
-        raise RunDirectoryError(f"{path} is a symbolic link, and nothing is written through one; remove it.")
+    _refuse_link(path)
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def _refuse_link(path: Path) -> None:
+    if path.is_symlink():
+        raise RunDirectoryError(f"{path} is a symbolic link, and nothing is written through one; remove it.")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -116,6 +122,9 @@ class RunDirectory:
     def __enter__(self) -> Self:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            for name in sorted(os.listdir(self.path)):
+                if any(fnmatchcase(name, pattern) for pattern in OPENED):
+                    _refuse_link(self.path / name)
             self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise RunDirectoryError(

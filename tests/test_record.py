@@ -34,6 +34,22 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path):
         pass
 
 
+@pytest.mark.parametrize(
+    "name", [".lock", "train.log", "metrics.jsonl", "events.out.tfevents.1.2", ".hydra", "checkpoints", "plots"]
+)
+@pytest.mark.parametrize("there", [True, False])
+def test_a_run_is_not_written_through_links(tmp_path, name, there):
+    run, victim = tmp_path / "run", tmp_path / "victim"
+    run.mkdir()
+    if there:
+        victim.write_text("mine")
+    (run / name).symlink_to(victim)
+    with pytest.raises(RunDirectoryError, match=f"{name} is a symbolic link.*remove it"), RunDirectory(run):
+        pass
+    assert victim.read_text() == "mine" if there else not victim.exists()
+    assert [path.name for path in run.iterdir()] == [name]
+
+
 def test_metrics_after_the_checkpoint_and_a_cut_line_are_dropped(tmp_path):
     directory = RunDirectory(tmp_path)
     for step in (1, 2, 3):

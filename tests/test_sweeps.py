@@ -53,7 +53,7 @@ def sweep(tmp_path, monkeypatch, capsys):
     return carry_out
 
 
-def test_b12_swept_keys_come_first_and_constants_are_in_the_hash(sweep):
+def test_b12_swept_keys_come_first_and_constants_are_in_the_hash(sweep, tmp_path):
     names, reports, status = sweep("seed=1,2", "batch_size=16", "clip_grad=1.0")
     assert [name.rpartition("-")[0] for name in names] == ["s/seed=1", "s/seed=2"]
     assert (status, [count for _, count in reports]) == (0, [2])
@@ -62,8 +62,11 @@ def test_b12_swept_keys_come_first_and_constants_are_in_the_hash(sweep):
     assert more[0][0] != reports[0][0]  # its report does not overwrite the first one's
     assert Path(reports[0][0]).name.startswith("sweep-seed-")
     assert (Path(reports[0][0]) / "multirun.yaml").is_file()
+    (Path(reports[0][0]) / "multirun.yaml").unlink()
+    (Path(reports[0][0]) / "multirun.yaml").symlink_to(tmp_path / "elsewhere")
     again, same, _ = sweep("seed=1,2", "batch_size=16", "clip_grad=1.0", "overwrite=true")
     assert (again, same) == ([], reports)  # all are done
+    assert not (tmp_path / "elsewhere").exists()
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import torch
 
+from memexp.record import write_bytes
 from memexp.units import shown_bytes
 
 log = logging.getLogger("memexp")
@@ -112,8 +113,7 @@ def _write(snapshot: Any, path: Path) -> None:
     if snapshot is None:
         return
     try:
-        with path.open("wb") as file:
-            pickle.dump(snapshot, file)
+        write_bytes(path, pickle.dumps(snapshot))
     except OSError as error:
         log.warning("%s could not be written: %s", path, error)
     else:

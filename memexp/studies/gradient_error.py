@@ -21,6 +21,7 @@ from memexp.backprop import Chain
 from memexp.backprop.monitor import compare
 from memexp.models.ode import OdeNet
 from memexp.optim import schedules
+from memexp.report import files
 from memexp.studies.slope import fitted_slope
 from memexp.training.precision import Precision
 from memexp.training.step import train_step
@@ -54,8 +55,7 @@ def study(cfg: DictConfig, directory: Path) -> dict[str, float]:
             log.info("%s, depth %d: relative gradient error %.3g", kind, depth, errors[kind][-1])
         figures[f"slope, {kind}"] = fitted_slope(depths, errors[kind])
         figures[f"error at depth {depths[-1]}, {kind}"] = errors[kind][-1]
-    (directory / "plots").mkdir(exist_ok=True)
-    _draw(depths, errors, figures).savefig(directory / "plots" / "fig3c.png", dpi=150)
+    files.save(_draw(depths, errors, figures), directory / "plots", "fig3c")
     return figures
 
 

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from memexp import data
 from memexp.memory.fake import without_data
 from memexp.memory.trace import network
+from memexp.record import write_text
 from memexp.report.layers import summarise, text
 
 log = logging.getLogger("memexp")
@@ -19,7 +20,7 @@ def study(cfg: DictConfig, directory: Path) -> dict[str, float]:
     with without_data():
         built = network(cfg, classes, shape)
     found = summarise(built, shape)
-    (directory / "summary.txt").write_text(text(found) + "\n", encoding="utf-8")
+    write_text(directory / "summary.txt", text(found) + "\n")
     log.info("%s", text(found))
     return {
         "parameters": found.parameters,

@@ -158,7 +158,10 @@ def test_an_experiment_is_estimated_by_its_own_jobs(tmp_path, monkeypatch, capsy
 
 def test_the_experiment_of_layer_tables_stands_beside_what_torchsummary_prints(tmp_path):
     for name, more in (("vgg16", ["model=vgg16"]), ("resnet", ["model=torchvision", "model.arch=resnet152"])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.txt").symlink_to(tmp_path / "elsewhere")
         memexp.run(memexp.compose(["experiment=vgg16/summary", *more]), tmp_path / name)
+        assert not (tmp_path / "elsewhere").exists()
         assert "estimated total (MB)" in (tmp_path / name / "summary.txt").read_text()
     rows = compare("vgg16/summary", group(find([tmp_path])[0])).rows
     assert len(rows) == 10

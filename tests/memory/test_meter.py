@@ -115,8 +115,10 @@ def number_of(path):
 
 def test_a_snapshot_on_request_holds_the_first_steps_and_no_more(tmp_path):
     memory = CudaMemory()
+    (tmp_path / "memory-snapshot-1.pickle").symlink_to(tmp_path / "elsewhere")
     meter = AcceleratorMeter(CUDA, Counters(), Snapshots(CUDA, tmp_path, 2, memory))
     trained(meter, 4)
+    assert not (tmp_path / "elsewhere").exists()
     assert memory.calls == [("record", "all"), ("record", None)]
     assert number_of(tmp_path / "memory-snapshot-1.pickle") == memory.taken == 1
     assert meter.tracked_steps == 2  # recorded steps are slower, so they are left out of the step time

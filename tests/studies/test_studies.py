@@ -28,6 +28,7 @@ def test_linear_weights_are_smooth_and_the_distance_to_the_ode_falls_as_1_over_n
     assert found["slope of the distance to the ODE"] == pytest.approx(-1, abs=0.1)
     assert found["largest N|A_n+1 - A_n|"] < 2 * found["smallest N|A_n+1 - A_n|"]
     assert (tmp_path / "plots" / "fig2.png").stat().st_size > 1000
+    assert (tmp_path / "plots" / "fig2.svg").exists()
     results = json.loads((tmp_path / "results.json").read_text())
     assert (results["status"], results["accuracy"]) == ("done", None)
     text = write_report([tmp_path], tmp_path, form="markdown")
