@@ -57,6 +57,7 @@ class Trainer:
         self._verdicts: late.Verdicts = []  # of the engine, on a device that is not to be waited for
         self._lambda: float | None = None  # of vanishing activations, in the latest step
         self._images = 0  # of the latest step, in all processes
+        self._top1: float | None = None  # of the latest evaluation of this process
         splits = place.splits
         self.steps_per_epoch = self.settings.steps_per_epoch(len(splits.train))
         self.total_steps = self.settings.total_steps(len(splits.train))
@@ -209,7 +210,8 @@ class Trainer:
         rate = self._images / seconds
         lr = self.recipe.optimizer.param_groups[0]["lr"]
         peak, activations = (self.place.meter.results()[key] / 2**20 for key in ("peak", "activations"))
-        figures = [f"loss {loss:.4f}", f"epoch {self._at():.2f}", f"{shown_figure(rate, 0)} images/s"]
+        accuracy = [] if self._top1 is None else [f"{self.watched_name} top-1 {self._top1:.2f} %"]
+        figures = [f"loss {loss:.4f}", *accuracy, f"epoch {self._at():.2f}", f"{shown_figure(rate, 0)} images/s"]
         console.step(done.step, [*figures, f"peak {peak:.1f} MiB", f"lr {lr:.4g}"])
         moving = {} if self._lambda is None else {"lambda": self._lambda}
         self._append("train", loss=loss, lr=lr, images_per_second=rate, **moving)
@@ -233,7 +235,7 @@ class Trainer:
             self.place.board.confusion(self._step_number, result.confusion, self.place.splits.classes)
         if self.picture is not None and self.place.world.is_main:
             self.picture(done.epoch + 1, self._finished())
-        done.evaluation = vars(result)
+        done.evaluation, self._top1 = vars(result), result.top1
 
     def _append(self, split: str, **values: float) -> None:
         """A line of metrics.jsonl."""
