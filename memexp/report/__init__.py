@@ -8,7 +8,7 @@ from typing import Any
 from memexp import given
 from memexp.calling import CallableModule
 from memexp.record import NotWritten, write_text, writing
-from memexp.report import claims, exports, published, tables
+from memexp.report import claims, exports, published, stages, tables
 from memexp.report.collect import Group, find, group
 from memexp.report.document import document
 from memexp.visible import visible
@@ -25,7 +25,8 @@ def report(
 ) -> dict[str, list[dict[str, Any]]]:
     """`memexp report`: the tables of all runs at or below `paths` as records, plain numbers under the keys of results.json.
 
-    runs: a record a run. stages: one for each stage of a run. published: with `paper`, measured beside published.
+    runs: a record a run. stages: one for each stage of a run. sizes: one for each that an integral network was evaluated at, if
+    any was. published: with `paper`, measured beside published.
     output: the folder that report.md and plots/ are written to; nothing is written where it is None.
 
     Raises ConfigError where there are no runs and for an unknown paper, NotWritten as write_report.
@@ -66,8 +67,7 @@ def write_report(
     if paper is not None:
         published.load(paper)
     groups, notes = _groups(paths)
-    stages = tables.of_stages(groups)
-    shown = [tables.of_groups(groups), *([stages] if stages else [])]
+    shown = [tables.of_groups(groups), *stages.of_groups(groups)]
     shown[0].notes += notes
     shown[0].above[:0] = claims.verdict(groups)
     if paper is not None:
@@ -100,7 +100,7 @@ def _groups(paths: Sequence[Path]) -> tuple[list[Group], list[str]]:
 
 def _records(groups: Sequence[Group], paper: str | None) -> dict[str, list[dict[str, Any]]]:
     runs = [run for members in groups for run in members.runs]
-    found = {"runs": tables.of_runs(runs), "stages": tables.of_run_stages(runs)}
+    found = {"runs": tables.of_runs(runs)} | stages.of_runs(runs)
     return found if paper is None else {"published": published.records(paper, groups)} | found
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from memexp.report.changes import kept
 from memexp.report.collect import Figure, Group, Run, number, over, repeats
 from memexp.report.experiments import about
 from memexp.report.settings import GROUPS, shared, varying
@@ -24,8 +25,6 @@ COLUMNS: tuple[Column, ...] = (
     ("parameters", "parameters", 1, 0),
     ("epochs", "epochs", 1, 2),
 )
-# What a stage may change: heading, key of a stage's figures, decimals
-CHANGED = (("top-1 (%)", "accuracy.top1", 2), ("parameters", "parameters", 0), ("MACs", "macs", 0))
 # Keys of results.json that a program reads, in its units: bytes, seconds, per cent
 MEASURED: tuple[str, ...] = (
     "accuracy.top1",
@@ -60,7 +59,7 @@ def of_groups(groups: Sequence[Group]) -> Table:
     rows = []
     for group in groups:
         figures = [shown(figure_of(group, key), divisor, decimals) for _, key, divisor, decimals in measured]
-        rows.append([*(_cell(group.first.setting(key)) for key in keys), group.status, str(len(group.seeds)), *figures])
+        rows.append([*(cell(group.first.setting(key)) for key in keys), group.status, str(len(group.seeds)), *figures])
     table = Table([*keys, "status", "n", *(heading for heading, *_ in measured)], rows)
     if same := {key: value for key, value in shared(runs).items() if key not in keys}:
         table.above.append("In all runs: " + ", ".join(f"{key}={value}" for key, value in same.items()))
@@ -68,7 +67,10 @@ def of_groups(groups: Sequence[Group]) -> Table:
     shown_keys = [key for _, key, *_ in measured]
     bytes_shown = how and any(key.startswith("memory.") for key in shown_keys)
     notes = [f"peak and activations: {', '.join(how)}; MiB is 2^20 bytes."] if bytes_shown else []
-    notes += ["step: median, warm-up excluded."] if "time.step_median" in shown_keys else []
+    short = (
+        "" if all(run.get("time.warm_up_excluded") in (True, None) for run in runs) else " but in runs too short for it"
+    )
+    notes += [f"step: median, warm-up excluded{short}."] if "time.step_median" in shown_keys else []
     table.notes += [" ".join(notes)] if notes else []
     if any(len(group.seeds) > 1 for group in groups):
         table.notes.append("± is the sample standard deviation over n seeds.")
@@ -102,7 +104,13 @@ def _continuous(run: Run) -> str:
     left = (
         f"; discrete: {', '.join(map(str, rest))}" if isinstance(rest, dict) and rest else "; all others are discrete"
     )
-    return f"continuous groups of channels of {run.setting('model.base')}: {', '.join(map(str, found))}{left}."
+    ratio = number(run.get("permutation.ratio"))
+    permuted = (
+        "" if ratio is None else f" Permuted, their weights vary {shown_figure(100 * ratio, 1)} % as much as before."
+    )
+    return (
+        f"continuous groups of channels of {run.setting('model.base')}: {', '.join(map(str, found))}{left}.{permuted}"
+    )
 
 
 def columns(runs: Sequence[Run]) -> list[tuple[str, str, float, int | None]]:
@@ -127,71 +135,6 @@ def figure_of(group: Group, key: str) -> Figure | None:
     return over([[share for run in runs if (share := kept(run)) is not None] for runs in group.seeds.values()])
 
 
-def kept(run: Run) -> float | None:
-    """The parameters at the run's end over those at its beginning."""
-    pairs = [pair["parameters"] for pair in changes(run).values()]
-    sizes = [size for pair in pairs for size in pair if size]
-    return sizes[-1] / sizes[0] if sizes else None
-
-
-def of_stages(groups: Sequence[Group]) -> Table | None:
-    """A row for each stage of a group: what it found and what it left. None where no run has more than train and evaluate, and
-    where an experiment's own table says what its stages found.
-    """
-    if "columns" in about(run for group in groups for run in group.runs):
-        return None
-    longer = [group for group in groups if any(_is_longer(run) for run in group.done)]
-    if not longer:
-        return None
-    keys = varying([run for group in groups for run in group.runs]) or ["model"]
-    rows = []
-    for group in longer:
-        seeds = [[changes(run) for run in runs if _is_longer(run)] for runs in group.seeds.values()]
-        for stage in dict.fromkeys(key for runs in seeds for run in runs for key in run):
-            cells = [
-                shown(
-                    over([_values(run[stage][name][i] for run in runs if stage in run) for runs in seeds]), 1, decimals
-                )
-                for _, name, decimals in CHANGED
-                for i in (0, 1)
-            ]
-            rows.append([*(_cell(group.first.setting(key)) for key in keys), stage, str(len(seeds)), *cells])
-    headings = [f"{heading} {when}" for heading, *_ in CHANGED for when in ("before", "after")]
-    used = [i for i, _ in enumerate(headings, len(keys) + 2) if any(row[i] != "-" for row in rows)]
-    columns = [*range(len(keys) + 2), *used]
-    every = [*keys, "stage", "n", *headings]
-    return Table(
-        [every[i] for i in columns], [[row[i] for i in columns] for row in rows], "Before and after each stage"
-    )
-
-
-def changes(run: Run) -> dict[str, dict[str, tuple[float | None, float | None]]]:
-    """stage -> figure -> (before, after). What a stage does not tell it has left as it was."""
-    known: dict[str, float | None] = {}
-    found = {}
-    for stage in run.stages:
-        of_stage = Run(run.path, stage)
-        pairs = {}
-        for _, key, _ in CHANGED:
-            kind = str(stage.get("key")).partition("-")[0]
-            earlier = _told(of_stage, kind, f"{key}.before")
-            if earlier is None and key == "accuracy.top1":
-                earlier = number(of_stage.get("before.top1"))
-            before = known.get(key) if earlier is None else earlier
-            later = number(of_stage.get(key))
-            later = _told(of_stage, kind, f"{key}.after") if later is None else later
-            known[key] = before if later is None else later
-            pairs[key] = (before, known[key])
-        found[str(stage.get("key"))] = pairs
-    return found
-
-
-def _told(of_stage: Run, kind: str, key: str) -> float | None:
-    """What a stage says below its own name; a discretised network's figures stand where a pruned one's do."""
-    found = (number(of_stage.get(f"{part}.{key}")) for part in (kind, "prune"))
-    return next((value for value in found if value is not None), None)
-
-
 def of_runs(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """A record a run, with plain numbers under the keys of results.json: bytes, seconds, per cent."""
     settings = dict.fromkeys([*GROUPS, "seed", *varying(runs), *shared(runs)])
@@ -205,25 +148,7 @@ def of_runs(runs: Sequence[Run]) -> list[dict[str, Any]]:
     ]
 
 
-def of_run_stages(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """A record for each stage of each run."""
-    return [
-        {"run": visible(str(run.path)), "stage": stage}
-        | {f"{name}.{when}": pair[i] for name, pair in found.items() for i, when in enumerate(("before", "after"))}
-        for run in runs
-        for stage, found in changes(run).items()
-    ]
-
-
-def _is_longer(run: Run) -> bool:
-    return bool({str(stage.get("key")) for stage in run.stages} - {"train", "evaluate", "study"})
-
-
-def _values(found: Any) -> list[float]:
-    return [value for value in found if value is not None]
-
-
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
     return "-" if value is None else str(value)
 
 

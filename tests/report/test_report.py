@@ -321,6 +321,33 @@ def test_what_a_stage_found_and_left_stands_in_a_table_of_its_own(tmp_path):
     assert compression.axes[0].lines[0].get_xdata().tolist() == [40]
 
 
+def test_what_inference_costs_draws_and_sizes_stand_in_the_report(tmp_path):
+    before = {"parameters": 9, "bytes": 2**20, "macs": 7, "latency_1": 0.002, "peak_1": 2**20, "latency_64": 0.05}
+    after = {**before, "bytes": 2**19, "latency_1": 0.001}
+    sizes = [
+        {"size": 0.6, "accuracy": {"top1": 70.0}, "parameters": 5, "macs": 4, "latency_1": 0.003, "peak_1": 3 * 2**20}
+    ]
+    stages = [
+        {"key": "prune", "accuracy": {"top1": 60.0}, "prune": {"costs": {"before": before, "after": after}}},
+        {"key": "deploy", "deploy": {"merge": "all", "costs": {"trained": after, "block": before, "all": after}}},
+        {"key": "discretise", "sizes": sizes},
+    ]
+    stages[0]["prune"]["draws"] = [{"top1": 50.0, "seed": 1}, {"top1": 40.0, "seed": 2}]
+    add(tmp_path, "a", stages=stages)
+    lines = write_report([tmp_path], tmp_path / "out", form="markdown", plots=False).splitlines()
+    rows = [line for line in lines if line.startswith("| resnet | ")]
+    assert "| resnet | prune | 1 | 1.00 | 0.50 | 2.00 | 1.00 | 1.0 | 1.0 | 50.00 | 50.00 |" in rows
+    assert "| resnet | deploy | 1 | 0.50 | 0.50 | 1.00 | 1.00 | 1.0 | 1.0 | 50.00 | 50.00 |" in rows
+    assert "| resnet | 0.6 | 1 | 70.00 | 5 | 4 | 3.00 | 3.0 |" in rows
+    heading = next(line for line in lines if "latency of 64" in line)
+    assert "| saved weights (MiB) before | saved weights (MiB) after | latency of 1 image (ms) before |" in heading
+    assert "a, prune: top-1 of 3 random draws 50.00 ± 10.00 (40.00 to 60.00) %; the first went on." in lines
+    found = report(tmp_path)
+    assert found["sizes"][0]["size"] == 0.6
+    assert found["sizes"][0]["accuracy.top1"] == 70.0
+    assert found["stages"][0]["latency_1.after"] == 0.001
+
+
 @pytest.mark.parametrize(("done", "title"), [(["done"], "# Runs of net"), ([], "# Runs of runs")])
 def test_a_run_that_was_refused_before_it_had_a_name_is_in_no_title(tmp_path, done, title):
     for folder in done:
