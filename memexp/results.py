@@ -8,7 +8,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from memexp.config import config_hash
 from memexp.memory.estimate import estimate
-from memexp.memory.meter import macs_per_image
 from memexp.options import name_of
 from memexp.record import SCHEMA
 from memexp.stages.handed import Run
@@ -43,6 +42,7 @@ def skeleton(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         "memory": None,
         "time": {"wall": 0.0, "step_median": None, "steps_measured": 0, "images_per_second": None, "stages": {}},
         "strategy": {},
+        "permutation": None,  # of an integral network's channels: what it did to the total variation of their weights
         "study": None,
     }
 
@@ -62,11 +62,17 @@ def remember(current: Run) -> bool:
 def describe(current: Run) -> None:
     """What is known of the network as it stands."""
     results = current.results
-    results["parameters"] = current.parameters
-    results["macs"] = macs_per_image(current.network, current.splits.shape)
+    results["parameters"], results["macs"] = current.parameters, current.macs
     log.info(
         "model: %s, %s parameters, backprop %s", results["model"], f"{results['parameters']:,}", results["backprop"]
     )
+    variation = getattr(current.network, "variation", None)
+    if variation is not None and results["permutation"] is None:
+        results["permutation"] = {"before": variation.before, "after": variation.after, "ratio": variation.ratio}
+        log.info(
+            "permuted: the total variation of the weights along their channels is %.1f %% of what it was",
+            100 * variation.ratio,
+        )
 
 
 def estimated_peak(current: Run) -> int | None:

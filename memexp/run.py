@@ -114,6 +114,9 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
         if order["start"] is not None:
             results["time"]["wall"] = ((before or {}).get("time") or {}).get("wall") or 0.0
             results["strategy"] = (before or {}).get("strategy") or {}
+            results["permutation"] = (before or {}).get(
+                "permutation"
+            )  # a network that is read again has its channels in order
         elif world.is_main:
             _make_room(directory, before, cfg.overwrite, cfg.init_from)
         try:
@@ -198,7 +201,8 @@ def _open_record(
     if before is not None and before.get("status") == "done" and order["start"] is not None:
         write_json(directory.path / "results.finished.json", before)
     directory.write_hydra(OmegaConf.to_yaml(cfg), order["overrides"], order["hydra"])
-    directory.write_environment(config_hash=results["config_hash"], seed=cfg.seed, device=cfg.device)
+    device = cfg.device if sequence.study_of(cfg) else distribution.device_name(cfg.device, world)
+    directory.write_environment(config_hash=results["config_hash"], seed=cfg.seed, device=device)
     directory.write_results(results)
 
 

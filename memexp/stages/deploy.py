@@ -87,7 +87,6 @@ def carry_out(run: Run) -> dict[str, Any]:
         "accuracy": after,
         "before": before,
         "seconds": seconds,
-        "parameters": run.parameters,
         "deploy": figures,
     }
     run.finish(result)

@@ -54,7 +54,6 @@ def carry_out(run: Run) -> dict[str, Any]:
     figures |= {
         "accuracy": accuracy,
         "seconds": seconds,
-        "parameters": run.parameters,
         "continuous": {name: int(n) for name, n in network.groups.items()},
         "not_continuous": dict(network.discrete),
     }

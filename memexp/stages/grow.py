@@ -10,7 +10,6 @@ from typing import Any
 
 from memexp import fusing
 from memexp.config import ConfigError
-from memexp.memory.meter import macs_per_image
 from memexp.stages.handed import Run
 from memexp.training import distribution, statistics
 
@@ -20,7 +19,7 @@ BATCHES = 8  # whose statistics stand in the new normalisations
 
 def carry_out(run: Run) -> dict[str, Any]:
     started, before, parameters = time.perf_counter(), run.watched(), run.parameters
-    macs = macs_per_image(run.network, run.splits.shape)
+    macs = run.macs
     if any(edit["kind"] == "mask" for edit in run.edits):
         log.warning(
             "warning: grow: weights that pruning has set to zero do not stay so: the blocks that grow are dense"
@@ -48,12 +47,11 @@ def carry_out(run: Run) -> dict[str, Any]:
         "accuracy": after,
         "before": before,
         "seconds": seconds,
-        "parameters": run.parameters,
         "grow": {
             "layers": layers,
             "error": grown.error,
             "parameters": {"before": parameters, "after": run.parameters},
-            "macs": {"before": macs, "after": macs_per_image(run.network, run.splits.shape)},
+            "macs": {"before": macs, "after": run.macs},
         },
     }
     run.finish(figures)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from memexp.data import Splits
 from memexp.edits import Edit, apply
-from memexp.memory.meter import Meter
+from memexp.memory.meter import Meter, macs_per_image
 from memexp.record import RunDirectory
 from memexp.training import checkpoint, distribution, evaluation, statistics
 from memexp.training.board import Board
@@ -60,6 +60,7 @@ class Run:
     evaluation: tuple[str, Evaluation] | None = None
     steps_before: int = 0
     epochs_before: float = 0.0
+    _counted: tuple[int, int] | None = None  # edits, and MACs of the network after so many
 
     def edit(self, change: Edit) -> None:
         """Changes the network, and remembers how. Every process is given the same edit (distribution.agreed)."""
@@ -104,6 +105,13 @@ class Run:
         return sum(p.numel() for p in self.network.parameters())
 
     @property
+    def macs(self) -> int:
+        """Adds-multiplies of one image, of the network as it stands; counted once for each that it becomes."""
+        if self._counted is None or self._counted[0] != len(self.edits):
+            self._counted = len(self.edits), macs_per_image(self.network, self.splits.shape)
+        return self._counted[1]
+
+    @property
     def last(self) -> Path:
         """The checkpoint of where the run stands."""
         return self.directory.checkpoints / "last.pt"
@@ -117,9 +125,10 @@ class Run:
     def finish(self, figures: dict[str, Any], training: dict[str, Any] | None = None) -> None:
         """The stage under way is done: checkpoints/<key>.pt, and last.pt, which is the same but for `training`.
 
-        training: with what the stage could be gone on with, should it be made longer.
+        figures: what the stage has found, beside the parameters and MACs of the network that it leaves. training: with what the
+        stage could be gone on with, should it be made longer.
         """
-        self.finished.append({"key": self.key, **figures})
+        self.finished.append({"key": self.key, "parameters": self.parameters, "macs": self.macs, **figures})
         if self.board is not None:
             self.board.scalars(self.steps_before + int(figures.get("steps") or 0), {"parameters": self.parameters})
         state = self._state(training)

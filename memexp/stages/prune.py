@@ -111,7 +111,6 @@ def carry_out(run: Run) -> dict[str, Any]:
         "accuracy": after,
         "before": before,
         "seconds": seconds,
-        "parameters": run.parameters,
         "prune": figures,
     }
     run.finish(figures)

@@ -114,7 +114,6 @@ def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:
         "steps": trainer.progress.step,
         "epochs": trainer.epochs,
         "precise_batchnorm": trainer.precise,
-        "parameters": run.parameters,
         "memory": dict(run.results["memory"]),
         "time": trainer.timing(),
         "strategy": dict(run.results["strategy"]),

@@ -63,6 +63,14 @@ def choose_device(name: str, world: World) -> torch.device:
     return device
 
 
+def device_name(name: str, world: World) -> str:
+    """For a run's record: what `auto` comes to; of a device that is not there, which ends the run, what it was asked for as."""
+    try:
+        return str(choose_device(name, world))
+    except ValueError:
+        return name
+
+
 def start(world: World, address: str = "env://") -> None:
     """Joins the processes: gloo between CPUs, and between accelerators what is theirs (NCCL for CUDA, XCCL for XPU).
 

@@ -15,7 +15,7 @@ from memexp.cli import main
 from memexp.config import ConfigError
 from memexp.memory import planned as planned_run
 from memexp.report import collect, tables
-from memexp.report.tables import changes
+from memexp.report.changes import changes
 from memexp.stages import Run, foresee
 from memexp.stages.prune import PruneError
 from memexp.training import checkpoint
@@ -52,6 +52,10 @@ def test_pruned_in_rounds_to_a_target_tuned_and_fused(tmp_path):
     figures = stages["prune-1"]  # beside the accuracy with the whole network's statistics, that with its own
     assert figures["prune"]["recalibrated"]["loss"] != figures["accuracy"]["loss"]
     assert results["before"]["key"] == "train"
+    assert all(stage["parameters"] and stage["macs"] for stage in results["stages"])
+    assert [stages[key]["macs"] for key in ("train", "tune-2")] == [first["before"], last["after"]]
+    assert stages["evaluate"]["macs"] == results["macs"]
+    assert json.loads((tmp_path / "environment.json").read_text())["device"] == "cpu"
     assert (tmp_path / "plots/prune-1-scores.png").is_file()
     assert (tmp_path / "plots/prune-2-weights.png").is_file()
     costs = stages["prune-1"]["prune"]["costs"]
@@ -354,6 +358,15 @@ def test_an_integral_network_is_fused_once_it_has_a_size(tmp_path, monkeypatch, 
         checkpoint.save(path, state | {"edits": []})
     with pytest.raises(ConfigError, match="still integral"):
         foresee(start)
+
+
+def test_what_a_permutation_did_stands_in_the_record_of_a_run_that_goes_on_too(tmp_path):
+    run(tmp_path / "discrete", "model=discrete", "model.base=resnet8", *DATA, "max_steps=1")
+    inn = ["model=inn", "model.base=resnet8", f"model.init_from='{tmp_path}/discrete'", *DATA, "max_steps=1"]
+    found = run(tmp_path / "inn", *inn)["permutation"]
+    assert found["ratio"] == pytest.approx(sum(found["after"].values()) / sum(found["before"].values()))
+    assert found["ratio"] < 1
+    assert saved.resume(tmp_path / "inn", ["max_steps=2"])["permutation"] == found
 
 
 def test_a_student_learns_from_the_run_of_its_teacher(tmp_path):
