@@ -111,9 +111,13 @@ def evaluate(
         return saved.evaluate(there, words, split, checkpoint, own)
 
 
-def experiments() -> dict[str, str]:
-    """The published results that are one command each: id -> what it is. Run one with compose("experiment=ID ...")."""
+def experiments(config_dir: str | Path | Sequence[str | Path] = ()) -> dict[str, str]:
+    """The published results that are one command each: id -> what it is, those of your own directories of configs among them.
+
+    Run one with compose("experiment=ID ...").
+    """
+    from memexp import given
     from memexp.paths import CONF
     from memexp.report.experiments import listing
 
-    return dict(listing(CONF))
+    return dict(found for conf in (CONF, *given.paths("config_dir", config_dir)) for found in listing(conf))

@@ -257,6 +257,7 @@ def _report(arguments: list[str]) -> int:
     parser.add_argument("--format", default="terminal", help="terminal, markdown or latex; csv, json for programs")
     parser.add_argument("--output", type=Path, help="where report.md, exports and plots/ go; by default the first PATH")
     parser.add_argument("--no-plots", action="store_true", help="the table only")
+    _directories(parser, "your own configs, whose published/ID.yaml --paper may name")
     options = parser.parse_args(arguments)
     from memexp.record import NotWritten
     from memexp.report import write_report
@@ -269,6 +270,7 @@ def _report(arguments: list[str]) -> int:
             form=options.format,
             paper=options.paper,
             plots=not options.no_plots,
+            config_dirs=options.config_dir,
         )
     except (ValueError, FileNotFoundError) as error:
         return fail(str(error), 2)
@@ -280,16 +282,24 @@ def _report(arguments: list[str]) -> int:
 
 
 def _experiments(arguments: list[str]) -> int:
-    _parser("experiments", "Lists the published results that are one command each.", "memexp experiments").parse_args(
-        arguments
+    parser = _parser(
+        "experiments",
+        "Lists the published results that are one command each.",
+        "memexp experiments\n  memexp experiments --config-dir DIR      your own among them",
     )
+    _directories(parser, "your own configs")
+    options = parser.parse_args(arguments)
+    if missing := [path for path in options.config_dir if not Path(path).is_dir()]:
+        return fail(f"--config-dir: there is no directory {missing[0]}", 2)
     from memexp.report.experiments import SCALES, expected, listing
     from memexp.report.tables import Table, terminal
     from memexp.sweeper import count
 
     rows = []
-    for name, text in listing(_conf()):
-        told = expected(_conf(), name, count)
+    places = [_conf(), *map(Path, options.config_dir)]
+    listed = [(root, *entry) for root in places for entry in listing(root)]
+    for place, name, text in listed:
+        told = expected(place, name, count)
         runs, times = zip(*(told[scale] for scale in SCALES), strict=True)
         rows.append([name, text, " / ".join(map(str, runs)), *times])
     print(terminal(Table(["id", "shows", "runs (paper / laptop)", *(f"time, {scale}" for scale in SCALES)], rows)))
@@ -303,14 +313,16 @@ TRUST = "import what the run names; only for runs of your own"
 def _composed(parser: argparse.ArgumentParser) -> None:
     """The flags of `train` that say where the configuration comes from."""
     parser.add_argument("-cn", "--config-name", default="config", help="the configuration to begin with")
-    parser.add_argument("-cd", "--config-dir", action="append", default=[], metavar="DIR", help="your own configs")
+    _directories(parser, "your own configs")
+
+
+def _directories(parser: argparse.ArgumentParser, told: str) -> None:
+    parser.add_argument("-cd", "--config-dir", action="append", default=[], metavar="DIR", help=told)
 
 
 def _own(parser: argparse.ArgumentParser) -> None:
     """The flags by which a user names classes and functions of their own again."""
-    parser.add_argument(
-        "-cd", "--config-dir", action="append", default=[], metavar="DIR", help="your own configs, which the run used"
-    )
+    _directories(parser, "your own configs, which the run used")
     parser.add_argument("--trust", action="store_true", help=TRUST)
 
 

@@ -14,7 +14,8 @@ FLAGS = {
     "bench": ("--strategies", "--budgets", "--steps", "--output", "--config-dir", "--config-name", "--help"),
     "resume": ("--config-dir", "--trust", "--help"),
     "evaluate": ("--split", "--checkpoint", "--config-dir", "--trust", "--help"),
-    "report": ("--paper", "--format", "--output", "--no-plots", "--help"),
+    "report": ("--paper", "--format", "--output", "--no-plots", "--config-dir", "--help"),
+    "experiments": ("--config-dir", "--help"),
 }
 
 

@@ -55,7 +55,7 @@ def finish_sweep() -> int:
     if sweep is None or not sweep.jobs:
         return 0
     if Sweeps.folder is not None:
-        _print_report(Sweeps.folder, [job.directory for job in sweep.jobs], Sweeps.paper)
+        _print_report(Sweeps.folder, [job.directory for job in sweep.jobs], Sweeps.paper, sweep.config_dirs)
     return sweep_status(sweep)
 
 
@@ -101,7 +101,7 @@ class _Recorded(Launcher):
         assert sweep is not None
         sweep.total = int(OmegaConf.select(config, "hydra.sweeper.n_trials") or 0)  # Optuna's
         Sweeps.folder = folder_of(config)
-        Sweeps.paper = config.case.id if config.case else None
+        Sweeps.paper = OmegaConf.select(config, "case.id")
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         sweep = Sweeps.current
@@ -276,18 +276,20 @@ def short(text: str) -> str:
     return plain.encode()[:LONGEST_NAME].decode(errors="ignore")
 
 
-def _print_report(folder: Path, directories: Sequence[Path], identifier: str | None) -> None:
+def _print_report(
+    folder: Path, directories: Sequence[Path], identifier: str | None, config_dirs: Sequence[str]
+) -> None:
     """One table of all jobs, also written as report.md with its plots into the sweep's own folder.
 
     identifier: of the experiment, whose published numbers stand beside the measured ones where there are some.
     """
     from memexp.report import published, write_report
 
-    paper = identifier if identifier in published.identifiers() else None
+    paper = identifier if identifier in published.identifiers(config_dirs) else None
     there = [path for path in directories if read_json(path / "results.json") is not None]
     if there:
         try:
-            print(write_report(there, output_dir=folder, paper=paper))
+            print(write_report(there, output_dir=folder, paper=paper, config_dirs=config_dirs))
         except NotWritten as error:  # the jobs' own records are what counts
             print(error.told)
             print(f"warning: {visible(str(error))}", file=sys.stderr)

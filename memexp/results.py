@@ -22,7 +22,7 @@ def skeleton(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         "status": "running",
         "error": None,
         "name": cfg.name,
-        "experiment": cfg.case.id if cfg.case else None,
+        "experiment": OmegaConf.select(cfg, "case.id"),  # one of a user's own may have none
         "scale": cfg.scale if cfg.case else None,
         "config_hash": config_hash(cfg),
         "seed": cfg.seed,

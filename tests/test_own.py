@@ -149,6 +149,39 @@ def test_b10_e8_bench_takes_a_users_own(folder, capsys):
     assert "stored" in capsys.readouterr().out
 
 
+EXPERIMENT = """# @package _global_
+# what I want to see
+# time: paper 1 hour
+case: {what: 3}
+model: {units: [1, 1, 1], channels: [4, 4, 4, 8]}
+hydra: {sweeper: {params: {seed: "0,1"}}}
+"""
+PUBLISHED = "source: my book\nrows:\n- {label: net, match: {model: revnet}, quantity: steps, unit: '', value: 3}\n"
+
+
+def test_e8_experiments_and_reports_take_a_users_own(tmp_path, capsys):
+    own = ["-cd", str(tmp_path / "conf")]
+    for folder, text in (("experiment", EXPERIMENT), ("published", PUBLISHED)):
+        (tmp_path / "conf" / folder).mkdir(parents=True)
+        (tmp_path / "conf" / folder / "mine.yaml").write_text(text)
+    assert main(["experiments", *own]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "what I want to see" in line)
+    assert [cell.strip() for cell in line.split("│")[1:4]] == ["mine", "what I want to see", "2 / 2"]
+    assert memexp.experiments(tmp_path / "conf") == memexp.experiments() | {"mine": "what I want to see"}
+    assert main(["experiments", "-cd", "nowhere"]) == 2
+    assert "--config-dir: there is no directory nowhere" in capsys.readouterr().err
+    few = ["dataset.limit=32", "dataset.test_limit=16", "max_steps=1"]
+    assert main(["train", *own, "experiment=mine", *SHORT, *few, "hydra.run.dir=run"]) == 0  # without an id
+    assert main(["report", "run", "--no-plots", "--paper", "mine", *own]) == 0
+    assert "my book" in capsys.readouterr().out
+    found = memexp.report("run", paper="mine", config_dir=tmp_path / "conf")["published"][0]
+    assert (found["published"], found["measured"]) == (3, 1.0)
+    for bad in ("rows: [3]", "- 1", "a: [", "source: x\nrows:\n- {label: a}"):
+        (tmp_path / "conf/published/mine.yaml").write_text(bad)
+        assert main(["report", "run", "--no-plots", "--paper", "mine", *own]) == 2
+        assert "published/mine.yaml" in capsys.readouterr().err
+
+
 def test_b10_arrays_tensors_and_a_split_of_their_own_for_the_choice(folder):
     cfg = compose(
         folder,

@@ -37,7 +37,7 @@ def sweep(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(jobs, "run_process", wrapped)
     monkeypatch.setattr(
-        launcher, "_print_report", lambda folder, directories, paper: reports.append((str(folder), len(directories)))
+        launcher, "_print_report", lambda folder, directories, *_: reports.append((str(folder), len(directories)))
     )
 
     def carry_out(*arguments: str, base=BASE) -> tuple[list[str], list[tuple[str, int]], int]:

@@ -39,7 +39,9 @@ def shown(identifier: str) -> dict[str, Any]:
 def listing(conf: Path) -> list[tuple[str, str]]:
     """(id, first line of the opening comment) of every experiment, in order."""
     root = conf / "experiment"
-    return [(str(path.relative_to(root).with_suffix("")), _comment(path)[0]) for path in sorted(root.rglob("*.yaml"))]
+    return [
+        (str(p.relative_to(root).with_suffix("")), next(iter(_comment(p)), "")) for p in sorted(root.rglob("*.yaml"))
+    ]
 
 
 def expected(conf: Path, identifier: str, count: Callable[[Mapping[str, Any]], int]) -> dict[str, tuple[int, str]]:

@@ -1,4 +1,8 @@
-"""The papers' own numbers, kept as data with their source, and beside them what was measured here."""
+"""The papers' own numbers, kept as data with their source, and beside them what was measured here.
+
+published/ID.yaml, here or in a directory of a user's own configs: source, notes, and rows of label, match (settings of the runs
+that a number is of), quantity (a key of results.json), unit, value, divisor, decimals.
+"""
 
 import difflib
 from collections.abc import Iterator, Sequence
@@ -14,25 +18,41 @@ from memexp.report.tables import Table, shown
 DATA = Path(__file__).resolve().parent / "published"
 
 
-def identifiers() -> list[str]:
-    return sorted(str(path.relative_to(DATA).with_suffix("")) for path in DATA.rglob("*.yaml"))
+def _known(directories: Sequence[str | Path]) -> dict[str, Path]:
+    """id -> file; one of the user's own comes before the package's."""
+    places = [DATA, *(Path(directory) / "published" for directory in directories)]
+    return {str(path.relative_to(at).with_suffix("")): path for at in places for path in sorted(at.rglob("*.yaml"))}
 
 
-def load(identifier: str) -> dict[str, Any]:
-    """The published rows of an experiment. Raises ValueError naming the nearest for an unknown one."""
-    known = identifiers()
+def identifiers(directories: Sequence[str | Path] = ()) -> list[str]:
+    """The experiments with published numbers, those of the user's own `directories` among them."""
+    return sorted(_known(directories))
+
+
+def load(identifier: str, directories: Sequence[str | Path] = ()) -> dict[str, Any]:
+    """The published rows of an experiment. Raises ValueError for an unknown one, naming the nearest, and another file."""
+    known = _known(directories)
     if identifier not in known:
         near = difflib.get_close_matches(identifier, known, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         raise ValueError(f"--paper: '{identifier}' has no published numbers here; there are {', '.join(known)}.{hint}")
-    data = yaml.safe_load((DATA / f"{identifier}.yaml").read_text(encoding="utf-8"))
-    assert isinstance(data, dict)
-    return data
+    path = known[identifier]
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"--paper: {path} cannot be read: {' '.join(str(error).split())}") from error
+    needed = ("label", "match", "quantity", "unit", "value")
+    rows = data.get("rows") if isinstance(data, dict) and "source" in data else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= set(needed) for row in rows):
+        raise ValueError(
+            f"--paper: {path} is not of published numbers: it takes source, and rows of {', '.join(needed)}"
+        )
+    return dict(data)
 
 
-def compare(identifier: str, groups: Sequence[Group]) -> Table:
+def compare(identifier: str, groups: Sequence[Group], directories: Sequence[str | Path] = ()) -> Table:
     """Rows of published, measured here and the difference: one for each published number and each group it speaks of."""
-    data = load(identifier)
+    data = load(identifier, directories)
     found = list(_pairs(data, groups))
     table = Table(
         ["network", "figure", "unit", "published", "measured here", "n", "difference"],
@@ -45,10 +65,10 @@ def compare(identifier: str, groups: Sequence[Group]) -> Table:
     return table
 
 
-def records(identifier: str, groups: Sequence[Group]) -> list[dict[str, Any]]:
+def records(identifier: str, groups: Sequence[Group], directories: Sequence[str | Path] = ()) -> list[dict[str, Any]]:
     """The same for programs: plain numbers in the paper's units."""
     found = []
-    for entry, label, group in _pairs(load(identifier), groups):
+    for entry, label, group in _pairs(load(identifier, directories), groups):
         measured, divisor = _measured(entry, group), float(entry.get("divisor", 1))
         found.append(
             {
