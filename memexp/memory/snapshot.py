@@ -27,18 +27,20 @@ _listening: "list[Failures]" = []  # the innermost run that is not over
 class Snapshots:
     """Writes memory-snapshot-N.pickle of the first `steps` steps; N is the number of the device.
 
-    memory: torch.cuda.memory, or a stand-in.
+    prefix: of the file's name. memory: torch.cuda.memory, or a stand-in.
     """
 
-    def __init__(self, device: torch.device, directory: Path, steps: int, memory: Any = torch.cuda.memory) -> None:
-        self.device, self.directory, self.steps, self._memory = device.index or 0, directory, steps, memory
+    def __init__(
+        self, device: torch.device, directory: Path, steps: int, prefix: str = "", memory: Any = torch.cuda.memory
+    ) -> None:
+        self.device, self.steps, self._memory = device.index or 0, steps, memory
+        self._path = directory / f"{prefix}memory-snapshot-{self.device}.pickle"
         memory._record_memory_history(max_entries=ENTRIES)
 
     def after(self, number: int) -> None:
         """Called when step `number` (from 0) is done."""
         if number + 1 == self.steps:
-            path = self.directory / f"memory-snapshot-{self.device}.pickle"
-            _write(_taken(self._memory), path)
+            _write(_taken(self._memory), self._path)
             self._memory._record_memory_history(enabled=None)
 
 

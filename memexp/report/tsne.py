@@ -14,22 +14,27 @@ from memexp.report.files import as_it_is
 IMAGES = 500
 
 
-@torch.no_grad()
-def features(network: nn.Module, batches: Batches, images: int = IMAGES) -> tuple[Tensor, Tensor]:
-    """What enters the last linear layer, (n, width), and the labels (n,), of images spread evenly over a split.
-
-    Raises ValueError for a network that has no linear layer.
-    """
+def last_linear(network: nn.Module) -> nn.Module:
+    """Raises ValueError for a network that has no linear layer."""
     linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise ValueError(
             "report.tsne: the network has no linear layer whose input could be shown; use report.tsne=false"
         )
+    return linear[-1]
+
+
+@torch.no_grad()
+def features(network: nn.Module, batches: Batches, images: int = IMAGES) -> tuple[Tensor, Tensor]:
+    """What enters the last linear layer, (n, width), and the labels (n,), of images spread evenly over a split.
+
+    Raises ValueError as `last_linear`.
+    """
     chosen = torch.zeros(batches.images, dtype=torch.bool)
     chosen[torch.linspace(0, batches.images - 1, min(images, batches.images)).long()] = True
     found: list[Tensor] = []
     labels: list[Tensor] = []
-    hook = linear[-1].register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].flatten(1).float().cpu()))
+    hook = last_linear(network).register_forward_pre_hook(lambda _, xs: found.append(xs[0].flatten(1).float().cpu()))
     try:
         start = 0
         with evaluating(network), uncompiled(network):  # whose layers can be listened to

@@ -161,7 +161,9 @@ def trainer_for(run: Run, cfg: DictConfig) -> Trainer:
 
 def _meter(run: Run, cfg: DictConfig) -> Meter:
     """Each stage measures its own memory."""
-    snapshots = Snapshots(run.device, run.directory.path, cfg.memory.steps) if cfg.memory.snapshot else None
+    snapshots = None
+    if cfg.memory.snapshot:
+        snapshots = Snapshots(run.device, run.directory.path, cfg.memory.steps, _of_stage(run.key))
     beside = list(run.teacher.state_dict().values()) if run.teacher is not None else []
     held = [*run.splits.held, *beside]
     return Meter.for_device(run.device, cfg.memory.steps, cfg.memory.timeline, snapshots, held)
@@ -231,17 +233,38 @@ def _plan(run: Run, cfg: DictConfig, trainer: Trainer) -> dict[str, Any]:
     return shared
 
 
+def _of_stage(key: str) -> str:
+    """What the names of a stage's pictures begin with, so that tuning does not draw over those of training."""
+    return "" if key == "train" else f"{key}-"
+
+
 def _tsne(run: Run, trainer: Trainer, epochs: Sequence[int] | None, seed: int) -> Callable[[int, bool], None]:
-    """Draws the features after the chosen epochs, or the last, as plots/tsne-EPOCH.png and in TensorBoard."""
+    """Draws the features after the chosen epochs, or the last, as plots/tsne-EPOCH.png (of tuning, tune-tsne-EPOCH.png) and in
+    TensorBoard.
+    """
     from memexp.report import files, tsne  # scikit-learn and matplotlib take their time to import
+
+    try:
+        tsne.last_linear(run.network)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
+    ends = math.ceil(trainer.total_steps / trainer.steps_per_epoch)
+    if late := [epoch for epoch in epochs or () if epoch > ends]:
+        log.warning(
+            "warning: report.tsne_epochs: the stage %s ends with epoch %d, and nothing is drawn after %s",
+            *(run.key, ends, ", ".join(map(str, late))),
+        )
 
     def picture(epoch: int, last: bool) -> None:
         if epoch not in epochs if epochs is not None else not last:
             return
-        with run.meter.aside(), trainer.recipe.evaluated_weights() as model, trainer.precision.autocast():
+        # of all processes, as they may estimate its statistics together
+        with run.meter.aside(), trainer.deployed() as model, trainer.precision.autocast():
+            if not run.world.is_main:
+                return
             points, labels = tsne.features(model, run.splits.test)
         figure = tsne.draw(points, labels, run.splits.classes, seed)
-        files.save(figure, run.directory.plots, f"tsne-{epoch}")
+        files.save(figure, run.directory.plots, f"{_of_stage(run.key)}tsne-{epoch}")
         if run.board is not None:
             run.board.figure("t-SNE of test images", run.steps_before + trainer.progress.step, figure)
 
@@ -249,14 +272,16 @@ def _tsne(run: Run, trainer: Trainer, epochs: Sequence[int] | None, seed: int) -
 
 
 def _timeline(run: Run) -> None:
-    """Draws live memory over the last tracked training step, as plots/timeline.png and in TensorBoard."""
+    """Draws live memory over the last tracked training step, as plots/timeline.png (of tuning, tune-timeline.png) and in
+    TensorBoard.
+    """
     from memexp.report import files, timeline  # matplotlib takes its time to import
 
     if run.meter.tracked is None:
         log.warning("memory.timeline: no training step was left to follow; resumed runs follow their own first ones")
         return
     figure = timeline.draw(run.meter.tracked)
-    path = files.save(figure, run.directory.plots, "timeline")
+    path = files.save(figure, run.directory.plots, f"{_of_stage(run.key)}timeline")
     log.info("memory over a training step: %s", path)
     if run.board is not None:
         run.board.figure("memory over a training step", run.steps_before, figure)

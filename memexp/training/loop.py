@@ -87,6 +87,8 @@ class Trainer:
                     last = self._finished()
                     if last or (done.epoch + 1) % self.settings.evaluate_every == 0:
                         self._evaluate()
+                    if self.picture is not None:
+                        self.picture(done.epoch + 1, last)
                     if done.position >= self.steps_per_epoch:
                         done.epoch, done.position = done.epoch + 1, 0
                     if last or self.settings.checkpoint_every is None:
@@ -233,8 +235,6 @@ class Trainer:
         self._scalars({f"accuracy/{self.watched_name}_top1": result.top1, f"loss/{self.watched_name}": result.loss})
         if self.place.board is not None:
             self.place.board.confusion(self._step_number, result.confusion, self.place.splits.classes)
-        if self.picture is not None and self.place.world.is_main:
-            self.picture(done.epoch + 1, self._finished())
         done.evaluation, self._top1 = vars(result), result.top1
 
     def _append(self, split: str, **values: float) -> None:

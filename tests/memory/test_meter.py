@@ -116,7 +116,7 @@ def number_of(path):
 def test_a_snapshot_on_request_holds_the_first_steps_and_no_more(tmp_path):
     memory = CudaMemory()
     (tmp_path / "memory-snapshot-1.pickle").symlink_to(tmp_path / "elsewhere")
-    meter = AcceleratorMeter(CUDA, Counters(), Snapshots(CUDA, tmp_path, 2, memory))
+    meter = AcceleratorMeter(CUDA, Counters(), Snapshots(CUDA, tmp_path, 2, memory=memory))
     trained(meter, 4)
     assert not (tmp_path / "elsewhere").exists()
     assert memory.calls == [("record", "all"), ("record", None)]

@@ -14,7 +14,7 @@ from memexp import build, recorded, saved
 from memexp.cli import main
 from memexp.config import ConfigError
 from memexp.memory import planned as planned_run
-from memexp.report import collect, tables
+from memexp.report import collect, tables, tsne
 from memexp.report.changes import changes
 from memexp.stages import Run, foresee
 from memexp.stages.prune import PruneError
@@ -367,6 +367,39 @@ def test_what_a_permutation_did_stands_in_the_record_of_a_run_that_goes_on_too(t
     assert found["ratio"] == pytest.approx(sum(found["after"].values()) / sum(found["before"].values()))
     assert found["ratio"] < 1
     assert saved.resume(tmp_path / "inn", ["max_steps=2"])["permutation"] == found
+
+
+def test_pictures_are_drawn_after_the_epochs_asked_for_and_tuning_draws_its_own(tmp_path, caplog, monkeypatch):
+    features, seen = tsne.features, []
+    monkeypatch.setattr(
+        tsne, "features", lambda model, batches: seen.append(model.state_dict()) or features(model, batches)
+    )
+    asked = [
+        "report.tsne=true",
+        "report.tsne_epochs=[1,3]",
+        "evaluate_every=2",
+        "memory.timeline=true",
+        "max_steps=null",
+    ]
+    run(tmp_path, *RESNET, *DATA, *asked, "epochs=3", "tune.epochs=1", "tune.max_steps=null", "stages=[train,tune]")
+    names = {path.name for path in tmp_path.glob("plots/*.png")}
+    assert names == {"tsne-1.png", "tsne-3.png", "tune-tsne-1.png", "timeline.png", "tune-timeline.png"}
+    assert [text for text in caplog.messages if "tsne" in text] == [
+        "warning: report.tsne_epochs: the stage tune ends with epoch 1, and nothing is drawn after 3"
+    ]
+    # of the network as it is evaluated, with statistics of its own after so few steps
+    best = torch.load(tmp_path / "checkpoints/tune.pt", weights_only=True)
+    found = [name for name in seen[-1] if name.endswith("running_mean")]
+    assert len(seen) == 3
+    assert found
+    assert all(torch.equal(seen[-1][name], best["deployed"][name]) for name in found)
+
+
+def test_a_picture_of_features_that_there_are_not_is_refused_before_training(tmp_path):
+    network = ["model=torchvision", "model.arch=squeezenet1_1", "dataset.image_size=64", *DATA]
+    with pytest.raises(ConfigError, match=r"report\.tsne: the network has no linear layer"):
+        run(tmp_path, *network, "report.tsne=true", "max_steps=1")
+    assert not list(tmp_path.glob("checkpoints/*"))
 
 
 def test_a_student_learns_from_the_run_of_its_teacher(tmp_path):
