@@ -37,6 +37,11 @@ AS_IT_IS = (
     "prune.keep=0.6); to change it, start a run with init_from"
 )
 
+UNTRAINED = (
+    "evaluate and export train nothing, and take a size's uniform nodes; to train them, start a run with init_from and "
+    "stages=[partition,discretise,evaluate]"
+)
+
 
 @dataclass(frozen=True)
 class Own:
@@ -159,9 +164,17 @@ def _of_its_network(path: Path, overrides: Sequence[str], own: Own) -> DictConfi
     cfg = recorded.of_run(path, overrides, trusted, own.config_dirs)
     before = recorded.of_run(path, trusted=trusted)
     changed = {_group(key) for key, *_ in _differences(before, cfg)} & ANOTHER
-    if problems := [f"'{text}' is not allowed: {AS_IT_IS}" for text in overrides if _group(text) in changed]:
+    problems = [f"'{text}' is not allowed: {AS_IT_IS}" for text in overrides if _group(text) in changed]
+    problems += [f"'{text}' is not allowed: {UNTRAINED}" for text in overrides if _trains_nodes(text)]
+    if problems:
         raise ConfigError(problems)
     return cfg
+
+
+def _trains_nodes(text: str) -> bool:
+    """Whether an override asks for the partition tuning of an integral network."""
+    key, _, value = text.partition("=")
+    return key == "prune.tune" and value != "null"
 
 
 def _group(text: str) -> str:

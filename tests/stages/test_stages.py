@@ -229,6 +229,9 @@ def test_an_integral_run_is_evaluated_and_exported_at_any_size_and_as_no_other_n
         for command in ("evaluate", "export"):  # the first two would load, as another function
             assert main([command, str(tmp_path), other]) == 2, other
             assert "is evaluated and exported as it is" in capsys.readouterr().err, other
+    for command in ("evaluate", "export"):
+        assert main([command, str(tmp_path), "prune=integral", "prune.keep=0.6", "prune.tune=partition"]) == 2
+        assert "'prune.tune=partition' is not allowed" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
 
 
