@@ -110,7 +110,7 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
             stack.enter_context(directory)
         failures = stack.enter_context(Failures(directory.path))
         results = skeleton(cfg, order["overrides"])
-        before, current = directory.results, None
+        before, current, opened = directory.results, None, order["start"] is None
         if order["start"] is not None:
             results["time"]["wall"] = ((before or {}).get("time") or {}).get("wall") or 0.0
             results["strategy"] = (before or {}).get("strategy") or {}
@@ -130,13 +130,18 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
             for told in unread.typed(cfg, order["overrides"]):
                 log.warning("warning: %s", told)
             if keys == ["study"]:
-                study.carry_out(cfg, directory, results)
+                if order["start"] is not None:  # it has no checkpoint, and is begun again
+                    _open_record(directory, world, cfg, results, order)
+                    opened = True
+                with stop.at_once():
+                    study.carry_out(cfg, directory, results)
             else:
                 current = distribution.together(
                     lambda: _prepared(cfg, directory, world, stop, results, order, keys), world
                 )
                 if order["start"] is not None:  # what is refused before this leaves the record as it was
                     _open_record(directory, world, cfg, results, order)
+                    opened = True
                 _stages(current, keys)
             results["status"] = "done"
         except BaseException as raised:
@@ -167,7 +172,7 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
             raise
         finally:
             results["time"]["wall"] += time.perf_counter() - started
-            if world.is_main and (order["start"] is None or current is not None):
+            if world.is_main and opened:
                 directory.write_results(results)
                 if not results["study"]:
                     _close_board(directory, results, current)

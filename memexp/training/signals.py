@@ -6,6 +6,8 @@ of them, and before or after a signal of the other kind: it never ends a run tha
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -33,6 +35,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.signum: int | None = None
         self._before: dict[int, object] = {}
+        self._at_once = False
 
     def __enter__(self) -> Self:
         # Python gives signals to the main thread alone: a run in another one is not stopped by them
@@ -57,3 +60,16 @@ class StopRequest:
             self.signum = signum
         if signum != NOTICE:
             self._restore(but=NOTICE)
+        if self._at_once:
+            raise Interrupted(signum)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside, where nothing is saved, a signal ends what is under way. Raises Interrupted, for one that has come, too."""
+        self._at_once = True
+        try:
+            if self.signum is not None:
+                raise Interrupted(self.signum)
+            yield
+        finally:
+            self._at_once = False

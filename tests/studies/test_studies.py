@@ -1,6 +1,8 @@
 """Studies: the laws that their experiments are to show, on small cases."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -11,8 +13,10 @@ from memexp.backprop import Chain
 from memexp.config import ConfigError
 from memexp.models.ode import simple
 from memexp.report import write_report
+from memexp.studies import parameters
 from memexp.studies.gradient_error import interpolate
 from memexp.studies.slope import fitted_slope
+from memexp.training.signals import Interrupted
 
 
 def run(tmp_path, *overrides):
@@ -61,6 +65,25 @@ def test_the_gradient_error_falls_with_depth_and_faster_for_heun(tmp_path):
 def test_parameters_are_counted_without_data(tmp_path):
     found = run(tmp_path, "experiment=revnet/parameters", "model=resnet", "model.depth=101", "dataset=imagenet")
     assert found == {"parameters": 44_541_480}
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_a_study_is_stopped_at_once_and_one_that_is_resumed_is_recorded(tmp_path, monkeypatch, signum):
+    study = parameters.study
+
+    def stopped(cfg, directory):
+        os.kill(os.getpid(), signum)
+        return study(cfg, directory)
+
+    monkeypatch.setattr(parameters, "study", stopped)
+    with pytest.raises(Interrupted) as told:
+        run(tmp_path, "experiment=revnet/parameters", "model.depth=38")
+    assert told.value.exit_status == 128 + signum
+    assert memexp.report(tmp_path)["runs"][0]["status"] == "interrupted"
+    monkeypatch.undo()
+    assert memexp.resume(tmp_path)["status"] == "done"
+    found = memexp.report(tmp_path)["runs"][0]
+    assert (found["status"], found["parameters"]) == ("done", 464_890)
 
 
 def test_only_studies_of_the_package_are_run():
