@@ -47,7 +47,8 @@ def costs(run: Run) -> dict[str, Pairs]:
         of_stage = Run(run.path, stage)
         for part, before, after in COSTS:
             pairs: Pairs = {}
-            for key in of_stage.get(f"{part}.costs.{before}") or ():
+            measured = of_stage.get(f"{part}.costs.{before}")
+            for key in measured if isinstance(measured, Mapping) else ():
                 names = before, after or of_stage.get(f"{part}.merge")
                 one, other = (number(of_stage.get(f"{part}.costs.{name}.{key}")) for name in names)
                 pairs[str(key)] = one, other
@@ -77,6 +78,14 @@ def draws(run: Run) -> Iterator[tuple[str, list[float]]]:
         if isinstance(others, list):
             every = [of_stage.get("accuracy.top1"), *(o.get("top1") for o in others if isinstance(o, Mapping))]
             yield str(stage.get("key")), [value for value in map(number, every) if value is not None]
+
+
+def sparsity(run: Run) -> Iterator[tuple[str, float]]:
+    """(stage, share of the weights of convolutions and linear layers that it left at zero), of those that mask weights."""
+    for stage in run.stages:
+        share = number(Run(run.path, stage).get("prune.sparsity.masked"))
+        if share is not None:
+            yield str(stage.get("key")), share
 
 
 def kept(run: Run) -> float | None:

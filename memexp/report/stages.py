@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from memexp.report.changes import changes, costs, draws, sizes
+from memexp.report.changes import changes, costs, draws, sizes, sparsity
 from memexp.report.collect import Group, Run, over
 from memexp.report.experiments import about
 from memexp.report.settings import varying
@@ -37,7 +37,7 @@ def of_groups(groups: Sequence[Group]) -> list[Table]:
         _table(groups, "At other sizes, as shares of the native one, without tuning", "size", ("",), sizes),
     ]
     if longer is not None:
-        longer.notes += _drawn(groups)
+        longer.notes += _notes(groups)
     return [table for table in tables if table is not None]
 
 
@@ -110,8 +110,12 @@ def _is_longer(run: Run) -> bool:
     return bool({str(stage.get("key")) for stage in run.stages} - {"train", "evaluate", "study"})
 
 
-def _drawn(groups: Sequence[Group]) -> Iterator[str]:
+def _notes(groups: Sequence[Group]) -> Iterator[str]:
+    """What a stage did that is no column."""
     for run in (run for group in groups for run in group.done):
+        for stage, share in sparsity(run):
+            of = "of the weights of convolutions and linear layers are zero, in tensors as large as before"
+            yield f"{run.name}, {stage}: {100 * share:.1f} % {of}."
         for stage, top1 in draws(run):
             if len(top1) > 1:
                 spread = (

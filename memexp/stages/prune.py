@@ -26,7 +26,6 @@ from memexp.training import distribution, recipe, statistics
 log = logging.getLogger("memexp")
 KEYS = ("ratio", "target", "scope", "floor", "order", "step")  # of memexp.pruning.Settings
 LARGE = 64  # images of the larger batch on which latency is measured
-TIMES = ("before", "after")
 TUNED = 10  # steps of training between two removals of order=latency
 
 
@@ -102,11 +101,7 @@ def carry_out(run: Run) -> dict[str, Any]:
         with run.own_statistics(run.network):
             figures["recalibrated"] = run.watched(run.network)
     run.results["time"]["stages"][run.key] = seconds = time.perf_counter() - started
-    log.info(
-        "pruned by %s: top-1 %.2f %% -> %.2f %%, %s -> %s parameters",
-        *(prune.name, before["top1"], after["top1"]),
-        *(f"{figures['parameters'][when]:,}" if isinstance(figures.get("parameters"), dict) else "-" for when in TIMES),
-    )
+    log.info("pruned by %s: top-1 %.2f %% -> %.2f %%, %s", prune.name, before["top1"], after["top1"], _told(figures))
     figures = {
         "accuracy": after,
         "before": before,
@@ -115,6 +110,13 @@ def carry_out(run: Run) -> dict[str, Any]:
     }
     run.finish(figures)
     return figures
+
+
+def _told(figures: Mapping[str, Any]) -> str:
+    """What has gone."""
+    if "sparsity" in figures:
+        return f"{100 * figures['sparsity']['masked']:.1f} % of the weights of convolutions and linear layers are zero"
+    return f"{figures['parameters']['before']:,} -> {figures['parameters']['after']:,} parameters"
 
 
 def _removed(run: Run, arguments: dict[str, Any], read: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Any]:

@@ -332,6 +332,7 @@ def test_what_inference_costs_draws_and_sizes_stand_in_the_report(tmp_path):
         {"key": "deploy", "deploy": {"merge": "all", "costs": {"trained": after, "block": before, "all": after}}},
         {"key": "discretise", "sizes": sizes},
     ]
+    stages[0]["prune"]["sparsity"] = {"masked": 0.5}
     stages[0]["prune"]["draws"] = [{"top1": 50.0, "seed": 1}, {"top1": 40.0, "seed": 2}]
     add(tmp_path, "a", stages=stages)
     lines = write_report([tmp_path], tmp_path / "out", form="markdown", plots=False).splitlines()
@@ -342,6 +343,8 @@ def test_what_inference_costs_draws_and_sizes_stand_in_the_report(tmp_path):
     heading = next(line for line in lines if "latency of 64" in line)
     assert "| saved weights (MiB) before | saved weights (MiB) after | latency of 1 image (ms) before |" in heading
     assert "a, prune: top-1 of 3 random draws 50.00 ± 10.00 (40.00 to 60.00) %; the first went on." in lines
+    zero = "of the weights of convolutions and linear layers are zero, in tensors as large as before"
+    assert f"a, prune: 50.0 % {zero}." in lines
     found = report(tmp_path)
     assert found["sizes"][0]["size"] == 0.6
     assert found["sizes"][0]["accuracy.top1"] == 70.0

@@ -74,6 +74,28 @@ def test_b6_a_field_of_another_kind_leaves_the_other_runs_in_the_report(tmp_path
     assert len(report(tmp_path)["runs"]) == 2
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"prune": 3},
+        {"prune": {"costs": 3, "draws": 3, "sparsity": [1]}},
+        {
+            "prune": {
+                "costs": {"before": 3, "after": {"bytes": 1}},
+                "draws": [3, {"top1": "x"}],
+                "sparsity": {"masked": {}},
+            }
+        },
+        {"deploy": {"costs": {"trained": {"bytes": "x", "latency": 1}, "all": 3}, "merge": {}}},
+        {"key": "discretise", "sizes": [3, {"size": "x"}, {"size": 0.5, "accuracy": 3, "bytes": []}]},
+    ],
+)
+def test_b6_figures_of_another_kind_in_a_stage_leave_the_report(tmp_path, told):
+    add(tmp_path, "odd", stages=[{"key": "prune", **told}])
+    assert "resnet" in write_report([tmp_path], tmp_path, form="markdown", plots=False)
+    assert len(report(tmp_path)["runs"]) == 1
+
+
 def test_a_report_is_not_written_through_links(tmp_path):
     add(tmp_path / "runs", "a")
     add(tmp_path / "runs", "b", depth=110)
