@@ -13,6 +13,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from memexp.channels.attention import adapt
 from memexp.channels.layout import laid_as
+from memexp.modes import evaluating
 
 
 def narrow(network: nn.Module, edit: Mapping[str, Any]) -> nn.Module:
@@ -20,9 +21,14 @@ def narrow(network: nn.Module, edit: Mapping[str, Any]) -> nn.Module:
 
     Raises ValueError for a name, dimension, index or attribute that is not in the network; the network is then as it was.
     """
+    with evaluating(network):  # whose train() forgets what was made of the old weights (attention biases of timm's LeViT)
+        return _narrowed(network, edit.get("kept", {}), edit.get("attributes", {}))
+
+
+def _narrowed(
+    network: nn.Module, kept: Mapping[str, Mapping[str, Any]], attributes: Mapping[str, Mapping[str, Any]]
+) -> nn.Module:
     tensors = network.state_dict(keep_vars=True)
-    kept = edit.get("kept", {})
-    attributes = edit.get("attributes", {})
     for name, dims in kept.items():
         if name not in tensors:
             raise ValueError(f"edit narrow: the network has no parameter or buffer {name!r}")
