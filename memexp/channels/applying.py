@@ -21,7 +21,7 @@ def narrow(network: nn.Module, edit: Mapping[str, Any]) -> nn.Module:
 
     Raises ValueError for a name, dimension, index or attribute that is not in the network; the network is then as it was.
     """
-    with evaluating(network):  # whose train() forgets what was made of the old weights (attention biases of timm's LeViT)
+    with evaluating(network):  # its train() forgets what was made of the old weights (attention biases of timm's LeViT)
         return _narrowed(network, edit.get("kept", {}), edit.get("attributes", {}))
 
 
