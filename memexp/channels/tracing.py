@@ -135,7 +135,10 @@ class _Source(TorchFunctionMode):
 
     def _size(self, tensor: Tensor, length: int, dims: Iterable[int]) -> Size:
         axes = [(plane, dim % tensor.ndim) for dim in dims for plane in self.tape.planes(tensor)]
-        return Size.of(length, [partial(self.tape.fix, p, axis, COUNTED) for p, axis in axes if p.shape[axis] > 1])
+        axes = [(p, axis) for p, axis in axes if p.shape[axis] > 1]
+        size = Size.of(length, [partial(self.tape.fix, p, axis, COUNTED) for p, axis in axes])
+        size.lines = tuple((p, axis) for p, axis in axes if p.shape[axis] == length)
+        return size
 
 
 class _Operations(TorchDispatchMode):
