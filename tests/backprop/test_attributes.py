@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from memexp.backprop import AdditiveCoupling, Chain, StepError, check
+from memexp.backprop.monitor import compare
+from memexp.memory import fit
 
 
 class Layer(nn.Module):
@@ -92,9 +94,9 @@ class InPlaceWithin(Layer):
 
 def trained(steps, backprop):
     """Gradients of two passes, and the attributes after them."""
-    network = Chain(copy.deepcopy(steps), backprop)
+    network = Chain(copy.deepcopy(steps), backprop).double()
     for seed in range(2):
-        streams = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(seed)).unbind()
+        streams = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).unbind()
         outputs = network(*streams[: 2 if isinstance(steps[0], AdditiveCoupling) else 1])
         (outputs if isinstance(outputs, torch.Tensor) else outputs[0] + outputs[1]).sum().backward()
     own = [vars(m).get(key, 0) for m in network.modules() for key in ("calls", "state", "table")]
@@ -150,3 +152,17 @@ def test_checking_leaves_them_as_they_are():
     network(torch.ones(2, 4))
     assert network[0].calls == 1
     assert check(network, torch.ones(2, 4)).steps[0].repeatable
+
+
+@pytest.mark.parametrize("kind", [Counting, Listing])
+def test_measuring_sees_the_same_twice_and_leaves_them_as_they_are(kind):
+    torch.manual_seed(0)
+    network, x = Chain([kind() for _ in range(3)], "checkpointed"), torch.ones(2, 4)
+    before = copy.deepcopy([vars(step) for step in network])
+    assert all(step.gradient_error == 0 for step in check(network, x).steps)
+    assert compare(network, lambda: network(x).sum()).gradient_error == 0
+    fit(network, torch.sum, x, limit="1MB")
+    after = [vars(step) for step in network]
+    assert all(
+        a.get(key) == b.get(key) for a, b in zip(after, before, strict=True) for key in ("calls", "kept", "window")
+    )
