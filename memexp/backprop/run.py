@@ -46,6 +46,11 @@ def run(index: int, step: nn.Module, streams: Streams, frame: Frame | None, cont
             map(_is_trained, streams)
         ):
             raise _written(index, step) from error
+        if "don't yet support saved tensor hooks" in str(error):
+            raise StepError(
+                f"{describe(index, step)} differentiates in its own forward with torch.func, which torch does not allow where "
+                "what autograd saves is looked at: use backprop=stored, or torch.autograd.grad and backprop=light"
+            ) from error
         raise
     finally:
         current.reset(token)
