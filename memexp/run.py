@@ -220,6 +220,11 @@ def _make_room(directory: RunDirectory, before: dict[str, Any] | None, overwrite
         raise RunDirectoryError(
             f"init_from: {directory.path} is this run's own directory; choose another for the new run."
         )
+    if before is None and not overwrite and (left := directory.left()):
+        raise RunDirectoryError(
+            f"{directory.path} has no results.json to read, and {left[0].relative_to(directory.path)} in it may be of something "
+            "else: a new run would remove it; choose another directory, or throw it away with overwrite=true."
+        )
     if status == "done" and not overwrite:
         raise RunDirectoryError(
             f"{directory.path} already holds a finished run; choose another directory, or throw it away with overwrite=true."
@@ -228,11 +233,6 @@ def _make_room(directory: RunDirectory, before: dict[str, Any] | None, overwrite
         raise RunDirectoryError(
             f"{directory.path} holds a run that is not finished ({status}) and its checkpoints; go on with "
             f"`memexp resume {directory.path}`, or throw it away with overwrite=true."
-        )
-    if before is None and not overwrite and (left := directory.left()):
-        raise RunDirectoryError(
-            f"{directory.path} has no results.json to read, and {left[0].relative_to(directory.path)} in it may be of something "
-            "else: a new run would remove it; choose another directory, or throw it away with overwrite=true."
         )
     directory.clear()
 
