@@ -279,7 +279,9 @@ def _sorted_out(loader: ConfigLoader, overrides: list[str]) -> tuple[list[str], 
             groups.append(text)
         else:
             if override.value() is None and group in contradictions.OPTIONAL:
-                problems.append(f"{group}: null is no option; leave {group} out, or take an experiment's away with ~{group}.")
+                problems.append(
+                    f"{group}: null is no option; leave {group} out, or take an experiment's away with ~{group}."
+                )
                 continue
             word = str(override.value())
             problems.append(f"{group}: '{word}' is not one of {', '.join(options)}.{nearest(word, options)}")

@@ -113,7 +113,9 @@ def _check_flags(options: argparse.Namespace) -> None:
     ]
     if options.cfg is None:
         given = {"--resolve": options.resolve, "--package": options.package}
-        problems += [f"{flag}: goes with --cfg, which shows the configuration." for flag, value in given.items() if value]
+        problems += [
+            f"{flag}: goes with --cfg, which shows the configuration." for flag, value in given.items() if value
+        ]
     if problems:
         raise config.ConfigError(problems)
 
@@ -180,7 +182,9 @@ class _Outcome:
         start_logging()
         try:
             if str(hydra_config.run.dir) == "":
-                raise config.ConfigError(["hydra.run.dir: '' is not allowed; it takes the run directory, and . is this one."])
+                raise config.ConfigError(
+                    ["hydra.run.dir: '' is not allowed; it takes the run directory, and . is this one."]
+                )
             settings = OmegaConf.to_yaml({"hydra": hydra_config}, resolve=False)
             results = run(cfg, shown, list(hydra_config.overrides.task), hydra=settings, foreseen=self.foreseen)
         except Exception as error:

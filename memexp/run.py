@@ -222,8 +222,8 @@ def _make_room(directory: RunDirectory, before: dict[str, Any] | None, overwrite
         )
     if before is None and not overwrite and (left := directory.left()):
         raise RunDirectoryError(
-            f"{directory.path} has no results.json to read, and {left[0].relative_to(directory.path)} in it may be of something "
-            "else: a new run would remove it; choose another directory, or throw it away with overwrite=true."
+            f"{directory.path} has no results.json to read, and {left[0].relative_to(directory.path)} in it may be of "
+            "something else: a new run would remove it; choose another directory, or throw it away with overwrite=true."
         )
     if status == "done" and not overwrite:
         raise RunDirectoryError(

@@ -10,8 +10,9 @@ from memexp.data.errors import DataError
 
 
 def class_numbers(wanted: Sequence[str | int], classes: tuple[str, ...]) -> list[int]:
-    """The numbers of classes given by name or number; where names are numbers, as of the folders 5/ and 6/, by name alone, which
-    for the digits is the same. Raises DataError naming one that is not there.
+    """The numbers of classes given by name or number; by name alone where names are numbers, as of the folders 5/ and 6/.
+
+    Raises DataError naming one that is not there.
     """
     numbers = []
     by_number = not any(name.isdecimal() for name in classes)

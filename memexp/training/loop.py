@@ -175,7 +175,9 @@ class Trainer:
         value = float(loss)
         late.judge(verdicts)
         if self._anywhere(not (finite := math.isfinite(value))):
-            raise NotFinite(f"the loss of step {step} is {'not finite in another process' if finite else value}. {REMEDY}")
+            raise NotFinite(
+                f"the loss of step {step} is {'not finite in another process' if finite else value}. {REMEDY}"
+            )
         return value
 
     def _anywhere(self, flag: bool) -> bool:
