@@ -178,7 +178,7 @@ def test_two_processes_end_with_the_weights_of_one_on_the_whole_batch():
         (["train", "model.depht=3", "seed=x"], 2, "has 2 problems"),
         (["train", "model=resnet", "model.depth=21"], 2, "nearest: 14, 20"),
         (["train", "dataset=cifar10", "dataset.root=nowhere"], 2, "there is no folder 'nowhere'"),
-        (["train", "dataset=cifar10"], 1, "set dataset.root=DIR"),
+        (["train", "dataset=cifar10"], 2, "set dataset.root=DIR"),
         (["train", "--config-dir", "nowhere"], 2, "there is no directory nowhere"),
         (["resume", "nowhere"], 2, "there is no such run directory"),
         (["evaluate", "."], 2, "no run was started here"),

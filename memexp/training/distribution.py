@@ -46,16 +46,17 @@ class World:
 
 def choose_device(name: str, world: World) -> torch.device:
     """`auto` is the accelerator if there is one, else the CPU; with several processes, each its own accelerator."""
+    found = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)
         name = found.type if found is not None else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", found.type if found is not None else "cpu"):
+            raise NotImplementedError(f"torch knows {device.type}, where nothing is computed")  # such as meta
         if device.type != "cpu" and device.index is None:
             device = torch.device(device.type, world.local_rank)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        found = torch.accelerator.current_accelerator(check_available=True)
         has = f"cpu and {found.type}" if found is not None else "cpu only"
         raise ValueError(f"device: '{name}' is not to be had here ({has}); set device=auto") from error
     if device.type != "cpu":
