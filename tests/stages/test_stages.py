@@ -22,7 +22,8 @@ from memexp.training import checkpoint
 
 DATA = ["dataset=digits", "dataset.limit=96", "dataset.test_limit=40", "device=cpu", "monitor_every=0", "epochs=1"]
 DATA += ["tune.epochs=1", "tune.max_steps=2"]
-RESNET = ["model=resnet", "model.depth=8"]
+RESNET = ["model=resnet", "model.units=[1,1]", "model.channels=[16,16,32]"]
+pytestmark = pytest.mark.usefixtures("unrendered")
 
 
 def run(path: Path, *overrides: str) -> dict:
