@@ -1,4 +1,4 @@
-"""The pictures of a removal, as they are rendered; tests/stages/test_stages.py leaves that out, which takes longest."""
+"""The pictures of a removal, as they are rendered: the other tests of stages leave that out, which takes longest."""
 
 import memexp
 
