@@ -7,7 +7,8 @@ import torch
 
 TINY = ["model=resnet", "model.units=[1,1]", "model.channels=[4,4,8]", "dataset=digits", "device=cpu", "log_every=1"]
 TINY += ["dataset.limit=96", "dataset.test_limit=40"]
-SHORT = ["model=resnet", "model.depth=8", "dataset=digits", "dataset.limit=32", "dataset.test_limit=16", "max_steps=1"]
+SHORT = ["model=resnet", "model.units=[1]", "model.channels=[4,4]", "dataset=digits", "dataset.limit=32"]
+SHORT += ["dataset.test_limit=16", "max_steps=1"]
 OLD = Path(__file__).parents[1] / "runs" / "schema-1"  # written by the version before stages
 
 

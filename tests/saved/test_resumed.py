@@ -76,7 +76,8 @@ def test_each_stage_that_trains_may_be_made_longer_by_the_keys_of_its_recipe(sta
     assert saved._made_longer(before, after)
 
 
-def test_a_run_whose_steps_were_recorded_goes_on_elsewhere_only_without(run):
+def test_a_run_whose_steps_were_recorded_goes_on_elsewhere_only_without(run, caplog):
+    caplog.set_level("WARNING", "memexp")  # from the command line, train.log has the two lines that a run begins with
     edit(run / "results.json", config=json.loads((run / "results.json").read_text())["config"] | {"cuda_graph": True})
     before = contents(run)
     with pytest.raises(ConfigError, match=r"cuda_graph: true needs one process on a GPU.*use cuda_graph=false"):
