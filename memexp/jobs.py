@@ -25,13 +25,14 @@ DISCARDED = ("nan", "oom")  # statuses after which going on from the checkpoint 
 
 @dataclass
 class Job:
-    """One point of the sweep. seconds: that its process took, if there was one."""
+    """One point of the sweep. seconds: that its process took, if there was one. any_gpu: no device is named for it."""
 
     number: int
     overrides: list[str]
     directory: Path
     hash: str | None = None
     problem: str | None = None
+    any_gpu: bool = True
     status: str | None = None
     seconds: float | None = None
     ended: threading.Event = field(default_factory=threading.Event)
@@ -43,37 +44,43 @@ class Job:
 
 @dataclass
 class Sweep:
-    """What all jobs of one sweep share. total: how many there will be, where that is known before the last."""
+    """What all jobs of one sweep share. total: how many there will be, where that is known before the last. gpus: by name, as
+    often as jobs may have each at a time; a job that begins takes one, and gives it back when it ends.
+    """
 
     config_name: str
     config_dirs: list[str]
     jobs: list[Job] = field(default_factory=list)
     total: int = 0
     at_a_time: int = 1
+    gpus: list[str] = field(default_factory=list)
     children: set["subprocess.Popen[bytes]"] = field(default_factory=set)
     stopped: int | None = None
 
 
-# A process is asked to stop once, as the second signal would end it before it has saved; so none is started while all are
-# being asked. Reentrant, for a signal that comes while another is dealt with.
+# None is started while all are being asked to stop. Reentrant, for a signal that comes while another is dealt with.
 _starting = threading.RLock()
 _printing = threading.Lock()
 _composing = threading.Lock()  # Hydra's state is global
 
 
 def stop(sweep: Sweep, signum: int) -> None:
-    """No further job begins, and each that runs is asked to stop."""
+    """No further job begins, and each that runs is asked to stop; asked again by a signal that is no notice, it is ended."""
     with _starting:
+        again = sweep.stopped not in (None, signal.SIGUSR2) and signum != signal.SIGUSR2
         sweep.stopped = signum
-        for child in list(sweep.children):
-            child.send_signal(signal.SIGTERM)
+        for child in list(
+            sweep.children
+        ):  # a notice, as whoever stops a sweep may have sent each of its processes a signal
+            child.send_signal(signal.SIGKILL if again else signal.SIGUSR2)
 
 
 def identify(job: Job, sweep: Sweep) -> None:
     """Composes the job's configuration: its hash, or the problem that it has."""
     with _composing:
         try:
-            job.hash, job.problem = config_hash(compose(job.overrides, sweep.config_name, sweep.config_dirs)), None
+            cfg = compose(job.overrides, sweep.config_name, sweep.config_dirs)
+            job.hash, job.problem, job.any_gpu = config_hash(cfg), None, cfg.device in ("auto", "cuda")
         except ConfigError as error:
             job.problem = str(error)
 
@@ -174,14 +181,20 @@ def _status(job: Job, sweep: Sweep, own_session: bool, begun: Sequence[Job]) -> 
         if before and before.get("status") in DISCARDED
         else "its checkpoints are gone"
     )
-    _say(f"{title}{' (resumed)' if go_on else f' (begun anew, as {why})' if anew else ''}")
+    gpu = sweep.gpus.pop(0) if sweep.gpus and job.any_gpu else None
+    place = "" if gpu is None else f" on GPU {gpu}"
+    _say(f"{title}{' (resumed)' if go_on else f' (begun anew, as {why})' if anew else ''}{place}")
     started = time.monotonic()
-    code = run_process(job, sweep, go_on, own_session)
+    try:
+        code = run_process(job, sweep, go_on, own_session, gpu)
+    finally:
+        if gpu is not None:
+            sweep.gpus.append(gpu)
     job.seconds = time.monotonic() - started
     return "interrupted" if code is None else judge(job, sweep, code)
 
 
-def run_process(job: Job, sweep: Sweep, go_on: bool, own_session: bool = True) -> int | None:
+def run_process(job: Job, sweep: Sweep, go_on: bool, own_session: bool = True, gpu: str | None = None) -> int | None:
     """The exit code of the job's process; negative when a signal ended it; None if the sweep was stopped before it began."""
     directories = [flag for path in sweep.config_dirs for flag in ("--config-dir", path)]
     if go_on:
@@ -195,6 +208,8 @@ def run_process(job: Job, sweep: Sweep, go_on: bool, own_session: bool = True) -
     environment = dict(os.environ)
     if sweep.at_a_time > 1:  # jobs side by side share the cores instead of fighting for them
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // sweep.at_a_time)))
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
     output = None if sweep.at_a_time == 1 else subprocess.DEVNULL
     with _starting:
         if sweep.stopped is not None:

@@ -3,9 +3,12 @@ A sweep started again runs only what is not done; at its end all its jobs stand 
 """
 
 import copy
+import math
+import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
@@ -26,6 +29,7 @@ from memexp.record import NotWritten, RunDirectoryError, read_json
 from memexp.visible import visible
 
 LONGEST_NAME = 120  # bytes of a name that is made of overrides; what is longer is cut
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
 class Sweeps:
@@ -143,7 +147,7 @@ def _each_its_folder(found: Sequence[Job]) -> None:
 
 
 class LocalLauncher(_Recorded):
-    """`n_jobs` jobs at a time on this machine."""
+    """`n_jobs` jobs at a time on this machine, spread over its GPUs: where there are as many, each has one for itself."""
 
     def __init__(self, n_jobs: int = 1) -> None:
         if not isinstance(n_jobs, int) or n_jobs < 1:
@@ -154,14 +158,25 @@ class LocalLauncher(_Recorded):
 
     def carry_out(self, batch: Sequence[Job], sweep: Sweep) -> None:
         sweep.at_a_time = self.n_jobs
+        if self.n_jobs > 1 and (gpus := visible_gpus()):
+            sweep.gpus = gpus * math.ceil(self.n_jobs / len(gpus))
         stop = lambda signum, frame: jobs.stop(sweep, signum)  # noqa: E731
-        handlers = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
+        handlers = {s: signal.signal(s, stop) for s in STOPS}
         try:
             with ThreadPoolExecutor(self.n_jobs) as pool:
                 list(pool.map(lambda job: jobs.carry_out(job, sweep), batch))
         finally:
             for signum, handler in handlers.items():
                 signal.signal(signum, handler)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES takes. Without setting one up."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return [name.strip() for name in named][:count] if any(named) else [str(number) for number in range(count)]
 
 
 class OtherLauncher(_Recorded):
@@ -184,7 +199,7 @@ class OtherLauncher(_Recorded):
             sweep.stopped = signum
             raise KeyboardInterrupt
 
-        handlers = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
+        handlers = {s: signal.signal(s, stop) for s in STOPS}
         returned: list[JobReturn] = []
         try:
             for part in jobs.in_turn(batch, sweep):  # their processes know nothing of each other
@@ -209,9 +224,22 @@ class OtherLauncher(_Recorded):
 
 
 def in_worker(job: Job, sweep: Sweep) -> float | None:
-    """Carries out a job in a process that another launcher has started; the error, where it is done."""
+    """Carries out a job in a process that another launcher has started; the error, where it is done.
+
+    SIGUSR2 is the notice that this process is about to be ended, by SLURM for one. The job saves and stops, and then whoever
+    handled the signal before has it: submitit queues the job again, which goes on from what was saved.
+    """
     jobs.identify(job, sweep)
-    jobs.carry_out(job, sweep, own_session=False)
+    here = threading.current_thread() is threading.main_thread()  # the one that is given signals
+    before = signal.signal(signal.SIGUSR2, lambda signum, frame: jobs.stop(sweep, signum)) if here else None
+    try:
+        jobs.carry_out(job, sweep, own_session=False)
+    finally:
+        if here:
+            signal.signal(signal.SIGUSR2, before)
+    stopped, sweep.stopped = sweep.stopped, None  # the sweep is sent along with a job that is queued again
+    if stopped is not None and job.status != "done" and callable(before):
+        before(stopped, None)
     returned: float | None = _returned(job).return_value
     return returned
 

@@ -1,9 +1,12 @@
 """What the launcher makes of a job's process: records, resuming, refusals, signals. Whole sweeps are in test_cli."""
 
+import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
+from unittest.mock import Mock
 
 import pytest
 
@@ -35,7 +38,7 @@ class Processes:
         self.code, self.status = code, status
         self.resumed: list[bool] = []
 
-    def __call__(self, job: Job, sweep: Sweep, go_on: bool, own_session: bool) -> int:
+    def __call__(self, job: Job, sweep: Sweep, go_on: bool, own: bool, gpu: str | None) -> int:
         self.resumed.append(go_on)
         if self.status is not None:
             record(job, self.status, steps=7)
@@ -292,8 +295,88 @@ def test_a_signal_reaches_each_process_once_even_one_that_is_being_started(job, 
     monkeypatch.setattr(jobs.subprocess, "Popen", Child)
     jobs.carry_out(job, sweep)
     assert job.status == "interrupted"
-    assert signals == [signal.SIGTERM]
+    assert signals == [signal.SIGUSR2]
     assert not job.directory.exists()  # stopped, not failed: the next start of the sweep runs it
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ([signal.SIGTERM], [signal.SIGUSR2]),
+        ([signal.SIGUSR2, signal.SIGTERM], [signal.SIGUSR2, signal.SIGUSR2]),  # SLURM's notice, then its end
+        ([signal.SIGINT, signal.SIGINT], [signal.SIGUSR2, signal.SIGKILL]),
+    ],
+)
+def test_jobs_are_asked_to_stop_and_ended_when_asked_again(asked, told):
+    signals: list[int] = []
+    sweep = Sweep("config", [], children={Mock(send_signal=signals.append)})
+    for signum in asked:
+        jobs.stop(sweep, signum)
+    assert (signals, sweep.stopped) == (told, asked[-1])
+
+
+@pytest.mark.parametrize("end", ["interrupted", "done"])
+def test_a_worker_that_is_preempted_waits_for_its_job_and_then_queues_it_again(job, started, monkeypatch, end):
+    """As submitit does it: its handler sends all of the task along, which must be as it was before."""
+    sweep, queued, job.overrides = Sweep("config", []), [], ["model=resnet", "model.depth=8"]
+
+    class Child:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def send_signal(self, signum: int) -> None:
+            assert signum == signal.SIGUSR2
+            record(job, end)
+
+        def wait(self) -> int:
+            os.kill(os.getpid(), signal.SIGUSR2)
+            return 0 if end == "done" else 140
+
+    monkeypatch.setattr(jobs.subprocess, "Popen", Child)
+    before = signal.signal(signal.SIGUSR2, lambda *_: queued.append((job.status, pickle.dumps(sweep))))
+    try:
+        launcher.in_worker(job, sweep)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert [status for status, _ in queued] == ([] if end == "done" else ["interrupted"])
+    assert all(pickle.loads(sent) == Sweep("config", []) for _, sent in queued)
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "held"),
+    [
+        (None, ["3", "GPU-5"], {"3", "GPU-5"}),
+        ("cuda", ["0", "1"], {"0", "1"}),
+        (None, ["7"], {"7"}),  # which both have
+        ("cuda:1", ["0", "1"], {"as it was"}),
+        ("cpu", ["0", "1"], {"as it was"}),
+        (None, [], {"as it was"}),
+    ],
+)
+def test_jobs_side_by_side_are_spread_over_the_gpus(tmp_path, monkeypatch, device, visible, held):
+    own = [] if device is None else [f"device={device}"]
+    batch = [Job(n, ["model=resnet", "model.depth=8", *own], tmp_path / str(n)) for n in range(4)]
+    two, running, at_once = threading.Barrier(2), [], []
+
+    class Child:
+        def __init__(self, *_: object, env: dict[str, str], **__: object) -> None:
+            running.append(env["CUDA_VISIBLE_DEVICES"])
+
+        def wait(self) -> int:
+            if two.wait(20) == 0:  # both have begun
+                at_once.append({*running})
+                running.clear()
+            two.wait(20)
+            return 0
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "as it was")
+    monkeypatch.setattr(jobs.subprocess, "Popen", Child)
+    monkeypatch.setattr(launcher, "visible_gpus", lambda: visible)
+    sweep = Sweep("config", [], batch)
+    for job in batch:
+        jobs.identify(job, sweep)
+    LocalLauncher(2).carry_out(batch, sweep)
+    assert at_once == [held, held]
+    assert {*sweep.gpus} == {*visible}  # given back
 
 
 @pytest.mark.parametrize("n_jobs", [0, -1, "two", 1.5])

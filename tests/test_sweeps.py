@@ -23,7 +23,7 @@ def sweep(tmp_path, monkeypatch, capsys):
     reports: list[tuple[str, int]] = []
     processes: list[jobs.Job] = []
 
-    def process(job: jobs.Job, sweep: jobs.Sweep, go_on: bool, own_session: bool) -> int:
+    def process(job: jobs.Job, sweep: jobs.Sweep, go_on: bool, own_session: bool, gpu: str | None) -> int:
         processes.append(job)
         failing = any(text in job.overrides for text in ("seed=13", "optimizer.momentum=0.5"))
         lr = next((float(text.split("=")[1]) for text in job.overrides if text.startswith("optimizer.lr=")), 1.0)

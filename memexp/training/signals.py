@@ -1,4 +1,8 @@
-"""Asks a run to stop: the first signal lets it finish its step and save, a second one ends it at once."""
+"""Asks a run to stop: the first signal lets it finish its step and save, a second one ends it at once.
+
+SIGUSR2 is a notice, as SLURM gives it ahead of the end of a job and a sweep to its jobs. It may come several times, from each
+of them, and before or after a signal of the other kind: it never ends a run that is saving.
+"""
 
 import signal
 import threading
@@ -6,6 +10,8 @@ from types import FrameType, TracebackType
 from typing import Self
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR2") if hasattr(signal, name))
+NOTICE = getattr(signal, "SIGUSR2", None)
+_NO_HANDLER = object()
 
 
 class Interrupted(Exception):
@@ -39,12 +45,15 @@ class StopRequest:
     ) -> None:
         self._restore()
 
-    def _restore(self) -> None:
+    def _restore(self, but: int | None = None) -> None:
         # one at a time, as a second signal may come between two of them and restore the others
-        while self._before:
-            signum, handler = self._before.popitem()
-            signal.signal(signum, handler)  # type: ignore[arg-type]
+        for signum in SIGNALS:
+            handler = self._before.pop(signum, _NO_HANDLER) if signum != but else _NO_HANDLER
+            if handler is not _NO_HANDLER:
+                signal.signal(signum, handler)  # type: ignore[arg-type]
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
-        self.signum = signum
-        self._restore()
+        if self.signum is None or signum != NOTICE:
+            self.signum = signum
+        if signum != NOTICE:
+            self._restore(but=NOTICE)
