@@ -22,7 +22,7 @@ def skeleton(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         "status": "running",
         "error": None,
         "name": cfg.name,
-        "experiment": OmegaConf.select(cfg, "case.id"),  # one of a user's own may have none
+        "experiment": cfg.case.get("id") if cfg.case else None,
         "scale": cfg.scale if cfg.case else None,
         "config_hash": config_hash(cfg),
         "seed": cfg.seed,
