@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -397,7 +398,8 @@ def test_a_job_that_ends_is_told_with_how_many_are_left_and_for_how_long(job, ru
     sweep = Sweep("config", [], [job], total=4)
     sweep.jobs += [Job(1, [], job.directory, status="done", seconds=120.0), Job(2, [], job.directory)]
     assert run(Processes(), sweep) == "done"
-    assert capsys.readouterr().out.splitlines()[-1] == "job 1/4 done in 0.0 s; 2 to go, about 2 min"
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(r"job 1/4 done in \d+\.\d s; 2 to go, about 2 min", told), told  # on a machine however busy
 
 
 @pytest.mark.parametrize(
