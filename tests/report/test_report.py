@@ -321,6 +321,33 @@ def test_what_a_stage_found_and_left_stands_in_a_table_of_its_own(tmp_path):
     assert compression.axes[0].lines[0].get_xdata().tolist() == [40]
 
 
+def test_what_is_deployed_stands_beside_what_was_trained(tmp_path):
+    def deployed(seconds: float, **more) -> dict:
+        costs = {
+            "parameters": 1000,
+            "macs": 5000,
+            "latency_1": seconds,
+            "latency_256": 0.5,
+            "peak_1": 2**20,
+            "peak_256": 3 * 2**20,
+        }
+        fused = costs | {"parameters": 600, "latency_1": seconds / 2} | more
+        return {"key": "deploy", "deploy": {"costs": {"trained": costs, "auto": fused}}}
+
+    for seed in (0, 1):
+        add(tmp_path, f"a{seed}", seed=seed, stages=[{"key": "train"}, deployed(0.004 + 0.002 * seed, predicted=0.003)])
+    add(tmp_path, "plain", depth=110, stages=[{"key": "train"}, {"key": "deploy", "deploy": {"costs": None}}])
+    text = write_report([tmp_path], tmp_path / "out", form="markdown", plots=False)
+    table = text[text.index("**Deployed, beside what was trained**") :].splitlines()[2:]
+    assert table[0] == (
+        "| model.depth | stage | network | parameters | MACs | latency, batch 1 (ms) | latency, batch 256 (ms) | "
+        "predicted (ms) | peak, batch 1 (MiB) | peak, batch 256 (MiB) |"
+    )
+    assert table[2] == "| 32 | deploy | trained | 1,000 | 5,000 | 5.00 ± 1.41 | 500.00 | - | 1.0 | 3.0 |"
+    assert table[3].startswith("| 32 | deploy | auto | 600 | 5,000 | 2.50 ± 0.71 | 500.00 | 3.00 |")
+    assert table[4] == ""
+
+
 @pytest.mark.parametrize(("done", "title"), [(["done"], "# Runs of net"), ([], "# Runs of runs")])
 def test_a_run_that_was_refused_before_it_had_a_name_is_in_no_title(tmp_path, done, title):
     for folder in done:
