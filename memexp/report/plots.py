@@ -1,5 +1,6 @@
 """Plots of runs, as PNG, SVG and PDF."""
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,9 @@ def _place(group: Group, spec: Spec) -> float | None:
 
 
 def _as_number(value: Any) -> Any:
-    """A setting that a command line told as text."""
+    """A setting that a command line told as text; of a list, such as the units of each stage, its mean."""
+    if isinstance(value, list) and value and all(number(item) is not None for item in value):
+        return statistics.fmean(value)
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:

@@ -13,6 +13,7 @@ from memexp import unread
 from memexp.config import quoted
 from memexp.report import plots, published, report, tables, write_report
 from memexp.report.collect import Run, find, group
+from memexp.report.experiments import shown
 from memexp.report.settings import varying
 from memexp.units import shown_bytes, shown_figure
 
@@ -189,6 +190,15 @@ def test_a_line_against_depth_has_the_deviation_over_seeds_and_says_so(tmp_path)
     low, high = line.lines[2][0].get_segments()[0][:, 1]
     assert (high - low) / 2 == pytest.approx(32 * 2**0.5)
     assert axes.get_legend().get_title().get_text() == "mean, ± deviation over 2 seeds"
+
+
+def test_a_line_against_a_setting_that_is_a_list_has_its_mean(tmp_path):
+    for units in ([2, 2, 2, 2], [4, 4, 5, 3]):
+        told = [f"model.units={units}"]
+        add(tmp_path, f"{units}", config={"model": {"name": "resnet", "units": units}}, overrides=told)
+    (picture,) = [spec for spec in shown("node/fig3a")["pictures"] if not isinstance(spec, str)]
+    (line,) = plots.lines(group(find([tmp_path])[0]), picture).axes[0].containers
+    assert line.lines[0].get_xdata().tolist() == [2, 4]
 
 
 def test_a_legend_names_the_lines_of_every_panel(tmp_path):
