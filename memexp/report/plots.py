@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from memexp.report.collect import Group, number, over
+from memexp.report.collect import Group, Run, number, over
 from memexp.report.experiments import about
 from memexp.report.files import as_it_is, save
 from memexp.report.settings import GROUPS, shared, varying
@@ -40,7 +40,7 @@ def draw(groups: Sequence[Group], directory: Path) -> list[Path]:
             title, name = spec["title"], spec["name"]
             figure = KINDS[spec["kind"]](_chosen(done, spec.get("where", {})), spec)
         if figure is not None:
-            _title(figure, title, done)
+            entitle(figure, title, [run for group in done for run in group.done])
             written.append(save(figure, directory, name))
     return written
 
@@ -54,9 +54,9 @@ def _chosen(groups: Sequence[Group], where: Spec) -> list[Group]:
     ]
 
 
-def _title(figure: Figure, what: str, groups: Sequence[Group]) -> None:
+def entitle(figure: Figure, what: str, runs: Sequence[Run]) -> None:
     """What is shown, and below it what is the same in all of it."""
-    same = shared([run for group in groups for run in group.done])
+    same = shared(runs)
     named = [same[key] for key in ("model", "dataset", "backprop") if key in same]
     more = [f"{key.rpartition('.')[2]} {same[key]}" for key in ("model.depth", "batch_size", "device") if key in same]
     figure.suptitle(as_it_is("\n".join([what, ", ".join([*named, *more])])), fontsize=10)
