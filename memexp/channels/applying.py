@@ -7,12 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
 from memexp.channels.attention import adapt
+from memexp.channels.hooked import make
 from memexp.channels.layout import laid_as
+from memexp.modes import evaluating
 
 
 def narrow(network: nn.Module, edit: Mapping[str, Any]) -> nn.Module:
@@ -20,9 +19,14 @@ def narrow(network: nn.Module, edit: Mapping[str, Any]) -> nn.Module:
 
     Raises ValueError for a name, dimension, index or attribute that is not in the network; the network is then as it was.
     """
+    with evaluating(network):  # its train() forgets what was made of the old weights (attention biases of timm's LeViT)
+        return _narrowed(network, edit.get("kept", {}), edit.get("attributes", {}))
+
+
+def _narrowed(
+    network: nn.Module, kept: Mapping[str, Mapping[str, Any]], attributes: Mapping[str, Mapping[str, Any]]
+) -> nn.Module:
     tensors = network.state_dict(keep_vars=True)
-    kept = edit.get("kept", {})
-    attributes = edit.get("attributes", {})
     for name, dims in kept.items():
         if name not in tensors:
             raise ValueError(f"edit narrow: the network has no parameter or buffer {name!r}")
@@ -49,7 +53,7 @@ def narrow(network: nn.Module, edit: Mapping[str, Any]) -> nn.Module:
         for key, value in values.items():
             _set_attribute(modules[path], key, value)
     for module in modules.values():
-        _remake(module)
+        make(module)  # weights that a hook makes before each forward have to fit now
         _widths(module)
     return network
 
@@ -91,16 +95,6 @@ def _set_attribute(module: nn.Module, key: str, value: int) -> None:
     name, _, item = key.partition(".")
     old = getattr(module, name)
     setattr(module, name, type(old)(value if i == int(item) else v for i, v in enumerate(old)) if item else value)
-
-
-@torch.no_grad()
-def _remake(module: nn.Module) -> None:
-    """Weights that are no parameters, but which a hook makes of them before each forward, are made now: they have to fit."""
-    for hook in module._forward_pre_hooks.values():
-        if isinstance(hook, WeightNorm | BasePruningMethod):
-            hook(module, ())
-        elif isinstance(hook, SpectralNorm):
-            setattr(module, hook.name, hook.compute_weight(module, do_power_iteration=False))
 
 
 def _widths(module: nn.Module) -> None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from memexp.channels.planes import compress, varies
-from memexp.channels.sizes import Attribute, Size
+from memexp.channels.planes import Plane, compress, varies
+from memexp.channels.sizes import Attribute, Owner, Size
 from memexp.channels.tape import Role, Tape, Use
 
 Array = NDArray[np.int64]
@@ -103,6 +103,7 @@ class Graph:
 def assemble(tape: Tape) -> Graph:
     """The graph of what a trace wrote down."""
     tape.fix_values()
+    _keep_counts(tape)
     _keep_rectangles(tape)
     roots = tape.atoms.roots()
     _keep_unmaskable(tape, roots)
@@ -209,6 +210,23 @@ def _groups(
             place[own, 0], place[own, 1] = len(groups), np.arange(len(own))
             groups.append(Group(len(own), tuple(members), bool(nonzero[own].any()), bool(divided[own].any())))
     return groups, place
+
+
+def _keep_counts(tape: Tape) -> None:
+    """Channels of which one number of the source counts two lines (a width that two tensors have) are one, the first with the
+    first: as many have to stay in both. Where the lines hold the same channels, they do so already."""
+    roots = tape.atoms.roots()
+    lines: dict[Owner, list[Plane]] = {}
+    for use in tape.uses:
+        if use.plane.size == 0:
+            continue
+        lines.setdefault((use.module, use.name, use.index), []).append(np.moveaxis(use.plane, use.axis, -1))
+    for one, other in [*((first, line) for first, *rest in lines.values() for line in rest), *tape.ties]:
+        own, rows = (np.sort(roots[line].reshape(-1, line.shape[-1])) for line in (one, other))
+        counted = (own[:, 0] != own[:, -1]).all() and (rows[:, 0] != rows[:, -1]).all()
+        if counted and (np.concatenate([own, rows]) != own[0]).any():
+            for line in (one, other):
+                tape.atoms.unite(one[(0,) * (one.ndim - 1)], line, "a number counts it that counts other channels too")
 
 
 def _keep_rectangles(tape: Tape) -> None:

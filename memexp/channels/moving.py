@@ -8,7 +8,7 @@ from torch import Tensor
 from memexp.channels.graph import ChannelError
 from memexp.channels.planes import Plane, Planes, blocks, distinct, lift, merge, reshape, varies
 from memexp.channels.rules import Call, full, rule
-from memexp.channels.sizes import Attribute, Size
+from memexp.channels.sizes import Attribute, Derived, Size
 
 
 @rule("clone", "alias", "detach", "contiguous", "_to_copy", "lift_fresh", "lift", "to", "dropout", "native_dropout", "copy",
@@ -52,9 +52,9 @@ def view(call: Call) -> Planes:
         call.tape.doubtful |= not varies(moved) <= free
         for axis in sorted(varies(moved)):
             origin = origins[axis]
-            if isinstance(origin, Attribute):
-                call.tape.use(origin, moved, axis)
-            elif not isinstance(origin, Size) and origin != -1:
+            call.tape.measured(origin, moved, axis)
+            _part(call, origin, moved, axis)
+            if not isinstance(origin, Size | Attribute) and origin != -1:
                 why = f"{call.name}: the length {origin} is fixed in the source"
                 call.tape.fix(moved, axis, why)
         for _, news in blocks(before, after):
@@ -62,6 +62,15 @@ def view(call: Call) -> Planes:
                 call.tape.splits.append((moved, [origins[d] for d in range(len(after))]))
         result.append(moved)
     return result
+
+
+def _part(call: Call, number: int, plane: Plane, axis: int) -> None:
+    """Of heads and what each has (width // heads): `width` is the length of both in one."""
+    whole = number.whole if isinstance(number, Derived) else None
+    for first in range(axis):
+        both = plane.shape[first : axis + 1]
+        if whole is not None and np.prod(both) == whole and 1 not in both:
+            call.tape.measured(whole, plane.reshape(*plane.shape[:first], int(whole), *plane.shape[axis + 1 :]), first)
 
 
 @rule("permute", "transpose", "t", "swapaxes", "movedim", "numpy_T", "mT")
@@ -118,9 +127,13 @@ def _slice(call: Call, plane: Plane, dim: int, start: int, end: int, step: int) 
         return
     written = call.tape.bounds(start, end, size)
     part = end - start
-    if any(isinstance(n, Size) for n in written):
-        if all(isinstance(n, Size) for n in written) and step == 1 and part and size % part == 0 and start % part == 0:
+    shares = [n.whole for n in written if isinstance(n, Derived) and n.whole == size and isinstance(n.whole, Attribute)]
+    if shares or any(isinstance(n, Size) for n in written):
+        follow = len(shares) + sum(isinstance(n, Size) for n in written) == len(written)
+        if follow and step == 1 and part and size % part == 0 and start % part == 0:
             call.tape.atoms.couple(plane.reshape(size // part, part), [0])
+            for whole in shares:
+                call.tape.use(whole, plane, dim)
         else:
             call.freeze(plane, "a slice that follows the shape in unequal parts")
         return
@@ -181,6 +194,10 @@ def split(call: Call) -> list[Planes]:
 def _split(call: Call, parts: list[Plane], dim: int) -> None:
     sizes = [part.shape[dim] for part in parts]
     origins = call.tape.split_origins(sizes)
+    whole = origins[0].whole if origins and isinstance(origins[0], Derived) else None
+    if isinstance(whole, Attribute) and whole == sum(sizes):
+        call.tape.use(whole, np.concatenate(parts, dim), dim)
+        origins = None
     if origins is None:  # equal parts, as many as before
         for part in parts[1:]:
             if part.shape == parts[0].shape:

@@ -89,8 +89,9 @@ class masked(nn.Module):  # noqa: N801  (it reads as what it returns)
                 if isinstance(tensor, nn.Parameter) or name in makers:
                     gone = torch.from_numpy(np.flatnonzero(~left)).to(tensor.device)
                     tensor.index_fill_(dim, gone, 0)
-                    if tensor.ndim == 1:
-                        self._kept[name] = torch.from_numpy(np.flatnonzero(left))
+        for (name, _), left in _left(graph, kept, lambda group, member: member.role == "norm").items():
+            if tensors[name].ndim == 1:  # also where no filter may be zero
+                self._kept[name] = torch.from_numpy(np.flatnonzero(left))
 
     def forward(self, *inputs: Any) -> Any:
         tensors = self.network.state_dict(keep_vars=True)

@@ -232,11 +232,11 @@ def _reduced(call: Call, plane: Plane, why: str | None) -> Plane | None:
 
 @rule("_softmax", "_log_softmax", "_safe_softmax")
 def softmax(call: Call) -> Planes:
-    """Over positions; one over channels mixes them, so these stay."""
+    """Over positions; one over channels mixes them, so these stay. Over branches that have the same channels, they are one."""
     dim = call.dim(call["dim"])
     for plane in call.planes(call.first):
         if dim in varies(plane):
-            call.freeze(plane, "mixes channels")
+            call.tape.fix(plane, dim, f"{call.name}: mixes channels")
     call.tape.nonzero.extend(call.planes(call.first))
     return call.planes(call.first)
 

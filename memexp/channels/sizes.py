@@ -17,6 +17,8 @@ from typing import Any, Self
 
 from torch import nn
 
+from memexp.channels.planes import Plane
+
 COUNTED = "their number is itself a value that the forward computes with"
 Owner = tuple[str, str, int | None]  # a module, its attribute, and the item where that is a tuple
 
@@ -24,10 +26,13 @@ Owner = tuple[str, str, int | None]  # a module, its attribute, and the item whe
 class Derived(int):
     """A number of which it is known what it counts; made of attributes and plain numbers, it is fixed as a length.
 
-    fix: what is called if it is used as a value.
+    fix: what is called if it is used as a value. whole: what it is an equal part of, as of `self.width // 2`. lines: of a
+    length, the planes of the tensor and the axis that it was read off.
     """
 
     fix: tuple[Callable[[], None], ...] = ()
+    whole: "Derived | None" = None
+    lines: tuple[tuple[Plane, int], ...] = ()
 
     @classmethod
     def of(cls, value: int, fix: Iterable[Callable[[], None]]) -> Self:
@@ -62,7 +67,10 @@ def _follow(name: str) -> Callable[..., Any]:
         kind = Size if any(isinstance(number, Size) for number in numbers) else Derived
         fix = dict.fromkeys(f for number in numbers for f in number.fix)
         if type(result) is int:
-            return kind.of(result, fix)
+            number = kind.of(result, fix)
+            if name == "__floordiv__" and result * int(others[0]) == int(self):
+                number.whole = self
+            return number
         return tuple(kind.of(n, fix) for n in result) if type(result) is tuple else result
 
     return operation

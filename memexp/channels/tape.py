@@ -5,13 +5,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from memexp.channels.planes import Atoms, Plane, Planes, varies
-from memexp.channels.sizes import COUNTED, Attribute, Owner, Size
+from memexp.channels.sizes import COUNTED, Attribute, Derived, Owner, Size
 
 # what takes no lengths from the source, and views what it is given
 WITHOUT_LENGTHS = {torch.flatten, Tensor.flatten, Tensor.ravel, torch.matmul, Tensor.matmul, Tensor.__matmul__, linear}
@@ -53,6 +54,7 @@ class Tape:
     splits: list[tuple[Plane, list[int]]] = field(default_factory=list)  # planes over several axes, and their origins
     coupled: list[tuple[Plane, str]] = field(default_factory=list)  # planes made one along a fixed axis, and why
     uses: list[Use] = field(default_factory=list)
+    ties: list[tuple[Plane, Plane]] = field(default_factory=list)  # lines (along the last axis) of one number
     values: set[Owner] = field(default_factory=set)  # attributes that are used as values
     nonzero: list[Plane] = field(default_factory=list)  # channels that may not be zero where what makes them is
     divided: list[Plane] = field(default_factory=list)  # channels that are no number where what makes them is zero
@@ -179,6 +181,15 @@ class Tape:
     def use(self, origin: Attribute, plane: Plane, axis: int) -> None:
         """`origin` is the length of the plane's `axis`."""
         self.uses.append(Use(*origin.owner, int(origin), plane, axis))
+
+    def measured(self, number: int, plane: Plane, axis: int) -> None:
+        """`number`, as the source has it, is the length of the plane's `axis`: an attribute, or another tensor's length."""
+        if isinstance(number, Attribute):
+            self.use(number, plane, axis)
+        elif isinstance(number, Derived):
+            self.ties += [
+                (other.ravel(), np.moveaxis(plane, axis, -1)) for other, d in number.lines if varies(other) == {d}
+            ]
 
     def fix_values(self) -> None:
         """Attributes that are also used as values stay: what they are the length of is fixed."""

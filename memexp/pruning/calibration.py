@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 
 from memexp.backprop import chains
+from memexp.channels import hooked
 from memexp.channels.called import copied, rows
 from memexp.modes import evaluating
 from memexp.pruning.filters import tensor_of
@@ -57,7 +58,8 @@ def calibrating(network: nn.Module) -> Iterator[None]:
     """Inside, the network is in eval mode (BN uses its running statistics), every Chain stores, every parameter has a gradient.
 
     So samples of a batch do not see each other, and scores depend neither on the batches' order nor on their sizes.
-    Parametrised weights are computed once, to be the tensors that gradients are taken of. Attention has second derivatives.
+    Weights that parametrisations or hooks make are computed once, to be the tensors that gradients are taken of. Attention has
+    second derivatives.
     """
     frozen = [p for p in network.parameters() if not p.requires_grad]
     with ExitStack() as stack:
@@ -69,11 +71,12 @@ def calibrating(network: nn.Module) -> Iterator[None]:
         try:
             for p in frozen:
                 p.requires_grad_(True)
-            yield
+            with hooked.cached(network):
+                yield
         finally:
             for p in frozen:
                 p.requires_grad_(False)
-            for module in network.modules():  # weights that hooks set (torch.nn.utils.weight_norm), to be copied again
+            for module in network.modules():  # what a forward or a hook of the user's has set, to be copied again
                 for name, value in vars(module).items():
                     if isinstance(value, Tensor) and value.grad_fn is not None:
                         setattr(module, name, value.detach())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from memexp.channels import Group, Member
+from memexp.channels.hooked import made_of, makers
 
 
 def layer_of(name: str) -> str:
@@ -20,16 +21,22 @@ def layer_of(name: str) -> str:
     return name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
 
 
-def effective(name: str) -> str:
-    """The name of the tensor that the layer computes with: "0.weight" of "0.parametrizations.weight.original1"."""
+def effective(network: nn.Module, name: str) -> str:
+    """The name of the tensor that the layer computes with: "0.weight" of "0.parametrizations.weight.original1", or of
+    "0.weight_orig", which torch.nn.utils.prune masks."""
     layer, marker, rest = name.partition(".parametrizations.")
-    return f"{layer}.{rest.partition('.')[0]}" if marker else name
+    if marker:
+        return f"{layer}.{rest.partition('.')[0]}"
+    layer, dot, own = name.rpartition(".")
+    return layer + dot + made_of(network.get_submodule(layer), own)
 
 
 def tensor_of(network: nn.Module, name: str) -> Tensor:
-    """The tensor of that effective name."""
+    """The tensor of that effective name, of the parameters as they are now."""
     layer, _, attribute = name.rpartition(".")
-    found = getattr(network.get_submodule(layer), attribute)
+    module = network.get_submodule(layer)
+    maker = makers(module).get(attribute)
+    found = getattr(module, attribute) if maker is None else maker(module)
     assert isinstance(found, Tensor)
     return found
 
@@ -39,18 +46,18 @@ def key(group: Group) -> tuple[tuple[str, int, int], ...]:
     return tuple((member.name, member.dim, len(member.indices[0])) for member in group.members)
 
 
-def members(group: Group, role: str) -> dict[str, Member]:
-    """The group's members of that role by effective name, each once."""
-    return {effective(member.name): member for member in group.members if member.role == role}
+def members(network: nn.Module, group: Group, role: str) -> dict[str, Member]:
+    """The group's parameters of that role by effective name, each once; buffers, such as a mask of weights, are none."""
+    return {
+        effective(network, member.name): member
+        for member in group.members
+        if member.role == role and not _is_buffer(network, member.name)
+    }
 
 
 def weights(network: nn.Module, group: Group) -> dict[str, Member]:
-    """The filters that make the group's channels: its "out" members but for vectors, which are factors of a filter, and
-    buffers, such as a mask of weights."""
-    found = members(group, "out")
-    return {
-        name: m for name, m in found.items() if tensor_of(network, name).ndim > 1 and not _is_buffer(network, m.name)
-    }
+    """The filters that make the group's channels: its "out" members but for vectors, which are factors of a filter."""
+    return {name: m for name, m in members(network, group, "out").items() if tensor_of(network, name).ndim > 1}
 
 
 def _is_buffer(network: nn.Module, name: str) -> bool:
@@ -67,7 +74,7 @@ def normalised(network: nn.Module, group: Group, criterion: str) -> dict[str, Me
     parameters = dict(network.named_parameters(remove_duplicate=False))
     found = {
         name: m
-        for name, m in (members(group, "norm") | members(group, "bias")).items()
+        for name, m in (members(network, group, "norm") | members(network, group, "bias")).items()
         if m.name in parameters and _normalises(network.get_submodule(layer_of(name)))
     }
     if not any(is_scale(name) for name in found):

@@ -1,5 +1,6 @@
 """Groups of the hand-made networks, as counted by hand, and narrowed against masked."""
 
+import counted
 import equality
 import hand_made as made
 import pytest
@@ -42,6 +43,7 @@ GROUPS: dict[type[made.Network], list[int]] = {
     made.Standardised: [6],
     made.Einsum: [6, 8],
     **unseen.GROUPS,
+    **counted.GROUPS,
 }
 
 
@@ -49,7 +51,7 @@ def example(kind: type[made.Network]) -> torch.Tensor:
     return torch.randint(11, (2, 6)) if kind is made.Embedded else torch.randn(kind.shape, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("kind", [*made.NETWORKS, *unseen.GROUPS], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [*made.NETWORKS, *unseen.GROUPS, *counted.GROUPS], ids=lambda kind: kind.__name__)
 def test_groups_and_narrowed_equals_masked(kind: type[made.Network]) -> None:
     torch.manual_seed(0)
     network = equality.randomise(kind().double())
@@ -75,6 +77,12 @@ def test_narrowed_is_traced_and_narrowed_again() -> None:
         again = channels.trace(network, inputs)
         assert sum(g.size for g in again.groups) < sum(g.size for g in graph.groups)
         assert equality.difference(network, again, equality.choose(again, 0.5), inputs)[1] < 1e-12
+
+
+@pytest.mark.parametrize("kind", [counted.SplitByShare, counted.SlicedByShare], ids=lambda kind: kind.__name__)
+def test_halves_of_an_attribute_stay_halves(kind: type[made.Network]) -> None:
+    graph = channels.trace(kind(), example(kind).float())
+    assert graph.removable("a.weight") == tuple(range(12))
 
 
 def test_attention_that_returns_its_weights() -> None:

@@ -113,3 +113,32 @@ def test_without_memory() -> None:
         network = edits.apply(Small(), EDIT)
         assert network(torch.randn(1, 3, 8, 8)).shape == (1, 2)
     assert network.conv.weight.shape == (3, 3, 3, 3)
+
+
+class Remembers(nn.Module):
+    """What it makes of its weights is kept until the mode is set, as timm does with attention biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.bias, self.made = nn.Linear(3, 4), nn.Parameter(torch.randn(4)), None
+
+    def train(self, mode: bool = True) -> Any:
+        self.made = None
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.made = self.bias * 2 if self.made is None else self.made
+        return self.layer(x) + self.made
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_what_was_made_of_the_old_weights_is_forgotten(training: bool) -> None:
+    torch.manual_seed(0)
+    network, x = nn.Sequential(Remembers(), nn.Dropout()).train(training), torch.randn(2, 3)
+    network[1].eval()
+    expected = network(x)[:, [0, 2]]
+    network = edits.apply(network, {"kind": "narrow", "kept": {
+        "0.layer.weight": {"0": [0, 2]}, "0.layer.bias": {"0": [0, 2]}, "0.bias": {"0": [0, 2]},
+    }})  # fmt: skip
+    assert torch.equal(network(x), expected)
+    assert [m.training for m in network.modules()] == [training, training, training, False]

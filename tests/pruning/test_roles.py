@@ -1,8 +1,12 @@
 """Which parameters a criterion reads: filters, scales of normalisations, and nothing that is only added or multiplied."""
 
+import copy
+import warnings
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from memexp.pruning import CRITERIA, Settings, remove
 
@@ -125,4 +129,57 @@ def test_a_mask_of_weights_is_no_filter(criterion: str) -> None:
     result = remove(network, x, criterion, Settings(ratio=0.5), data=[(x, torch.tensor([0, 1, 0, 1]))])
     assert result.record["widths"] == {"0": [6, 3]}
     if criterion == "l1_norm":
-        assert result.groups[0]["scores"] == pytest.approx(network[0].weight_orig.abs().sum(1).tolist())
+        assert result.groups[0]["scores"] == pytest.approx(network[0].weight.abs().sum(1).tolist())
+
+
+def _weight_norm(layer: nn.Module) -> nn.Module:
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        return nn.utils.weight_norm(layer)
+
+
+MADE = {
+    "masked": lambda layer: prune.l1_unstructured(layer, "weight", 0.4),
+    "masked twice": lambda layer: prune.random_unstructured(prune.l1_unstructured(layer, "weight", 0.2), "weight", 0.3),
+    "weight_norm": _weight_norm,
+    "parametrised": nn.utils.parametrizations.weight_norm,
+}
+
+
+@pytest.mark.parametrize("criterion", [name for name in CRITERIA if name not in ("random", "obs", "bn_scale")])
+@pytest.mark.parametrize("kind", MADE)
+def test_what_a_layer_computes_with_is_scored(kind: str, criterion: str) -> None:
+    """Not what it is made of: v of a weight norm, weights under a mask; and as they are now, not at the last forward."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
+    network[0] = MADE[kind](network[0])
+    x = torch.randn(8, 3)
+    with torch.no_grad():
+        network(x)
+        for p in network[0].parameters():  # since the last forward
+            p.mul_(torch.rand_like(p) + 0.5)
+        made = copy.deepcopy(network[0])
+        made(x)
+    plain = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), network[2])
+    plain[0].weight, plain[0].bias = nn.Parameter(made.weight.detach()), made.bias
+    one, other = (
+        remove(n, x, criterion, Settings(ratio=0.5), data=[(x, torch.arange(8) % 2)]).groups[0]["scores"]
+        for n in (network, plain)
+    )
+    assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_obs_moves_what_is_under_a_mask_and_says_where_it_cannot() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 3)
+    for kind in ("masked", "weight_norm", "parametrised"):
+        network = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2))
+        network[0] = MADE[kind](network[0])
+        settings, data = Settings(ratio=0.5), [(x, torch.arange(8) % 2)]
+        if kind == "masked":
+            pruned = remove(network, x, "obs", settings, data=data)
+            kept = pruned.groups[0]["kept"]
+            assert not torch.equal(pruned.network[0].weight_orig, network[0].weight_orig[kept])
+            assert torch.equal(pruned.network[0].weight == 0, network[0].weight[kept] == 0)
+        else:
+            with pytest.raises(ValueError, match=r"criterion=obs moves .* of layer 0 are made of 0"):
+                remove(network, x, "obs", settings, data=data)

@@ -42,8 +42,13 @@ class Obs(Criterion):
 
     def check(self, network: nn.Module, groups: Sequence[Group], calibration: Calibration) -> None:
         for group in groups:
-            for name in weights(network, group):
+            for name, member in weights(network, group).items():
                 size = tensor_of(network, name).numel()
+                if member.name not in (name, f"{name}_orig"):
+                    raise ValueError(
+                        f"criterion=obs moves the weights that stay, and those of layer {layer_of(name)} are made of "
+                        f"{member.name}: make them plain first (torch.nn.utils.parametrize.remove_parametrizations), or use obd"
+                    )
                 if size > self.largest:
                     raise ValueError(
                         f"criterion=obs: layer {layer_of(name)} has {size} weights, and a Hessian of {size}^2 numbers is "
@@ -60,7 +65,7 @@ class Obs(Criterion):
             w = weight.detach().flatten().double()
             dw = -inverse[:, Q] @ torch.linalg.solve(inverse[Q][:, Q], w[Q])
             with torch.no_grad():
-                weight.copy_((w + dw).view_as(weight))
+                network.get_parameter(member.name).copy_((w + dw).view_as(weight))
 
     def _of_member(self, network: nn.Module, name: str, member: Member, calibration: Calibration) -> Tensor:
         H = hessian(network, name, calibration)
@@ -85,7 +90,8 @@ def hessian(network: nn.Module, name: str, calibration: Calibration) -> Tensor:
                     (second,) = torch.autograd.grad(element, weight, retain_graph=True, allow_unused=True)
                     row += 0 if second is None else second.flatten()  # None: the loss is linear in it
             samples += count
-    return total / samples
+    free = (weight != 0).flatten()  # what is zero has gone, by a mask or without one, and does not move
+    return total / samples * (free[:, None] & free)
 
 
 def _elements(weight: Tensor, member: Member) -> Tensor:

@@ -1,0 +1,58 @@
+"""Weights that are no parameters: torch.nn.utils.prune, weight_norm and spectral_norm make them in a hook before a forward."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+Make = Callable[[nn.Module], Tensor]
+ENDINGS = ("_orig", "_mask", "_g", "_v", "_u")  # of what they are made of
+
+
+def makers(module: nn.Module) -> dict[str, Make]:
+    """By name, how each weight that a hook makes for `module` comes of the parameters that it has now."""
+    found: dict[str, Make] = {}
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, BasePruningMethod):
+            found[hook._tensor_name] = hook.apply_mask
+        elif isinstance(hook, WeightNorm):
+            found[hook.name] = hook.compute_weight
+        elif isinstance(hook, SpectralNorm):
+            found[hook.name] = partial(hook.compute_weight, do_power_iteration=False)
+    return found
+
+
+def made_of(module: nn.Module, name: str) -> str:
+    """The weight that a hook makes of the parameter or buffer `name`, or `name` itself."""
+    return next((weight for weight in makers(module) for ending in ENDINGS if name == weight + ending), name)
+
+
+@torch.no_grad()
+def make(module: nn.Module) -> None:
+    """Such weights are made now, as before a forward."""
+    for name, weight in makers(module).items():
+        setattr(module, name, weight(module))
+
+
+@contextmanager
+def cached(network: nn.Module) -> Iterator[None]:
+    """Inside, each such weight is a tensor of its own, of which a gradient can be taken; afterwards it is made again."""
+    before = [(module, dict(module._forward_pre_hooks), makers(module)) for module in network.modules()]
+    try:
+        for module, hooks, weights in before:
+            make(module)
+            for name in weights:
+                getattr(module, name).requires_grad_()
+            for key, hook in hooks.items():
+                if isinstance(hook, BasePruningMethod | WeightNorm | SpectralNorm):
+                    del module._forward_pre_hooks[key]
+        yield
+    finally:
+        for module, hooks, _ in before:
+            module._forward_pre_hooks.update(hooks)
+            make(module)

@@ -1,0 +1,93 @@
+"""Small networks in which one number counts channels in several places, so that as many have to stay in each."""
+
+import torch
+from hand_made import Network
+from torch import Tensor, nn
+
+
+class HeadsOfTheStream(Network):
+    """Attention as timm writes it: the stream's width, divided by the heads, is the length of a head of queries."""
+
+    shape = (2, 7, 12)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 4
+        self.embed, self.norm, self.qkv = nn.Linear(12, 16), nn.LayerNorm(16), nn.Linear(16, 3 * 16)
+        self.out, self.classes = nn.Linear(16, 16), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        n, t, c = x.shape
+        q, k, v = self.qkv(self.norm(x)).reshape(n, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        y = self.shares(q @ k.transpose(-2, -1)) @ v
+        return self.classes(x + self.out(y.transpose(1, 2).reshape(n, t, c)))
+
+    def shares(self, scores: Tensor) -> Tensor:
+        return scores.softmax(-1)
+
+
+class DividedHeads(HeadsOfTheStream):
+    """Shares that are divided by their sum (ConViT): of a head that is zero they would be no number."""
+
+    def shares(self, scores: Tensor) -> Tensor:
+        return scores / scores.abs().sum(-1, keepdim=True)
+
+
+class WidthTwice(Network):
+    """Layers side by side, of which one attribute says how wide they are (EfficientViT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 6
+        self.a, self.b, self.c = self.conv(3, 6 + 4), self.conv(3, 6 + 4), self.conv(20, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [layer(x).relu().split([self.width, 4], 1) for layer in (self.a, self.b)]
+        return self.c(torch.cat([*parts[0], *parts[1]], 1))
+
+
+class SplitByShare(Network):
+    """Halves of a width that is an attribute (CSPNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 12
+        self.a, self.b, self.c = self.conv(3, 12), self.conv(6, 6), self.conv(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.halves(self.a(x).relu())
+        return self.c(torch.cat([left, self.b(right).relu()], 1))
+
+    def halves(self, x: Tensor) -> tuple[Tensor, ...]:
+        return x.split(self.width // 2, 1)
+
+
+class SlicedByShare(SplitByShare):
+    def halves(self, x: Tensor) -> tuple[Tensor, ...]:
+        return x[:, : self.width // 2], x[:, self.width // 2 :]
+
+
+class BranchesWeighed(Network):
+    """A softmax over branches, channel by channel (SKNet, ResNeSt)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = self.conv(3, 6), self.conv(3, 6), self.conv(6, 5)
+        self.squeeze, self.select = nn.Linear(6, 4), nn.Linear(4, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.stack([self.a(x).relu(), self.b(x).relu()], 1)
+        gates = self.select(self.squeeze(x.sum(1).mean((2, 3))).relu())
+        n, c = gates.shape
+        return self.c((x * gates.view(n, 2, c // 2, 1, 1).softmax(1)).sum(1))
+
+
+GROUPS: dict[type[Network], list[int]] = {
+    HeadsOfTheStream: [4],
+    DividedHeads: [4],
+    WidthTwice: [6],
+    SplitByShare: [6, 6],
+    SlicedByShare: [6, 6],
+    BranchesWeighed: [6, 4],
+}
