@@ -216,8 +216,12 @@ def _choose(
         if settings.order == "energy":
             spent = energy.by_layer(bones.uses({}), bones.samples())
             own = {n: sum(spent.get(layer, 0.0) for layer in layers(graph.groups[n])) for n in scores}
-            most = 1 - settings.floor if settings.ratio is None else settings.ratio
-            removals = selection.layer_by_layer(scores, whole, sorted(own, key=lambda n: (-own[n], n)), most)
+            ratio, floor = settings.ratio, settings.floor
+            staying = {
+                n: selection.at_least(whole[n], floor) if ratio is None else selection.left(whole[n], ratio)
+                for n in sorted(own, key=lambda n: (-own[n], n))
+            }
+            removals = selection.layer_by_layer(scores, staying)
 
         def cost(kept: Kept) -> float:
             if table is not None:

@@ -166,6 +166,12 @@ def test_energy_goes_from_the_layer_that_costs_most():
     assert widths(result.network) == [4, 12, 4]
 
 
+def test_a_floor_is_no_less_in_the_order_of_energy():
+    """0.3 of 8 channels are 2.4, so 3 stay, as in scope=global."""
+    result = remove(small(), IMAGES, "l1_norm", Settings(target="macs:0.3", order="energy", floor=0.3))
+    assert widths(result.network) == [3, 9, 4]
+
+
 ALIKE = [
     ("resnet", {"depth": 14}, ["stored", "checkpointed", "adjoint"]),
     ("revnet", {"depth": 26}, ["stored", "checkpointed", "reversible"]),
