@@ -223,10 +223,16 @@ def _choose(
             }
             removals = selection.layer_by_layer(scores, staying)
 
+        known: dict[tuple[tuple[int, int], ...], float] = {}
+
         def cost(kept: Kept) -> float:
-            if table is not None:
-                return table.predict(bones, kept)
-            return bones.macs(kept) if target.measure == "macs" else bones.parameters(kept)
+            key = tuple((number, len(left)) for number, left in kept.items())  # whichever they are
+            if key not in known:
+                if table is not None:
+                    known[key] = table.predict(bones, kept)
+                else:
+                    known[key] = bones.macs(kept) if target.measure == "macs" else bones.parameters(kept)
+            return known[key]
 
         return selection.meet(str(target), target.share, removals, sizes, cost)
 
