@@ -1,12 +1,13 @@
 """Attributes of a user's modules that a first pass sets, and what they were before it: a recomputation sees them so.
 
-A module counts its calls, or keeps a state: evaluated once more, it would go on from where the first pass has ended. A tensor
-that is written in place is not seen so, and is refused; a list or dict that a module changes, and what it writes through
-`.data` or numpy, is not seen at all.
+A module counts its calls, or keeps a state: evaluated once more, it would go on from where the first pass has ended. So with
+what stands in lists, deques, dicts and sets that are attributes, and in such within these. A tensor that is written in place is
+not put back, and is refused; what a module writes through `.data` or numpy, and other objects that it changes, are not seen.
 """
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from threading import get_ident
 from typing import Any
 
@@ -15,39 +16,56 @@ from torch import Tensor, nn
 from memexp.backprop.buffers import MISSING
 from memexp.backprop.errors import StepError
 from memexp.backprop.escaping import alone
+from memexp.backprop.objects import CONTAINERS, contents, differs, holding, listed, refill, with_tensors
 
 OWN = vars(nn.Module()).keys() | {"forward"}  # what every module has, and the recomputation sees to by itself
+NOTED = (Tensor, tuple, *CONTAINERS)
 
 
 class Attributes:
-    """Of those of the modules that are a user's own, now; once settled, of those that the first pass has set."""
+    """Of those of the modules that are a user's own, now; once settled, of those that the first pass has set or changed."""
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         owners = [m for m in modules if not type(m).__module__.startswith(("torch.", "memexp."))]
         self._before = [(m, dict(vars(m))) for m in owners]
-        self._versions = [
-            (m, key, value, value._version)
-            for m, attributes in self._before
-            for key, value in attributes.items()
-            if isinstance(value, Tensor) and not value.is_inference()
-        ]
-        self.changed: list[tuple[nn.Module, str, Any]] = []
+        self._versions: list[tuple[str, str, Tensor, int]] = []
+        self._held: dict[int, tuple[str, Any, Any]] = {}  # containers with what stands in them, and whose they are
+        for module, attributes in self._before:
+            for key in attributes.keys() - OWN:
+                if isinstance(attributes[key], NOTED):
+                    self._note(type(module).__name__, key, attributes[key])
+        self.set: list[tuple[nn.Module, str, Any]] = []
+        self.filled: list[tuple[Any, Any]] = []
 
-    def settle(self) -> None:
-        """After the first pass.
+    def _note(self, name: str, key: str, value: Any) -> None:
+        waiting = [value]
+        while waiting:
+            found = waiting.pop()
+            if isinstance(found, Tensor):
+                if not found.is_inference():
+                    self._versions.append((name, key, found, found._version))
+            elif id(found) not in self._held:
+                held = found if isinstance(found, tuple) else contents(found)
+                if held is not found:
+                    self._held[id(found)] = name, found, held
+                waiting += [part for part in listed(held) if isinstance(part, NOTED)]
+
+    def settle(self) -> bool:
+        """After the first pass. Gives whether it has set or changed any.
 
         Raises:
             StepError: a tensor in an attribute was written in place.
         """
-        for module, key, value, version in self._versions:
+        for name, key, value, version in self._versions:
             if value._version != version:
-                name = type(module).__name__
                 raise StepError(
                     f"{name} writes to the tensor in its attribute {key} in place, so that it cannot be recomputed: make it a "
                     f"buffer, which is put back (register_buffer), assign a new one, self.{key} = ..., or use backprop=stored"
                 )
         for module, before in self._before:
             now = vars(module)
+            if not differs(now, before):
+                continue
             keys = [
                 key for key in before | now if key not in OWN and before.get(key, MISSING) is not now.get(key, MISSING)
             ]
@@ -55,13 +73,26 @@ class Attributes:
             name = type(module).__name__
             values = [before.get(key, MISSING) for key in keys]
             values = [alone(v, 0, name) if isinstance(v, Tensor) else v for v in values]
-            self.changed += [(module, key, value) for key, value in zip(keys, values, strict=True)]
+            self.set += [(module, key, value) for key, value in zip(keys, values, strict=True)]
+        for name, place, held in self._held.values():
+            if differs(place, held):
+                self.filled.append((place, with_tensors(held, partial(alone, begun=0, name=name))))
         self._before.clear()
         self._versions.clear()
+        self._held.clear()
+        return bool(self.set or self.filled)
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Around a later evaluation: all is as the first pass found it, and then as it was."""
+        with lent(self.set), holding(self.filled):
+            yield
 
     def put_back(self) -> None:
-        for module, key, value in self.changed:
+        for module, key, value in self.set:
             put(module, key, value)
+        for place, held in self.filled:
+            refill(place, held)
 
 
 _lent: dict[nn.Module, int] = {}  # modules that have others now, and the thread in which they are recomputed

@@ -1,6 +1,6 @@
 """Buffers that a first pass moves, and what they were before it: a recomputation sees them so, and moves none.
 
-A buffer is moved where it is written to, through `.data` too, is replaced, or is there for the first time.
+A buffer is moved where it is written to, through `.data` too unless it is sparse, is replaced, or is there for the first time.
 """
 
 from collections.abc import Iterable
@@ -45,6 +45,8 @@ def moved(before: Noted) -> Values:
 def _written(buffer: Any, version: int, value: Tensor) -> bool:
     if buffer._version != version:
         return True
+    if buffer.layout is not torch.strided:  # torch compares no values of all that are sparse
+        return False
     if buffer.nbytes >= LARGE:  # its copy shares its memory until one of them is written to
         shared = torch._C._is_cow_tensor  # type: ignore[attr-defined]
         return shared(value) and not shared(buffer)
@@ -54,7 +56,7 @@ def _written(buffer: Any, version: int, value: Tensor) -> bool:
 
 def _copy(buffer: Tensor) -> Tensor:
     """Its value, whatever becomes of it. A large one, such as a mask, is copied only when it is written to."""
-    if buffer.nbytes >= LARGE:
+    if buffer.layout is torch.strided and buffer.nbytes >= LARGE:
         try:
             return torch._lazy_clone(buffer)
         except (RuntimeError, NotImplementedError):  # memory that torch did not allocate, or no data at all

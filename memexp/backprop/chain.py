@@ -30,7 +30,7 @@ from memexp.backprop.run import run_all
 from memexp.backprop.step import Step
 from memexp.backprop.stored import Stored
 from memexp.backprop.strategies import make_strategy
-from memexp.backprop.streams import full_precision
+from memexp.backprop.streams import full_precision, nbytes
 from memexp.backprop.surroundings import Surroundings
 from memexp.backprop.task import Streams, Task, Undone, as_tuple, invert, undo_all
 
@@ -222,7 +222,7 @@ class Chain(Container):
 
     def _together(self, plan: Sequence[tuple[Keep, range]], position: int, streams: Streams) -> Iterator[int]:
         """Steps that the node of the undone step before `position` undoes, too: as many as cost little memory."""
-        if sum([x.nbytes for x in streams]) > SMALL_STREAMS:
+        if nbytes(streams) > SMALL_STREAMS:
             return
         if self._weights is None:  # of a lazy module, nothing is known yet
             self._weights = [sum(p.nbytes for p in step.parameters() if not is_lazy(p)) for step in self]

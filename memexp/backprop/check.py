@@ -19,6 +19,7 @@ from memexp.backprop.plan import Keep, has_inverse
 from memexp.backprop.replay import Frame
 from memexp.backprop.run import run
 from memexp.backprop.surroundings import Surroundings
+from memexp.backprop.untouched import untouched
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def check(chain: Chain, inputs: Tensor | Sequence[Tensor], **context: Any) -> Re
     """Measures each step of `chain` on the streams that reach it from `inputs`, as its strategy would recompute it.
 
     The last step is taken as one that is undone, though it is stored in training. Costs a few passes; leaves parameters,
-    their `.grad`, buffers and random state as they are.
+    their `.grad`, buffers, attributes and random state as they are.
 
     Args:
         inputs: the streams, of a typical size; of a batch from the data, errors are those of training.
@@ -123,16 +124,12 @@ def _gradients(evaluated: Any, streams: Sequence[Tensor], context: Context, step
 
 @contextmanager
 def _restored(step: nn.Module, surroundings: Surroundings) -> Iterator[None]:
-    """Afterwards the step's buffers, objects that it is handed, and torch's random state are as before."""
+    """Afterwards the step's buffers and attributes, objects that it is handed, and torch's random state are as before."""
     state = surroundings.random_state()
     objects = Objects(surroundings.context)
-    buffers = [(m, name, b, b.clone()) for m in step.modules() for name, b in m._buffers.items() if b is not None]
     try:
-        yield
+        with untouched(step, weights=False):
+            yield
     finally:
         surroundings.set_random_state(state)
         objects.put_back()
-        with torch.no_grad():
-            for module, name, buffer, value in buffers:
-                buffer.copy_(value)
-                module._buffers[name] = buffer

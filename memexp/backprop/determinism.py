@@ -26,8 +26,8 @@ def explain(steps: Iterable[tuple[str, Callable[[Streams], Streams]]], inputs: S
         if not all(torch.equal(a, b) for a, b in zip(outputs, step(inputs), strict=True)):
             return (
                 f"{name}: a branch is not deterministic (two evaluations on the same input differ), so exact cannot "
-                "undo it: does it draw from a torch.Generator of its own or from Python's random, count its calls, or use "
-                "a kernel that is not deterministic? Draw from torch's global generator, set "
+                "undo it: does it draw from a torch.Generator of its own or from Python's random, keep state outside of "
+                "its modules, or use a kernel that is not deterministic? Draw from torch's global generator, set "
                 "torch.use_deterministic_algorithms(True), or use exact=false"
             )
         inputs = outputs

@@ -95,9 +95,9 @@ def check_repeatable(
             if not same:
                 raise StepError(
                     f"{describe(index, step)} gives different results for the same streams, so it cannot be recomputed: "
-                    "does it draw from a torch.Generator of its own or from Python's random, keep state in a "
-                    "list, or use a kernel that is not deterministic? Draw from torch's global generator, keep state "
-                    "in buffers, set torch.use_deterministic_algorithms(True), or use backprop=stored"
+                    "does it draw from a torch.Generator of its own or from Python's random, keep state outside of "
+                    "its modules, or use a kernel that is not deterministic? Draw from torch's global generator, keep "
+                    "state in buffers or attributes, set torch.use_deterministic_algorithms(True), or use backprop=stored"
                 )
     finally:
         surroundings.set_random_state(state)

@@ -1,14 +1,14 @@
 """How far a strategy's gradient is from that of stored activations, measured on demand for one step of training."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from memexp.backprop.measures import angle, relative_error
+from memexp.backprop.untouched import untouched
 from memexp.backprop.wrapped import chains
 
 
@@ -72,31 +72,10 @@ def gradient(model: nn.Module, loss_fn: Callable[[], Tensor]) -> list[Tensor]:
     parameters = [p for p in model.parameters() if p.requires_grad]
     device = next((p.device for p in parameters if p.device.type != "cpu"), torch.device("cpu"))
     devices = {p.device for p in parameters if p.device.type != "cpu"}
-    with _left_alone(model), torch.enable_grad(), torch.random.fork_rng(list(devices), device_type=device.type):
+    with (
+        untouched(model, weights=False),
+        torch.enable_grad(),
+        torch.random.fork_rng(list(devices), device_type=device.type),
+    ):
         found = torch.autograd.grad(loss_fn(), parameters, allow_unused=True)
     return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
-
-
-@contextmanager
-def _left_alone(model: nn.Module) -> Iterator[None]:
-    """Buffers have the values that they had, and what a forward assigns, a buffer or an attribute, is what it was.
-
-    Both, as one may tell about the other: a flag that a buffer has been filled.
-    """
-    tables = ("_buffers", "_parameters", "_modules")
-    before = [(m, type(m), dict(vars(m)), [dict(vars(m)[name]) for name in tables]) for m in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not is_lazy(buffer)]
-    try:
-        yield
-    finally:
-        for module, kind, attributes, contents in before:
-            if type(module) is not kind:  # a lazy layer knows its sizes from its first forward on
-                continue
-            vars(module).clear()
-            vars(module).update(attributes)
-            for name, content in zip(tables, contents, strict=True):
-                vars(module)[name].clear()
-                vars(module)[name].update(content)
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)

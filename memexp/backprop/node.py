@@ -28,6 +28,7 @@ from memexp.backprop.plan import Keep
 from memexp.backprop.replay import Frame, Record
 from memexp.backprop.rounding import RangeWatch, Rounding
 from memexp.backprop.run import run, run_all
+from memexp.backprop.streams import nbytes
 from memexp.backprop.surroundings import NOTHING, Surroundings
 from memexp.backprop.tail import LARGE_STREAMS, forgetful, forms, without_tail
 from memexp.backprop.task import Grads, Streams, Task, as_tuple, pull_back, undo_all
@@ -197,7 +198,7 @@ class Node:
 
     def _without_tail(self, inputs: Streams, needs: tuple[bool, ...]) -> AbstractContextManager[None]:
         record = self.record
-        if record.compiled or self.reads or sum([x.nbytes for x in inputs]) < LARGE_STREAMS:
+        if record.compiled or self.reads or nbytes(inputs) < LARGE_STREAMS:
             return NOTHING  # what follows each operation does not see those of compiled code
         if not forgetful(record.modules):
             return NOTHING

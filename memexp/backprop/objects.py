@@ -1,14 +1,15 @@
 """Objects that a Chain's call hands to its steps, seen by a recomputation as the first pass saw them.
 
 A block appends its keys to a cache that it is handed, or its output to a list: evaluated once more, it would find what it had
-left there itself and give another gradient. So what stands in such objects, in their attributes, lists, dicts and sets, and in
-what these hold, is noted before the first pass and put back around each later evaluation. A tensor there that is written in
-place cannot be put back, and is refused.
+left there itself and give another gradient. So what stands in such objects, in their attributes, lists, deques, dicts and sets,
+and in what these hold, is noted before the first pass and put back around each later evaluation. A tensor there that is written
+in place cannot be put back, and is refused.
 """
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from operator import is_
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,6 +23,7 @@ UNCHANGING = (
     str, bytes, int, float, complex, type(None), type, FunctionType, BuiltinFunctionType, MethodType, ModuleType, nn.Module,
     TreeSpec, torch.dtype, torch.device, torch.Generator,
 )  # fmt: skip
+CONTAINERS = (list, deque, dict, set)
 
 
 @runtime_checkable
@@ -42,7 +44,7 @@ class Objects:
         self.changed: list[str] = []
         self._handed = handed
         self._names: list[str] = []
-        self._places: list[Any] = []  # what can be changed: lists, dicts, sets, the attributes of an object as a dict
+        self._places: list[Any] = []  # what can be changed: containers, the attributes of an object as a dict
         self._before: list[Any] = []
         self._versions: list[tuple[str, Tensor, int]] = []
         for name, value in handed.items():
@@ -66,11 +68,11 @@ class Objects:
             if isinstance(found, Holder):
                 waiting += found.held()
             for place in _places(found):
-                contents = _contents(place)
+                held = contents(place)
                 self._names.append(name)
                 self._places.append(place)
-                self._before.append(contents)
-                waiting += _listed(contents)
+                self._before.append(held)
+                waiting += listed(held)
 
     def settle(self) -> None:
         """After the first pass.
@@ -84,32 +86,22 @@ class Objects:
                     f"a tensor of shape {tuple(tensor.shape)} in what is handed in as {name} is written in place, so that the "
                     "step cannot be recomputed: hand in none, or use backprop=stored or light"
                 )
-        moved = set(self._moved(map(_contents, self._places)))
+        pairs = zip(self._places, self._before, strict=True)
+        moved = {index for index, (place, before) in enumerate(pairs) if differs(place, before)}
         self.changed = sorted({self._names[index] for index in moved})
         # a list of tensors that is not changed is not to keep them in memory
-        kept = [
-            i for i, contents in enumerate(self._before) if i in moved or not any(map(_is_tensor, _listed(contents)))
-        ]
+        kept = [i for i, before in enumerate(self._before) if i in moved or not any(map(_is_tensor, listed(before)))]
         self._places, self._before = ([column[i] for i in kept] for column in (self._places, self._before))
         self._versions.clear()
 
     def put_back(self) -> None:
         """All stands again as it was noted."""
         for place, before in zip(self._places, self._before, strict=True):
-            _put(place, before)
+            refill(place, before)
 
-    @contextmanager
-    def again(self) -> Iterator[None]:
+    def again(self) -> AbstractContextManager[None]:
         """Around each later evaluation: all is as the first pass found it, and then as it was."""
-        own = [*map(_contents, self._places)]
-        moved = self._moved(own)
-        for index in moved:
-            _put(self._places[index], self._before[index])
-        try:
-            yield
-        finally:
-            for index in moved:
-                _put(self._places[index], own[index])
+        return holding(zip(self._places, self._before, strict=True))
 
     def order_lost(self, name: str) -> StepError:
         """What is raised where steps that have changed objects would be evaluated in another order."""
@@ -120,26 +112,42 @@ class Objects:
 
     def replace(self, other: Callable[[Tensor], Tensor]) -> None:
         """Puts other tensors in place of those that stand in the objects now."""
-
-        def replaced(value: Any) -> Any:
-            if type(value) is tuple:
-                return tuple(map(replaced, value))
-            return other(value) if isinstance(value, Tensor) else value
-
         for place in Objects(self._handed)._places:
-            contents = _contents(place)
-            if isinstance(contents, dict):
-                _put(place, {key: replaced(value) for key, value in contents.items()})
-            else:
-                _put(place, type(contents)(map(replaced, contents)))
-
-    def _moved(self, current: Iterable[Any]) -> list[int]:
-        pairs = zip(self._before, current, strict=True)
-        return [index for index, (before, now) in enumerate(pairs) if not _same(before, now)]
+            refill(place, with_tensors(contents(place), other))
 
 
-def _listed(contents: Any) -> Iterable[Any]:
-    return contents.values() if isinstance(contents, dict) else contents
+@contextmanager
+def holding(pairs: Iterable[tuple[Any, Any]]) -> Iterator[None]:
+    """Inside, each of the places has the contents beside it, and then its own again."""
+    pairs = list(pairs)
+    own = [contents(place) for place, _ in pairs]
+    try:
+        for place, before in pairs:
+            if differs(place, before):
+                refill(place, before)
+        yield
+    finally:
+        for (place, _), held in zip(pairs, own, strict=True):
+            if differs(place, held):
+                refill(place, held)
+
+
+def with_tensors(held: Any, other: Callable[[Tensor], Tensor]) -> Any:
+    """The contents of a place with other tensors."""
+
+    def replaced(value: Any) -> Any:
+        if type(value) is tuple:
+            return tuple(map(replaced, value))
+        return other(value) if isinstance(value, Tensor) else value
+
+    if isinstance(held, dict):
+        return {key: replaced(value) for key, value in held.items()}
+    return type(held)(map(replaced, held))
+
+
+def listed(held: Any) -> Iterable[Any]:
+    """What stands in the contents of a place, or in a container."""
+    return held.values() if isinstance(held, dict) else held
 
 
 def _is_tensor(value: Any) -> bool:
@@ -148,32 +156,45 @@ def _is_tensor(value: Any) -> bool:
 
 def _places(found: Any) -> list[Any]:
     attributes = [vars(found)] if hasattr(found, "__dict__") else []
-    return [found, *attributes] if isinstance(found, list | dict | set) else attributes
+    return [found, *attributes] if isinstance(found, CONTAINERS) else attributes
 
 
-def _contents(place: Any) -> Any:
-    return next(kind for kind in (dict, list, set) if isinstance(place, kind))(place)
+def contents(place: Any) -> Any:
+    """A copy of what stands in a container."""
+    kind = _kind(place)
+    return list(place) if kind is deque else kind(place)
 
 
-def _put(place: Any, contents: Any) -> None:
+def _kind(place: Any) -> Any:
+    own = type(place)
+    return own if own in CONTAINERS else next(kind for kind in CONTAINERS if isinstance(place, kind))
+
+
+def refill(place: Any, held: Any) -> None:
     """Makes these the contents, past what a class of its own has in place of these methods."""
     if isinstance(place, list):
-        list.__setitem__(place, slice(None), contents)
+        list.__setitem__(place, slice(None), held)
+    elif isinstance(place, deque):
+        deque.clear(place)
+        deque.extend(place, held)
     elif isinstance(place, set):
         set.clear(place)
-        set.update(place, contents)
+        set.update(place, held)
     else:
         kind = OrderedDict if isinstance(place, OrderedDict) else dict
-        for key in [key for key in place if key not in contents]:
+        for key in [key for key in place if key not in held]:
             kind.__delitem__(place, key)
-        for key, value in contents.items():
+        for key, value in held.items():
             kind.__setitem__(place, key, value)
 
 
-def _same(a: Any, b: Any) -> bool:
-    """Whether the very same objects stand in both."""
-    if isinstance(a, dict):
-        return len(a) == len(b) and all(key in b and b[key] is value for key, value in a.items())
-    if isinstance(a, list):
-        return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
-    return bool(a == b)
+def differs(place: Any, held: Any) -> bool:
+    """Whether not the very same objects stand in it."""
+    now = place if type(place) in CONTAINERS else contents(place)
+    if len(now) != len(held):
+        return True
+    if isinstance(held, set):
+        return bool(now != held)
+    if not all(map(is_, now, held)):
+        return True
+    return isinstance(held, dict) and not all(map(is_, now.values(), held.values()))

@@ -32,7 +32,7 @@ class Remaking(TorchDispatchMode):
     def __init__(self, streams: Sequence[Tensor]) -> None:
         super().__init__()
         self._values: dict[int, tuple[Any, Value]] = {}
-        for x in streams:
+        for x in filter(_is_dense, streams):
             self._value(x).entered = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -46,7 +46,7 @@ class Remaking(TorchDispatchMode):
 
     def pack(self, tensor: Tensor) -> Any:
         """What autograd is to hold for a tensor that it saves."""
-        if tensor.layout is not torch.strided or tensor.nbytes < SMALL:
+        if not _is_dense(tensor) or tensor.nbytes < SMALL:
             return _alone(tensor), tensor._version
         value = self._value(tensor)
         if value.kept is not None or value.kind != kind(tensor):
@@ -60,7 +60,7 @@ class Remaking(TorchDispatchMode):
 
     def leave(self, outputs: Sequence[Tensor]) -> None:
         """What leaves is in memory for others, and need not be remade."""
-        for y in outputs:
+        for y in filter(_is_dense, outputs):
             _, value = self._values.get(y.untyped_storage()._cdata, (None, None))
             if value is not None and value.uses and value.kept is None and value.kind == kind(y):
                 root = y.detach()
@@ -78,7 +78,7 @@ class Remaking(TorchDispatchMode):
 
     def _note(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """A cheap operation was done."""
-        results = [y for y in (out if isinstance(out, list | tuple) else [out]) if isinstance(y, Tensor)]
+        results = [y for y in (out if isinstance(out, list | tuple) else [out]) if _is_dense(y)]
         if not results or results[0].nbytes < SMALL or any(isinstance(value, Tensor) for value in kwargs.values()):
             return
         function, arguments = again(func, args, out)
@@ -95,7 +95,7 @@ class Remaking(TorchDispatchMode):
         targets: list[Tensor] = []
         for place in changed:
             given = args[place] if 0 <= place < len(args) else list(kwargs.values())
-            targets += [x for x in (given if isinstance(given, list | tuple) else (given,)) if isinstance(x, Tensor)]
+            targets += [x for x in (given if isinstance(given, list | tuple) else (given,)) if _is_dense(x)]
         if all(t.nbytes < SMALL and t.untyped_storage()._cdata not in self._values for t in targets):
             return func(*args, **kwargs)  # a count of batches
         followed = len(targets) == 1 and not kwargs and is_cheap(func)
@@ -115,19 +115,23 @@ class Remaking(TorchDispatchMode):
     def _operation(
         self, function: Any, args: Any, kwargs: Any, target: int | None = None
     ) -> tuple[Operation | None, int]:
-        """The operation, and the bytes of what it reads; None where it reads bits of a value as something else."""
+        """The operation, and the bytes of what it reads; None where it reads what is not followed, or bits of a value as
+        something else.
+        """
         arguments, size = list(args), 0
         for position, argument in enumerate(arguments):
             if isinstance(argument, Tensor):
                 read = [argument]
-                arguments[position] = self._value(argument), geometry(argument)
             elif isinstance(argument, list | tuple):
                 read = [x for x in argument if isinstance(x, Tensor)]
-                arguments[position] = [(self._value(x), geometry(x)) if isinstance(x, Tensor) else x for x in argument]
             else:
                 continue
-            if any([self._value(x).kind != kind(x) for x in read]):
+            if any([not _is_dense(x) or self._value(x).kind != kind(x) for x in read]):
                 return None, 0
+            if isinstance(argument, Tensor):
+                arguments[position] = self._value(argument), geometry(argument)
+            else:
+                arguments[position] = [(self._value(x), geometry(x)) if isinstance(x, Tensor) else x for x in argument]
             size += sum([x.nbytes for x in read])
         return Operation(function, arguments, kwargs, target), size
 
@@ -155,6 +159,11 @@ def unpack(packed: Any) -> Tensor:
             if value.waiting == 0:
                 value.held = None
         return root if second == value.geometry else root.as_strided(*second)
+
+
+def _is_dense(value: Any) -> bool:
+    """Whether it is a tensor whose storage can be followed."""
+    return isinstance(value, Tensor) and value.layout is torch.strided
 
 
 def _alone(tensor: Tensor) -> Tensor:

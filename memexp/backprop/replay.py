@@ -12,11 +12,12 @@ What the first pass depended on beside its inputs is recorded, and put in place 
   statistics move once per training step; buffers of other modules that the first pass changed (power iterations of a
   spectral norm, say) are seen as they were before it;
 * objects that the call hands to the steps: as they were before the first pass (objects.py);
-* attributes of a user's modules: as they were before the first pass, and before each branch of it (attributes.py).
+* attributes of a user's modules, and lists, dicts and sets there: as they were before the first pass, and before each branch
+  of it (attributes.py).
 
 Layers that are known to neither draw nor count are not watched (quiet.py). Nothing is kept for a step that draws
 no random numbers and changes no buffers but running statistics. Random state means torch's global generators: numbers from a
-`torch.Generator` of one's own or Python's `random`, or a count of calls in a list, are not replayed
+`torch.Generator` of one's own or Python's `random`, or a count of calls outside of the modules, are not replayed
 (`Chain(..., check=True)` finds the step that uses such).
 """
 
@@ -150,7 +151,7 @@ class Record:
         self._states: list[tuple[str, list[Tensor]]] = []
         self._random: dict[str, list[Tensor]] = {}
         self._buffers: dict[str, Values] = {}
-        self._attributes: dict[str, Values] = {}
+        self._attributes: dict[str, Attributes] = {}
         self._replaying = False
 
     def settle(self) -> None:
@@ -226,11 +227,17 @@ class Record:
                 if len(held) != len(own) or not all(map(is_, held.values(), own.values())):
                     seen.append((module, "_parameters", held))
         seen += [(module, "_modules", held) for module, held in self._holding if module._modules != held]
-        seen += self.attributes.changed if self.attributes is not None else ()
         objects = NOTHING if self.objects is None else self.objects.again()
+        attributes = NOTHING if self.attributes is None else self.attributes.again()
         self._replaying = True
         try:
-            with self.surroundings(recording), substituted(scratch), objects, lent(seen) if seen else NOTHING:
+            with (
+                self.surroundings(recording),
+                substituted(scratch),
+                objects,
+                attributes,
+                lent(seen) if seen else NOTHING,
+            ):
                 yield
         finally:
             self._replaying = False
@@ -245,16 +252,16 @@ class Record:
         result = branch(*inputs, **context)
         if changed := moved(before):
             self._buffers[key] = changed
-        attributes.settle()
-        if attributes.changed:  # a module may be evaluated in several branches, which are undone in another order
-            self._attributes[key] = attributes.changed
+        if attributes.settle():  # a module may be evaluated in several branches, which are undone in another order
+            self._attributes[key] = attributes
         return result
 
     def _replay(self, key: str, branch: Callable[..., T], inputs: tuple[Tensor, ...], context: dict[str, Any]) -> T:
         if self.repeatable(key):
             return branch(*inputs, **context)
         state = self._random.get(key)
-        with substituted(self._buffers.get(key, [])), lent(self._attributes.get(key, [])):
+        attributes = self._attributes.get(key)
+        with substituted(self._buffers.get(key, [])), NOTHING if attributes is None else attributes.again():
             if state is None:
                 return branch(*inputs, **context)
             callers = self.surroundings.random_state()

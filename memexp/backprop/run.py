@@ -41,11 +41,8 @@ def run(index: int, step: nn.Module, streams: Streams, frame: Frame | None, cont
         _check_count(index, step, len(streams), own)
         raise
     except RuntimeError as error:
-        # where autograd records, torch refuses to write to a leaf before it is written to
-        if "leaf Variable that requires grad is being used in an in-place" in str(error) and any(
-            map(_is_trained, streams)
-        ):
-            raise _written(index, step) from error
+        if (said := _said(index, step, streams, str(error))) is not None:
+            raise said from error
         raise
     finally:
         current.reset(token)
@@ -75,6 +72,19 @@ def _written(index: int, step: nn.Module) -> StepError:
         f"{describe(index, step)} changes a stream in place; streams belong to the Chain and its caller: "
         "use an operation that is not in place, e.g. nn.ReLU(inplace=False)"
     )
+
+
+def _said(index: int, step: nn.Module, streams: Streams, error: str) -> StepError | None:
+    """What an error of torch's means for a step, where that is known."""
+    # where autograd records, torch refuses to write to a leaf before it is written to
+    if "leaf Variable that requires grad is being used in an in-place" in error and any(map(_is_trained, streams)):
+        return _written(index, step)
+    if "don't yet support saved tensor hooks" in error:
+        return StepError(
+            f"{describe(index, step)} differentiates in its own forward with torch.func, which torch does not allow where "
+            "what autograd saves is looked at: use backprop=stored, or torch.autograd.grad and backprop=light"
+        )
+    return None
 
 
 def _tensors(index: int, step: nn.Module, found: Any) -> Streams:

@@ -1,5 +1,7 @@
 """From one tensor to the two streams of additive couplings, once before a Chain, and back once after it."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,11 @@ def full_precision(x: Tensor) -> Tensor:
     """`x`, in float32 where autocast made it half precision: branches may compute in that, but a sum in it cannot be undone."""
     half = x.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(x.device.type)
     return x.float() if half else x
+
+
+def nbytes(streams: Sequence[Tensor]) -> int:
+    """Of those that are dense; torch counts no bytes of a sparse one."""
+    return sum([x.nbytes for x in streams if x.layout is torch.strided])
 
 
 def _format(x: Tensor) -> torch.memory_format:

@@ -79,7 +79,7 @@ class Task:
         (dx,) = self.pull((z,), (grad,), (leaf,))
         if dx is None or direct is None:
             return z.detach(), direct if dx is None else dx
-        return z.detach(), dx + direct
+        return z.detach(), direct + dx
 
     def _layers(
         self,
@@ -111,7 +111,7 @@ class Task:
         found = differentiate((z,), (grad if grad.dtype is z.dtype else grad.to(z.dtype),), targets, known.plain)
         dx = found[0] if need else None
         self._sum(dict(zip(map(id, wanted), found[1:] if need else found, strict=True)))
-        return value, direct if dx is None else dx if direct is None else dx + direct
+        return value, direct if dx is None else dx if direct is None else direct + dx
 
     def pull(self, outputs: Sequence[Tensor], grads: Grads, inputs: Streams) -> Grads:
         """Vector-Jacobian product: gradients of `inputs` that need one; of all else into `..._grads`."""

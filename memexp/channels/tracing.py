@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from memexp.backprop.untouched import untouched
 from memexp.channels import contracting, moving, normalising, rules  # noqa: F401  (rules register themselves)
 from memexp.channels.attention import all_adapted
 from memexp.channels.called import apart, copied
@@ -29,7 +30,6 @@ from memexp.channels.settling import settle
 from memexp.channels.sizes import COUNTED, Derived, Size, tracked_attributes
 from memexp.channels.skipping import shaped
 from memexp.channels.tape import Tape
-from memexp.channels.untouched import untouched
 from memexp.modes import evaluating
 
 # carried out in smaller operations, among them a number that follows from a length: a scale from that of a head
@@ -90,6 +90,7 @@ def trace(network: nn.Module, *example_inputs: Any) -> Graph:
             _Operations(tape),
         ):
             outputs = network(*inputs)
+        _without_graphs(network)
         if not tensors_in(outputs):
             raise ChannelError(
                 f"the network returns a {type(outputs).__name__}: return tensors, or tuples or dicts of them"
@@ -101,6 +102,17 @@ def trace(network: nn.Module, *example_inputs: Any) -> Graph:
         return settle(network, tape, example_inputs, outputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _without_graphs(network: nn.Module) -> None:
+    """Weights that each forward makes anew (torch.nn.utils.prune, weight_norm) lose theirs, with which none can be copied."""
+    for module in network.modules():
+        for name in [
+            name.removesuffix(end) for name in module._parameters for end in ("_orig", "_v") if name.endswith(end)
+        ]:
+            value = vars(module).get(name)
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                vars(module)[name] = value.detach()
 
 
 class _Source(TorchFunctionMode):

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import cache
 from itertools import zip_longest
 from typing import Any
 
@@ -197,10 +198,11 @@ def _plan(
 
     _, times = measure(network, step)
     beside = scratch(step, next(network.parameters()).device)
-    bare = _without_data(network)
     try:
+        bare = _without_data(network)
         with without_data():
-            tensors = tree_map(lambda leaf: _empty(leaf) if isinstance(leaf, Tensor) else leaf, example)
+            empty = cache(_empty)  # a target that is the input, too, is there once
+            tensors = tree_map(lambda leaf: empty(leaf) if isinstance(leaf, Tensor) else leaf, example)
             steps = Steps(Example(emptied(bare), loss_fn, tensors, optimizer, measured.called or ()))
             plan = best(steps, times, limit, compiled=compiled, scratch=beside)
     except RuntimeError as error:  # though with data a step was just taken

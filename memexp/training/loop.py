@@ -162,21 +162,26 @@ class Trainer:
             if settings.checkpoint_every and done.step % settings.checkpoint_every == 0:
                 self.save()
                 before = self._clock()
-            distribution.heed(self.place.stop, self.place.world, self.precision.device)
+            distribution.heed(self.place.stop, self.place.world)
 
     def _check_loss(self) -> float:
         """The latest loss not yet looked at. Reading it a step late leaves the device work to do meanwhile.
 
-        Raises NotFinite, and what the engine finds wrong with the step.
+        Raises NotFinite, in all processes where it is so in one, and what the engine finds wrong with the step.
         """
         if self._unchecked is None:
             return math.nan
         step, loss, verdicts = self._unchecked
         value = float(loss)
         late.judge(verdicts)
-        if not math.isfinite(value):
-            raise NotFinite(f"the loss of step {step} is {value}. {REMEDY}")
+        if self._anywhere(not (finite := math.isfinite(value))):
+            raise NotFinite(
+                f"the loss of step {step} is {'not finite in another process' if finite else value}. {REMEDY}"
+            )
         return value
+
+    def _anywhere(self, flag: bool) -> bool:
+        return distribution.agree(flag, self.place.world)
 
     def _step(self, batches: list[tuple[Tensor, Tensor]]) -> Tensor:
         self._schedule()
@@ -273,8 +278,8 @@ class Trainer:
         self._check_loss()
         weights = {name: w for name, w in self.recipe.network.state_dict().items() if w.is_floating_point()}
         sound = torch.stack([torch.isfinite(w).all() for w in weights.values()]).tolist()  # read from the device once
-        if not all(sound):
-            name = list(weights)[sound.index(False)]
+        if self._anywhere(not all(sound)):  # each process has statistics of its own
+            name = "a buffer of another process" if all(sound) else list(weights)[sound.index(False)]
             raise NotFinite(f"{name} is not finite after step {self.progress.step}. {REMEDY}")
         if self.compilation is not None:
             self.progress.memory = self.place.meter.results()

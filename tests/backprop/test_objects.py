@@ -1,6 +1,7 @@
 """Objects that a call hands to its steps: caches, lists, flags. Recomputed, such blocks were silently wrong."""
 
 import copy
+from collections import deque
 
 import pytest
 import torch
@@ -110,14 +111,23 @@ def test_after_backward_the_object_is_as_it_was():
     assert [tuple(k.shape) for k in keys] == [(2, 3, 8)] * 4
 
 
+def test_an_object_that_is_emptied_before_backward_stays_empty():
+    network, cache = Chain([Counting(0), Counting(1)], "checkpointed"), []
+    y = network(torch.randn(2, 3, 8), cache=cache)
+    cache.clear()
+    y.sum().backward()
+    assert cache == []
+
+
+@pytest.mark.parametrize("kind", [list, deque])
 @pytest.mark.parametrize("every", [1, 2, 4])
-def test_steps_recomputed_together_see_each_other(every):
+def test_steps_recomputed_together_see_each_other(every, kind):
     torch.manual_seed(0)
     steps = [Counting(index) for index in range(4)]
     x = torch.randn(2, 3, 8)
 
     def run(chain):
-        chain(x, cache=[]).square().sum().backward()
+        chain(x, cache=kind()).square().sum().backward()
         return [p.grad for p in chain.parameters()]
 
     expected = run(Chain(copy.deepcopy(steps)))

@@ -88,11 +88,17 @@ class Energy(nn.Module):
         return x - slope
 
 
+class Functional(Energy):
+    def forward(self, x):
+        return x - torch.func.grad(lambda x: self.layer(x).tanh().square().sum())(x)
+
+
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
         (Clamped, r"step 0 \(Clamped\) changes a parameter in place in its own forward.*stored or light"),
         (Energy, r"step 0 \(Energy\): differentiates in its own forward.*stored or light"),
+        (Functional, r"step 0 \(Functional\) differentiates in its own forward with torch.func.*=stored, or .*=light"),
     ],
 )
 def test_what_a_step_does_in_its_forward_that_cannot_be_done_twice_is_named(kind, said):

@@ -1,5 +1,7 @@
 """What exact and the watch over the drift find, said when it suits: a device need not be waited for in each pass."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -12,11 +14,10 @@ class Counting(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.calls = []
+        self.calls = itertools.count(1)
 
     def forward(self, x):
-        self.calls.append(1)
-        return x * len(self.calls)
+        return x * next(self.calls)
 
 
 class Growing(nn.Module):

@@ -194,6 +194,13 @@ def random_skip(share):
     return lambda index: draws.random() < share
 
 
+def with_sparse_buffer():
+    network = Looped(Block() for _ in range(3))
+    network.blocks[1].register_buffer("edges", torch.eye(16).to_sparse_csr())
+    network.blocks[1].way = lambda block, x: torch.sparse.mm(block.edges, block.layer(x).T).T
+    return network
+
+
 def with_attribute(value):
     network = Looped(Block() for _ in range(3))
     network.blocks[1].kept = value(network)
@@ -209,6 +216,7 @@ def with_attribute(value):
             square,
             r"attribute kept of blocks.1 \(a Note\)",
         ),
+        (with_sparse_buffer, square, "trains, but cannot be followed without data"),
         (lambda: Looped([Block()] * 3, random_skip(0.4)), square, r"block blocks\.\d \(Block\) is called in one pass"),
         (
             lambda: Looped([Block() for _ in range(3)], random_skip(0.4)),
@@ -245,13 +253,20 @@ def test_it_is_planned_where_the_caller_records_nothing(mode):
 
 
 def test_state_of_an_optimizer_counts_and_an_example_may_be_keywords():
-    network = made("looped")
+    network = Looped(layers() for _ in range(3))
     plans = [
-        fit(copy.deepcopy(network), lambda y: y.square().mean(), {"images": images(4)}, 1.0, optimizer=optimizer)[0]
+        fit(copy.deepcopy(network), square, {"x": torch.randn(8, 16)}, 1.0, optimizer=optimizer)[0]
         for optimizer in (None, torch.optim.Adam)
     ]
     state = 2 * sum(-(-p.nbytes // 512) * 512 for p in network.parameters())
     assert plans[1].most >= plans[0].most + state
+
+
+def test_a_target_that_is_the_input_too_counts_once():
+    network, x = Looped(layers() for _ in range(3)), torch.randn(512, 16)
+    agreed = fit(copy.deepcopy(network), lambda y, t: (y - t).square().sum(), (x, x), 1.0)[0]
+    other = fit(copy.deepcopy(network), lambda y, t: (y - t).square().sum(), (x, x.clone()), 1.0)[0]
+    assert other.most - agreed.most == x.nbytes
 
 
 def test_blocks_that_the_forward_does_not_call_are_named():
