@@ -7,7 +7,6 @@ from memexp.report.collect import Run, number
 
 Pairs = dict[str, tuple[float | None, float | None]]  # figure -> (before, after)
 CHANGED = ("accuracy.top1", "parameters", "macs")  # what a stage that does not tell it has left as it was
-COSTS = (("prune", "before", "after"), ("deploy", "trained", None))  # whose networks were measured, and by which names
 
 
 def changes(run: Run) -> dict[str, Pairs]:
@@ -40,20 +39,19 @@ def _told(of_stage: Run, kind: str, key: str) -> float | None:
 def costs(run: Run) -> dict[str, Pairs]:
     """stage -> what it takes to run the network: bytes as saved, latency_N in seconds and peak_N in bytes by batches of N.
 
-    Of the stages that measure it, which are those that change it.
+    Of the stages that prune, or sample an integral network; what is deployed has a table of its own.
     """
     found = {}
     for stage in run.stages:
         of_stage = Run(run.path, stage)
-        for part, before, after in COSTS:
-            pairs: Pairs = {}
-            measured = of_stage.get(f"{part}.costs.{before}")
-            for key in measured if isinstance(measured, Mapping) else ():
-                names = before, after or of_stage.get(f"{part}.merge")
-                one, other = (number(of_stage.get(f"{part}.costs.{name}.{key}")) for name in names)
+        measured = of_stage.get("prune.costs.before")
+        pairs: Pairs = {}
+        for key in measured if isinstance(measured, Mapping) else ():
+            one, other = (number(of_stage.get(f"prune.costs.{when}.{key}")) for when in ("before", "after"))
+            if key not in CHANGED and (one, other) != (None, None):
                 pairs[str(key)] = one, other
-            if pairs := {key: pair for key, pair in pairs.items() if key not in CHANGED and pair != (None, None)}:
-                found[str(stage.get("key"))] = pairs
+        if pairs:
+            found[str(stage.get("key"))] = pairs
     return found
 
 

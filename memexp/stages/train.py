@@ -242,7 +242,7 @@ def _tsne(run: Run, trainer: Trainer, epochs: Sequence[int] | None, seed: int) -
     """Draws the features after the chosen epochs, or the last, as plots/tsne-EPOCH.png (of tuning, tune-tsne-EPOCH.png) and in
     TensorBoard.
     """
-    from memexp.report import files, tsne  # scikit-learn and matplotlib take their time to import
+    from memexp.report import collect, files, tsne  # scikit-learn and matplotlib take their time to import
 
     try:
         tsne.last_linear(run.network)
@@ -263,7 +263,8 @@ def _tsne(run: Run, trainer: Trainer, epochs: Sequence[int] | None, seed: int) -
             if not run.world.is_main:
                 return
             points, labels = tsne.features(model, run.splits.test)
-        figure = tsne.draw(points, labels, run.splits.classes, seed)
+        shown = collect.Run(run.directory.path, run.results)
+        figure = tsne.draw(points, labels, run.splits.classes, shown, seed)
         files.save(figure, run.directory.plots, f"{_of_stage(run.key)}tsne-{epoch}")
         if run.board is not None:
             run.board.figure("t-SNE of test images", run.steps_before + trainer.progress.step, figure)
@@ -275,12 +276,12 @@ def _timeline(run: Run) -> None:
     """Draws live memory over the last tracked training step, as plots/timeline.png (of tuning, tune-timeline.png) and in
     TensorBoard.
     """
-    from memexp.report import files, timeline  # matplotlib takes its time to import
+    from memexp.report import collect, files, timeline  # matplotlib takes its time to import
 
     if run.meter.tracked is None:
         log.warning("memory.timeline: no training step was left to follow; resumed runs follow their own first ones")
         return
-    figure = timeline.draw(run.meter.tracked)
+    figure = timeline.draw(run.meter.tracked, collect.Run(run.directory.path, run.results))
     path = files.save(figure, run.directory.plots, f"{_of_stage(run.key)}timeline")
     log.info("memory over a training step: %s", path)
     if run.board is not None:
