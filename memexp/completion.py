@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
-from memexp import config, options, schema
+from memexp import config, options, overriding, schema
 
 PATHS = ("resume", "evaluate", "report", "export")  # commands that take run directories
 NO_KEYS = ("report", "experiments", "export")
@@ -59,7 +59,7 @@ def _overrides(start: str, directories: list[str]) -> list[str]:
         *others, part = value.split(",")
         done = "".join(f"{other}," for other in others)
         return [f"{key}={done}{found}" for found in _values(key, directories) if found.startswith(part)]
-    keys = [*config.groups(directories), *config.keys_of(config.compose_unchecked([], config_dirs=directories))]
+    keys = [*overriding.groups(directories), *config.keys_of(config.compose_unchecked([], config_dirs=directories))]
     near = [found for found in dict.fromkeys(keys) if found.startswith(key) and not found.startswith("hydra")]
     depth = key.count(".")
     return sorted(
@@ -69,7 +69,7 @@ def _overrides(start: str, directories: list[str]) -> list[str]:
 
 def _values(key: str, directories: list[str]) -> list[str]:
     """Options of a group, or the values that a key may have where they are few."""
-    if found := config.options_of(key, directories):
+    if found := overriding.options_of(key, directories):
         return found
     cfg = config.compose_unchecked([], config_dirs=directories)
     group, _, name = key.rpartition(".")

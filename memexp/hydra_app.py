@@ -16,7 +16,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from memexp import config, jobs, launcher, sweeper
+from memexp import config, jobs, launcher, overriding, sweeper
 from memexp.config import CONFIG_NAME
 from memexp.paths import CONF, from_here
 from memexp.record import RunDirectoryError
@@ -63,10 +63,10 @@ def train(arguments: list[str], hydra_only: bool) -> int:
         started = launcher.start_sweep(name, directories)
         outcome.sweep = jobs.Sweep(started.config_name, started.config_dirs)
         typed = sweeper.with_arms_quoted(options.overrides, name, directories)
-        constant = ",".join(f"'{key}'" for key in config.constant_keys(typed))
+        constant = ",".join(f"'{key}'" for key in overriding.constant_keys(typed))
         own = f"hydra.job.config.override_dirname.exclude_keys=[{constant}]"
         # what is set of a group that is itself swept may not be there before an option is chosen, as with prune=l1_norm,random
-        swept = config.swept_keys(typed)
+        swept = overriding.swept_keys(typed)
         same = [text for text in typed if text.partition("=")[0] not in swept]
         left = config.of_no_option(
             same, name, directories
@@ -89,7 +89,7 @@ def train(arguments: list[str], hydra_only: bool) -> int:
         ) from error
     except (HydraException, OmegaConfBaseException) as error:  # a run's own errors are in the outcome
         if error.__cause__ is None:
-            raise config.ConfigError([config.one_line(error)]) from error
+            raise config.ConfigError([overriding.one_line(error)]) from error
         raise
     except ValueError:
         if not (multirun and launcher.nothing_done()):  # a study of which no trial was done has no best one
@@ -131,7 +131,7 @@ def _directories(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def _searched(directories: Sequence[str]) -> list[str]:
     """The same for Hydra: a flag for the first, then an override for the others."""
-    first, others = directories[:1], [config.quoted(f"file://{Path(path).absolute()}") for path in directories[1:]]
+    first, others = directories[:1], [overriding.quoted(f"file://{Path(path).absolute()}") for path in directories[1:]]
     return [
         *(f"--config-dir={path}" for path in first),
         *([f"hydra.searchpath=[{','.join(others)}]"] if others else []),

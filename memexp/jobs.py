@@ -17,8 +17,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from memexp.config import ConfigError, compose, compose_unchecked, config_hash, quoted
+from memexp.config import ConfigError, compose, compose_unchecked, config_hash
 from memexp.options import STARTS
+from memexp.overriding import quoted
 from memexp.record import SCHEMA, read_json, write_json
 
 DISCARDED = ("nan", "oom")  # statuses after which going on from the checkpoint would end the same way
@@ -70,10 +71,10 @@ def stop(sweep: Sweep, signum: int) -> None:
     with _starting:
         again = sweep.stopped not in (None, signal.SIGUSR2) and signum != signal.SIGUSR2
         sweep.stopped = signum
-        for child in list(
-            sweep.children
-        ):  # a notice, as whoever stops a sweep may have sent each of its processes a signal
-            child.send_signal(signal.SIGKILL if again else signal.SIGUSR2)
+        # a notice, as whoever stops a sweep may have sent each of its processes a signal
+        asks = signal.SIGKILL if again else signal.SIGUSR2
+        for child in list(sweep.children):
+            child.send_signal(asks)
 
 
 def identify(job: Job, sweep: Sweep) -> None:

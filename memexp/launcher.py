@@ -23,9 +23,10 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from memexp import jobs
-from memexp.config import ConfigError, swept_keys
+from memexp.config import ConfigError
 from memexp.jobs import Job, Sweep
 from memexp.onlooker import telling
+from memexp.overriding import swept_keys
 from memexp.paths import from_here
 from memexp.record import NotWritten, RunDirectoryError, read_json, write_text
 from memexp.visible import visible

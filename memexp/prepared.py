@@ -10,13 +10,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from memexp import build, data, sequence
-from memexp.config import ConfigError, quoted
+from memexp.config import ConfigError
 from memexp.data import DataError
 from memexp.memory.limit import hold
 from memexp.memory.snapshot import listen
 from memexp.modes import evaluating
 from memexp.optim import schedules
 from memexp.options import name_of
+from memexp.overriding import quoted
 from memexp.record import RunDirectory
 from memexp.results import skeleton
 from memexp.stages import train, tune

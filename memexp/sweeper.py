@@ -14,9 +14,10 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from memexp import config
-from memexp.config import ConfigError, quoted, values_of
+from memexp import config, overriding
+from memexp.config import ConfigError
 from memexp.launcher import Sweeps
+from memexp.overriding import quoted, values_of
 from memexp.schema import nearest
 
 TARGET = "hydra_plugins.memexp_sweeper.CasesSweeper"  # where Hydra finds it
@@ -95,12 +96,12 @@ class CasesSweeper(Sweeper):
         own = [f"{key}={choices}" for key, choices in self.params.items()]
         named = [text for text in typed if self.arms and text.startswith("arm=")]
         others = [text for text in typed if text not in named]
-        choices = {config.key_of(parser, text): values_of(parser, text) for text in [*own, *others]}
-        known = {config.key_of(parser, text) for text in others}  # of which a case's own choices are none any more
+        choices = {overriding.key_of(parser, text): values_of(parser, text) for text in [*own, *others]}
+        known = {overriding.key_of(parser, text) for text in others}  # of which a case's own choices are none any more
         chosen = self.cases
         if named:
             chosen = [self.cases[_place(name, self.arms)] for name in _names(parser, named[-1], self.arms)]
-        kept = [[text for text in texts if config.key_of(parser, text) not in known] for texts in chosen]
+        kept = [[text for text in texts if overriding.key_of(parser, text) not in known] for texts in chosen]
         cases = [case for texts in kept for case in itertools.product(*(values_of(parser, text) for text in texts))]
         found = [(*case, *job) for job in itertools.product(*choices.values()) for case in cases]
         return [list(job) for job in dict.fromkeys(found)]
@@ -122,7 +123,7 @@ def one_run(
     cases = config.sweeper_of(others, config_name, config_dirs).get("cases")
     if not isinstance(cases, Mapping):
         return list(overrides), None
-    parser = config.parser(config_dirs)
+    parser = overriding.parser(config_dirs)
     if typed:
         arms = list(map(str, cases))
         arm = arms[_place(_names(parser, typed[-1], arms)[0], arms)]
@@ -141,9 +142,9 @@ def _place(arm: str, arms: list[str]) -> int:
 
 
 def _of_arm(arm: str, case: Sequence[str], others: Sequence[str], parser: OverridesParser) -> list[str]:
-    keys = {config.key_of(parser, text) for text in others}
+    keys = {overriding.key_of(parser, text) for text in others}
     (texts,) = CasesSweeper(cases={arm: case}).cases
-    found = {text: values_of(parser, text) for text in texts if config.key_of(parser, text) not in keys}
+    found = {text: values_of(parser, text) for text in texts if overriding.key_of(parser, text) not in keys}
     if several := [text for text, values in found.items() if len(values) > 1]:
         raise ConfigError(
             [f"arm: '{arm}' is several runs ({', '.join(several)}); -m runs them, or give one value of each."]
@@ -177,7 +178,7 @@ def with_arms_quoted(overrides: Sequence[str], config_name: str, config_dirs: Se
     others = [text for text in overrides if not text.startswith("arm=")]
     if len(others) == len(overrides):
         return others
-    cases = config.sweeper_of(config.jobs(others, config_dirs)[0], config_name, config_dirs).get("cases")
+    cases = config.sweeper_of(overriding.jobs(others, config_dirs)[0], config_name, config_dirs).get("cases")
     arms = {f"arm={arm}": f"arm={quoted(str(arm))}" for arm in (cases if isinstance(cases, Mapping) else ())}
     return [arms.get(text, text) for text in overrides]
 
@@ -187,14 +188,14 @@ def planned(overrides: Sequence[str], config_name: str, config_dirs: Sequence[st
 
     For a sweeper that is not this one, an interval stands there with its ends.
     """
-    parser = config.parser(config_dirs)
-    for typed in config.jobs(with_arms_quoted(overrides, config_name, config_dirs), config_dirs):
+    parser = overriding.parser(config_dirs)
+    for typed in overriding.jobs(with_arms_quoted(overrides, config_name, config_dirs), config_dirs):
         settings = config.sweeper_of(typed, config_name, config_dirs)
         if settings.pop("_target_", None) != TARGET:  # others, too, have keys and choices of an experiment's own
             _check_search(settings)
             params = settings.get("params")
             own = [f"{key}={choices}" for key, choices in params.items()] if isinstance(params, Mapping) else []
-            yield from config.jobs([*own, *typed], config_dirs)
+            yield from overriding.jobs([*own, *typed], config_dirs)
             continue
         yield from CasesSweeper(**settings).jobs(parser, typed)
 
@@ -223,4 +224,4 @@ def _is_list(value: Any) -> bool:
 def count(settings: Mapping[str, Any]) -> int:
     """The number of jobs of a sweep with these `cases` and `params`, nothing else being swept."""
     sweeper = CasesSweeper(cases=settings.get("cases"), params=settings.get("params"))
-    return len(sweeper.jobs(config.parser()))
+    return len(sweeper.jobs(overriding.parser()))

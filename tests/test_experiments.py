@@ -8,7 +8,8 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
 from memexp.cli import main
-from memexp.config import compose, first_valid, parser
+from memexp.config import compose, first_valid
+from memexp.overriding import parser
 from memexp.paths import CONF
 from memexp.report.experiments import listing
 from memexp.sweeper import CasesSweeper, planned

@@ -16,7 +16,18 @@ LINES = [
     ["units", "paths", "schema", "own", "visible", "calling", "version", "modes"],
     ["models.families", "models.layout"],  # the table that validation reads
     ["pruning.settings"],  # which validation asks
-    ["config", "contradictions", "userfiles", "sequence", "options", "record", "recorded", "unread", "given"],
+    [
+        "config",
+        "overriding",
+        "contradictions",
+        "userfiles",
+        "sequence",
+        "options",
+        "record",
+        "recorded",
+        "unread",
+        "given",
+    ],
     ["optim", "data", "backprop"],
     ["models"],
     ["memory"],  # what is measured

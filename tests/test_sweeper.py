@@ -6,13 +6,13 @@ import pytest
 from omegaconf import OmegaConf
 
 import memexp
-from memexp import config
+from memexp import config, overriding
 from memexp.config import ConfigError
 from memexp.sweeper import CasesSweeper, one_run, planned
 
 
 def jobs(sweeper: CasesSweeper, *overrides: str) -> list[list[str]]:
-    return sweeper.jobs(config.parser(), overrides)
+    return sweeper.jobs(overriding.parser(), overrides)
 
 
 def test_each_case_is_crossed_with_each_combination_and_the_command_line_wins():
@@ -127,10 +127,10 @@ def test_an_experiments_own_keys_are_in_the_jobs_whichever_sweeper_is_chosen(tmp
 
 @pytest.mark.parametrize("name", ["a b=c, d", "it's", "it\\'s", "a\\b", "end\\", 'the "best"', "[x]{y}", "$x: é", ""])
 def test_what_is_quoted_is_read_as_it_was(name):
-    override = config.parser().parse_override(f"key={config.quoted(name)}")
+    override = overriding.parser().parse_override(f"key={overriding.quoted(name)}")
     assert override.value() == name
     folder = f"sweeps/{name}/x"
-    typed = ["experiment=prune/netadapt", "scale=laptop", f"hydra.sweep.dir={config.quoted(folder)}"]
+    typed = ["experiment=prune/netadapt", "scale=laptop", f"hydra.sweep.dir={overriding.quoted(folder)}"]
     starts = [config.compose_unchecked(job).init_from for job in planned(typed, "config", ())]
     assert set(starts) == {None, f"{folder}/resnet-laptop-0"}
 

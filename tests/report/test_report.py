@@ -10,7 +10,7 @@ from report_runs import add, log
 
 import memexp
 from memexp import unread
-from memexp.config import quoted
+from memexp.overriding import quoted
 from memexp.report import plots, published, report, tables, write_report
 from memexp.report.collect import Run, find, group
 from memexp.report.experiments import shown
