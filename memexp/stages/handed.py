@@ -95,8 +95,8 @@ class Run:
 
     @property
     def batch_size(self) -> int:
-        """Images of one forward pass in this process: as given, or all that there are."""
-        return min(int(self.cfg.batch_size), -(-self.splits.train.images // self.world.size))
+        """Images of one forward pass in each process: as given, or its share of all that there are."""
+        return min(int(self.cfg.batch_size), self.splits.train.images // self.world.size)
 
     @property
     def parameters(self) -> int:
