@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from omegaconf import DictConfig
+from torch import nn
 
 from memexp.backprop.compiled import check_compiler, compiled
 from memexp.config import ConfigError
@@ -21,7 +22,7 @@ from memexp.stages.handed import Run
 from memexp.training import distribution, recipe, synced, utilisation
 from memexp.training.distribution import World
 from memexp.training.graphed import Graphed, check_recordable
-from memexp.training.loop import Trainer
+from memexp.training.loop import Picture, Trainer
 from memexp.training.monitor import strategy_monitor
 from memexp.training.profile import Trace
 from memexp.units import shown_bytes
@@ -232,14 +233,14 @@ def _plan(run: Run, cfg: DictConfig, trainer: Trainer) -> dict[str, Any]:
     return shared
 
 
-def _tsne(run: Run, trainer: Trainer, epochs: Sequence[int] | None, seed: int) -> Callable[[int, bool], None]:
+def _tsne(run: Run, trainer: Trainer, epochs: Sequence[int] | None, seed: int) -> Picture:
     """Draws the features after the chosen epochs, or the last, as plots/tsne-EPOCH.png and in TensorBoard."""
     from memexp.report import files, tsne  # scikit-learn and matplotlib take their time to import
 
-    def picture(epoch: int, last: bool) -> None:
+    def picture(model: nn.Module, epoch: int, last: bool) -> None:
         if epoch not in epochs if epochs is not None else not last:
             return
-        with run.meter.aside(), trainer.recipe.evaluated_weights() as model, trainer.precision.autocast():
+        with trainer.precision.autocast():
             points, labels = tsne.features(model, run.splits.test)
         figure = tsne.draw(points, labels, run.splits.classes, seed)
         files.save(figure, run.directory.plots, f"tsne-{epoch}")

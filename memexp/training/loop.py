@@ -32,6 +32,9 @@ WARM_UP = 3  # steps, beyond those that the tracker slows, which step times leav
 REMEDY = "The last good checkpoint is kept; lower optimizer.lr, set schedule.warmup or clip_grad, and start again."
 
 
+Picture = Callable[[nn.Module, int, bool], None]  # of (network as it is evaluated, epoch, whether it is the last)
+
+
 class NotFinite(Exception):
     """A loss or a weight became infinite or not a number. The message names the step."""
 
@@ -48,7 +51,7 @@ class Trainer:
         self.place, self.recipe, self.monitor = place, recipe, monitor
         self.settings, self.precision = recipe.settings, recipe.precision
         self.model = recipe.network if model is None else model
-        self.picture: Callable[[int, bool], None] | None = None  # called with (epoch, whether it is the last)
+        self.picture: Picture | None = None
         self.trace: Trace | None = None
         self.compilation: Compilation | None = None  # where steps are compiled as they are first needed
         self.progress = Progress()
@@ -226,13 +229,13 @@ class Trainer:
             if result.top1 > done.best:
                 done.best = result.top1
                 self.place.save_best(dict(model.state_dict()), result.top1)
+            if self.picture is not None and self.place.world.is_main:
+                self.picture(model, done.epoch + 1, self._finished())
         log.info("epoch %d: %s top-1 %.2f %%, loss %.4f", done.epoch + 1, self.watched_name, result.top1, result.loss)
         self._append(self.watched_name, **result.as_dict())
         self._scalars({f"accuracy/{self.watched_name}_top1": result.top1, f"loss/{self.watched_name}": result.loss})
         if self.place.board is not None:
             self.place.board.confusion(self._step_number, result.confusion, self.place.splits.classes)
-        if self.picture is not None and self.place.world.is_main:
-            self.picture(done.epoch + 1, self._finished())
         done.evaluation = vars(result)
 
     def _append(self, split: str, **values: float) -> None:
