@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from memexp import build, data, sequence
 from memexp.config import ConfigError, quoted
 from memexp.data import DataError
+from memexp.data.batches import mix_seed
 from memexp.memory.limit import hold
 from memexp.memory.snapshot import listen
 from memexp.modes import evaluating
@@ -61,6 +62,8 @@ def prepare(
         keep_batch(cfg, state, path, world)
     deployed = state is None or state["training"] is None or not to_train
     network, behind = _network(cfg, path, state, deployed)
+    if world.rank:  # once all have the same weights: dropout and mixing are drawn for each image anew
+        torch.manual_seed(mix_seed(cfg.seed, world.rank))
     learnt_from = build.teacher(cfg) if to_train else None
     settings = _normalised(cfg, behind, as_trained, None if learnt_from is None else learnt_from[1])
     splits = data.load(

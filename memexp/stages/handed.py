@@ -177,8 +177,10 @@ def random_state(device: torch.device) -> dict[str, Tensor | None]:
 
 
 def set_random_state(states: Sequence[dict[str, Tensor | None]], world: World, device: torch.device) -> None:
-    """This process's of those of all; the first one's where there were fewer processes."""
-    state = states[world.rank] if world.rank < len(states) else states[0]
+    """This process's of those of all; left as it is where there were fewer processes."""
+    if world.rank >= len(states):
+        return
+    state = states[world.rank]
     assert state["cpu"] is not None
     torch.set_rng_state(state["cpu"])
     if state["device"] is not None and device.type != "cpu":

@@ -111,6 +111,7 @@ class Trainer:
         batch normalisation estimated anew where the running ones cannot be trusted after so few steps.
         """
         with self.recipe.evaluated_weights() as model:
+            distribution.same_weights(model, self.place.world)  # running statistics are of a process's own images
             if not self.precise:
                 yield model
                 return
@@ -189,6 +190,7 @@ class Trainer:
         traced = self.trace.step(number) if self.trace is not None else nullcontext()
         with traced, self.place.meter.step(number, self.recipe.network, self.recipe.optimizer, prepared):
             loss = self.recipe.step(self.model, prepared)
+        loss = distribution.mean(loss, self.place.world)  # of all images: one that is not finite ends all processes
         if self.recipe.average is not None:
             self.recipe.average.update_parameters(self.recipe.network)
         return loss
