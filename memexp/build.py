@@ -73,13 +73,15 @@ def weightless(
 def foresee(cfg: DictConfig) -> None:
     """Raises ConfigError for a network of one of the families that cannot be built as it is asked for, before any data is read.
 
-    An integral one is not looked at: it would be converted twice.
+    Of an integral one that which it is made of is looked at: it would be converted twice.
     """
     family = families.of(cfg.model)
-    if family is families.OWN or not family.images or family.integral or "_target_" in cfg.dataset:
+    if family is families.OWN or not family.images or "_target_" in cfg.dataset:
         return
+    bare = without_files(cfg).copy()
+    bare.model = families.plain(bare.model)
     with torch.random.fork_rng(devices=[]):
-        weightless(without_files(cfg), (), classes=10, shape=(3, cfg.dataset.image_size, cfg.dataset.image_size))
+        weightless(bare, (), classes=10, shape=(3, cfg.dataset.image_size, cfg.dataset.image_size))
 
 
 def without_files(cfg: DictConfig) -> DictConfig:

@@ -52,10 +52,13 @@ def _train(arguments: list[str]) -> int:
 
 
 def _join() -> int:
-    from memexp.run import join
+    from memexp.run import AGREED, join
     from memexp.training.distribution import World
 
-    join(World.from_environment())
+    try:
+        join(World.from_environment())
+    except AGREED as error:  # the first process says so
+        return getattr(error, "exit_status", 1)
     return 0
 
 

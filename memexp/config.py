@@ -223,12 +223,12 @@ def _try_compose(
         try:
             return [], hydra_compose(config_name, overrides)
         except REFUSED as error:
-            first = _one_line(error)
+            first = one_line(error)
         problems, groups, values = _sorted_out(loader, overrides)
         try:
             cfg = hydra_compose(config_name, groups)
         except REFUSED as error:
-            return [*problems, _one_line(error)], None
+            return [*problems, one_line(error)], None
         known = list(keys_of(cfg))
         accepted = []
         for text, override in values:
@@ -240,7 +240,7 @@ def _try_compose(
         try:
             cfg = hydra_compose(config_name, groups + accepted)
         except REFUSED as error:
-            problems.append(_one_line(error))
+            problems.append(one_line(error))
         return problems or [first], cfg
 
 
@@ -262,7 +262,7 @@ def _sorted_out(loader: ConfigLoader, overrides: list[str]) -> tuple[list[str], 
         try:
             override = parser.parse_override(text)
         except HydraException as error:
-            problems.append(f"'{text}' is not an override (key=value): {_one_line(error)}")
+            problems.append(f"'{text}' is not an override (key=value): {one_line(error)}")
             continue
         group = override.key_or_group
         if not group:
@@ -278,6 +278,11 @@ def _sorted_out(loader: ConfigLoader, overrides: list[str]) -> tuple[list[str], 
         elif override.is_delete() or str(override.value()) in options:
             groups.append(text)
         else:
+            if override.value() is None and group in contradictions.OPTIONAL:
+                problems.append(
+                    f"{group}: null is no option; leave {group} out, or take an experiment's away with ~{group}."
+                )
+                continue
             word = str(override.value())
             problems.append(f"{group}: '{word}' is not one of {', '.join(options)}.{nearest(word, options)}")
     return problems, groups, values
@@ -393,7 +398,7 @@ def _problems(cfg: DictConfig) -> list[str]:
             value = "???" if OmegaConf.is_missing(cfg, key) else cfg[key]
             resolved[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         except OmegaConfBaseException as error:
-            found.append(_one_line(error))
+            found.append(one_line(error))
             unresolved.append(key)
     told = contradictions.problems(resolved)
     if any(problem.startswith("scale:") for problem in told):  # what an experiment has for each scale, too
@@ -410,7 +415,8 @@ def _taken_over(cfg: DictConfig, key: str) -> bool:
     return isinstance(node, DictConfig) and name in node and OmegaConf.is_interpolation(node, name)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What Hydra or OmegaConf says, without its own notes."""
     if isinstance(error, RecursionError):
         return "the defaults lists of the configs lead in a circle: one of them names a config that names it again"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:

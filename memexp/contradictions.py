@@ -156,6 +156,8 @@ def _name(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
         return
     if not name or any(ord(character) < 32 or ord(character) == 127 for character in name):
         yield f"name: {name!r} is not allowed; it takes the name of a folder below outputs/."
+    elif ".." in name.split("/"):
+        yield f"name: {name!r} leads out of outputs/, where the folder of that name is made; hydra.run.dir=DIR is anywhere."
     elif max(len(part.encode(errors="replace")) for part in name.split("/")) > LONGEST_FOLDER:
         yield f"name: {name[:20]!r}... is longer than the {LONGEST_FOLDER} bytes that the name of a folder may have."
 

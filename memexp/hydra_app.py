@@ -11,6 +11,7 @@ from typing import Any
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
@@ -30,6 +31,7 @@ def train(arguments: list[str], hydra_only: bool) -> int:
     if not hydra_only:
         directories, arguments = _directories(arguments)
         options = get_args_parser().parse_intermixed_args(arguments)
+        _check_flags(options)
         multirun = options.multirun or "hydra.mode=MULTIRUN" in options.overrides
         name = options.config_name or CONFIG_NAME
         overrides = options.overrides
@@ -84,6 +86,10 @@ def train(arguments: list[str], hydra_only: bool) -> int:
             f"{error.filename} cannot be written: {error.strerror}. Choose another directory with hydra.run.dir=DIR (of a "
             "sweep: hydra.sweep.dir=DIR), or run from one that you may write."
         ) from error
+    except (HydraException, OmegaConfBaseException) as error:  # a run's own errors are in the outcome
+        if error.__cause__ is None:
+            raise config.ConfigError([config.one_line(error)]) from error
+        raise
     except ValueError:
         if not (multirun and launcher.nothing_done()):  # a study of which no trial was done has no best one
             raise
@@ -96,6 +102,22 @@ def train(arguments: list[str], hydra_only: bool) -> int:
     if outcome.error is not None:
         raise outcome.error
     return status
+
+
+def _check_flags(options: argparse.Namespace) -> None:
+    """Raises ConfigError for flags of Hydra's that would run what has not been checked, or that nothing would read."""
+    problems = [
+        f"{flag}: {value} is not taken; --config-dir DIR adds a directory of your own configs, and -cn NAME is one of them."
+        for flag, value in (("-cp", options.config_path), ("--experimental-rerun", options.experimental_rerun))
+        if value is not None
+    ]
+    if options.cfg is None:
+        given = {"--resolve": options.resolve, "--package": options.package}
+        problems += [
+            f"{flag}: goes with --cfg, which shows the configuration." for flag, value in given.items() if value
+        ]
+    if problems:
+        raise config.ConfigError(problems)
 
 
 def _directories(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -159,6 +181,10 @@ class _Outcome:
 
         start_logging()
         try:
+            if str(hydra_config.run.dir) == "":
+                raise config.ConfigError(
+                    ["hydra.run.dir: '' is not allowed; it takes the run directory, and . is this one."]
+                )
             settings = OmegaConf.to_yaml({"hydra": hydra_config}, resolve=False)
             results = run(cfg, shown, list(hydra_config.overrides.task), hydra=settings, foreseen=self.foreseen)
         except Exception as error:

@@ -101,7 +101,7 @@ class _Recorded(Launcher):
         assert sweep is not None
         sweep.total = int(OmegaConf.select(config, "hydra.sweeper.n_trials") or 0)  # Optuna's
         Sweeps.folder = folder_of(config)
-        Sweeps.paper = config.case.id if config.case else None
+        Sweeps.paper = config.case.get("id") if config.case else None
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         sweep = Sweeps.current

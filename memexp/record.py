@@ -184,8 +184,12 @@ class RunDirectory:
 
     def clear(self) -> None:
         """Removes what an unfinished run left here, so that a fresh one does not mix with it."""
-        for path in [*self._growing(), *self.checkpoints.glob("*")]:
+        for path in self.left():
             path.unlink()
+
+    def left(self) -> list[Path]:
+        """The files that `clear` removes."""
+        return [*self._growing(), *(path for path in sorted(self.checkpoints.glob("*")) if not path.is_dir())]
 
     def _growing(self) -> list[Path]:
         return [path for pattern in GROWING for path in sorted(self.path.glob(pattern))]

@@ -23,7 +23,7 @@ def skeleton(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         "status": "running",
         "error": None,
         "name": cfg.name,
-        "experiment": cfg.case.id if cfg.case else None,
+        "experiment": cfg.case.get("id") if cfg.case else None,
         "scale": cfg.scale if cfg.case else None,
         "config_hash": config_hash(cfg),
         "seed": cfg.seed,

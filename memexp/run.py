@@ -42,6 +42,7 @@ log = logging.getLogger("memexp")
 EXPLAINED: tuple[type[Exception], ...] = (ConfigError, StepError, DataError, CheckpointError, RunDirectoryError)
 EXPLAINED += (NotFinite, Interrupted, ProcessLost)
 EXPLAINED += (ChannelError, prune.PruneError, FusingError, ExportError)
+AGREED = (NotFinite, Interrupted)  # what ends all processes of a run at once
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of a disk, whatever was being written
 STATUS = {Interrupted: "interrupted", NotFinite: "nan", torch.OutOfMemoryError: "oom", MemoryError: "oom"}
 
@@ -127,7 +128,8 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
             for told in unread.typed(cfg, order["overrides"]):
                 log.warning("warning: %s", told)
             if keys == ["study"]:
-                study.carry_out(cfg, directory, results)
+                if world.is_main:  # there is nothing in it to divide
+                    study.carry_out(cfg, directory, results)
             else:
                 current = distribution.together(
                     lambda: _prepared(cfg, directory, world, stop, results, order, keys), world
@@ -217,6 +219,11 @@ def _make_room(directory: RunDirectory, before: dict[str, Any] | None, overwrite
     if start is not None and Path(start).resolve() == directory.path.resolve():
         raise RunDirectoryError(
             f"init_from: {directory.path} is this run's own directory; choose another for the new run."
+        )
+    if before is None and not overwrite and (left := directory.left()):
+        raise RunDirectoryError(
+            f"{directory.path} has no results.json to read, and {left[0].relative_to(directory.path)} in it may be of "
+            "something else: a new run would remove it; choose another directory, or throw it away with overwrite=true."
         )
     if status == "done" and not overwrite:
         raise RunDirectoryError(

@@ -17,7 +17,7 @@ from memexp.cli import main
 from memexp.config import ConfigError
 from memexp.memory.limit import answer
 from memexp.models import families
-from memexp.record import RunDirectory
+from memexp.record import RunDirectory, RunDirectoryError
 from memexp.training.board import Board
 
 TINY = ["model=resnet", "model.units=[1,1]", "model.channels=[4,4,8]", "dataset=digits", "device=cpu", "max_steps=1"]
@@ -208,6 +208,47 @@ def test_a_run_that_is_named_and_not_there_is_told_before_anything_is_made(tmp_p
         assert main(["train", *TINY, f"{key}='{text}'"]) == 2
         assert f"{key}: there is no run in '{text}'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("dataset.classes=[0,11]", "dataset.classes: 11 is no class; there are 0, 1, "),
+        ("dataset.limit=3", "dataset.limit: 3 images cannot cover 10 classes"),
+        ("dataset=cifar10", "dataset=cifar10: nothing at data/cifar10"),
+        ("dataset=cifar10 dataset.root=.", "dataset.root: . holds no train/ folder"),
+        ("model=inn model.base=torchvision/resnte18", "'resnte18' is not a torchvision classifier"),
+        ("model=inn model.weights=/etc/passwd", "weights are for a base torchvision/NAME"),
+        ("device=meta", "device: 'meta' is not to be had here"),
+        ("name=a/../../b", "name: 'a/../../b' leads out of outputs/"),
+        ("hydra.run.dir=", "hydra.run.dir: '' is not allowed"),
+        ("hydra.run.dir='${nowhere}'", "hydra.run.dir: Interpolation key 'nowhere' not found"),
+        ("prune=null", "prune: null is no option; leave prune out"),
+        ("-cp conf", "-cp: conf is not taken"),
+        ("--resolve", "--resolve: goes with --cfg"),
+    ],
+)
+def test_what_can_be_told_without_data_is_told_before_anything_is_made(tmp_path, monkeypatch, capsys, typed, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *typed.split(" ")]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["checkpoints/notes.txt", "metrics.jsonl", "events.out.tfevents.1.host"])
+def test_files_that_are_no_runs_are_not_removed_unasked(tmp_path, name):
+    """A run directory that is somebody's own folder, with files of such names."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    (tmp_path / "checkpoints/folder").mkdir(parents=True)
+    cfg = memexp.compose([*TINY, "max_steps=1"])
+    with pytest.raises(RunDirectoryError, match=f"has no results.json to read, and {name} in it"):
+        memexp.run(cfg, tmp_path)
+    assert (tmp_path / name).read_text() == "mine"
+    assert not (tmp_path / "results.json").exists()
+    cfg.overwrite = True
+    if name == "metrics.jsonl":
+        assert memexp.run(cfg, tmp_path)["status"] == "done"
 
 
 def test_a_run_of_schema_1_teaches(tmp_path):

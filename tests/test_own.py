@@ -275,3 +275,15 @@ def test_a_network_of_another_number_of_outputs_is_refused_before_data_are_read(
             ConfigError, match=rf"model: this network gives {outputs} scores an image, and .* 3 classes"
         ):
             memexp.run(compose(folder, *own, f"+model.outputs={outputs}"), "wrong")
+
+
+def test_an_own_experiment_needs_no_identifier(tmp_path):
+    """case.id says whose published figures stand beside the measured ones; an experiment of one's own has none."""
+    (tmp_path / "conf/experiment").mkdir(parents=True)
+    (tmp_path / "conf/experiment/mine.yaml").write_text(
+        "# @package _global_\ncase: {rate: 0.2}\noptimizer: {lr: '${case.rate}'}\nhydra: {sweeper: {params: {seed: 0}}}\n"
+    )
+    typed = ["experiment=mine", "dataset=digits", "dataset.limit=20", "dataset.test_limit=10", "max_steps=1"]
+    typed += ["model=resnet", "model.units=[1,1]", "model.channels=[4,4,8]", "device=cpu"]
+    cfg = config.compose(typed, config_dirs=[tmp_path / "conf"])
+    assert memexp.run(cfg, tmp_path / "run")["experiment"] is None

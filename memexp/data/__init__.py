@@ -11,15 +11,14 @@ from memexp.data.augment import Augmentation, Normalise
 from memexp.data.batches import Batches, ImageBatches, Share, Splits
 from memexp.data.errors import DataError
 from memexp.data.identity import imagenet_classes, match
-from memexp.data.selection import class_numbers, hold_out, select
-from memexp.data.sources import SOURCES, search_root
+from memexp.data.selection import check_limit, class_numbers, hold_out, select
+from memexp.data.sources import SOURCES, class_names, search_root
 from memexp.data.streamed import Loader, Samples, StreamedBatches, resize_size
 from memexp.options import name_of
 
-__all__ = ["Batches", "DataError", "Splits", "describe", "imagenet_classes", "load", "match"]
+__all__ = ["Batches", "DataError", "Splits", "describe", "foresee", "imagenet_classes", "load", "match"]
 
 CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "fashion_mnist": 10}
-EXPECTED = "train/CLASS/*.jpg and val/CLASS/*.jpg"
 
 
 def load(
@@ -40,6 +39,16 @@ def load(
     return _for_each(_streamed(settings, batch_size, seed, device, share), share)
 
 
+def foresee(settings: Any) -> None:
+    """Raises DataError for what can be told of a data set before an image is read: no folder, or none that is laid out as it
+    has to be, dataset.classes that it does not have, a dataset.limit below their number. Of a user's own only its maker knows.
+    """
+    names = None if "_target_" in settings else class_names(settings)
+    if names is not None:
+        numbers = class_numbers(settings.classes, tuple(names)) if settings.classes else range(len(names))
+        check_limit(*_limit(settings, "train"), len(numbers))
+
+
 def describe(settings: Any, notes: list[str] | None = None) -> tuple[int, tuple[int, int, int]]:
     """Number of classes and image shape (channels, height, width) of a data set, without looking at its images.
 
@@ -56,7 +65,7 @@ def describe(settings: Any, notes: list[str] | None = None) -> tuple[int, tuple[
     if settings.name in CLASSES:
         return CLASSES[settings.name], shape
     try:
-        root = search_root(settings, EXPECTED)
+        root = search_root(settings, folders.LAYOUT)
     except DataError as error:
         if settings.name != "imagenet":
             raise
@@ -126,7 +135,7 @@ def _in_memory(arrays: Arrays, settings: Any, batch_size: int, seed: int, device
 def _streamed(settings: Any, batch_size: int, seed: int, device: torch.device, share: Share) -> Splits:
     notes: list[str] = []
     resize = resize_size(settings)
-    layout = folders.find(search_root(settings, EXPECTED), notes)
+    layout = folders.find(search_root(settings, folders.LAYOUT), notes)
     classes = layout.classes
     numbers = class_numbers(settings.classes, classes) if settings.get("classes") else None
     places = {"train": layout.train, "test": layout.test} | ({"val": layout.val} if layout.val else {})

@@ -19,6 +19,7 @@ import numpy as np
 from memexp.data import images
 from memexp.data.errors import DataError, reason, shown
 
+LAYOUT = "train/CLASS/*.jpg and val/CLASS/*.jpg"
 TRAIN, VAL, TEST = ("train", "training"), ("val", "valid", "validation"), ("test", "testing")
 NOT_DATA = "__MACOSX"  # what macOS packs beside the files of an archive
 PACKED = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".zip", ".7z", ".rar")

@@ -10,13 +10,17 @@ from memexp.data.errors import DataError
 
 
 def class_numbers(wanted: Sequence[str | int], classes: tuple[str, ...]) -> list[int]:
-    """The numbers of classes given by name or number. Raises DataError naming one that is not there."""
+    """The numbers of classes given by name or number; by name alone where names are numbers, as of the folders 5/ and 6/.
+
+    Raises DataError naming one that is not there.
+    """
     numbers = []
+    by_number = not any(name.isdecimal() for name in classes)
     for name in wanted:
         text = unicodedata.normalize("NFC", str(name))
         if text in classes:
             numbers.append(classes.index(text))
-        elif isinstance(name, int) and 0 <= name < len(classes):
+        elif isinstance(name, int) and by_number and 0 <= name < len(classes):
             numbers.append(name)
         else:
             given = ", ".join(classes[:20]) + (" ..." if len(classes) > 20 else "")
@@ -51,9 +55,14 @@ def sample(labels: np.ndarray, limit: int, name: str, draw: int) -> np.ndarray:
     if limit >= len(labels):
         return np.arange(len(labels))
     classes, counts = np.unique(labels, return_counts=True)
-    if limit < len(classes):
-        raise DataError(f"{name}: {limit} images cannot cover {len(classes)} classes; allow at least one a class")
+    check_limit(limit, name, len(classes))
     return _drawn(labels, apportion(counts, limit, least=1, spared=0), draw)
+
+
+def check_limit(limit: int | None, name: str, classes: int) -> None:
+    """Raises DataError for fewer images than classes. name: the key that set the limit."""
+    if limit is not None and limit < classes:
+        raise DataError(f"{name}: {limit} images cannot cover {classes} classes; allow at least one a class")
 
 
 def hold_out(labels: np.ndarray, fraction: float, draw: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,7 @@
 
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from memexp.data import cache, folders, identity, idx, small
 from memexp.data.arrays import Arrays, Part
 from memexp.data.errors import DataError, reason, shown
 from memexp.data.selection import class_numbers
+
+FASHION_MNIST = "FashionMNIST/raw/*-ubyte(.gz)"
 
 
 def digits(settings: Any) -> Arrays:
@@ -38,24 +40,10 @@ def digits(settings: Any) -> Arrays:
 
 def cifar(settings: Any) -> Arrays:
     """CIFAR-10 or -100 from class folders of images, or from the authors' files (which may be downloaded)."""
-    name = settings.name
-    import torchvision.datasets  # torchvision takes a second to import
-
-    kind = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
-    root = search_root(settings, f"{kind.base_folder}/ (the authors' python files) or {{train,test}}/CLASS/*.jpg")
-    if (root / kind.meta["filename"]).is_file():  # the authors' folder itself, whatever it is called
-        kind = type(kind.__name__, (kind,), {"base_folder": root.resolve().name})
-        root = root.resolve().parent
-    elif not (root / kind.base_folder).is_dir() and not settings.download:
-        if (other := _other_version(root, kind.base_folder)) is not None:
-            raise DataError(f"dataset={name}: {other}, or set dataset.download=true")
-        arrays = image_folders(settings, root)
-        if len(arrays.classes) != (count := {"cifar10": 10, "cifar100": 100}[name]):
-            raise DataError(
-                f"dataset={name}: there are {len(arrays.classes)} class folders in {shown(root)}, not {count}: "
-                f"{', '.join(arrays.classes[:10])}; put the missing ones there, or use dataset=imagefolder for other images"
-            )
-        return arrays
+    kind, root, authors = _cifar_place(settings)
+    if not authors:
+        _cifar_folders(settings.name, root)
+        return image_folders(settings, root)
 
     def read(train: bool) -> Any:
         try:
@@ -79,6 +67,38 @@ def cifar(settings: Any) -> Arrays:
     return Arrays(train, test, tuple(found[0].classes), notes=notes)
 
 
+def _cifar_place(settings: Any) -> tuple[Any, Path, bool]:
+    """torchvision's class for the authors' files, the folder of the images, and whether it holds (or shall) those files."""
+    name = settings.name
+    import torchvision.datasets  # torchvision takes a second to import
+
+    kind = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
+    root = search_root(settings, f"{kind.base_folder}/ (the authors' python files) or {{train,test}}/CLASS/*.jpg")
+    if (root / kind.meta["filename"]).is_file():  # the authors' folder itself, whatever it is called
+        kind = type(kind.__name__, (kind,), {"base_folder": root.resolve().name})
+        return kind, root.resolve().parent, True
+    if (root / kind.base_folder).is_dir() or settings.download:
+        return kind, root, True
+    if (other := _other_version(root, kind.base_folder)) is not None:
+        raise DataError(f"dataset={name}: {other}, or set dataset.download=true")
+    return kind, root, False
+
+
+def _cifar_folders(name: str, root: Path) -> tuple[str, ...]:
+    classes = folders.find(root, []).classes
+    if len(classes) != (count := {"cifar10": 10, "cifar100": 100}[name]):
+        raise DataError(
+            f"dataset={name}: there are {len(classes)} class folders in {shown(root)}, not {count}: "
+            f"{', '.join(classes[:10])}; put the missing ones there, or use dataset=imagefolder for other images"
+        )
+    return classes
+
+
+def _cifar_classes(settings: Any) -> Sequence[str] | None:
+    _, root, authors = _cifar_place(settings)
+    return None if authors else _cifar_folders(settings.name, root)
+
+
 def _other_version(root: Path, wanted: str) -> str | None:
     """What to do about a version of CIFAR that is there but is not read: packed, binary or Matlab's."""
     if (root / "train").is_dir() or not root.is_dir():
@@ -98,7 +118,7 @@ def fashion_mnist(settings: Any) -> Arrays:
     """Fashion-MNIST from its own files, padded from 28x28 to image_size and repeated over three channels."""
     from torchvision.datasets import FashionMNIST
 
-    root = search_root(settings, "FashionMNIST/raw/*-ubyte(.gz)")
+    root = search_root(settings, FASHION_MNIST)
     if settings.download:
         try:
             FashionMNIST(str(root), download=True)
@@ -191,6 +211,20 @@ def _expanded(path: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise DataError(f"dataset.root: {path!r} names a home directory that is not known; write it out") from error
+
+
+def class_names(settings: Any) -> Sequence[str] | None:
+    """The classes of a data set, without an image being read; None where only reading them tells. Raises DataError as reading
+    them would, for a folder that is not there or not laid out as it has to be.
+    """
+    if settings.name in ("digits", "synthetic"):
+        return tuple(map(str, range(10 if settings.name == "digits" else settings.num_classes)))
+    if settings.name.startswith("cifar"):
+        return _cifar_classes(settings)
+    if settings.name == "fashion_mnist":
+        search_root(settings, FASHION_MNIST)
+        return None
+    return folders.find(search_root(settings, folders.LAYOUT), []).classes
 
 
 SOURCES: dict[str, Callable[[Any], Arrays]] = {

@@ -134,6 +134,11 @@ def of(model: Settings) -> Family:
     return FAMILIES.get(str(model.get("name")), OWN) if "_target_" not in model else OWN
 
 
+def plain(model: Settings) -> Settings:
+    """The settings of the network that an integral one is made of; any other's as they are."""
+    return {"name": "discrete", "base": model["base"], "weights": None} if of(model).integral else model
+
+
 def proposed(model: Settings, otherwise: Sequence[str]) -> tuple[str, ...]:
     """The strategies that may be proposed for it: valid, and without a caution. otherwise: where nothing is known."""
     family = of(model)
@@ -196,7 +201,11 @@ def _inn(model: Settings, shape: Shape) -> object:
 
 
 def _based(model: Settings, shape: Shape) -> object:
-    base = str(model["base"])
+    base, weights = str(model["base"]), model.get("weights")
+    if weights is not None and not base.startswith("torchvision/"):
+        raise ValueError(
+            f"weights={weights} with base={base}: weights are for a base torchvision/NAME; use init_from=RUN"
+        )
     if base.startswith("torchvision/") or base == "nin":
         return None
     if base in ("vgg11", "vgg16"):

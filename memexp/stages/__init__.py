@@ -14,10 +14,16 @@ __all__ = ["Run", "carry_out", "foresee"]
 
 def foresee(cfg: DictConfig) -> None:
     """Raises ConfigError for what a stage of `cfg` would refuse whatever weights it is given, before anything is trained."""
-    from memexp import build
+    from memexp import build, data
+    from memexp.config import ConfigError
     from memexp.stages import train
 
     train.foresee(cfg)
+    if keys(cfg) != ["study"]:  # some measure a network alone
+        try:
+            data.foresee(cfg.dataset)
+        except data.DataError as error:
+            raise ConfigError([str(error)]) from error
     build.foresee(cfg)
     edits = build.start_edits(cfg)
     integral = families.of(cfg.model).integral

@@ -26,7 +26,7 @@ HELD_OUT = 10  # each so many-th batch chooses the penalty
 
 def study(cfg: DictConfig, directory: Path) -> dict[str, Any]:
     """Settings under `case`: penalties (lambda, for pixels normalised by channel), iterations (of L-BFGS, of each)."""
-    world = World.from_environment()
+    world = World()  # a study is one process's
     device = distribution.choose_device(cfg.device, world)
     splits = data.load(cfg.dataset, batch_size=cfg.batch_size, seed=cfg.seed, device=device)
     pixels = splits.shape[0] * splits.shape[1] * splits.shape[2]

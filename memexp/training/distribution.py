@@ -46,16 +46,17 @@ class World:
 
 def choose_device(name: str, world: World) -> torch.device:
     """`auto` is the accelerator if there is one, else the CPU; with several processes, each its own accelerator."""
+    found = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)
         name = found.type if found is not None else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", found.type if found is not None else "cpu"):
+            raise NotImplementedError(f"torch knows {device.type}, where nothing is computed")  # such as meta
         if device.type != "cpu" and device.index is None:
             device = torch.device(device.type, world.local_rank)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        found = torch.accelerator.current_accelerator(check_available=True)
         has = f"cpu and {found.type}" if found is not None else "cpu only"
         raise ValueError(f"device: '{name}' is not to be had here ({has}); set device=auto") from error
     if device.type != "cpu":
@@ -184,18 +185,18 @@ def gather(value: T, world: World) -> list[T]:
     return found
 
 
-def agree(flag: bool, world: World, device: torch.device) -> bool:
-    """Whether `flag` holds on any process: what ends a step on one must end it on all."""
+def agree(flag: bool, world: World) -> bool:
+    """Whether `flag` holds on any process: what ends a step on one must end it on all. Devices go on with their work."""
     if world.size == 1:
         return flag
-    return bool(total(torch.tensor(int(flag), device=device), world) > 0)
+    return bool(total(torch.tensor(int(flag)), world) > 0)
 
 
-def heed(stop: StopRequest | None, world: World, device: torch.device | None = None) -> None:
+def heed(stop: StopRequest | None, world: World) -> None:
     """Raises Interrupted in all processes where one of them was asked to stop. All come here at the same place of the run: one
     that went its own way would leave the others waiting for it in what they do together.
     """
-    if stop is not None and agree(stop.signum is not None, world, device or torch.device("cpu")):
+    if stop is not None and agree(stop.signum is not None, world):
         raise Interrupted(stop.signum or signal.SIGTERM)
 
 

@@ -166,12 +166,12 @@ class Trainer:
             if settings.checkpoint_every and done.step % settings.checkpoint_every == 0:
                 self.save()
                 before = self._clock()
-            distribution.heed(self.place.stop, self.place.world, self.precision.device)
+            distribution.heed(self.place.stop, self.place.world)
 
     def _check_loss(self) -> float:
         """The latest loss not yet looked at. Reading it a step late leaves the device work to do meanwhile.
 
-        Raises NotFinite, and what the engine finds wrong with the step.
+        Raises NotFinite, in all processes as it is of all of them, and what the engine finds wrong with the step.
         """
         if self._unchecked is None:
             return math.nan
@@ -278,8 +278,8 @@ class Trainer:
         self._check_loss()
         weights = {name: w for name, w in self.recipe.network.state_dict().items() if w.is_floating_point()}
         sound = torch.stack([torch.isfinite(w).all() for w in weights.values()]).tolist()  # read from the device once
-        if not all(sound):
-            name = list(weights)[sound.index(False)]
+        if distribution.agree(not all(sound), self.place.world):  # each process has statistics of its own
+            name = "a buffer of another process" if all(sound) else list(weights)[sound.index(False)]
             raise NotFinite(f"{name} is not finite after step {self.progress.step}. {REMEDY}")
         if self.compilation is not None:
             self.progress.memory = self.place.meter.results()

@@ -8,7 +8,7 @@ import unicodedata
 import pytest
 from PIL import Image
 
-from memexp.data import DataError
+from memexp.data import DataError, selection
 
 CIFAR = tuple("abcdefghij")
 GROUPS = pytest.mark.parametrize("group", ["imagefolder", "cifar10"])
@@ -216,3 +216,11 @@ def test_classes_that_are_not_wanted_are_not_looked_at(tree, load):
     (root / "train" / "bee").mkdir()
     splits = load(root, "dataset.classes=[cat,ant]")
     assert (splits.classes, splits.train.images) == (("cat", "ant"), 2)
+
+
+def test_classes_that_are_numbers_are_named_by_them_alone():
+    """[0,2] would have been the first folder, 1/, and that of the name 2."""
+    assert selection.class_numbers([2, "10"], ("1", "10", "2")) == [2, 1]
+    assert selection.class_numbers([2, "ant"], ("ant", "bee", "cat")) == [2, 0]
+    with pytest.raises(DataError, match="0 is no class; there are 1, 10, 2"):
+        selection.class_numbers([0, 2], ("1", "10", "2"))

@@ -1,12 +1,14 @@
 """TensorBoard's pages, read with its own reader."""
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import api_pb2, metadata
 
 import memexp
 from memexp.config import run_name
 from memexp.data import DataError
+from memexp.training import pictures
 from memexp.training.board import METRICS
 
 TINY = ["dataset=digits", "dataset.limit=64", "dataset.test_limit=32", "batch_size=16", "max_steps=4", "log_every=2"]
@@ -88,3 +90,19 @@ def test_e5_a_failed_run_is_there_too(tmp_path, monkeypatch):
 )
 def test_e5_a_runs_name_says_model_depth_and_strategy(overrides, told):
     assert told in run_name(memexp.compose(overrides))
+
+
+@pytest.mark.parametrize(("classes", "side", "cells"), [(4, 44, 4), (40, 16, 40), (2400, 2, 800)])
+def test_a_cell_of_the_confusion_matrix_has_the_colour_of_its_share(classes, side, cells):
+    """Of more classes than a picture has room for, several share a cell; none is drawn by itself, which took minutes."""
+    counts = torch.eye(classes, dtype=torch.int64) * 3
+    counts[0, -1] = 3 * classes // cells  # half of the first row
+    picture = pictures.confusion(counts, [str(number) for number in range(classes)])
+    margin = picture.width - 10 - cells * side
+
+    def colour(row, column):
+        return picture.getpixel((margin + column * side + side - 1, margin + row * side))
+
+    half = tuple(round((a + b) / 2) for a, b in zip(pictures.PAPER, pictures.BLUE, strict=True))
+    assert [colour(0, 0), colour(0, cells - 1)] == [half, half]
+    assert [colour(1, 1), colour(cells - 1, 0)] == [pictures.BLUE, pictures.PAPER]

@@ -1,5 +1,6 @@
 """How several processes agree, tried in one: what each would send stands in for what all have sent."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,15 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+import memexp
+from memexp import commands
 from memexp.config import ConfigError
 from memexp.prepared import keep_batch
+from memexp.run import AGREED
 from memexp.training import distribution
 from memexp.training.distribution import ProcessLost, World
+from memexp.training.loop import NotFinite, Trainer
+from memexp.training.signals import Interrupted
 
 
 def refuse() -> int:
@@ -79,3 +85,46 @@ def test_weights_in_any_layout_are_sent(monkeypatch):
     distribution.same_weights(network, World(1, 2))
     assert all(torch.equal(value, first[key]) for key, value in network.state_dict().items())
     assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("mine", "told"), [(1.5, "a buffer of another process"), (math.inf, "weight is not finite")])
+def test_a_weight_that_is_not_finite_in_one_process_ends_all(tmp_path, monkeypatch, mine, told):
+    """Else the others would wait for the one that has ended, and record that it was lost, not why."""
+    asked = []
+
+    def agree(flag, world):
+        asked.append(flag)
+        return True
+
+    def checked(trainer):
+        monkeypatch.setattr(distribution, "agree", agree)
+        if not math.isfinite(mine):
+            nn.init.constant_(next(trainer.recipe.network.parameters()), mine)
+        trainer.save()
+
+    monkeypatch.setattr(Trainer, "train", checked)
+    cfg = memexp.compose(["model=resnet", "model.units=[1]", "model.channels=[4,4]", "dataset.limit=20", "device=cpu"])
+    with pytest.raises(NotFinite, match=told):
+        memexp.run(cfg, tmp_path)
+    assert asked == [not math.isfinite(mine)]
+
+
+@pytest.mark.parametrize(("error", "status"), [(NotFinite("the loss"), 1), (Interrupted(15), 143)])
+def test_what_ends_all_processes_is_told_by_the_first_alone(monkeypatch, capfd, error, status):
+    def join(world):
+        raise error
+
+    assert isinstance(error, AGREED)
+    monkeypatch.setattr("memexp.run.join", join)
+    assert commands._join() == status
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("rank", "measured"), [(0, True), (1, False)])
+def test_a_study_is_carried_out_by_the_first_process(tmp_path, monkeypatch, rank, measured):
+    monkeypatch.setattr(World, "from_environment", lambda: World(rank, 2))
+    for name in ("start", "stop"):
+        monkeypatch.setattr(distribution, name, lambda *_: None)
+    monkeypatch.setattr(distribution, "share_text", lambda text, world: text)
+    cfg = memexp.compose(["experiment=revnet/parameters"])
+    assert bool(memexp.run(cfg, tmp_path)["study"]) is measured
