@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from memexp import build, data, sequence
 from memexp.config import ConfigError
 from memexp.data import DataError
+from memexp.data.batches import mix_seed
 from memexp.memory.limit import hold
 from memexp.memory.snapshot import listen
 from memexp.modes import evaluating
@@ -58,8 +59,12 @@ def prepare(
     if cfg.memory.enforce and to_train:  # a budget's limit is known once it is planned
         hold(None if cfg.memory.limit is None else parse_bytes(cfg.memory.limit), device)
     path, state = _standing(directory, start, to_train)
+    if state is not None and to_train:
+        keep_batch(cfg, state, path, world)
     deployed = state is None or state["training"] is None or not to_train
     network, behind = _network(cfg, path, state, deployed)
+    if world.rank:  # once all have the same weights: dropout and mixing are drawn for each image anew
+        torch.manual_seed(mix_seed(cfg.seed, world.rank))
     learnt_from = build.teacher(cfg) if to_train else None
     settings = _normalised(cfg, behind, as_trained, None if learnt_from is None else learnt_from[1])
     splits = data.load(
@@ -188,6 +193,32 @@ def _same_data(state: dict[str, Any], splits: data.Splits, path: Path) -> None:
         raise DataError(
             f"the data set is not the one that {path} was trained on: it was {state['fingerprint']}, and is "
             f"{splits.fingerprint}; restore it, or start a new run with init_from"
+        )
+
+
+def keep_batch(cfg: DictConfig, state: dict[str, Any], path: Path, world: World) -> None:
+    """Shares the images of an optimizer step among as many processes as there are now: with others, steps, schedule and place
+    in the epoch would not be those of the run. What a process sees at once stays if it can, and accumulate makes up for it.
+
+    Raises ConfigError where they cannot be shared evenly.
+    """
+    then, processes = state["config"] or cfg, len(state["random"] or [None])
+    images = then["batch_size"] * then["accumulate"] * processes
+    if images % (cfg.batch_size * world.size) == 0:
+        cfg.accumulate = images // (cfg.batch_size * world.size)
+    elif images % (cfg.accumulate * world.size) == 0:
+        cfg.batch_size = images // (cfg.accumulate * world.size)
+    else:
+        raise ConfigError(
+            [
+                f"{path} is of {processes} processes with {images} images in a step, which {world.size} cannot share evenly; "
+                f"go on with {processes}, or with another number that {images} can be divided by."
+            ]
+        )
+    if processes != world.size:
+        log.info(
+            "processes: %d now, %d before; a step is of the same %d images, in each %d per forward x %d accumulated",
+            *(world.size, processes, images, cfg.batch_size, cfg.accumulate),
         )
 
 

@@ -217,4 +217,7 @@ def _for_each(splits: Splits, share: Share) -> Splits:
 
 def _enough(images: int, batch_size: int, share: Share, notes: list[str]) -> None:
     if images < (batch := batch_size * share.size):
-        notes.append(f"there are {images} training images, fewer than the batch of {batch}: each step sees all of them")
+        seen = "all" if images % share.size == 0 else str(images // share.size * share.size)
+        notes.append(
+            f"there are {images} training images, fewer than the batch of {batch}: each step sees {seen} of them"
+        )

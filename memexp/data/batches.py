@@ -78,6 +78,13 @@ class Share:
     rank: int = 0
     size: int = 1
 
+    def of(self, batch: Tensor, training: bool) -> Tensor:
+        """This process's of the images of a batch. In training each has as many, so that the mean over processes is that over
+        images, and up to size - 1 of a batch that does not divide are left out.
+        """
+        images = len(batch) // self.size * self.size if training else len(batch)
+        return batch[:images][self.rank :: self.size]
+
 
 def mix_seed(*numbers: int) -> int:
     """One seed from several numbers, without the collisions of a sum."""
@@ -135,7 +142,7 @@ class ImageBatches:
             indices = self._chosen[indices]
         whole = self.batch_size * self.share.size
         for batch in range(start, len(self)):
-            mine = indices[batch * whole : (batch + 1) * whole][self.share.rank :: self.share.size]
+            mine = self.share.of(indices[batch * whole : (batch + 1) * whole], self.training)
             if len(mine):
                 yield self._batch(mine, epoch, batch)
 

@@ -218,7 +218,7 @@ class StreamedBatches:
             numbers = numbers[order(self.seed, epoch, len(numbers))]
         numbers = numbers[~self._broken[numbers]]
         seeds = (self.seed, epoch) if self._augment else None
-        return Requests(numbers, self.batch_size, self.share, seeds, range(start, len(self)))
+        return Requests(numbers, self.batch_size, self.share, self.training, seeds, range(start, len(self)))
 
 
 @dataclass(frozen=True)
@@ -228,12 +228,13 @@ class Requests:
     numbers: Tensor
     batch_size: int
     share: Share
+    training: bool
     seeds: tuple[int, int] | None
     batches: range
 
     def __iter__(self) -> Iterator[list[Request]]:
         whole = self.batch_size * self.share.size
         for batch in self.batches:
-            mine = self.numbers[batch * whole : (batch + 1) * whole][self.share.rank :: self.share.size].tolist()
+            mine = self.share.of(self.numbers[batch * whole : (batch + 1) * whole], self.training).tolist()
             if mine:
                 yield [(number, mix_seed(*self.seeds, number) if self.seeds else None) for number in mine]

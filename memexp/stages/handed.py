@@ -96,8 +96,8 @@ class Run:
 
     @property
     def batch_size(self) -> int:
-        """Images of one forward pass in this process: as given, or all that there are."""
-        return min(int(self.cfg.batch_size), -(-self.splits.train.images // self.world.size))
+        """Images of one forward pass in each process: as given, or its share of all that there are."""
+        return min(int(self.cfg.batch_size), self.splits.train.images // self.world.size)
 
     @property
     def parameters(self) -> int:
@@ -186,8 +186,10 @@ def random_state(device: torch.device) -> dict[str, Tensor | None]:
 
 
 def set_random_state(states: Sequence[dict[str, Tensor | None]], world: World, device: torch.device) -> None:
-    """This process's of those of all; the first one's where there were fewer processes."""
-    state = states[world.rank] if world.rank < len(states) else states[0]
+    """This process's of those of all; left as it is where there were fewer processes."""
+    if world.rank >= len(states):
+        return
+    state = states[world.rank]
     assert state["cpu"] is not None
     torch.set_rng_state(state["cpu"])
     if state["device"] is not None and device.type != "cpu":

@@ -143,7 +143,7 @@ def trainer_for(run: Run, cfg: DictConfig) -> Trainer:
             *(cfg.accumulate, batches, batches),
         )
     accumulated, images = min(cfg.accumulate, batches), run.splits.train.images
-    whole = min(cfg.batch_size * run.world.size, images)
+    whole = run.batch_size * run.world.size
     run.results["effective_batch_size"] = whole * accumulated
     log.info(
         "effective batch size: %d images per forward x %d accumulated x %d processes = %d; lr as given: %g",

@@ -171,6 +171,11 @@ def total(values: Tensor, world: World) -> Tensor:
     return values
 
 
+def mean(value: Tensor, world: World) -> Tensor:
+    """Over the processes."""
+    return value if world.size == 1 else total(value, world) / world.size
+
+
 def agreed(value: T, world: World) -> T:
     """Plain data as the first process has it, in every process."""
     if world.size == 1:

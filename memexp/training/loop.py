@@ -111,6 +111,7 @@ class Trainer:
         batch normalisation estimated anew where the running ones cannot be trusted after so few steps.
         """
         with self.recipe.evaluated_weights() as model:
+            distribution.same_weights(model, self.place.world)  # running statistics are of a process's own images
             if not self.precise:
                 yield model
                 return
@@ -170,21 +171,16 @@ class Trainer:
     def _check_loss(self) -> float:
         """The latest loss not yet looked at. Reading it a step late leaves the device work to do meanwhile.
 
-        Raises NotFinite, in all processes where it is so in one, and what the engine finds wrong with the step.
+        Raises NotFinite, in all processes as it is of all of them, and what the engine finds wrong with the step.
         """
         if self._unchecked is None:
             return math.nan
         step, loss, verdicts = self._unchecked
         value = float(loss)
         late.judge(verdicts)
-        if self._anywhere(not (finite := math.isfinite(value))):
-            raise NotFinite(
-                f"the loss of step {step} is {'not finite in another process' if finite else value}. {REMEDY}"
-            )
+        if not math.isfinite(value):
+            raise NotFinite(f"the loss of step {step} is {value}. {REMEDY}")
         return value
-
-    def _anywhere(self, flag: bool) -> bool:
-        return distribution.agree(flag, self.place.world)
 
     def _step(self, batches: list[tuple[Tensor, Tensor]]) -> Tensor:
         self._schedule()
@@ -194,6 +190,7 @@ class Trainer:
         traced = self.trace.step(number) if self.trace is not None else nullcontext()
         with traced, self.place.meter.step(number, self.recipe.network, self.recipe.optimizer, prepared):
             loss = self.recipe.step(self.model, prepared)
+        loss = distribution.mean(loss, self.place.world)  # of all images: one that is not finite ends all processes
         if self.recipe.average is not None:
             self.recipe.average.update_parameters(self.recipe.network)
         return loss
@@ -280,7 +277,7 @@ class Trainer:
         self._check_loss()
         weights = {name: w for name, w in self.recipe.network.state_dict().items() if w.is_floating_point()}
         sound = torch.stack([torch.isfinite(w).all() for w in weights.values()]).tolist()  # read from the device once
-        if self._anywhere(not all(sound)):  # each process has statistics of its own
+        if distribution.agree(not all(sound), self.place.world):  # each process has statistics of its own
             name = "a buffer of another process" if all(sound) else list(weights)[sound.index(False)]
             raise NotFinite(f"{name} is not finite after step {self.progress.step}. {REMEDY}")
         if self.compilation is not None:

@@ -154,10 +154,9 @@ def _collect(
 
 def _reader(moments: _Moments, world: World) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     def read(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        count = inputs[0].numel() // inputs[0].shape[1]
-        if isinstance(layer, SyncedBatchNorm | nn.SyncBatchNorm):
-            count *= world.size
-        moments.add(_mean(layer), _variance(layer) * (count - 1), count)
+        own = inputs[0].numel() // inputs[0].shape[1]
+        count = own * world.size if isinstance(layer, SyncedBatchNorm | nn.SyncBatchNorm) else own
+        moments.add(_mean(layer), _variance(layer) * (count - 1) * (own / count), own)  # of what all have, its share
 
     return read
 

@@ -12,6 +12,7 @@ from memexp.data.arrays import Arrays, Part, moments
 from memexp.data.augment import Augmentation, Normalise, crop_and_flip
 from memexp.data.batches import ImageBatches, Share
 from memexp.data.selection import hold_out, sample
+from memexp.data.streamed import Loader, Samples, StreamedBatches
 
 
 def batches(images: int = 20, size: int = 6, **options) -> ImageBatches:
@@ -153,6 +154,30 @@ def test_processes_share_each_batch_and_leave_nothing_out():
     shares = [listed(batches(batch_size=4, share=Share(rank, 2))) for rank in range(2)]
     for (_, labels), (_, even), (_, odd) in zip(whole, *shares, strict=True):
         assert sorted(labels.tolist()) == sorted(even.tolist() + odd.tolist())
+
+
+def drawn(share: Share, training: bool) -> list[int]:
+    return [
+        int(label) for _, labels in listed(batches(7, batch_size=4, share=share, training=training)) for label in labels
+    ]
+
+
+def requested(share: Share, training: bool) -> list[int]:
+    loader, broken = (
+        Loader(Samples([], np.zeros(0), 8, 8, False), 0, torch.device("cpu")),
+        torch.zeros(7, dtype=torch.bool),
+    )
+    plain = (loader, torch.arange(7), broken, 4, 0, Normalise(torch.zeros(3), torch.ones(3), 8, 8), torch.device("cpu"))
+    return [number for batch in StreamedBatches(*plain, training, False, share).requests(0) for number, _ in batch]
+
+
+@pytest.mark.parametrize("taken", [drawn, requested])
+@pytest.mark.parametrize(("training", "images"), [(True, [2, 2, 2]), (False, [3, 2, 2])])
+def test_a_batch_that_does_not_divide_gives_each_process_as_many_images_to_train_on(taken, training, images):
+    """Or the mean over processes would be another than over images, and statistics of all would be counted wrong."""
+    shares = [taken(Share(rank, 3), training) for rank in range(3)]
+    assert [len(share) for share in shares] == images
+    assert len({number for share in shares for number in share}) == sum(images)
 
 
 def test_evaluation_keeps_the_incomplete_batch_and_the_order():

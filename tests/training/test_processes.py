@@ -1,13 +1,17 @@
 """How several processes agree, tried in one: what each would send stands in for what all have sent."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 import memexp
 from memexp import commands
+from memexp.config import ConfigError
+from memexp.prepared import keep_batch
 from memexp.run import AGREED
 from memexp.training import distribution
 from memexp.training.distribution import ProcessLost, World
@@ -43,6 +47,30 @@ def test_what_all_can_do_is_done():
         distribution.together(refuse, World())
 
 
+@pytest.mark.parametrize(
+    ("before", "then", "now", "after"),  # images per forward, accumulated; processes; processes; as the first
+    [
+        ((16, 1), 2, 2, (16, 1)),
+        ((16, 1), 2, 1, (16, 2)),
+        ((16, 2), 1, 2, (16, 1)),
+        ((16, 1), 1, 2, (8, 1)),
+        ((8, 1), 2, 1, (16, 1)),
+        ((16, 3), 4, 6, (16, 2)),
+        ((16, 1), 2, 3, None),
+    ],
+)
+def test_with_another_number_of_processes_a_step_is_of_as_many_images(before, then, now, after):
+    """Else a run of one process that goes on with two has done all its steps in the middle."""
+    cfg = OmegaConf.create({"batch_size": 16, "accumulate": 3 if before[1] == 3 else 1})  # as the run began
+    state = {"config": {"batch_size": before[0], "accumulate": before[1]}, "random": [{}] * then}
+    if after is None:
+        with pytest.raises(ConfigError, match="32 images in a step, which 3 cannot share evenly; go on with 2"):
+            keep_batch(cfg, state, Path("last.pt"), World(0, now))
+    else:
+        keep_batch(cfg, state, Path("last.pt"), World(0, now))
+        assert (cfg.batch_size, cfg.accumulate) == after
+
+
 def test_weights_in_any_layout_are_sent(monkeypatch):
     """gloo and NCCL take contiguous tensors only."""
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
@@ -59,9 +87,8 @@ def test_weights_in_any_layout_are_sent(monkeypatch):
     assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize(("mine", "told"), [(1.5, "is not finite in another process"), (math.inf, "is inf")])
-@pytest.mark.parametrize("wrong", ["loss", "weights"])
-def test_a_number_that_is_not_finite_in_one_process_ends_all(tmp_path, monkeypatch, wrong, mine, told):
+@pytest.mark.parametrize(("mine", "told"), [(1.5, "a buffer of another process"), (math.inf, "weight is not finite")])
+def test_a_weight_that_is_not_finite_in_one_process_ends_all(tmp_path, monkeypatch, mine, told):
     """Else the others would wait for the one that has ended, and record that it was lost, not why."""
     asked = []
 
@@ -71,15 +98,13 @@ def test_a_number_that_is_not_finite_in_one_process_ends_all(tmp_path, monkeypat
 
     def checked(trainer):
         monkeypatch.setattr(distribution, "agree", agree)
-        if wrong == "loss":
-            trainer._unchecked = 4, torch.tensor(mine), []
-        elif not math.isfinite(mine):
+        if not math.isfinite(mine):
             nn.init.constant_(next(trainer.recipe.network.parameters()), mine)
         trainer.save()
 
     monkeypatch.setattr(Trainer, "train", checked)
     cfg = memexp.compose(["model=resnet", "model.units=[1]", "model.channels=[4,4]", "dataset.limit=20", "device=cpu"])
-    with pytest.raises(NotFinite, match=told if wrong == "loss" else "a buffer of another|weight is not finite"):
+    with pytest.raises(NotFinite, match=told):
         memexp.run(cfg, tmp_path)
     assert asked == [not math.isfinite(mine)]
 
