@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from memexp import recorded
+from memexp import recorded, unread
 from memexp.config import ConfigError
 from memexp.record import RunDirectory, read_json, writing
 from memexp.sequence import keys, recipe_of, stage_of
@@ -90,6 +90,7 @@ def evaluate(
     with StopRequest() as stop:
         own_moments = _names_moments(overrides)
         run = prepare(cfg, _ReadOnly(path), World(), stop, start=name, to_train=False, as_trained=not own_moments)
+        _tell_unread(run, overrides)
         with _deployed(run) as whole, _resampled(run, whole, overrides) as model:
             then = (read_json(path / "results.json") or {}).get("classes")
             known = build.in_order_of(model, then, run.splits.classes)
@@ -128,6 +129,7 @@ def export(
     with StopRequest() as stop:
         own_moments = _names_moments(overrides)
         run = prepare(cfg, _ReadOnly(path), World(), stop, start=name, to_train=False, as_trained=not own_moments)
+        _tell_unread(run, overrides)
         images, _ = next(iter(run.splits.test.epoch(0)))
         with _deployed(run) as whole, _resampled(run, whole, overrides) as model:
             network = copy.deepcopy(model).eval()
@@ -162,6 +164,11 @@ def _of_its_network(path: Path, overrides: Sequence[str], own: Own) -> DictConfi
     if problems := [f"'{text}' is not allowed: {AS_IT_IS}" for text in overrides if _group(text) in changed]:
         raise ConfigError(problems)
     return cfg
+
+
+def _tell_unread(run: Run, overrides: Sequence[str]) -> None:
+    for told in unread.evaluated(overrides, ended=run.unfinished is None):
+        log.warning("warning: %s", told)
 
 
 def _group(text: str) -> str:
