@@ -10,3 +10,9 @@ def partitioned(monkeypatch):
     monkeypatch.setattr(compiled, "COMPILER", "aot_eager_decomp_partition")
     yield
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def unrendered(monkeypatch):
+    """Figures are made and not rendered: three files of each take longer than all else of a small run."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)

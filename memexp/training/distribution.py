@@ -180,18 +180,18 @@ def gather(value: T, world: World) -> list[T]:
     return found
 
 
-def agree(flag: bool, world: World, device: torch.device) -> bool:
-    """Whether `flag` holds on any process: what ends a step on one must end it on all."""
+def agree(flag: bool, world: World) -> bool:
+    """Whether `flag` holds on any process: what ends a step on one must end it on all. Devices go on with their work."""
     if world.size == 1:
         return flag
-    return bool(total(torch.tensor(int(flag), device=device), world) > 0)
+    return bool(total(torch.tensor(int(flag)), world) > 0)
 
 
-def heed(stop: StopRequest | None, world: World, device: torch.device | None = None) -> None:
+def heed(stop: StopRequest | None, world: World) -> None:
     """Raises Interrupted in all processes where one of them was asked to stop. All come here at the same place of the run: one
     that went its own way would leave the others waiting for it in what they do together.
     """
-    if stop is not None and agree(stop.signum is not None, world, device or torch.device("cpu")):
+    if stop is not None and agree(stop.signum is not None, world):
         raise Interrupted(stop.signum or signal.SIGTERM)
 
 

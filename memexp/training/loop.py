@@ -162,7 +162,7 @@ class Trainer:
             if settings.checkpoint_every and done.step % settings.checkpoint_every == 0:
                 self.save()
                 before = self._clock()
-            distribution.heed(self.place.stop, self.place.world, self.precision.device)
+            distribution.heed(self.place.stop, self.place.world)
 
     def _check_loss(self) -> float:
         """The latest loss not yet looked at. Reading it a step late leaves the device work to do meanwhile.
@@ -181,7 +181,7 @@ class Trainer:
         return value
 
     def _anywhere(self, flag: bool) -> bool:
-        return distribution.agree(flag, self.place.world, self.precision.device)
+        return distribution.agree(flag, self.place.world)
 
     def _step(self, batches: list[tuple[Tensor, Tensor]]) -> Tensor:
         self._schedule()

@@ -253,9 +253,9 @@ def test_it_is_planned_where_the_caller_records_nothing(mode):
 
 
 def test_state_of_an_optimizer_counts_and_an_example_may_be_keywords():
-    network = made("looped")
+    network = Looped(layers() for _ in range(3))
     plans = [
-        fit(copy.deepcopy(network), lambda y: y.square().mean(), {"images": images(4)}, 1.0, optimizer=optimizer)[0]
+        fit(copy.deepcopy(network), square, {"x": torch.randn(8, 16)}, 1.0, optimizer=optimizer)[0]
         for optimizer in (None, torch.optim.Adam)
     ]
     state = 2 * sum(-(-p.nbytes // 512) * 512 for p in network.parameters())

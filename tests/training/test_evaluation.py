@@ -56,7 +56,7 @@ def test_an_evaluation_is_ended_in_all_processes_at_the_same_place(monkeypatch, 
     given, stop, sent, taken = Given(), StopRequest(), [], []
     stop.signum = signal.SIGTERM if asked else None
 
-    def agree(flag: bool, world: World, device: torch.device) -> bool:
+    def agree(flag: bool, world: World) -> bool:
         sent.append((flag, len(taken)))
         return True  # one of the two was asked
 

@@ -65,7 +65,7 @@ def test_a_number_that_is_not_finite_in_one_process_ends_all(tmp_path, monkeypat
     """Else the others would wait for the one that has ended, and record that it was lost, not why."""
     asked = []
 
-    def agree(flag, world, device):
+    def agree(flag, world):
         asked.append(flag)
         return True
 
