@@ -62,15 +62,16 @@ def train(arguments: list[str], hydra_only: bool) -> int:
         job_name = "sweep"
         started = launcher.start_sweep(name, directories)
         outcome.sweep = jobs.Sweep(started.config_name, started.config_dirs)
-        constant = ",".join(f"'{key}'" for key in config.constant_keys(options.overrides))
+        typed = sweeper.with_arms_quoted(options.overrides, name, directories)
+        constant = ",".join(f"'{key}'" for key in config.constant_keys(typed))
         own = f"hydra.job.config.override_dirname.exclude_keys=[{constant}]"
         # what is set of a group that is itself swept may not be there before an option is chosen, as with prune=l1_norm,random
-        swept = config.swept_keys(options.overrides)
-        same = [text for text in options.overrides if text.partition("=")[0] not in swept]
+        swept = config.swept_keys(typed)
+        same = [text for text in typed if text.partition("=")[0] not in swept]
         left = config.of_no_option(
             same, name, directories
         )  # of what an experiment's cases choose, as model.base of the INN
-        overrides = [own, *(_job_by_job(text, swept, left) for text in options.overrides)]
+        overrides = [own, *(_job_by_job(text, swept, left) for text in typed)]
     if not hydra_only:
         arguments = [*_flags(arguments, options.overrides), *_searched(directories), *overrides]
     application = hydra.main(config_path=str(CONF), config_name=CONFIG_NAME, version_base="1.3")(outcome.carry_out)

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,17 +161,17 @@ def _status(job: Job, sweep: Sweep, own_session: bool, begun: Sequence[Job]) -> 
     if sweep.stopped is not None:
         return "interrupted"
     if job.problem is not None:
-        _say(f"{title}\n  refused: {job.problem}")
+        say(f"{title}\n  refused: {job.problem}")
         if before is None or before.get("status") != "done":
             record_failure(job, job.problem)
         return "refused"
     same = before is not None and before.get("config_hash") == job.hash
     if before is not None and same and before.get("status") == "done":
-        _say(f"{title}\n  done before, in {job.directory}")
+        say(f"{title}\n  done before, in {job.directory}")
         return "done"
     if (start := next((other for other in begun if other.status != "done"), None)) is not None:
         reason = f"it starts from {start.directory}, and that job of the sweep is {start.status}, not done"
-        _say(f"{title}\n  not run: {reason}")
+        say(f"{title}\n  not run: {reason}")
         record_failure(job, reason, before if same else None)
         return "failed"
     go_on = (
@@ -189,7 +190,7 @@ def _status(job: Job, sweep: Sweep, own_session: bool, begun: Sequence[Job]) -> 
     )
     gpu = sweep.gpus.pop(0) if sweep.gpus and job.any_gpu else None
     place = "" if gpu is None else f" on GPU {gpu}"
-    _say(f"{title}{' (resumed)' if go_on else f' (begun anew, as {why})' if anew else ''}{place}")
+    say(f"{title}{' (resumed)' if go_on else f' (begun anew, as {why})' if anew else ''}{place}")
     started = time.monotonic()
     try:
         code = run_process(job, sweep, go_on, own_session, gpu)
@@ -239,17 +240,28 @@ def _title(job: Job, sweep: Sweep) -> str:
 
 
 def _tell_the_end(job: Job, sweep: Sweep) -> None:
-    """One line: how it ended, how many are left, and for how long, by the jobs so far."""
+    """One line: how it ended, how far the sweep has come, and how long it will take, by the jobs so far."""
     if job.seconds is None:
         return
     top1 = (job.results.get("accuracy") or {}).get("top1")
     figure = f", top-1 {top1:.2f} %" if job.status == "done" and isinstance(top1, int | float) else ""
     text = f"{_title(job, sweep)} {job.status} in {duration(job.seconds)}{figure}"
-    left = sweep.total - sum(other.status is not None for other in sweep.jobs)
+    ended = [other.status for other in sweep.jobs if other.status is not None]
+    left = sweep.total - len(ended)
     if left > 0 and sweep.stopped is None and job in sweep.jobs:
         spent = [other.seconds for other in sweep.jobs if other.seconds is not None]
-        text += f"; {left} to go, about {duration(left * sum(spent) / len(spent) / sweep.at_a_time)}"
-    _say(text)
+        seconds = left * sum(spent) / len(spent) / sweep.at_a_time
+        text += f"; {progress([*ended, *['running'] * len(sweep.children)], sweep.total, seconds)}"
+    say(text)
+
+
+def progress(statuses: Iterable[str], total: int, seconds: float | None) -> str:
+    """How far a whole sweep has come: 3 done, 1 failed, 2 running, 18 to go, about 12 min. seconds: that are left, if known."""
+    counts = Counter(statuses)
+    counts["running"] = counts.pop("running", 0)  # behind those that have ended
+    counts["to go"] = total - counts.total()
+    told = [f"{count} {status}" for status, count in counts.items() if count > 0]
+    return ", ".join([*told, *([] if seconds is None else [f"about {duration(seconds)}"])])
 
 
 def duration(seconds: float) -> str:
@@ -259,6 +271,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """One line, whole, whoever else has one to tell."""
     with _printing:
         print(text, flush=True)

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from memexp import jobs
 from memexp.config import ConfigError, swept_keys
 from memexp.jobs import Job, Sweep
+from memexp.onlooker import telling
 from memexp.paths import from_here
 from memexp.record import NotWritten, RunDirectoryError, read_json
 from memexp.visible import visible
@@ -202,8 +203,9 @@ class OtherLauncher(_Recorded):
         handlers = {s: signal.signal(s, stop) for s in STOPS}
         returned: list[JobReturn] = []
         try:
-            for part in jobs.in_turn(batch, sweep):  # their processes know nothing of each other
-                returned += self.inner.launch([job.overrides for job in part], part[0].number)
+            with telling(batch, sweep):
+                for part in jobs.in_turn(batch, sweep):  # their processes know nothing of each other
+                    returned += self.inner.launch([job.overrides for job in part], part[0].number)
         except KeyboardInterrupt:
             sweep.stopped = sweep.stopped or signal.SIGINT
         finally:

@@ -170,13 +170,25 @@ def _names(parser: OverridesParser, text: str, arms: Sequence[str]) -> list[str]
     )
 
 
+def with_arms_quoted(overrides: Sequence[str], config_name: str, config_dirs: Sequence[str | Path]) -> list[str]:
+    """The overrides of a sweep; the name of one of its experiment's arms, typed as it is, in quotes, as Hydra would read commas
+    as several values and brackets not at all.
+    """
+    others = [text for text in overrides if not text.startswith("arm=")]
+    if len(others) == len(overrides):
+        return others
+    cases = config.sweeper_of(config.jobs(others, config_dirs)[0], config_name, config_dirs).get("cases")
+    arms = {f"arm={arm}": f"arm={quoted(str(arm))}" for arm in (cases if isinstance(cases, Mapping) else ())}
+    return [arms.get(text, text) for text in overrides]
+
+
 def planned(overrides: Sequence[str], config_name: str, config_dirs: Sequence[str | Path]) -> Iterator[list[str]]:
     """The overrides of each job of a sweep, those of an experiment's own cases and keys among them.
 
     For a sweeper that is not this one, an interval stands there with its ends.
     """
     parser = config.parser(config_dirs)
-    for typed in config.jobs(overrides, config_dirs):
+    for typed in config.jobs(with_arms_quoted(overrides, config_name, config_dirs), config_dirs):
         settings = config.sweeper_of(typed, config_name, config_dirs)
         if settings.pop("_target_", None) != TARGET:  # others, too, have keys and choices of an experiment's own
             _check_search(settings)

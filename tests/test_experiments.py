@@ -59,6 +59,13 @@ def test_its_file_opens_with_what_it_shows_the_commands_and_the_hardware(identif
     assert any(word in text.split("defaults:")[0] for word in ("GPU", "CPU", "core"))
 
 
+def test_memory_against_depth_is_that_of_every_strategy():
+    jobs = planned(["experiment=revnet/memory", "scale=laptop"], "config", ())
+    found = {(text.partition("=")[2], job[1]) for job in jobs for text in job if text.startswith("backprop=")}
+    deep = [f"model.depth={depth}" for depth in (38, 110, 164)]
+    assert found >= {(name, depth) for name in ("stored", "checkpointed", "reversible", "budget") for depth in deep}
+
+
 def _of_each_case(jobs, which):
     """One job of each case, the jobs with the same arm, family and names of settings; one takes 0.1 s to compose."""
     cases = {}

@@ -35,7 +35,7 @@ LINES = [
     ["results", "prepared"],
     ["run"],
     ["saved"],
-    ["hydra_app", "launcher", "sweeper", "jobs", "completion"],
+    ["hydra_app", "launcher", "onlooker", "sweeper", "jobs", "completion"],
     ["commands", "explained"],
     ["cli", "plugins"],
     ["__init__", "__main__"],

@@ -14,6 +14,7 @@ from memexp import jobs, launcher
 from memexp.config import ConfigError
 from memexp.jobs import Job, Sweep
 from memexp.launcher import LocalLauncher
+from memexp.onlooker import Onlooker
 from memexp.record import SCHEMA, read_json, write_json
 
 
@@ -407,10 +408,30 @@ def test_b23_a_sweeper_that_optimises_sees_the_error_and_none_of_a_job_that_fail
 
 
 def test_a_job_that_ends_is_told_with_how_many_are_left_and_for_how_long(job, run, capsys):
-    sweep = Sweep("config", [], [job], total=4)
-    sweep.jobs += [Job(1, [], job.directory, status="done", seconds=120.0), Job(2, [], job.directory)]
+    sweep = Sweep("config", [], [job], total=6, children={Mock()})
+    sweep.jobs += [Job(n, [], job.directory, status="failed", seconds=60.0) for n in (1, 2)]
+    sweep.jobs += [Job(3, [], job.directory), Job(4, [], job.directory)]
     assert run(Processes(), sweep) == "done"
-    assert capsys.readouterr().out.splitlines()[-1] == "job 1/4 done in 0.0 s; 2 to go, about 2 min"
+    told = "job 1/6 done in 0.0 s; 1 done, 2 failed, 1 running, 2 to go, about 2 min"
+    assert capsys.readouterr().out.splitlines()[-1] == told
+
+
+def test_how_far_another_launcher_has_come_is_seen_in_the_records_of_its_jobs(tmp_path):
+    names = ("done before", "begun anew", "failed before", "new", "later")
+    batch = [Job(number, [], tmp_path / name, hash="abc") for number, name in enumerate(names)]
+    for job, status in zip(batch, ("done", "failed", "failed"), strict=False):
+        record(job, status)
+        os.utime(job.directory / "results.json", (1, 1))
+    onlooker = Onlooker(batch, Sweep("config", [], [Job(5, [], tmp_path, status="nan"), *batch], total=6))
+    assert onlooker.news() is None
+    record(batch[1], "running")
+    assert onlooker.news() == "1 nan, 1 done, 1 running, 3 to go"
+    assert onlooker.news() is None
+    record(batch[1], "done")
+    record(batch[3], "failed")
+    told = onlooker.news()
+    assert told is not None
+    assert told.startswith("1 nan, 2 done, 1 failed, 2 to go, about ")
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,17 @@ def test_a_folder_of_two_jobs_is_refused_before_anything_is_made(sweep, sweeper,
     assert not (tmp_path / "outputs").exists() or sweeper == "basic"  # which writes down what it sweeps first
 
 
+@pytest.mark.parametrize(
+    ("experiment", "arm"),
+    [("revnet/table3", "RevNet-38, stored"), ("reducenet/audit", "vanish=all, in place (as published)")],
+)
+def test_the_name_of_an_arm_may_be_typed_as_it_is(sweep, experiment, arm, capsys):
+    base = ["train", "-m", f"experiment={experiment}", "scale=laptop", "dataset=digits", "seed=0"]
+    names, _, status = sweep(f"arm={arm}", base=base)
+    assert (len(names), status) == (1, 0)
+    assert f"arm='{arm}'" in capsys.readouterr().out
+
+
 def test_each_seed_of_an_experiment_starts_from_a_run_of_its_own(sweep, capsys):
     names, _, status = sweep(
         base=["train", "-m", "experiment=node/table2", "scale=laptop", "dataset=digits", "seed=1,2"]

@@ -17,7 +17,7 @@ from memexp.config import CONFIG_NAME, ConfigError, compose
 from memexp.memory.estimate import estimate
 from memexp.models import families
 from memexp.record import environment, write_text
-from memexp.report.files import save
+from memexp.report.files import as_it_is, save
 from memexp.report.plots import COLOURS, MARKERS
 from memexp.report.tables import Table, markdown
 from memexp.units import shown_bytes, shown_figure
@@ -157,8 +157,10 @@ def table(found: Sequence[Case]) -> Table:
     return Table(headings, rows, "", notes)
 
 
-def pareto(found: Sequence[Case]) -> Figure | None:
-    """Peak memory against step time; a line joins the budgets, a dashed one their ends. None below two points."""
+def pareto(found: Sequence[Case], what: str = "") -> Figure | None:
+    """Peak memory against step time; a line joins the budgets, a dashed one their ends. None below two points. what: was
+    measured, for the title.
+    """
     done = [case for case in found if case.result]
     if len(done) < 2:
         return None
@@ -179,7 +181,9 @@ def pareto(found: Sequence[Case]) -> Figure | None:
         line = zip(least, ends["stored"], strict=True)
         axes.plot(*line, "--", color="#999999", label="straight line between the ends")
     axes.set(
-        title="Step time against peak memory", xlabel="peak memory (MiB)", ylabel="step time (ms, median and quartiles)"
+        title=as_it_is("\n".join(filter(None, ["Step time against peak memory", what]))),
+        xlabel="peak memory (MiB)",
+        ylabel="step time (ms, median and quartiles)",
     )
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
@@ -193,9 +197,11 @@ def write(found: Sequence[Case], directory: Path, text: str) -> list[Path]:
     directory.mkdir(parents=True, exist_ok=True)
     written = [directory / "bench.json", directory / "bench.md"]
     write_text(written[0], json.dumps([vars(case) for case in found], indent=1) + "\n")
-    figure = pareto(found)
-    picture = "\n\n![pareto](pareto.png)" if figure is not None else ""
     shared = [text for text in found[0].overrides if not text.startswith("backprop")] if found else []
+    device = next((str(case.result["memory"]["device"]) for case in found if case.result), "")
+    told = [text for text in shared if not text.startswith("dataset.root=")]
+    figure = pareto(found, ", ".join([*told, device]))
+    picture = "\n\n![pareto](pareto.png)" if figure is not None else ""
     about = [f"# Strategies side by side\n\n    {shlex.join(['memexp', 'bench', *shared])}", _machine()]
     write_text(written[1], "\n\n".join([*about, text]) + picture + "\n")
     if figure is not None:

@@ -138,8 +138,10 @@ def _slice(call: Call, plane: Plane, dim: int, start: int, end: int, step: int) 
             call.freeze(plane, "a slice that follows the shape in unequal parts")
         return
     if step == 1 and len(written) == 1 and isinstance(written[0], Attribute) and (start == 0 or end == size):
-        call.tape.use(written[0], plane.take(range(end if start == 0 else start), dim), dim)
-        return
+        first = end if start == 0 else start
+        if written[0] == first:  # else it counts from the end
+            call.tape.use(written[0], plane.take(range(first), dim), dim)
+            return
     last = size if step != 1 else end if end < size else start
     call.freeze(plane.take(range(last), dim), "a slice by numbers that are fixed in the source")
 
@@ -205,6 +207,10 @@ def _split(call: Call, parts: list[Plane], dim: int) -> None:
         if len(set(sizes)) > 1:
             for part in parts:
                 call.freeze(part, f"unequal parts {sizes} of a number of parts that is fixed")
+        return
+    if sizes != origins:
+        for part in parts:
+            call.freeze(part, f"unequal parts {sizes} of a length of {int(origins[0])}")
         return
     for part, origin in zip(parts, origins, strict=True):
         if isinstance(origin, Attribute):

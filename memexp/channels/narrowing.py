@@ -15,6 +15,12 @@ from torch.overrides import TorchFunctionMode
 from memexp.channels.graph import ChannelError, Graph, Group, Member
 
 Kept = Mapping[int, Sequence[int]]
+NORMS: dict[Any, tuple[str, int]] = {  # by function: how it calls what it is over, and the channels' dimension
+    nn.functional.layer_norm: ("normalized_shape", -1),
+    torch.layer_norm: ("normalized_shape", -1),
+    nn.functional.group_norm: ("num_groups", 1),
+    torch.group_norm: ("num_groups", 1),
+}
 
 
 def narrow_edit(graph: Graph, kept: Kept) -> dict[str, Any]:
@@ -74,7 +80,8 @@ class masked(nn.Module):  # noqa: N801  (it reads as what it returns)
 
     Filters, biases and entries of normalisations are zero; where a channel may yet not be zero (a sigmoid of it), the weights
     that take it are too, and they alone where it would be no number (a filter that is divided by its norm). A LayerNorm over
-    channels has the statistics of those that are kept. Buffers are left as they are, but for those that add to a channel.
+    channels, and a GroupNorm of one group, has the statistics of those that are kept. Buffers are left as they are, but for
+    those that add to a channel.
     """
 
     def __init__(self, network: nn.Module, graph: Graph, kept: Kept) -> None:
@@ -100,7 +107,7 @@ class masked(nn.Module):  # noqa: N801  (it reads as what it returns)
 
 
 class KeptStatistics(TorchFunctionMode):
-    """layer_norm over the channels that are kept alone."""
+    """layer_norm, and group_norm of one group, over the channels that are kept alone."""
 
     def __init__(self, kept: dict[int, Tensor]) -> None:
         super().__init__()
@@ -108,13 +115,14 @@ class KeptStatistics(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in (nn.functional.layer_norm, torch.layer_norm):
-            names = ("input", "normalized_shape", "weight", "bias", "eps")
-            given = {"bias": None, "eps": 1e-5, **dict(zip(names, args, strict=False)), **kwargs}
+        if func in NORMS:
+            size, dim = NORMS[func]
+            names = ("input", size, "weight", "bias", "eps")
+            given = {"weight": None, "bias": None, "eps": 1e-5, **dict(zip(names, args, strict=False)), **kwargs}
             kept = self.kept.get(id(given["weight"]))
-            if kept is not None:
-                x, bias = given["input"], given["bias"]
-                narrow = None if bias is None else bias[kept]
-                y = nn.functional.layer_norm(x[..., kept], (len(kept),), given["weight"][kept], narrow, given["eps"])
-                return torch.zeros_like(x).index_copy_(-1, kept, y)
+            if kept is not None and (dim == -1 or given[size] == 1):
+                x, weight, bias = given["input"], given["weight"][kept], given["bias"]
+                bias, new = None if bias is None else bias[kept], (len(kept),) if dim == -1 else 1
+                y = func(x.index_select(dim, kept), new, weight, bias, given["eps"])
+                return torch.zeros_like(x).index_copy_(dim, kept, y)
         return func(*args, **kwargs)

@@ -67,7 +67,8 @@ def layer_norm(call: Call) -> list[Planes]:
 
 @rule("native_group_norm")
 def group_norm(call: Call) -> list[Planes]:
-    """Whole groups of the norm: one channel each."""
+    """Whole groups of the norm: one channel each. Of a single group statistics are of the channels that are there, as those of
+    a LayerNorm."""
     x: Tensor = call["input"]
     groups = int(call["group"])
     result = call.planes(x)
@@ -79,7 +80,12 @@ def group_norm(call: Call) -> list[Planes]:
             along = [1] + list(call[name].shape) + [1] * (x.ndim - 2)
             result = merge(call.tape.atoms, [(result, x.shape), (own, along)], f"{call.name} normalises no channel")
     for plane in result:
-        if plane.shape[1] > 1:
+        if varies(plane) - {0, 1}:
+            call.freeze(plane, "the statistics are over it")
+        elif plane.shape[1] > 1 and groups == 1:
+            if call["weight"] is None:
+                call.freeze(plane, "statistics over channels without a weight for each of them")
+        elif plane.shape[1] > 1:
             parts = plane.reshape(plane.shape[0], groups, plane.shape[1] // groups, *plane.shape[2:])
             axes = [axis for axis in range(parts.ndim) if axis != 1]
             call.tape.atoms.couple(parts, axes, f"{call.name}: a group holds what is no channel")

@@ -1,14 +1,14 @@
 """A graph is tried out: what the forward cannot do with fewer channels, for a length written into it, is frozen.
 
 Only where a length is written next to channels: views, slices, splits, pads. The network is run once more, for its shapes, with
-another share of each group's channels. Where that fails, each group is tried by itself, those that fail are frozen with the
-error as the reason, and the rest is tried again.
+another share of each group's channels. Where that fails, the groups that fail by themselves are found by halves and frozen with
+the error as the reason, and the rest is tried again.
 
 What the one forward in evaluation mode does not run is tried in training mode, likewise: what an auxiliary head takes stays.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -70,17 +70,27 @@ def _tried(
     tape: Tape, graph: Graph, fault_with: Callable[[Graph, Iterable[int]], str | None], why: str
 ) -> tuple[Graph, str | None]:
     """The graph in which each group that has a fault by itself is frozen, and the fault that all others have together."""
-    if fault_with(graph, range(len(graph.groups))) is None:
+    every = range(len(graph.groups))
+    if fault_with(graph, every) is None:
         return graph, None
-    for number, group in enumerate(graph.groups):
-        fault = fault_with(graph, [number])
-        if fault is not None:
-            for member in group.members:
-                entries = tape.entries[member.name, member.dim]
-                for own in member.indices:
-                    tape.atoms.freeze(entries[list(own)], f"{why}: {fault}")
+    for number, fault in _alone(every, partial(fault_with, graph)):
+        for member in graph.groups[number].members:
+            entries = tape.entries[member.name, member.dim]
+            for own in member.indices:
+                tape.atoms.freeze(entries[list(own)], f"{why}: {fault}")
     graph = assemble(tape)
     return graph, fault_with(graph, range(len(graph.groups)))
+
+
+def _alone(groups: range, fault_with: Callable[[range], str | None]) -> Iterator[tuple[int, str]]:
+    """Of groups that have a fault together, those that have one by themselves, and it: found by halves, as most have none."""
+    middle = len(groups) // 2
+    for half in (groups[:middle], groups[middle:]):
+        fault = fault_with(half) if half else None
+        if fault is not None and len(half) == 1:
+            yield half[0], fault
+        elif fault is not None:
+            yield from _alone(half, fault_with)
 
 
 def _fault(

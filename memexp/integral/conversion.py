@@ -41,7 +41,7 @@ class Stretch:
     """Channels of one group that stand side by side wherever they are.
 
     places: for each (tensor, dimension) the indices of each channel, (size, indices a channel). name: of the layer that gives
-    them out.
+    them out, or of the network's own parameter that does.
     """
 
     name: str
@@ -75,7 +75,10 @@ def stretches(graph: Graph) -> tuple[list[Stretch], dict[tuple[int, int], tuple[
         for part in np.split(np.arange(group.size), np.flatnonzero(broken) + 1):
             where.update({(number, channel): (len(found), i) for i, channel in enumerate(part.tolist())})
             found.append(
-                Stretch(source.name.rpartition(".")[0], {place: indices[part] for place, indices in places.items()})
+                Stretch(
+                    source.name.rpartition(".")[0] or source.name,
+                    {place: indices[part] for place, indices in places.items()},
+                )
             )
     return found, where
 

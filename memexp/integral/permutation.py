@@ -19,6 +19,7 @@ from torch import Tensor
 
 BRUTE = 8
 STRETCH = 3  # channels that or-opt moves together, at most
+BLOCK = 64  # places whose gains are worked out together
 
 Array = np.ndarray
 
@@ -83,39 +84,58 @@ def _improve(D: Array, order: Array) -> Array:
     better = True
     while better:
         better = False
-        for i in range(1, n):
-            better |= _reverse(around, path, i, least)
+        # where in a block of places something may be gained is seen at once; there each place is then tried by itself
+        for start in range(1, n, BLOCK):
+            block = np.arange(start, min(start + BLOCK, n))
+            for i in block[_reversals(around, path, block).max(1) > least].tolist():
+                better |= _reverse(around, path, i, least)
         for size in range(1, min(STRETCH, n - 1) + 1):
-            for i in range(1, n - size + 2):
-                better |= _move(around, path, i, size, least)
+            for start in range(1, n - size + 2, BLOCK):
+                block = np.arange(start, min(start + BLOCK, n - size + 2))
+                for i in block[_moves(around, path, block, size).max(1) > least].tolist():
+                    better |= _move(around, path, i, size, least)
     return path[1:-1]
+
+
+def _reversals(D: Array, path: Array, i: Array) -> Array:
+    """(places, ends) what reversing each stretch from one of the places `i` gains; 0 for ends before it."""
+    before, first = path[i - 1], path[i]
+    last, behind = path[1:-1], path[2:]
+    gain = D[before, first][:, None] + D[last, behind] - D[before].take(last, 1) - D[first].take(behind, 1)
+    gain[np.arange(1, len(path) - 1) <= i[:, None]] = 0
+    return gain
 
 
 def _reverse(D: Array, path: Array, i: int, least: float) -> bool:
     """The best reversal of a stretch that starts at i, if it makes the path shorter."""
-    before, first = path[i - 1], path[i]
-    last, behind = path[i + 1 : -1], path[i + 2 :]
-    gain = D[before, first] + D[last, behind] - D[before, last] - D[first, behind]
+    gain = _reversals(D, path, np.array([i]))[0]
     best = int(gain.argmax())
     if gain[best] <= least:
         return False
-    path[i : i + best + 2] = path[i : i + best + 2][::-1].copy()
+    path[i : best + 2] = path[i : best + 2][::-1].copy()
     return True
+
+
+def _moves(D: Array, path: Array, i: Array, size: int) -> Array:
+    """(places, 2 * gaps) what moving the stretch of `size` at each of the places `i` gains: into each gap, then turned."""
+    before, first, last, behind = path[i - 1], path[i], path[i + size - 1], path[i + size]
+    closed = D[before, first] + D[last, behind] - D[before, behind]
+    there = D[path[:-1], path[1:]] + closed[:, None]
+    to_first, to_last = D[first].take(path, 1), D[last].take(path, 1)
+    gain = np.concatenate([there - to_first[:, :-1] - to_last[:, 1:], there - to_last[:, :-1] - to_first[:, 1:]], 1)
+    gap = np.arange(gain.shape[1]) % (len(path) - 1) - i[:, None]
+    gain[(gap >= -1) & (gap < size)] = 0  # beside it and within it
+    return gain
 
 
 def _move(D: Array, path: Array, i: int, size: int, least: float) -> bool:
     """The stretch of `size` at i to its best place, either way round, if that makes the path shorter."""
-    stretch = path[i : i + size].copy()
-    rest = np.concatenate([path[:i], path[i + size :]])
-    a, b = rest[:-1], rest[1:]
-    closed = D[path[i - 1], stretch[0]] + D[stretch[-1], path[i + size]] - D[path[i - 1], path[i + size]]
-    forward = D[a, stretch[0]] + D[stretch[-1], b] - D[a, b]
-    backward = D[a, stretch[-1]] + D[stretch[0], b] - D[a, b]
-    cost = np.minimum(forward, backward)
-    best = int(cost.argmin())
-    if closed - cost[best] <= least:
+    gain = _moves(D, path, np.array([i]), size)[0]
+    best = int(gain.argmax())
+    if gain[best] <= least:
         return False
-    if backward[best] < forward[best]:
-        stretch = stretch[::-1]
-    path[1:-1] = np.concatenate([rest[: best + 1], stretch, rest[best + 1 :]])[1:-1]
+    turned, gap = divmod(best, len(path) - 1)
+    stretch = path[i : i + size][:: -1 if turned else 1].copy()
+    rest, behind = np.concatenate([path[:i], path[i + size :]]), gap + 1 if gap < i else gap + 1 - size
+    path[:] = np.concatenate([rest[:behind], stretch, rest[behind:]])
     return True

@@ -216,22 +216,19 @@ def _based(model: Settings, shape: Shape) -> object:
     return (layout.resnet if named[1] == "resnet" else layout.revnet)(shape, int(named[2]))
 
 
-def _base_has_not(strategy: str) -> Callable[[Settings], str | None]:
-    def about(model: Settings) -> str | None:
-        base = str(model["base"])
-        bases = ("revnet",) if strategy == "reversible" else ("resnet", "revnet", "vgg", "nin")
-        return None if base.startswith(bases) else f"backprop={strategy} is not for model.base={base}"
-
-    return about
+def _no_inverse(model: Settings) -> str | None:
+    base = str(model["base"])
+    return None if base.startswith("revnet") else f"backprop=reversible is not for model.base={base}"
 
 
 OWN = Family()
+OF_A_BASE = ("stored", "light", "checkpointed", "reversible", "budget")  # torchvision's blocks are taken as Chains, too
 FAMILIES: dict[str, Family] = {
     "discrete": Family(
         "memexp.models.base.discrete",
         DiscreteOptions,
-        ("stored", "checkpointed", "reversible", "budget"),
-        cautions={name: _base_has_not(name) for name in ("checkpointed", "reversible", "budget")},
+        OF_A_BASE,
+        cautions={"reversible": _no_inverse},
         check=_based,
     ),
     "heunnet": Family(
@@ -245,8 +242,8 @@ FAMILIES: dict[str, Family] = {
     "inn": Family(
         "memexp.integral.family.inn",
         InnOptions,
-        ("stored", "light", "checkpointed", "reversible", "budget"),
-        cautions={name: _base_has_not(name) for name in ("light", "checkpointed", "reversible", "budget")},
+        OF_A_BASE,
+        cautions={"reversible": _no_inverse},
         check=_inn,
         warm_start="memexp.integral.family.warm_start",
         integral=True,

@@ -216,13 +216,23 @@ def _choose(
         if settings.order == "energy":
             spent = energy.by_layer(bones.uses({}), bones.samples())
             own = {n: sum(spent.get(layer, 0.0) for layer in layers(graph.groups[n])) for n in scores}
-            most = 1 - settings.floor if settings.ratio is None else settings.ratio
-            removals = selection.layer_by_layer(scores, whole, sorted(own, key=lambda n: (-own[n], n)), most)
+            ratio, floor = settings.ratio, settings.floor
+            staying = {
+                n: selection.at_least(whole[n], floor) if ratio is None else selection.left(whole[n], ratio)
+                for n in sorted(own, key=lambda n: (-own[n], n))
+            }
+            removals = selection.layer_by_layer(scores, staying)
+
+        known: dict[tuple[tuple[int, int], ...], float] = {}
 
         def cost(kept: Kept) -> float:
-            if table is not None:
-                return table.predict(bones, kept)
-            return bones.macs(kept) if target.measure == "macs" else bones.parameters(kept)
+            key = tuple((number, len(left)) for number, left in kept.items())  # whichever they are
+            if key not in known:
+                if table is not None:
+                    known[key] = table.predict(bones, kept)
+                else:
+                    known[key] = bones.macs(kept) if target.measure == "macs" else bones.parameters(kept)
+            return known[key]
 
         return selection.meet(str(target), target.share, removals, sizes, cost)
 

@@ -60,14 +60,14 @@ def share_of_all(removals: Sequence[Channel], sizes: Sizes, whole: Sizes, ratio:
     return removals[:count]
 
 
-def layer_by_layer(scores: Scores, whole: Sizes, groups: Iterable[int], ratio: float) -> list[Channel]:
-    """One layer after the other, in the order of `groups`, each the whole share `ratio`."""
-    return [(group, channel) for group in groups for channel in _leaving(scores[group], left(whole[group], ratio))]
+def layer_by_layer(scores: Scores, staying: Mapping[int, int]) -> list[Channel]:
+    """One layer after the other, in the order of `staying`: how many channels of each stay."""
+    return [(group, channel) for group, count in staying.items() for channel in _leaving(scores[group], count)]
 
 
 def shares(scores: Scores, whole: Sizes, ratios: Mapping[int, float]) -> list[Channel]:
     """Each group its own share."""
-    return [removal for group, ratio in ratios.items() for removal in layer_by_layer(scores, whole, [group], ratio)]
+    return layer_by_layer(scores, {group: left(whole[group], ratio) for group, ratio in ratios.items()})
 
 
 def at_least(channels: int, floor: float) -> int:

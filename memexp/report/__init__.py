@@ -10,6 +10,7 @@ from memexp.calling import CallableModule
 from memexp.record import NotWritten, write_text, writing
 from memexp.report import claims, exports, published, tables
 from memexp.report.collect import Group, find, group
+from memexp.report.deployments import of_deployments
 from memexp.report.document import document
 from memexp.visible import visible
 
@@ -66,8 +67,7 @@ def write_report(
     if paper is not None:
         published.load(paper)
     groups, notes = _groups(paths)
-    stages = tables.of_stages(groups)
-    shown = [tables.of_groups(groups), *([stages] if stages else [])]
+    shown = [tables.of_groups(groups), *filter(None, (tables.of_stages(groups), of_deployments(groups)))]
     shown[0].notes += notes
     shown[0].above[:0] = claims.verdict(groups)
     if paper is not None:

@@ -1,5 +1,6 @@
 """Plots of runs, as PNG, SVG and PDF."""
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from memexp.report.collect import Group, number, over
+from memexp.report.collect import Group, Run, number, over
 from memexp.report.experiments import about
 from memexp.report.files import as_it_is, save
 from memexp.report.settings import GROUPS, shared, varying
@@ -39,7 +40,7 @@ def draw(groups: Sequence[Group], directory: Path) -> list[Path]:
             title, name = spec["title"], spec["name"]
             figure = KINDS[spec["kind"]](_chosen(done, spec.get("where", {})), spec)
         if figure is not None:
-            _title(figure, title, done)
+            entitle(figure, title, [run for group in done for run in group.done])
             written.append(save(figure, directory, name))
     return written
 
@@ -53,9 +54,9 @@ def _chosen(groups: Sequence[Group], where: Spec) -> list[Group]:
     ]
 
 
-def _title(figure: Figure, what: str, groups: Sequence[Group]) -> None:
+def entitle(figure: Figure, what: str, runs: Sequence[Run]) -> None:
     """What is shown, and below it what is the same in all of it."""
-    same = shared([run for group in groups for run in group.done])
+    same = shared(runs)
     named = [same[key] for key in ("model", "dataset", "backprop") if key in same]
     more = [f"{key.rpartition('.')[2]} {same[key]}" for key in ("model.depth", "batch_size", "device") if key in same]
     figure.suptitle(as_it_is("\n".join([what, ", ".join([*named, *more])])), fontsize=10)
@@ -167,7 +168,9 @@ def _place(group: Group, spec: Spec) -> float | None:
 
 
 def _as_number(value: Any) -> Any:
-    """A setting that a command line told as text."""
+    """A setting that a command line told as text; of a list, such as the units of each stage, its mean."""
+    if isinstance(value, list) and value and all(number(item) is not None for item in value):
+        return statistics.fmean(value)
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:

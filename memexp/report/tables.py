@@ -60,7 +60,7 @@ def of_groups(groups: Sequence[Group]) -> Table:
     rows = []
     for group in groups:
         figures = [shown(figure_of(group, key), divisor, decimals) for _, key, divisor, decimals in measured]
-        rows.append([*(_cell(group.first.setting(key)) for key in keys), group.status, str(len(group.seeds)), *figures])
+        rows.append([*(cell(group.first.setting(key)) for key in keys), group.status, str(len(group.seeds)), *figures])
     table = Table([*keys, "status", "n", *(heading for heading, *_ in measured)], rows)
     if same := {key: value for key, value in shared(runs).items() if key not in keys}:
         table.above.append("In all runs: " + ", ".join(f"{key}={value}" for key, value in same.items()))
@@ -155,7 +155,7 @@ def of_stages(groups: Sequence[Group]) -> Table | None:
                 for _, name, decimals in CHANGED
                 for i in (0, 1)
             ]
-            rows.append([*(_cell(group.first.setting(key)) for key in keys), stage, str(len(seeds)), *cells])
+            rows.append([*(cell(group.first.setting(key)) for key in keys), stage, str(len(seeds)), *cells])
     headings = [f"{heading} {when}" for heading, *_ in CHANGED for when in ("before", "after")]
     used = [i for i, _ in enumerate(headings, len(keys) + 2) if any(row[i] != "-" for row in rows)]
     columns = [*range(len(keys) + 2), *used]
@@ -223,7 +223,7 @@ def _values(found: Any) -> list[float]:
     return [value for value in found if value is not None]
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
     return "-" if value is None else str(value)
 
 

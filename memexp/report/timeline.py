@@ -3,11 +3,12 @@
 from matplotlib.figure import Figure
 
 from memexp.memory.tracker import CATEGORIES, Report
-from memexp.report.plots import COLOURS
+from memexp.report.collect import Run
+from memexp.report.plots import COLOURS, entitle
 
 
-def draw(report: Report) -> Figure:
-    """The last training step that `report` follows, operation by operation; the peak is marked."""
+def draw(report: Report, run: Run) -> Figure:
+    """The last training step of `run` that `report` follows, operation by operation; the peak is marked."""
     start = report.entered[-1]
     shown = report.timeline[max(0, start - 1) :]  # what stands at its beginning, and every change
     figure = Figure(figsize=(10, 5), layout="constrained")
@@ -26,8 +27,8 @@ def draw(report: Report) -> Figure:
         ha="left" if at < len(shown) / 2 else "right",
         arrowprops={"arrowstyle": "-"},
     )
+    entitle(figure, "Live memory over one training step, by category", [run])
     axes.set(
-        title="Live memory over one training step, by category",
         xlabel="allocations and releases of one training step",
         ylabel="live memory (MiB)",
     )

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from memexp.backprop.compiled import uncompiled
 from memexp.data import Batches
 from memexp.modes import evaluating
+from memexp.report.collect import Run
 from memexp.report.files import as_it_is
+from memexp.report.plots import entitle
 
 IMAGES = 500
 
@@ -43,8 +45,8 @@ def features(network: nn.Module, batches: Batches, images: int = IMAGES) -> tupl
     return torch.cat(found), torch.cat(labels)
 
 
-def draw(points: Tensor, labels: Tensor, classes: tuple[str, ...], seed: int = 0) -> Figure:
-    """The features in two dimensions, coloured by class."""
+def draw(points: Tensor, labels: Tensor, classes: tuple[str, ...], run: Run, seed: int = 0) -> Figure:
+    """The features of the network of `run` in two dimensions, coloured by class."""
     perplexity = min(30.0, (len(points) - 1) / 3)
     plane = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(points.numpy())
     figure = Figure(figsize=(7, 6), layout="constrained")
@@ -55,5 +57,6 @@ def draw(points: Tensor, labels: Tensor, classes: tuple[str, ...], seed: int = 0
         axes.scatter(x, y, s=14, color=colours(number % colours.N), label=as_it_is(classes[number]))
     if len(classes) <= 20:
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    axes.set(xticks=[], yticks=[], title=f"last layer's features of {len(points)} test images, t-SNE")
+    axes.set(xticks=[], yticks=[])
+    entitle(figure, f"Last layer's features of {len(points)} test images, t-SNE", [run])
     return figure

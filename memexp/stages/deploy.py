@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -17,12 +18,12 @@ from memexp.models import families
 from memexp.sequence import stage_of
 from memexp.stages import discretise
 from memexp.stages.handed import Run
-from memexp.stages.prune import LARGE
 from memexp.training import distribution
 
 log = logging.getLogger("memexp")
 KEYS = ("parameters", "macs")
 CHECKED = 2  # batches on which the outputs are compared, beside the first
+LARGE = 256  # images of the larger batch on which latency is measured, where those batches have so many
 
 
 def foresee(cfg: DictConfig, edits: Sequence[Edit] = ()) -> None:
@@ -50,17 +51,17 @@ def carry_out(run: Run) -> dict[str, Any]:
     batches = _batches(run)
     before = run.watched()
     run.network.eval()
-    example = batches[0][: deploy.batch]
+    example, sizes = batches[0][: deploy.batch], [batches[0][:1], torch.cat(batches)[:LARGE]]
     figures: dict[str, Any] = {}
     try:
         if deploy.merge == "auto":
-            found = compare(run.network, example, inputs=[batches[0][:1], batches[0][:LARGE]], batches=batches)
+            found = compare(run.network, example, inputs=sizes, batches=batches)
             fused, figures = found.fused["auto"], {"refused": found.refused}
             measured = found.costs
         else:
             fused = fuse(run.network, example, deploy.merge, batches)
             networks = {"trained": run.network, deploy.merge: fused.network}
-            measured = costs(networks, [batches[0][:1], batches[0][:LARGE]])
+            measured = costs(networks, sizes)
     except FusingError:
         raise
     except ValueError as error:

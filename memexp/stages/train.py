@@ -234,14 +234,15 @@ def _plan(run: Run, cfg: DictConfig, trainer: Trainer) -> dict[str, Any]:
 
 def _tsne(run: Run, trainer: Trainer, epochs: Sequence[int] | None, seed: int) -> Callable[[int, bool], None]:
     """Draws the features after the chosen epochs, or the last, as plots/tsne-EPOCH.png and in TensorBoard."""
-    from memexp.report import files, tsne  # scikit-learn and matplotlib take their time to import
+    from memexp.report import collect, files, tsne  # scikit-learn and matplotlib take their time to import
 
     def picture(epoch: int, last: bool) -> None:
         if epoch not in epochs if epochs is not None else not last:
             return
         with run.meter.aside(), trainer.recipe.evaluated_weights() as model, trainer.precision.autocast():
             points, labels = tsne.features(model, run.splits.test)
-        figure = tsne.draw(points, labels, run.splits.classes, seed)
+        shown = collect.Run(run.directory.path, run.results)
+        figure = tsne.draw(points, labels, run.splits.classes, shown, seed)
         files.save(figure, run.directory.plots, f"tsne-{epoch}")
         if run.board is not None:
             run.board.figure("t-SNE of test images", run.steps_before + trainer.progress.step, figure)
@@ -251,12 +252,12 @@ def _tsne(run: Run, trainer: Trainer, epochs: Sequence[int] | None, seed: int) -
 
 def _timeline(run: Run) -> None:
     """Draws live memory over the last tracked training step, as plots/timeline.png and in TensorBoard."""
-    from memexp.report import files, timeline  # matplotlib takes its time to import
+    from memexp.report import collect, files, timeline  # matplotlib takes its time to import
 
     if run.meter.tracked is None:
         log.warning("memory.timeline: no training step was left to follow; resumed runs follow their own first ones")
         return
-    figure = timeline.draw(run.meter.tracked)
+    figure = timeline.draw(run.meter.tracked, collect.Run(run.directory.path, run.results))
     path = files.save(figure, run.directory.plots, "timeline")
     log.info("memory over a training step: %s", path)
     if run.board is not None:

@@ -21,6 +21,8 @@ from memexp.backprop import Chain
 from memexp.backprop.monitor import compare
 from memexp.models.ode import OdeNet
 from memexp.optim import schedules
+from memexp.options import name_of
+from memexp.report import files
 from memexp.studies.slope import fitted_slope
 from memexp.training.precision import Precision
 from memexp.training.step import train_step
@@ -54,8 +56,10 @@ def study(cfg: DictConfig, directory: Path) -> dict[str, float]:
             log.info("%s, depth %d: relative gradient error %.3g", kind, depth, errors[kind][-1])
         figures[f"slope, {kind}"] = fitted_slope(depths, errors[kind])
         figures[f"error at depth {depths[-1]}, {kind}"] = errors[kind][-1]
-    (directory / "plots").mkdir(exist_ok=True)
-    _draw(depths, errors, figures).savefig(directory / "plots" / "fig3c.png", dpi=150)
+    figure = _draw(depths, errors, figures)
+    taken = f"{len(images)} images of {name_of(cfg.dataset)}, {'fp64' if cfg.case.double else 'fp32'}, {device}"
+    figure.suptitle(f"The adjoint's gradient against the stored one, simple networks, {taken}", fontsize=10)
+    files.save(figure, directory / "plots", "fig3c")
     return figures
 
 
@@ -110,7 +114,7 @@ def _draw(depths: list[int], errors: dict[str, list[float]], figures: dict[str, 
     axes = figure.subplots()
     for kind, line in errors.items():
         axes.loglog(depths, line, "o-", label=f"{kind}, fitted slope {figures[f'slope, {kind}']:.2f}")
-    axes.set(xlabel="depth N", ylabel="relative gradient error", title="adjoint against stored, one batch")
+    axes.set(xlabel="depth N", ylabel="relative gradient error")
     axes.set_xticks(depths, [str(n) for n in depths])
     axes.minorticks_off()
     axes.legend()

@@ -16,6 +16,7 @@ from torch import Tensor
 from memexp.backprop import Chain
 from memexp.config import ConfigError
 from memexp.models.linear import LinearResNet
+from memexp.report import files
 from memexp.studies.slope import fitted_slope
 
 SUBSTEPS = 8  # of the fourth-order Runge-Kutta method, which stands for the exact solution, in each 1/N
@@ -42,7 +43,11 @@ def study(cfg: DictConfig, directory: Path) -> dict[str, float]:
         roughness.append(float(n * weights[n].diff(dim=0).abs().amax()))
         distances.append(_distance(weights[n]))
     slope = fitted_slope(depths, distances)
-    _draw(weights, depths, roughness, distances, slope).savefig(_plots(directory) / "fig2.png", dpi=150)
+    figure = _draw(weights, depths, roughness, distances, slope)
+    figure.suptitle(
+        f"Linear ResNet, d = {cfg.model.d}, fitted to I + randn of seed {cfg.seed} by gradient descent, fp64, CPU"
+    )
+    files.save(figure, directory / "plots", "fig2")
     return {
         "slope of the distance to the ODE": slope,
         "largest N|A_n+1 - A_n|": max(roughness),
@@ -112,9 +117,3 @@ def _draw(
     for axes in (left, right):
         axes.legend(fontsize=8)
     return figure
-
-
-def _plots(directory: Path) -> Path:
-    plots = directory / "plots"
-    plots.mkdir(exist_ok=True)
-    return plots

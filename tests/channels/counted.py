@@ -68,6 +68,31 @@ class SlicedByShare(SplitByShare):
         return x[:, : self.width // 2], x[:, self.width // 2 :]
 
 
+class SplitWithRest(Network):
+    """Parts of a length that is an attribute, and a shorter one; a layer before them is free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 4
+        self.a, self.b, self.c = self.conv(3, 6), self.conv(6, 10), self.conv(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.cat(self.b(self.a(x).relu()).split(self.width, 1)[::-1], 1))
+
+
+class CutFromTheEnd(Network):
+    """An attribute that counts from the end of two tensors of unequal widths; a layer before one is free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.end = -2
+        self.a, self.b, self.d, self.c = self.conv(3, 6), self.conv(6, 10), self.conv(3, 8), self.conv(14, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.b(self.a(x).relu()), self.d(x)
+        return self.c(torch.cat([part[:, : self.end] for part in parts], 1))
+
+
 class BranchesWeighed(Network):
     """A softmax over branches, channel by channel (SKNet, ResNeSt)."""
 
@@ -89,5 +114,7 @@ GROUPS: dict[type[Network], list[int]] = {
     WidthTwice: [6],
     SplitByShare: [6, 6],
     SlicedByShare: [6, 6],
+    SplitWithRest: [6],
+    CutFromTheEnd: [6],
     BranchesWeighed: [6, 4],
 }

@@ -3,6 +3,7 @@
 import counted
 import equality
 import hand_made as made
+import normed
 import pytest
 import torch
 import unseen
@@ -44,6 +45,7 @@ GROUPS: dict[type[made.Network], list[int]] = {
     made.Einsum: [6, 8],
     **unseen.GROUPS,
     **counted.GROUPS,
+    **normed.GROUPS,
 }
 
 
@@ -51,7 +53,9 @@ def example(kind: type[made.Network]) -> torch.Tensor:
     return torch.randint(11, (2, 6)) if kind is made.Embedded else torch.randn(kind.shape, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("kind", [*made.NETWORKS, *unseen.GROUPS, *counted.GROUPS], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [*made.NETWORKS, *unseen.GROUPS, *counted.GROUPS, *normed.GROUPS], ids=lambda kind: kind.__name__
+)
 def test_groups_and_narrowed_equals_masked(kind: type[made.Network]) -> None:
     torch.manual_seed(0)
     network = equality.randomise(kind().double())

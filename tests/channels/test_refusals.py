@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from memexp import channels
 from memexp.backprop import Chain
+from memexp.channels import settling
 
 
 class Baked(made.Network):
@@ -260,3 +261,14 @@ def test_a_copy_of_a_masked_network_computes_the_same() -> None:
     expected = masked(x)
     assert torch.equal(copy.deepcopy(masked)(x), expected)
     assert torch.allclose(copy.deepcopy(masked).double()(x.double()).float(), expected, atol=1e-6)
+
+
+def test_groups_with_a_fault_are_found_by_halves() -> None:
+    tried = []
+
+    def fault(groups: range) -> str | None:
+        tried.append(groups)
+        return "it fails" if {3, 11} & {*groups} else None
+
+    assert list(settling._alone(range(32), fault)) == [(3, "it fails"), (11, "it fails")]
+    assert len(tried) < 20

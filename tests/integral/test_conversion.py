@@ -168,12 +168,23 @@ def test_channels_that_are_not_side_by_side_everywhere_are_parted() -> None:
     assert parts[3].places["c.weight", 0].tolist() == [[0, 1], [2, 3]]
 
 
+class OwnParameter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.v = nn.Parameter(torch.randn(5, 8)), nn.Parameter(torch.randn(8, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x @ self.w).relu() @ self.v
+
+
 def test_what_cannot_be_is_one_clear_message() -> None:
     x = torch.randn(1, 3, 10, 10)
     with pytest.raises(
         ValueError, match=r"Sequential: no group of channels can be made continuous: 0: 0\.weight is of a ConvTr"
     ):
         convert(nn.Sequential(nn.ConvTranspose2d(3, 4, 1), nn.Conv2d(4, 2, 1)), x)
+    with pytest.raises(ValueError, match="continuous: w: w is of a OwnParameter, which has no integral form"):
+        convert(OwnParameter(), torch.randn(1, 5))
     with pytest.raises(ValueError, match="use one of trapezoidal"):
         convert(Flattened(), x, quadrature="midpoint")
     integral = convert(Flattened(), x)

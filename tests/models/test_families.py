@@ -11,6 +11,7 @@ import memexp
 from memexp import models
 from memexp.backprop import Chain
 from memexp.config import ConfigError
+from memexp.models import families
 
 CIFAR, IMAGENET = (3, 32, 32), (3, 224, 224)
 
@@ -171,3 +172,14 @@ def test_images_of_a_side_that_strides_do_not_divide_are_taken(name, settings, s
         settings = {"base": "nin"}
     network = models.create(name, classes=3, shape=(3, size, size), chain=Chain, **settings).eval()
     assert network(torch.randn(2, 3, size, size)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("model", ["discrete", "inn"])
+@pytest.mark.parametrize(
+    ("family", "base"),
+    [("resnet", "resnet20"), ("revnet", "revnet38"), ("vgg16", "vgg11"), ("torchvision", "torchvision/resnet18")],
+)
+def test_a_network_over_a_base_takes_the_strategies_of_that(model, family, base):
+    known = families.FAMILIES[family].strategies
+    sound = set(known) - {"adjoint"}  # which is the failure case of such a ResNet
+    assert set(families.proposed({"name": model, "base": base}, ())) == sound

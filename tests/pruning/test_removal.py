@@ -15,6 +15,7 @@ from memexp import edits, integral, models
 from memexp.backprop import Chain
 from memexp.pruning import Settings, narrowing, prune, remove
 from memexp.pruning.checking import CheckFailed
+from memexp.pruning.counting import Skeleton
 from memexp.pruning.removal import foresee
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -164,6 +165,41 @@ def test_energy_goes_from_the_layer_that_costs_most():
     """Layer "0" has by far the largest maps to move: half of it goes first, and the target needs some of the next, "4"."""
     result = remove(small(), IMAGES, "l1_norm", Settings(target="macs:0.45", order="energy", ratio=0.5))
     assert widths(result.network) == [4, 12, 4]
+
+
+def test_a_floor_is_no_less_in_the_order_of_energy():
+    """0.3 of 8 channels are 2.4, so 3 stay, as in scope=global."""
+    result = remove(small(), IMAGES, "l1_norm", Settings(target="macs:0.3", order="energy", floor=0.3))
+    assert widths(result.network) == [3, 9, 4]
+
+
+@pytest.mark.parametrize("share", [0.45, 0.75])
+def test_equal_widths_are_counted_once(share, monkeypatch):
+    """Where single channels are worth too much each is tried in turn, and those of a layer are worth the same."""
+    counted, own = [], Skeleton.parameters
+    monkeypatch.setattr(Skeleton, "parameters", lambda self, kept: counted.append(kept) or own(self, kept))
+    network = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(ValueError, match="single channels of this network are worth more"):
+        remove(network, torch.randn(2, 3), "l1_norm", Settings(target=f"params:{share}", scope="global"))
+    found = [tuple((number, len(left)) for number, left in kept.items()) for kept in counted]
+    assert len(found) == len(set(found))
+
+
+class OfItsOwnDevice(nn.Module):
+    """Its forward makes a tensor and reads a number, which cannot be where nothing is on a device."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 64), nn.Linear(64, 3)
+
+    def forward(self, x):
+        x = self.a(x).relu() * torch.arange(len(x), device="cpu")[:, None]
+        return self.b(x) if x.sum() >= 0 else self.b(-x)
+
+
+def test_a_forward_that_reads_a_number_is_counted():
+    result = remove(OfItsOwnDevice(), torch.randn(2, 6), "l1_norm", Settings(target="macs:0.5"))
+    assert result.record["macs"] == {"before": 9 * 64, "after": 9 * 32}
 
 
 ALIKE = [

@@ -13,6 +13,7 @@ from memexp import unread
 from memexp.config import quoted
 from memexp.report import plots, published, report, tables, write_report
 from memexp.report.collect import Run, find, group
+from memexp.report.experiments import shown
 from memexp.report.settings import varying
 from memexp.units import shown_bytes, shown_figure
 
@@ -191,6 +192,15 @@ def test_a_line_against_depth_has_the_deviation_over_seeds_and_says_so(tmp_path)
     assert axes.get_legend().get_title().get_text() == "mean, ± deviation over 2 seeds"
 
 
+def test_a_line_against_a_setting_that_is_a_list_has_its_mean(tmp_path):
+    for units in ([2, 2, 2, 2], [4, 4, 5, 3]):
+        told = [f"model.units={units}"]
+        add(tmp_path, f"{units}", config={"model": {"name": "resnet", "units": units}}, overrides=told)
+    (picture,) = [spec for spec in shown("node/fig3a")["pictures"] if not isinstance(spec, str)]
+    (line,) = plots.lines(group(find([tmp_path])[0]), picture).axes[0].containers
+    assert line.lines[0].get_xdata().tolist() == [2, 4]
+
+
 def test_a_legend_names_the_lines_of_every_panel(tmp_path):
     for dataset, model in (("cifar10", "resnet"), ("digits", "resnet"), ("digits", "revnet")):
         for depth in (8, 14):
@@ -319,6 +329,33 @@ def test_what_a_stage_found_and_left_stands_in_a_table_of_its_own(tmp_path):
     }
     compression = plots.accuracy_against_compression(group(find([tmp_path])[0]))
     assert compression.axes[0].lines[0].get_xdata().tolist() == [40]
+
+
+def test_what_is_deployed_stands_beside_what_was_trained(tmp_path):
+    def deployed(seconds: float, **more) -> dict:
+        costs = {
+            "parameters": 1000,
+            "macs": 5000,
+            "latency_1": seconds,
+            "latency_256": 0.5,
+            "peak_1": 2**20,
+            "peak_256": 3 * 2**20,
+        }
+        fused = costs | {"parameters": 600, "latency_1": seconds / 2} | more
+        return {"key": "deploy", "deploy": {"costs": {"trained": costs, "auto": fused}}}
+
+    for seed in (0, 1):
+        add(tmp_path, f"a{seed}", seed=seed, stages=[{"key": "train"}, deployed(0.004 + 0.002 * seed, predicted=0.003)])
+    add(tmp_path, "plain", depth=110, stages=[{"key": "train"}, {"key": "deploy", "deploy": {"costs": None}}])
+    text = write_report([tmp_path], tmp_path / "out", form="markdown", plots=False)
+    table = text[text.index("**Deployed, beside what was trained**") :].splitlines()[2:]
+    assert table[0] == (
+        "| model.depth | stage | network | parameters | MACs | latency, batch 1 (ms) | latency, batch 256 (ms) | "
+        "predicted (ms) | peak, batch 1 (MiB) | peak, batch 256 (MiB) |"
+    )
+    assert table[2] == "| 32 | deploy | trained | 1,000 | 5,000 | 5.00 ± 1.41 | 500.00 | - | 1.0 | 3.0 |"
+    assert table[3].startswith("| 32 | deploy | auto | 600 | 5,000 | 2.50 ± 0.71 | 500.00 | 3.00 |")
+    assert table[4] == ""
 
 
 @pytest.mark.parametrize(("done", "title"), [(["done"], "# Runs of net"), ([], "# Runs of runs")])

@@ -26,6 +26,8 @@ def test_pruned_in_rounds_to_a_target_tuned_and_fused(tmp_path):
     assert last["after"] / first["before"] == pytest.approx(0.5, rel=0.02)
     assert stages["prune-2"]["prune"]["check"]["error"] < 1e-5
     assert stages["deploy"]["deploy"]["error"] < 1e-5
+    large = min(256, 3 * results["batch_size"], results["accuracy"]["images"])  # of the batches that were compared
+    assert {"latency_1", f"latency_{large}", f"peak_{large}"} < stages["deploy"]["deploy"]["costs"]["block"].keys()
     assert stages["prune-1"]["before"]["top1"] == stages["train"]["accuracy"]["top1"]
     figures = stages["prune-1"]  # beside the accuracy with the whole network's statistics, that with its own
     assert figures["prune"]["recalibrated"]["loss"] != figures["accuracy"]["loss"]

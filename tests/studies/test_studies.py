@@ -27,7 +27,7 @@ def test_linear_weights_are_smooth_and_the_distance_to_the_ode_falls_as_1_over_n
     found = run(tmp_path, "experiment=node/fig2", "case.depths=[12,24,48]")
     assert found["slope of the distance to the ODE"] == pytest.approx(-1, abs=0.1)
     assert found["largest N|A_n+1 - A_n|"] < 2 * found["smallest N|A_n+1 - A_n|"]
-    assert (tmp_path / "plots" / "fig2.png").stat().st_size > 1000
+    assert {path.suffix for path in (tmp_path / "plots").glob("fig2.*")} == {".png", ".svg", ".pdf"}
     results = json.loads((tmp_path / "results.json").read_text())
     assert (results["status"], results["accuracy"]) == ("done", None)
     text = write_report([tmp_path], tmp_path, form="markdown")
@@ -55,6 +55,8 @@ def test_the_gradient_error_falls_with_depth_and_faster_for_heun(tmp_path):
     found = run(tmp_path, "experiment=node/fig3c", *small)
     assert found["slope, Heun"] < found["slope, Euler"] < -0.7
     assert found["error at depth 32, Heun"] < found["error at depth 32, Euler"]
+    svg = (tmp_path / "plots" / "fig3c.svg").read_text()
+    assert "32 images of digits, fp64, cpu" in svg
 
 
 def test_parameters_are_counted_without_data(tmp_path):
