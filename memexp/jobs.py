@@ -135,6 +135,8 @@ def judge(job: Job, sweep: Sweep, code: int | None) -> str:
     if status != "running":
         return "failed" if code != 0 and code is not None and status == "done" else status
     if sweep.stopped is not None:
+        if results and code is not None:  # ended before it could say so
+            record_end(job, "interrupted", f"stopped by {signal.Signals(sweep.stopped).name}, without saving", results)
         return "interrupted"
     reason = "it left no record of its end" if code is None else f"the process ended with exit status {code}"
     if code is not None and code < 0:
@@ -145,9 +147,13 @@ def judge(job: Job, sweep: Sweep, code: int | None) -> str:
 
 
 def record_failure(job: Job, error: str, results: dict[str, Any] | None = None) -> None:
+    record_end(job, "failed", error, results)
+
+
+def record_end(job: Job, status: str, error: str, results: dict[str, Any] | None) -> None:
     job.directory.mkdir(parents=True, exist_ok=True)
     base: dict[str, Any] = {"schema": SCHEMA, "overrides": job.overrides, "config_hash": job.hash}
-    write_json(job.directory / "results.json", {**base, **(results or {}), "status": "failed", "error": error})
+    write_json(job.directory / "results.json", {**base, **(results or {}), "status": status, "error": error})
 
 
 def _status(job: Job, sweep: Sweep, own_session: bool, begun: Sequence[Job]) -> str:

@@ -167,7 +167,8 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
                 log.error("%s", "\n".join(["out of memory", *filter(None, lines)]))
             if not isinstance(error, EXPLAINED):
                 log.debug("%s", traceback.format_exc())
-                error.add_note(f"the traceback is in {directory.path / 'train.log'}")
+                if world.is_main:  # whose log it is
+                    error.add_note(f"the traceback is in {directory.path / 'train.log'}")
             if error is not raised:
                 log.debug("%s", traceback.format_exc())
                 raise error from raised

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from memexp import recorded
+from memexp import recorded, unread
 from memexp.config import ConfigError
 from memexp.record import RunDirectory, read_json, writing
 from memexp.sequence import keys, recipe_of, stage_of
@@ -95,6 +95,7 @@ def evaluate(
     with StopRequest() as stop:
         own_moments = _names_moments(overrides)
         run = prepare(cfg, _ReadOnly(path), World(), stop, start=name, to_train=False, as_trained=not own_moments)
+        _tell_unread(run, overrides)
         with _deployed(run) as whole, _resampled(run, whole, overrides) as model:
             then = (read_json(path / "results.json") or {}).get("classes")
             known = build.in_order_of(model, then, run.splits.classes)
@@ -133,6 +134,7 @@ def export(
     with StopRequest() as stop:
         own_moments = _names_moments(overrides)
         run = prepare(cfg, _ReadOnly(path), World(), stop, start=name, to_train=False, as_trained=not own_moments)
+        _tell_unread(run, overrides)
         images, _ = next(iter(run.splits.test.epoch(0)))
         with _deployed(run) as whole, _resampled(run, whole, overrides) as model:
             network = copy.deepcopy(model).eval()
@@ -175,6 +177,11 @@ def _trains_nodes(text: str) -> bool:
     """Whether an override asks for the partition tuning of an integral network."""
     key, _, value = text.partition("=")
     return key == "prune.tune" and value != "null"
+
+
+def _tell_unread(run: Run, overrides: Sequence[str]) -> None:
+    for told in unread.evaluated(overrides, ended=run.unfinished is None):
+        log.warning("warning: %s", told)
 
 
 def _group(text: str) -> str:

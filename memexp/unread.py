@@ -5,6 +5,13 @@ from typing import Any
 
 from memexp.sequence import keys, recipe_of, stage_of
 
+# What training alone reads, and of that what an average has part in, as an evaluation in the middle of a stage takes it.
+TRAINS = "schedule optimizer.lr clip_grad label_smoothing mixup cutmix sync_batchnorm compile cuda_graph log_every"
+TRAINS += (
+    " evaluate_every checkpoint_every monitor_every monitor_gradient memory profile report name arm scale overwrite"
+)
+AVERAGES = "optimizer ema epochs max_steps accumulate precise_batchnorm"
+
 
 def unread(cfg: Mapping[str, Any]) -> dict[str, str]:
     """The dotted keys of a configuration that nothing reads -> why. The record of an earlier version may lack some."""
@@ -16,6 +23,17 @@ def typed(cfg: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
     found = unread(cfg)
     asked = dict.fromkeys(text.partition("=")[0].lstrip("+") for text in overrides)
     return [f"{key} has no effect: {found[key]}" for key in asked if key in found]
+
+
+def evaluated(overrides: Sequence[str], ended: bool) -> list[str]:
+    """Of what was typed where a network is only evaluated or exported, in words. ended: it stands in the middle of no stage."""
+    nothing = [*TRAINS.split(), *(AVERAGES.split() if ended else ())]
+    asked = dict.fromkeys(text.partition("=")[0].lstrip("+~") for text in overrides)
+    return [
+        f"{key} has no effect: only training reads it, and nothing is trained here"
+        for key in asked
+        if key in nothing or any(key.startswith(f"{group}.") for group in nothing)
+    ]
 
 
 def _unread(cfg: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

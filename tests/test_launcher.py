@@ -49,7 +49,7 @@ class Processes:
 
 @pytest.fixture
 def run(job, monkeypatch):
-    def carry_out(processes: Processes, sweep: Sweep | None = None) -> str:
+    def carry_out(processes, sweep: Sweep | None = None) -> str:
         monkeypatch.setattr(jobs, "run_process", processes)
         jobs.carry_out(job, sweep or Sweep("config", []))
         return str(job.status)
@@ -86,6 +86,19 @@ def test_a_process_that_left_no_record_of_its_end_gets_one(job, run, code, befor
     assert error in results(job)["error"]
     assert results(job)["schema"] == SCHEMA
     assert results(job).get("steps") == (7 if before else None)  # what it had written stays
+
+
+def test_a_process_that_is_killed_as_its_sweep_is_stopped_is_recorded_as_stopped(job, run):
+    """By a second Ctrl-C; the sweep's table would have it running for good."""
+    sweep = Sweep("config", [])
+
+    def killed(*arguments) -> int:
+        sweep.stopped = signal.SIGINT
+        return Processes(-signal.SIGKILL, "running")(*arguments)
+
+    assert run(killed, sweep) == "interrupted"
+    assert (results(job)["status"], results(job)["steps"]) == ("interrupted", 7)
+    assert results(job)["error"] == "stopped by SIGINT, without saving"
 
 
 @pytest.mark.parametrize("status", ["oom", "nan", "interrupted", "failed"])

@@ -135,9 +135,9 @@ def _in_memory(arrays: Arrays, settings: Any, batch_size: int, seed: int, device
 def _streamed(settings: Any, batch_size: int, seed: int, device: torch.device, share: Share) -> Splits:
     notes: list[str] = []
     resize = resize_size(settings)
-    layout = folders.find(search_root(settings, folders.LAYOUT), notes)
+    layout = folders.find(search_root(settings, folders.LAYOUT), notes, bool(settings.classes))
     classes = layout.classes
-    numbers = class_numbers(settings.classes, classes) if settings.get("classes") else None
+    numbers = class_numbers(settings.classes, classes) if settings.classes else None
     places = {"train": layout.train, "test": layout.test} | ({"val": layout.val} if layout.val else {})
     listings = {
         name: folders.listing(place, classes, numbers, name == "train", notes) for name, place in places.items()

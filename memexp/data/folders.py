@@ -74,10 +74,11 @@ def expected(root: str | Path) -> str:
     return f"expected: {root}/train/CLASS/*.jpg and {root}/test/CLASS/*.jpg (or val in place of test, or both)"
 
 
-def find(place: Path, notes: list[str]) -> Layout:
+def find(place: Path, notes: list[str], chosen: bool = False) -> Layout:
     """The layout below `place`, or below the one folder in it that holds train/ (as an unpacked archive does).
 
-    Says in `notes` what is used for what. Raises DataError, saying what was found and what was expected.
+    Says in `notes` what is used for what. chosen: some of the classes are, so that others in val/ and test/ are nobody's
+    business. Raises DataError, saying what was found and what was expected.
     """
     if not os.path.isdir(place):
         raise DataError(f"dataset.root: there is no folder {shown(place)}; {expected(place)}")
@@ -93,18 +94,18 @@ def find(place: Path, notes: list[str]) -> Layout:
         raise DataError(
             f"{shown(train)} holds one class folder only, {classes[0]}; a classifier needs two classes at least"
         )
-    val, test = (_labelled(_named(folders, names, root), classes) for names in (VAL, TEST))
-    chosen = test if test.folder else val
-    if chosen.folder is None:
+    val, test = (_labelled(_named(folders, names, root), classes, chosen) for names in (VAL, TEST))
+    measured = test if test.folder else val
+    if measured.folder is None:
         found = " ".join(text for text in (val.why, test.why) if text) or "there is neither test/ nor val/."
         raise DataError(f"{shown(root)} holds {_name(train)} but nothing to evaluate on: {found} {expected(root)}")
     roles = f"trained on {_name(train)}, "
     if test.folder and val.folder:
         roles += f"best.pt is chosen on {_name(val.folder)}, {_name(test.folder)} is measured once at the end"
     else:
-        roles += f"evaluated on {_name(chosen.folder)}"
+        roles += f"evaluated on {_name(measured.folder)}"
     notes.append(" ".join([f"{shown(root)}: {roles}.", *(split.why for split in (val, test) if split.why)]))
-    return Layout(root, train, val.folder if test.folder else None, chosen.folder, classes)
+    return Layout(root, train, val.folder if test.folder else None, measured.folder, classes)
 
 
 def class_folders(folder: str) -> dict[str, str]:
@@ -172,7 +173,7 @@ class _Split:
     why: str = ""
 
 
-def _labelled(found: list[str], classes: tuple[str, ...]) -> _Split:
+def _labelled(found: list[str], classes: tuple[str, ...], chosen: bool) -> _Split:
     if not found:
         return _Split()
     (folder,) = found
@@ -181,10 +182,10 @@ def _labelled(found: list[str], classes: tuple[str, ...]) -> _Split:
     if not known & set(there):
         return _Split(why=f"{_name(folder)} has none of the class folders of the training images ({_seen(folder)}).")
     unknown = sorted(set(there) - known)
-    if unknown:
+    if unknown and not chosen:
         raise DataError(
             f"{shown(folder)} has class folders that the training images have not: {', '.join(unknown[:5])}; "
-            "both need the same classes"
+            "both need the same classes, or dataset.classes says which are meant"
         )
     return _Split(folder)
 

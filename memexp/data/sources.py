@@ -42,7 +42,7 @@ def cifar(settings: Any) -> Arrays:
     """CIFAR-10 or -100 from class folders of images, or from the authors' files (which may be downloaded)."""
     kind, root, authors = _cifar_place(settings)
     if not authors:
-        _cifar_folders(settings.name, root)
+        _cifar_folders(settings, root)
         return image_folders(settings, root)
 
     def read(train: bool) -> Any:
@@ -84,8 +84,8 @@ def _cifar_place(settings: Any) -> tuple[Any, Path, bool]:
     return kind, root, False
 
 
-def _cifar_folders(name: str, root: Path) -> tuple[str, ...]:
-    classes = folders.find(root, []).classes
+def _cifar_folders(settings: Any, root: Path) -> tuple[str, ...]:
+    name, classes = settings.name, folders.find(root, [], bool(settings.classes)).classes
     if len(classes) != (count := {"cifar10": 10, "cifar100": 100}[name]):
         raise DataError(
             f"dataset={name}: there are {len(classes)} class folders in {shown(root)}, not {count}: "
@@ -96,7 +96,7 @@ def _cifar_folders(name: str, root: Path) -> tuple[str, ...]:
 
 def _cifar_classes(settings: Any) -> Sequence[str] | None:
     _, root, authors = _cifar_place(settings)
-    return None if authors else _cifar_folders(settings.name, root)
+    return None if authors else _cifar_folders(settings, root)
 
 
 def _other_version(root: Path, wanted: str) -> str | None:
@@ -159,7 +159,7 @@ def synthetic(settings: Any) -> Arrays:
 def image_folders(settings: Any, root: Path) -> Arrays:
     """Class folders of small images, decoded once and cached."""
     notes: list[str] = []
-    layout = folders.find(root, notes)
+    layout = folders.find(root, notes, bool(settings.classes))
     wanted = class_numbers(settings.classes, layout.classes) if settings.classes else None
     splits = {"train": layout.train, "test": layout.test} | ({"val": layout.val} if layout.val else {})
     listings = {
@@ -224,7 +224,7 @@ def class_names(settings: Any) -> Sequence[str] | None:
     if settings.name == "fashion_mnist":
         search_root(settings, FASHION_MNIST)
         return None
-    return folders.find(search_root(settings, folders.LAYOUT), []).classes
+    return folders.find(search_root(settings, folders.LAYOUT), [], bool(settings.classes)).classes
 
 
 SOURCES: dict[str, Callable[[Any], Arrays]] = {

@@ -16,13 +16,13 @@ from memexp.training.signals import StopRequest
 
 @dataclass
 class Evaluation:
-    """top1, top5 in %; loss the mean cross entropy; confusion (true class, predicted class) in images."""
+    """top1, top5 in %; loss the mean cross entropy; confusion (true class, predicted class) in images, or None: not kept."""
 
     top1: float
     top5: float
     loss: float
     images: int
-    confusion: Tensor
+    confusion: Tensor | None = None
 
     def as_dict(self) -> dict[str, float]:
         return {"top1": self.top1, "top5": self.top5, "error": 100 - self.top1, "loss": self.loss}

@@ -235,9 +235,10 @@ class Trainer:
         log.info("epoch %d: %s top-1 %.2f %%, loss %.4f", done.epoch + 1, self.watched_name, result.top1, result.loss)
         self._append(self.watched_name, **result.as_dict())
         self._scalars({f"accuracy/{self.watched_name}_top1": result.top1, f"loss/{self.watched_name}": result.loss})
-        if self.place.board is not None:
+        if self.place.board is not None and result.confusion is not None:
             self.place.board.confusion(self._step_number, result.confusion, self.place.splits.classes)
-        done.evaluation, self._top1 = vars(result), result.top1
+        self._top1 = result.top1
+        done.evaluation = vars(result) | {"confusion": None}  # of thousands of classes it is larger than the network
 
     def _append(self, split: str, **values: float) -> None:
         """A line of metrics.jsonl."""

@@ -218,6 +218,17 @@ def test_classes_that_are_not_wanted_are_not_looked_at(tree, load):
     assert (splits.classes, splits.train.images) == (("cat", "ant"), 2)
 
 
+@GROUPS
+def test_what_is_evaluated_on_may_have_classes_that_are_not_wanted(tree, load, group):
+    root = tree(CIFAR, train=2, test=1, val=1)
+    for split in ("test", "val"):
+        shutil.copytree(root / split / "a", root / split / "zebra")
+    splits = load(root, "dataset.classes=[c,a]", group=group)
+    assert (splits.classes, splits.val.images, splits.test.images) == (("c", "a"), 2, 2)
+    with pytest.raises(DataError, match=r"have not: zebra; both need the same classes, or dataset\.classes says which"):
+        load(root, group=group)
+
+
 def test_classes_that_are_numbers_are_named_by_them_alone():
     """[0,2] would have been the first folder, 1/, and that of the name 2."""
     assert selection.class_numbers([2, "10"], ("1", "10", "2")) == [2, 1]

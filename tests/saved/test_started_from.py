@@ -10,10 +10,10 @@ from omegaconf import OmegaConf
 from saved_runs import SHORT, TINY
 
 import memexp
-from memexp import config, contradictions, saved
+from memexp import config, contradictions, saved, unread
 from memexp.cli import main
 from memexp.config import ConfigError
-from memexp.training import evaluation
+from memexp.training import checkpoint, evaluation
 from memexp.training.evaluation import Evaluation
 
 
@@ -74,6 +74,36 @@ def test_the_record_the_checkpoint_and_a_start_from_it_have_the_mean_and_std_tha
     own = memexp.run(memexp.compose([*given, "dataset.mean=[.5,.5,.5]", "dataset.std=[1,1,1]"]), tmp_path / "own")
     assert own["mean"] == [0.5, 0.5, 0.5]
     assert "normalised by dataset.mean=[0.5, 0.5, 0.5], and init_from's network was trained with [0.29" in caplog.text
+
+
+def test_what_an_evaluation_does_not_read_is_told(run, caplog):
+    caplog.set_level("WARNING", "memexp")
+    saved.evaluate(run, ["optimizer.lr=3", "batch_size=20", "dataset.test_limit=20"])
+    assert caplog.messages == [
+        "warning: optimizer.lr has no effect: only training reads it, and nothing is trained here"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "ended", "middle"),
+    [
+        ("optimizer=ranger", True, False),
+        ("optimizer.lookahead.k=5", True, False),
+        ("schedule.warmup=3", True, True),
+        ("+memory.limit=1GB", True, True),
+        ("dataset.limit=10", False, False),
+        ("prune.keep=0.5", False, False),
+        ("precision=bf16", False, False),
+    ],
+)
+def test_what_an_average_has_part_in_is_read_in_the_middle_of_a_stage(override, ended, middle):
+    assert [bool(unread.evaluated([override], flag)) for flag in (True, False)] == [ended, middle]
+
+
+def test_a_checkpoint_has_no_table_of_all_classes_by_all_classes(finished):
+    progress = checkpoint.load(finished / "checkpoints" / "train.pt")["training"]["progress"]
+    assert progress["evaluation"]["images"] == 40
+    assert not any(isinstance(value, torch.Tensor) for value in progress["evaluation"].values())
 
 
 def test_a_checkpoint_that_does_not_have_them_is_evaluated_and_gone_on_with(run):

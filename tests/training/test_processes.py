@@ -128,3 +128,18 @@ def test_a_study_is_carried_out_by_the_first_process(tmp_path, monkeypatch, rank
     monkeypatch.setattr(distribution, "share_text", lambda text, world: text)
     cfg = memexp.compose(["experiment=revnet/parameters"])
     assert bool(memexp.run(cfg, tmp_path)["study"]) is measured
+
+
+@pytest.mark.parametrize(("rank", "told"), [(0, ["the traceback is in {}/train.log"]), (1, [])])
+def test_the_first_process_alone_has_a_log_to_look_into(tmp_path, monkeypatch, rank, told):
+    def fail(*_: object) -> None:
+        raise LookupError("odd")
+
+    monkeypatch.setattr(World, "from_environment", lambda: World(rank, 2))
+    for name, put in {"start": lambda *_: None, "stop": lambda: None, "share_text": lambda text, _: text}.items():
+        monkeypatch.setattr(distribution, name, put)
+    monkeypatch.setattr(distribution, "together", fail)
+    with pytest.raises(LookupError) as caught:
+        memexp.run(memexp.compose(["model=resnet", "model.depth=8"]), tmp_path)
+    assert getattr(caught.value, "__notes__", []) == [text.format(tmp_path) for text in told]
+    assert (tmp_path / "train.log").exists() is bool(told)

@@ -13,8 +13,7 @@ from torch import nn
 import memexp
 from memexp import data, models
 from memexp.backprop import Chain
-from memexp.stages import train
-from memexp.training import loop, statistics
+from memexp.training import statistics
 from memexp.training.precision import Precision
 from memexp.training.signals import Interrupted, StopRequest
 from memexp.training.statistics import estimated_statistics, in_random_order, momenta, needed
@@ -201,22 +200,3 @@ def test_b14_training_images_in_random_order_are_transformed_as_for_evaluation()
     first = next(iter(splits.plain_train.epoch(0)))
     assert not torch.equal(batches[0][0], first[0])
     assert torch.equal(next(iter(splits.plain_train.epoch(0)))[1], first[1])  # the split itself is still in order
-
-
-def test_pictures_of_features_are_of_the_network_as_it_is_evaluated(tmp_path, monkeypatch):
-    seen = {"pictured": [], "evaluated": []}
-    drawn, evaluate = seen["pictured"], loop.evaluate
-
-    def statistics_of(model: nn.Module) -> torch.Tensor:
-        return torch.cat([buffer.double().flatten() for buffer in model.buffers()])
-
-    def told(model: nn.Module, *arguments):
-        seen["evaluated"].append(statistics_of(model))
-        return evaluate(model, *arguments)
-
-    monkeypatch.setattr(train, "_tsne", lambda *_: lambda model, epoch, last: drawn.append(statistics_of(model)))
-    monkeypatch.setattr(loop, "evaluate", told)
-    small = ["model=resnet", "model.units=[1]", "model.channels=[4,4]", "max_steps=1", "dataset.test_limit=10"]
-    memexp.run(memexp.compose([*small, "device=cpu", "dataset.limit=64", "report.tsne=true"]), tmp_path / "run")
-    assert len(drawn) == 1
-    assert torch.equal(drawn[0], seen["evaluated"][0])
