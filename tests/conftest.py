@@ -16,3 +16,9 @@ def partitioned(monkeypatch):
 def unrendered(monkeypatch):
     """Figures are made and not rendered: three files of each take longer than all else of a small run."""
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
+
+
+@pytest.fixture
+def unestimated(monkeypatch):
+    """Runs are not estimated, which takes longer than the few steps of a small one; tests/memory looks at that."""
+    monkeypatch.setattr("memexp.run.estimated_peak", lambda current: None)
