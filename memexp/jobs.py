@@ -161,7 +161,7 @@ def _status(job: Job, sweep: Sweep, own_session: bool, begun: Sequence[Job]) -> 
     before = read_json(job.directory / "results.json")
     if sweep.stopped is not None:
         return "interrupted"
-    kept = before is not None and before.get("status") == "done"  # of other settings, perhaps: no failure takes its place
+    kept = before is not None and before.get("status") == "done"  # and no failure takes its place
     if job.problem is not None:
         say(f"{title}\n  refused: {job.problem}")
         if not kept:
