@@ -161,19 +161,21 @@ def _status(job: Job, sweep: Sweep, own_session: bool, begun: Sequence[Job]) -> 
     before = read_json(job.directory / "results.json")
     if sweep.stopped is not None:
         return "interrupted"
+    kept = before is not None and before.get("status") == "done"  # and no failure takes its place
     if job.problem is not None:
         say(f"{title}\n  refused: {job.problem}")
-        if before is None or before.get("status") != "done":
+        if not kept:
             record_failure(job, job.problem)
         return "refused"
     same = before is not None and before.get("config_hash") == job.hash
-    if before is not None and same and before.get("status") == "done":
+    if same and kept:
         say(f"{title}\n  done before, in {job.directory}")
         return "done"
     if (start := next((other for other in begun if other.status != "done"), None)) is not None:
         reason = f"it starts from {start.directory}, and that job of the sweep is {start.status}, not done"
         say(f"{title}\n  not run: {reason}")
-        record_failure(job, reason, before if same else None)
+        if not kept:
+            record_failure(job, reason, before if same else None)
         return "failed"
     go_on = (
         before is not None

@@ -1,7 +1,6 @@
 """One run, from configuration to record: its directory locked, its stages in order, how it ended written down."""
 
 import errno
-import json
 import logging
 import sys
 import time
@@ -72,7 +71,7 @@ def run(
 def _ordered(
     cfg: DictConfig, directory: Path, overrides: Sequence[str], start: str | None, hydra: str | None, foreseen: bool
 ) -> dict[str, Any]:
-    """The part of the first process: every other one is told what to do."""
+    """The part of the first process: every other one is told what to do, in a script in which all of them come here, too."""
     world = World.from_environment()
     distribution.start(world)
     order = {
@@ -85,8 +84,7 @@ def _ordered(
         "hydra": hydra,
         "foreseen": foreseen or start is not None,
     }
-    distribution.share_text(json.dumps(order), world)
-    return _carry_out(order, world)
+    return _carry_out(distribution.agreed(order, world), world)
 
 
 sys.modules[__name__].__class__ = CallableModule  # memexp.run(cfg)
@@ -95,7 +93,7 @@ sys.modules[__name__].__class__ = CallableModule  # memexp.run(cfg)
 def join(world: World) -> dict[str, Any]:
     """The part of every process but the first: what to do comes from rank 0."""
     distribution.start(world)
-    return _carry_out(json.loads(distribution.share_text("", world)), world)
+    return _carry_out(distribution.agreed({}, world), world)
 
 
 def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:

@@ -249,7 +249,7 @@ def _deployed(run: Run) -> Iterator[nn.Module]:
     trainer = trainer_for(run, tune.recipe(run.cfg) if recipe_of(run.key) == "tune" else run.cfg)
     assert run.source is not None
     trainer.load(run.unfinished, run.source)
-    with trainer.deployed() as model:
+    with trainer.deployed(run.stop) as model:
         yield model
 
 

@@ -30,7 +30,7 @@ def results(job: Job) -> dict:
 
 def record(job: Job, status: str, **more) -> None:
     job.directory.mkdir(exist_ok=True)
-    write_json(job.directory / "results.json", {"schema": SCHEMA, "status": status, "config_hash": "abc", **more})
+    write_json(job.directory / "results.json", {"schema": SCHEMA, "status": status, "config_hash": "abc"} | more)
 
 
 class Processes:
@@ -261,6 +261,17 @@ def test_a_job_does_not_start_from_one_that_has_not_come_to_its_end(tmp_path, mo
         job.ended.clear()
     LocalLauncher(1).carry_out(sweep.jobs, sweep)
     assert [job.status for job in sweep.jobs] == ["done", "done"]
+
+
+def test_a_job_that_is_not_run_for_want_of_its_start_leaves_a_result_of_other_settings(tmp_path, monkeypatch):
+    first = Job(0, ["model.depth=8"], tmp_path / "first", hash="abc")
+    second = Job(1, ["model=resnet", f"init_from={tmp_path}/first"], tmp_path / "second", hash="abc")
+    record(second, "done", config_hash="other")
+    monkeypatch.setattr(jobs, "run_process", Processes(1, "nan"))
+    sweep = Sweep("config", [], [first, second], total=2)
+    LocalLauncher(1).carry_out(sweep.jobs, sweep)
+    assert second.status == "failed"
+    assert results(second)["status"] == "done"
 
 
 def test_another_launcher_is_given_a_job_when_what_it_starts_from_has_ended(tmp_path):

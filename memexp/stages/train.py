@@ -103,7 +103,7 @@ def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:
     training = trainer.recipe.state() | {"progress": vars(trainer.progress).copy()}
     if trainer.recipe.averages or trainer.precise:
         run.trained = {key: value.clone() for key, value in run.network.state_dict().items()}
-        with trainer.deployed() as model:
+        with trainer.deployed(run.stop) as model:
             weights = {key: value.clone() for key, value in model.state_dict().items()}
         run.network.load_state_dict(weights)
     synced.restore(run.network)
@@ -258,7 +258,8 @@ def _tsne(run: Run, trainer: Trainer, epochs: Sequence[int] | None, seed: int) -
     def picture(epoch: int, last: bool) -> None:
         if epoch not in epochs if epochs is not None else not last:
             return
-        # of all processes, as they may estimate its statistics together
+        # of all processes, as they may estimate its statistics together; not to be stopped, as the evaluation that came
+        # before would be done again, or after the last one the picture not at all
         with run.meter.aside(), trainer.deployed() as model, trainer.precision.autocast():
             if not run.world.is_main:
                 return

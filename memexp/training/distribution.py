@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import itertools
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ if dist.is_available():  # now: read while processes are joined, its defaults wo
     import torch.distributed.nn.functional
 
 T = TypeVar("T")
+_joined = itertools.count()  # how often this process, and so each of them, has
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,10 @@ def start(world: World, address: str = "env://") -> None:
         kind = found.type if found is not None else "cpu"
         more = f",{kind}:{dist.get_default_backend_for_device(kind)}" if kind != "cpu" else ""
         backend = f"cpu:gloo{more}" if more else "gloo"
-        dist.init_process_group(backend, init_method=address, rank=world.rank, world_size=world.size)
+        store, *_ = next(dist.rendezvous(address, world.rank, world.size))
+        # in torchrun's there still is where each process was found in the run before, of a script that has several
+        store = dist.PrefixStore(f"memexp-{next(_joined)}", store)
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size)
         atexit.register(_let_go)
 
 

@@ -24,7 +24,7 @@ from memexp.training.place import Place
 from memexp.training.profile import Trace
 from memexp.training.progress import Progress
 from memexp.training.recipe import Recipe
-from memexp.training.signals import Interrupted
+from memexp.training.signals import Interrupted, StopRequest
 from memexp.units import shown_figure
 
 log = logging.getLogger("memexp")
@@ -106,9 +106,9 @@ class Trainer:
         return Evaluation(**done.evaluation)
 
     @contextmanager
-    def deployed(self) -> Iterator[nn.Module]:
+    def deployed(self, stop: StopRequest | None = None) -> Iterator[nn.Module]:
         """The network as a user would deploy it: with averaged or slow weights where there are any, and with statistics of
-        batch normalisation estimated anew where the running ones cannot be trusted after so few steps.
+        batch normalisation estimated anew where running ones cannot be trusted yet. Raises Interrupted where `stop` has come.
         """
         with self.recipe.evaluated_weights() as model:
             distribution.same_weights(model, self.place.world)  # running statistics are of a process's own images
@@ -117,7 +117,7 @@ class Trainer:
                 return
             place = self.place
             with statistics.estimated_statistics(
-                model, place.splits.train, statistics.IMAGES, self.precision, place.world, place.stop
+                model, place.splits.train, statistics.IMAGES, self.precision, place.world, stop
             ):
                 yield model
 
@@ -225,7 +225,10 @@ class Trainer:
     def _evaluate(self) -> None:
         self._check_loss()  # of a step that was wrong, no weights are the best
         done = self.progress
-        with self.place.meter.aside(), self.deployed() as model:  # once for both, as its statistics may be estimated
+        with (
+            self.place.meter.aside(),
+            self.deployed(self.place.stop) as model,
+        ):  # once for both, as its statistics may be estimated
             result = evaluate(model, self.watched, self.precision, self.place.world, self.place.stop)
             if not math.isfinite(result.loss):
                 raise NotFinite(f"the {self.watched_name} loss after step {done.step} is {result.loss}. {REMEDY}")

@@ -2,13 +2,18 @@
 features, after the epochs asked for.
 """
 
+import json
+import signal
+
 import pytest
 import torch
 from stage_runs import DATA, RESNET, run
 
 import memexp
 from memexp.config import ConfigError
-from memexp.report import tsne
+from memexp.report import files, tsne
+from memexp.training import board, loop
+from memexp.training.signals import Interrupted
 
 TINY = ["model=resnet", "model.units=[1]", "model.channels=[4,4]", "dataset=digits", "dataset.limit=32", "device=cpu"]
 TINY += ["dataset.test_limit=10", "max_steps=1", "monitor_every=0", "stages=[train,prune]"]
@@ -52,3 +57,30 @@ def test_a_picture_of_features_that_there_are_not_is_refused_before_training(tmp
     with pytest.raises(ConfigError, match=r"report\.tsne: the network has no linear layer"):
         run(tmp_path, *network, "report.tsne=true", "max_steps=1")
     assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_a_picture_that_a_signal_comes_before_is_drawn_and_its_evaluation_not_done_again(tmp_path, monkeypatch):
+    drawn, evaluate, asked = (
+        [],
+        loop.evaluate,
+        ["epochs=2", "max_steps=null", "stages=[train]", "report.tsne=true", "report.tsne_epochs=[1,2]"],
+    )
+    monkeypatch.setattr(tsne, "features", lambda *arguments: ([], []))
+    monkeypatch.setattr(tsne, "draw", lambda *arguments: None)
+    monkeypatch.setattr(files, "save", lambda figure, folder, name: drawn.append(name))
+    monkeypatch.setattr(board.Board, "figure", lambda *arguments: None)
+
+    def stopped(*arguments):
+        found = evaluate(*arguments)
+        arguments[-1].signum = signal.SIGTERM
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "evaluate", stopped)
+        for go_on in (lambda: run(tmp_path, *TINY, *asked), lambda: memexp.resume(tmp_path)):
+            with pytest.raises(Interrupted):
+                go_on()
+    memexp.resume(tmp_path)
+    assert drawn == ["tsne-1", "tsne-2"]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line["split"] == "test"] == [1, 2]

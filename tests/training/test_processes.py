@@ -1,10 +1,12 @@
 """How several processes agree, tried in one: what each would send stands in for what all have sent."""
 
 import math
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -143,3 +145,26 @@ def test_the_first_process_alone_has_a_log_to_look_into(tmp_path, monkeypatch, r
         memexp.run(memexp.compose(["model=resnet", "model.depth=8"]), tmp_path)
     assert getattr(caught.value, "__notes__", []) == [text.format(tmp_path) for text in told]
     assert (tmp_path / "train.log").exists() is bool(told)
+
+
+def test_processes_that_join_again_do_not_find_what_the_first_run_has_left(monkeypatch):
+    """torchrun's store outlives a run: a script's second one would look for the processes where those of its first were."""
+    kept, given = dist.HashStore(), []
+    monkeypatch.setattr(dist, "rendezvous", lambda address, rank, size: iter([(kept, rank, size)]))
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, store, rank, world_size: given.append(store))
+    monkeypatch.setattr(distribution.atexit, "register", lambda call: None)
+    for _ in range(2):
+        distribution.start(World(1, 2))
+    first, second = given
+    first.set("address", "gone")
+    assert not second.check(["address"])
+
+
+def test_in_a_script_every_process_does_what_the_first_says(monkeypatch, tmp_path):
+    """The directory of a run is named by the time, which each would read for itself."""
+    done, said = [], {"directory": "of the first"}
+    monkeypatch.setattr(distribution, "start", lambda world: None)
+    monkeypatch.setattr(distribution, "agreed", lambda order, world: said)
+    monkeypatch.setattr(sys.modules["memexp.run"], "_carry_out", lambda order, world: done.append(order))
+    memexp.run(memexp.compose(["device=cpu"]), tmp_path)
+    assert done == [said]
