@@ -15,7 +15,7 @@ from memexp.pruning import energy, selection
 from memexp.pruning.calibration import Batch, Loss, given
 from memexp.pruning.counting import macs_of, parameters_of, skeleton
 from memexp.pruning.criteria import Criterion, create, name_of, scored
-from memexp.pruning.filters import key, layer_of, layers, tensor_of, weights
+from memexp.pruning.filters import layer_of, layers, places, tensor_of, weights
 from memexp.pruning.latency import Measure, Table, measured
 from memexp.pruning.narrowing import carry_out, listed, prunable
 from memexp.pruning.netadapt import Tune, adapt
@@ -238,9 +238,16 @@ def _choose(
 
 
 def _whole_sizes(groups: Mapping[int, Group], graph: Graph) -> dict[int, int]:
-    """How many channels each group has in `graph`, of the network before the first round."""
-    sizes = {key(group): group.size for group in graph.groups}
-    return {number: sizes.get(key(group), group.size) for number, group in groups.items()}
+    """How many channels each group has in `graph`, of the network before the first round.
+
+    There a channel may have been several: of two groups of a GroupNorm whole groups go, and of the one that is left its parts.
+    """
+    found: dict[int, int] = {}
+    lengths = {places(group): group.size * len(group.members[0].indices[0]) for group in graph.groups}
+    for number, group in groups.items():
+        length = lengths.get(places(group))
+        found[number] = group.size if length is None else length // len(group.members[0].indices[0])
+    return found
 
 
 def _macs(network: nn.Module, inputs: Sequence[Tensor]) -> int:
