@@ -46,11 +46,6 @@ def key(group: Group) -> tuple[tuple[str, int, int], ...]:
     return tuple((member.name, member.dim, len(member.indices[0])) for member in group.members)
 
 
-def places(group: Group) -> tuple[tuple[str, int], ...]:
-    """What names a group in a narrowed network even where a channel there is a part of what it was."""
-    return tuple((member.name, member.dim) for member in group.members)
-
-
 def members(network: nn.Module, group: Group, role: str) -> dict[str, Member]:
     """The group's parameters of that role by effective name, each once; buffers, such as a mask of weights, are none."""
     return {

@@ -15,7 +15,7 @@ from memexp.pruning import energy, selection
 from memexp.pruning.calibration import Batch, Loss, given
 from memexp.pruning.counting import macs_of, parameters_of, skeleton
 from memexp.pruning.criteria import Criterion, create, name_of, scored
-from memexp.pruning.filters import layer_of, layers, places, tensor_of, weights
+from memexp.pruning.filters import key, layer_of, layers, tensor_of, weights
 from memexp.pruning.latency import Measure, Table, measured
 from memexp.pruning.narrowing import carry_out, listed, prunable
 from memexp.pruning.netadapt import Tune, adapt
@@ -79,7 +79,7 @@ def remove(
     if isinstance(settings.scope, Mapping):
         chosen = listed(network, graph, settings.scope)
         groups = {number: group for number, group in groups.items() if number in chosen}
-    sizes = _whole_sizes(groups, graph if whole is None else trace(whole, *inputs))
+    sizes = _whole_sizes(groups, graph, graph if whole is None else trace(whole, *inputs))
     found = scored(made, network, list(groups.values()), calibration)
     scores = {n: score.tolist() for n, score in zip(groups, found, strict=True)}
     timed = target is not None and target.measure == "latency"
@@ -237,16 +237,15 @@ def _choose(
         return selection.meet(str(target), target.share, removals, sizes, cost)
 
 
-def _whole_sizes(groups: Mapping[int, Group], graph: Graph) -> dict[int, int]:
-    """How many channels each group has in `graph`, of the network before the first round.
-
-    There a channel may have been several: of two groups of a GroupNorm whole groups go, and of the one that is left its parts.
-    """
+def _whole_sizes(groups: Mapping[int, Group], graph: Graph, before: Graph) -> dict[int, int]:
+    """How many channels each group has in `before`, of the network before the first round, where it is one; else as many
+    times its own as the layer that makes it was wider: of two groups of a GroupNorm one goes whole, the other's channels are
+    then single ones."""
+    sizes = {key(group): group.size for group in before.groups}
     found: dict[int, int] = {}
-    lengths = {places(group): group.size * len(group.members[0].indices[0]) for group in graph.groups}
     for number, group in groups.items():
-        length = lengths.get(places(group))
-        found[number] = group.size if length is None else length // len(group.members[0].indices[0])
+        place = next((member.name, member.dim) for member in group.members if member.role == "out")
+        found[number] = sizes.get(key(group), group.size * before.sizes[place] // graph.sizes[place])
     return found
 
 

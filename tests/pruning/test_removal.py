@@ -416,12 +416,21 @@ def test_a_target_between_two_single_channels_is_refused():
         prune(network, torch.randn(2, 4), target="macs:0.7")
 
 
-def test_rounds_that_leave_one_group_of_a_norm_go_on_from_the_channels_before_the_first():
-    """Of two groups one whole group goes; the other's channels are then single ones."""
-    whole = network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.GroupNorm(2, 6), nn.ReLU(), nn.Conv2d(6, 4, 3))
+ONE_OF_TWO = [  # groups of which one goes whole; the other's channels are then single ones. Before it: the layer that is looked at
+    (0, [nn.Conv2d(3, 6, 3), nn.GroupNorm(2, 6), nn.ReLU(), nn.Conv2d(6, 4, 3)]),
+    (
+        1,
+        [nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 3, groups=2), nn.ReLU(), nn.Conv2d(6, 4, 3, groups=2), nn.Conv2d(4, 2, 1)],
+    ),
+]
+
+
+@pytest.mark.parametrize(("layer", "layers"), ONE_OF_TWO, ids=["norm", "convolutions"])
+def test_rounds_that_leave_one_of_two_groups_go_on_from_the_channels_before_the_first(layer, layers):
+    whole = network = nn.Sequential(*layers)
     for ratio, left in ((0.25, 3), (0.5, 3), (0.7, 1)):
         network = remove(network, IMAGES, "l1_norm", Settings(ratio=ratio), whole=whole).network
-        assert widths(network) == [left, 4]
+        assert network[layer].out_channels == left
 
 
 @pytest.mark.parametrize(
