@@ -17,9 +17,9 @@ from torch.utils._pytree import tree_iter
 
 from memexp import data, edits, models, recorded
 from memexp.backprop import Chain
+from memexp.choices import FIRST_WEIGHTS, name_of
 from memexp.config import ConfigError
 from memexp.models import families
-from memexp.options import FIRST_WEIGHTS, name_of
 from memexp.training import checkpoint
 from memexp.training.checkpoint import CheckpointError
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from memexp import config, options, overriding, schema
+from memexp.choices import GROUPS
 
 PATHS = ("resume", "evaluate", "report", "export")  # commands that take run directories
 NO_KEYS = ("report", "experiments", "export")
@@ -73,6 +74,6 @@ def _values(key: str, directories: list[str]) -> list[str]:
         return found
     cfg = config.compose_unchecked([], config_dirs=directories)
     group, _, name = key.rpartition(".")
-    node = cfg.get(group) if group in options.GROUPS else None
-    kind = options.GROUPS[group].get(str(node.get("name"))) if node is not None else options.Config
+    node = cfg.get(group) if group in GROUPS else None
+    kind = GROUPS[group].get(str(node.get("name"))) if node is not None else options.Config
     return schema.choices(kind, name) if kind is not None else []

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from memexp import contradictions, userfiles
-from memexp.options import STARTS
+from memexp.choices import STARTS
 from memexp.overriding import ConfigError, loading, one_line, sorted_out
 from memexp.schema import nearest
 from memexp.unread import unread

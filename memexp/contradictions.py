@@ -6,19 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from memexp import sequence
+from memexp.choices import ELEMENTWISE, FIRST_WEIGHTS, GROUPS, INTEGRAL, OPTIONAL, OWN, STUDIES, name_of, of_runner
 from memexp.models import families
-from memexp.options import (
-    ELEMENTWISE,
-    FIRST_WEIGHTS,
-    GROUPS,
-    INTEGRAL,
-    OPTIONAL,
-    OWN,
-    STUDIES,
-    Config,
-    name_of,
-    of_runner,
-)
+from memexp.options import Config
 from memexp.pruning.settings import Settings, Target
 from memexp.schema import mismatches, nearest
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from memexp.choices import STARTS
 from memexp.config import ConfigError, compose, compose_unchecked, config_hash
-from memexp.options import STARTS
 from memexp.overriding import quoted
 from memexp.record import SCHEMA, read_json, write_json
 

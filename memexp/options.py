@@ -1,14 +1,13 @@
 """What a configuration may hold: every key of every group, its type and its range. The values themselves stand in conf/.
 
 A group's option is checked by the dataclass of its `name`; an option with `_target_` is a user's own and its keys, but for
-those that every option has, are the arguments of what it names. The options of the group `model` stand in models/families.py.
+those that every option has, are the arguments of what it names. Those of `model` stand in models/families.py, of `dataset` in
+dataset_options.py; choices.py is the table of all.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from memexp.models.families import FAMILIES
 from memexp.schema import (
     Count,
     NonNegative,
@@ -159,79 +158,6 @@ class Adjoint:
     min_steps: Count
 
 
-Three = Annotated[list[Share], Rule("(three of them)", lambda value: len(value) == 3)]
-Deviations = Annotated[
-    list[Annotated[float, Rule("above 0 and at most 1", lambda value: 0 < value <= 1)]],
-    Rule("(three of them)", lambda value: len(value) == 3),
-]
-Classes = Annotated[
-    list[str | int], Rule("with at least two entries, each once", lambda value: len(set(value)) == len(value) > 1)
-]
-Numbers = Annotated[list[Positive], Rule("with at least one entry", lambda value: len(value) > 0)]
-Size = Annotated[int, at_least(8)]
-
-
-@dataclass
-class AnyDataset:
-    """What every data set has, one of the user's own included."""
-
-    flip: bool
-    mean: Three | None
-    std: Deviations | None
-    limit: Positive | None
-    test_limit: Positive | None
-    classes: Classes | None
-    val_fraction: ShareBelow1
-    draw: Count
-    epochs: Positive
-    batch_size: Positive
-
-
-@dataclass
-class OwnDataset(AnyDataset):
-    padding: Count = 0
-
-
-@dataclass
-class Dataset(AnyDataset):
-    name: str
-    image_size: Size
-
-
-@dataclass
-class Digits(Dataset):
-    padding: Count
-
-
-@dataclass
-class Synthetic(Digits):
-    images: Positive
-    test_images: Positive
-    num_classes: Annotated[int, at_least(2)]
-
-
-@dataclass
-class Downloadable(Digits):
-    root: str | None
-    download: bool
-
-
-@dataclass
-class Cifar(Downloadable):
-    skip_broken: bool
-
-
-@dataclass
-class ImageFolder(Dataset):
-    root: str | None
-    skip_broken: bool
-    resize_size: Size | None
-    augment: bool
-    workers: Count
-    mean: Three
-    std: Deviations
-
-
 @dataclass
 class Lookahead:
     k: Positive | None
@@ -349,78 +275,3 @@ class Deploy:
     name: str
     merge: Literal["none", "block", "auto", "all"]
     batch: Positive
-
-
-CRITERIA: tuple[str, ...] = (
-    "apoz",
-    "bn_scale",
-    "entropy",
-    "fisher",
-    "fpgm",
-    "l1_norm",
-    "l2_norm",
-    "lamp",
-    "mean",
-    "obd",
-    "obs",
-    "random",
-)
-CRITERIA += ("signed_sum", "skeletonization", "snip", "std", "taylor_activation", "taylor_weight")
-ELEMENTWISE = ("l1_norm", "taylor_weight", "obd", "snip", "random")  # criteria that score single weights
-INTEGRAL = "integral"  # of the group prune: no criterion, but sampling at another size
-FIRST_WEIGHTS = ("weights", "init_from")  # keys of a model that name where its first weights come from
-STARTS = ("init_from", "model.init_from", "distill.teacher")  # keys that name a run which is to be there
-OPTIONAL = ("prune", "deploy")  # groups of which there may be none
-GROUPS: dict[str, dict[str, type]] = {
-    "prune": dict.fromkeys(CRITERIA, Prune)
-    | {"entropy": Entropy, "obd": Obd, "obs": Obs, "taylor_weight": TaylorWeight, INTEGRAL: Integral},
-    "deploy": {"fuse": Deploy},
-    "dataset": {
-        "digits": Digits,
-        "cifar10": Cifar,
-        "cifar100": Cifar,
-        "fashion_mnist": Downloadable,
-        "imagenet": ImageFolder,
-        "imagefolder": ImageFolder,
-        "synthetic": Synthetic,
-    },
-    "backprop": {
-        "stored": Stored,
-        "light": Light,
-        "checkpointed": Checkpointed,
-        "reversible": Reversible,
-        "adjoint": Adjoint,
-        "budget": Budget,
-    },
-    "optimizer": {"sgd": Sgd, "ranger": Adam, "adamw": Adam},
-    "schedule": {"constant": Schedule, "step": StepSchedule, "cosine": Schedule, "flat_cosine": FlatCosine},
-    "precision": dict.fromkeys(("fp32", "tf32", "bf16", "fp16"), Precision),
-    "model": {name: family.options for name, family in FAMILIES.items() if family.options is not None},
-}
-
-# Groups whose option may be a user's own (`_target_`): the keys that stay the runner's; all others are arguments of the target.
-OWN: dict[str, type | None] = {
-    "model": None,
-    "dataset": OwnDataset,
-    "optimizer": OwnOptimizer,
-    "schedule": OwnSchedule,
-}
-
-# What an experiment may measure without a training run: the modules of memexp.studies.
-STUDIES = ("affine", "gradient_error", "linear_ode", "parameters", "summary")
-
-
-def name_of(node: Mapping[str, Any]) -> str:
-    """What a group's option is called: its name, or the target of a user's own."""
-    return str(node.get("name") or node.get("_target_"))
-
-
-def of_runner(group: str) -> set[str]:
-    """The keys of a user's own option that are not arguments of its target."""
-    kind = OWN[group]
-    return {"_target_", "name", *(field.name for field in (fields(kind) if kind is not None else ()))}
-
-
-def arguments(group: str, node: Mapping[str, Any]) -> dict[str, Any]:
-    """What the target of a user's own option is called with."""
-    return {str(key): value for key, value in node.items() if key not in of_runner(group)}

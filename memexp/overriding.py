@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from memexp.options import OPTIONAL
+from memexp.choices import OPTIONAL
 from memexp.paths import CONF, PACKAGE
 from memexp.schema import nearest
 

@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from memexp import build, data, sequence
+from memexp.choices import name_of
 from memexp.config import ConfigError
 from memexp.data import DataError
 from memexp.data.batches import mix_seed
@@ -17,7 +18,6 @@ from memexp.memory.limit import hold
 from memexp.memory.snapshot import listen
 from memexp.modes import evaluating
 from memexp.optim import schedules
-from memexp.options import name_of
 from memexp.overriding import quoted
 from memexp.record import RunDirectory
 from memexp.results import skeleton

@@ -12,8 +12,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from memexp.choices import FIRST_WEIGHTS, GROUPS, INTEGRAL
 from memexp.config import CONFIG_NAME, ConfigError, compose_unchecked, keys_of, validate
-from memexp.options import FIRST_WEIGHTS, GROUPS, INTEGRAL
 from memexp.schema import nearest
 
 

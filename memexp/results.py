@@ -6,9 +6,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from memexp.choices import name_of
 from memexp.config import config_hash
 from memexp.memory.estimate import estimate
-from memexp.options import name_of
 from memexp.record import SCHEMA
 from memexp.stages.handed import Run
 

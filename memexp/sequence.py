@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from memexp.options import INTEGRAL
+from memexp.choices import INTEGRAL
 from memexp.schema import nearest
 
 STAGES = (  # one module each in memexp.stages

@@ -4,7 +4,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from memexp import contradictions, sequence
-from memexp.config import ConfigError, compose, config_hash, first_valid, jobs
+from memexp.config import ConfigError, compose, config_hash, first_valid
+from memexp.overriding import jobs
 
 
 def problems(*overrides: str, **more: object) -> list[str]:

@@ -23,6 +23,8 @@ LINES = [
         "userfiles",
         "sequence",
         "options",
+        "dataset_options",
+        "choices",
         "record",
         "recorded",
         "unread",

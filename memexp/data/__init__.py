@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from memexp.choices import name_of
 from memexp.data import damage, folders, identity, own, small
 from memexp.data.arrays import Arrays, moments
 from memexp.data.augment import Augmentation, Normalise
@@ -14,7 +15,6 @@ from memexp.data.identity import imagenet_classes, match
 from memexp.data.selection import check_limit, class_numbers, hold_out, select
 from memexp.data.sources import SOURCES, class_names, search_root
 from memexp.data.streamed import Loader, Samples, StreamedBatches, resize_size
-from memexp.options import name_of
 
 __all__ = ["Batches", "DataError", "Splits", "describe", "foresee", "imagenet_classes", "load", "match"]
 

@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from memexp import own
+from memexp.choices import arguments
 from memexp.data.arrays import Arrays, Part
 from memexp.data.errors import DataError
-from memexp.options import arguments
 
 Shape = tuple[int, int, int]
 _described: dict[str, tuple[int, Shape]] = {}

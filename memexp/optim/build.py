@@ -7,11 +7,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from memexp import own
+from memexp.choices import arguments
 from memexp.optim import checks, kernels
 from memexp.optim.centralization import Centralized
 from memexp.optim.lookahead import Lookahead
 from memexp.optim.radam import RAdam
-from memexp.options import arguments
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from omegaconf import OmegaConf
 
 from memexp import own
-from memexp.options import arguments
+from memexp.choices import arguments
 
 
 class Schedule(Protocol):

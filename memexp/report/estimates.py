@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from memexp import build, config, data
+from memexp.choices import name_of
 from memexp.config import ConfigError
 from memexp.edits import Edit
 from memexp.memory.estimate import NOT_IN_IT, estimate
@@ -16,7 +17,6 @@ from memexp.memory.fake import without_data
 from memexp.memory.limit import Answer, answer
 from memexp.memory.trace import network
 from memexp.memory.tracker import CATEGORIES
-from memexp.options import name_of
 from memexp.record import writing
 from memexp.report.collect import Run, group
 from memexp.report.layers import summarise, text

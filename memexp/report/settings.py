@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from memexp.options import STARTS
+from memexp.choices import STARTS
 from memexp.report.experiments import about
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from memexp import build, sequence
+from memexp.choices import INTEGRAL
 from memexp.config import ConfigError
 from memexp.edits import Edit
 from memexp.fusing.measure import costs
@@ -18,7 +19,6 @@ from memexp.integral import IntegralNetwork
 from memexp.integral.sizing import sizes_for
 from memexp.memory.meter import macs_per_image
 from memexp.models import families
-from memexp.options import INTEGRAL
 from memexp.pruning.counting import parameters_of
 from memexp.pruning.settings import Target
 from memexp.sequence import stage_of

@@ -19,9 +19,9 @@ from torch.nn import functional
 from memexp import data, models, optim
 from memexp.backprop import Chain
 from memexp.backprop.monitor import compare
+from memexp.choices import name_of
 from memexp.models.ode import OdeNet
 from memexp.optim import schedules
-from memexp.options import name_of
 from memexp.report import files
 from memexp.studies.slope import fitted_slope
 from memexp.training.precision import Precision

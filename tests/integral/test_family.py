@@ -73,7 +73,8 @@ def test_what_does_not_fit_is_refused() -> None:
         ("revnet38", "reversible", True),
         ("resnet20", "reversible", False),
         ("nin", "checkpointed", True),
-        ("torchvision/resnet18", "budget", False),
+        ("torchvision/resnet18", "budget", True),
+        ("torchvision/resnet18", "reversible", False),
     ],
 )
 def test_strategies_are_the_bases(base: str, strategy: str, sound: bool) -> None:
