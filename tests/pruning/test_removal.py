@@ -416,7 +416,8 @@ def test_a_target_between_two_single_channels_is_refused():
         prune(network, torch.randn(2, 4), target="macs:0.7")
 
 
-ONE_OF_TWO = [  # groups of which one goes whole; the other's channels are then single ones. Before it: the layer that is looked at
+# groups of which one goes whole; the other's channels are then single ones. First: the layer that is looked at
+ONE_OF_TWO = [
     (0, [nn.Conv2d(3, 6, 3), nn.GroupNorm(2, 6), nn.ReLU(), nn.Conv2d(6, 4, 3)]),
     (
         1,
