@@ -101,18 +101,20 @@ def group_norm(call: Call) -> list[Planes]:
 
 @rule("_weight_norm_interface", "_weight_norm")
 def weight_norm(call: Call) -> Any:
-    """w = g v / |v|: outputs can be removed; of v, what its norm is taken over stays. v itself must not be zero: v / |v|."""
+    """w = g v / |v|: outputs can be removed; of v, what its norm is taken over stays. v itself must not be zero: v / |v|.
+
+    The result's channels are those of g, so that what takes it says whether g makes them or takes them (a transposed
+    convolution's first dimension).
+    """
     v, g, dim = call["v"], call["g"], call.dim(call["dim"])
     for plane in call.planes(v):
         own = varies(plane) == {dim}
         call.tape.role(plane, "direction" if own else "in")
         if not own:
             call.freeze(plane, "the norm of the weight is taken over it")
-    for plane in call.planes(g):
-        call.tape.role(plane, "out")
     made = [p for p in call.planes(v) if varies(p) == {dim}]
     outs = merge(
-        call.tape.atoms, [(made, g.shape), (call.planes(g), g.shape)], f"{call.name}: a length that is no channel"
+        call.tape.atoms, [(call.planes(g), g.shape), (made, g.shape)], f"{call.name}: a length that is no channel"
     )
     rest = [p for p in call.planes(v) if varies(p) != {dim}]
     return [*outs, *rest] if isinstance(call.out, Tensor) else [[*outs, *rest], []]

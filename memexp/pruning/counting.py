@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ class Skeleton:
     def __init__(self, network: nn.Module, graph: Graph, inputs: Sequence[Tensor]) -> None:
         with _disable_current_modes():  # narrowed on meta, which takes a tenth of the time
             self._network, self._graph = remade(network, lambda t: t.to("meta")).eval(), graph
-            self._meta_inputs, self._on_meta = mapped(lambda t: t.to("meta"), inputs), True
+            self._meta_inputs = mapped(lambda t: t.to("meta"), inputs)
         self._devices = [tensor.device for tensor in _tensors(network)]
         self.inputs = mapped(torch.empty_like, inputs)
 
@@ -64,13 +65,22 @@ class Skeleton:
 
     def macs(self, kept: Kept) -> int:
         """Adds-multiplies of one forward pass for one sample."""
-        if self._on_meta:
-            try:
-                with _disable_current_modes():  # as for narrowing
-                    return macs_of(self._left(kept), self._meta_inputs)
-            except Exception:  # a forward that makes tensors on a device of its own, or reads a number
-                self._on_meta = False
-        return macs_of(self.narrowed(kept), self.inputs)
+        found = self._macs_on_meta(kept) if self._like_on_meta else None
+        return macs_of(self.narrowed(kept), self.inputs) if found is None else found
+
+    @cached_property
+    def _like_on_meta(self) -> bool:
+        """Whether the forward is there what it is elsewhere: it may go another way by the device of its tensors."""
+        found = self._macs_on_meta({})
+        return found is not None and found == macs_of(self.narrowed({}), self.inputs)
+
+    def _macs_on_meta(self, kept: Kept) -> int | None:
+        try:
+            with _disable_current_modes():  # as for narrowing
+                return macs_of(self._left(kept), self._meta_inputs)
+        except Exception:  # a forward that makes tensors on a device of its own, or reads a number
+            self._like_on_meta = False
+            return None
 
     def parameters(self, kept: Kept) -> int:
         return parameters_of(self._left(kept))

@@ -79,7 +79,7 @@ def remove(
     if isinstance(settings.scope, Mapping):
         chosen = listed(network, graph, settings.scope)
         groups = {number: group for number, group in groups.items() if number in chosen}
-    sizes = _whole_sizes(groups, graph if whole is None else trace(whole, *inputs))
+    sizes = _whole_sizes(groups, graph, graph if whole is None else trace(whole, *inputs))
     found = scored(made, network, list(groups.values()), calibration)
     scores = {n: score.tolist() for n, score in zip(groups, found, strict=True)}
     timed = target is not None and target.measure == "latency"
@@ -237,10 +237,16 @@ def _choose(
         return selection.meet(str(target), target.share, removals, sizes, cost)
 
 
-def _whole_sizes(groups: Mapping[int, Group], graph: Graph) -> dict[int, int]:
-    """How many channels each group has in `graph`, of the network before the first round."""
-    sizes = {key(group): group.size for group in graph.groups}
-    return {number: sizes.get(key(group), group.size) for number, group in groups.items()}
+def _whole_sizes(groups: Mapping[int, Group], graph: Graph, before: Graph) -> dict[int, int]:
+    """How many channels each group has in `before`, of the network before the first round, where it is one; else as many
+    times its own as the layer that makes it was wider: of two groups of a GroupNorm one goes whole, the other's channels are
+    then single ones."""
+    sizes = {key(group): group.size for group in before.groups}
+    found: dict[int, int] = {}
+    for number, group in groups.items():
+        place = next((member.name, member.dim) for member in group.members if member.role == "out")
+        found[number] = sizes.get(key(group), group.size * before.sizes[place] // graph.sizes[place])
+    return found
 
 
 def _macs(network: nn.Module, inputs: Sequence[Tensor]) -> int:

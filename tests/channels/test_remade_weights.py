@@ -10,6 +10,7 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from memexp import channels
 from memexp.pruning import prune as prune_channels
+from memexp.pruning.filters import layers
 
 MAKERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "plain": lambda layer: layer,
@@ -40,6 +41,19 @@ def test_grouped_layers_whose_weight_is_made_are_narrowed(maker: str, middle: st
     assert (pruned[2].in_channels, pruned[2].out_channels, pruned[2].groups) == (4, layer.out_channels // 2, 4)
     assert (pruned[0].out_channels, pruned[4].in_channels) == (4, layer.out_channels // 2)
     assert pruned[2].weight.numel() * 2 == network[2].weight.numel()
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+@torch.no_grad()
+def test_a_transposed_layer_takes_what_its_first_dimension_is_of(maker: str) -> None:
+    """As of a vocoder (HiFi-GAN): what it takes is no part of a score, and it is not the layer that makes it."""
+    network = nn.Sequential(MAKERS[maker](nn.Conv1d(3, 8, 1)), nn.ReLU(), MAKERS[maker](nn.ConvTranspose1d(8, 2, 4)))
+    x = torch.randn(2, 3, 8)
+    network.eval()(x)
+    (group,) = channels.trace(network, x).groups
+    assert layers(group) == ["0"]
+    assert {member.role for member in group.members if member.name.startswith("2.")} - {"direction"} == {"in"}
 
 
 @pytest.mark.parametrize("training", [True, False])

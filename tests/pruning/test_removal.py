@@ -197,8 +197,16 @@ class OfItsOwnDevice(nn.Module):
         return self.b(x) if x.sum() >= 0 else self.b(-x)
 
 
-def test_a_forward_that_reads_a_number_is_counted():
-    result = remove(OfItsOwnDevice(), torch.randn(2, 6), "l1_norm", Settings(target="macs:0.5"))
+class ByDevice(OfItsOwnDevice):
+    """Its forward goes another way where its tensors are on another device, as to a faster kernel."""
+
+    def forward(self, x):
+        return self.b(self.a(x)) if x.device.type == "cpu" else self.b(self.a(x)) @ x.new_ones(3, 500)
+
+
+@pytest.mark.parametrize("kind", [OfItsOwnDevice, ByDevice])
+def test_a_forward_that_is_another_without_a_device_is_counted(kind):
+    result = remove(kind(), torch.randn(2, 6), "l1_norm", Settings(target="macs:0.5"))
     assert result.record["macs"] == {"before": 9 * 64, "after": 9 * 32}
 
 
@@ -406,6 +414,24 @@ def test_a_target_between_two_single_channels_is_refused():
     network = nn.Sequential(nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 3))
     with pytest.raises(ValueError, match=r"target=macs:0.7 cannot be met within 2%: .* next to it are 0.500 and 1.000"):
         prune(network, torch.randn(2, 4), target="macs:0.7")
+
+
+# groups of which one goes whole; the other's channels are then single ones. First: the layer that is looked at
+ONE_OF_TWO = [
+    (0, [nn.Conv2d(3, 6, 3), nn.GroupNorm(2, 6), nn.ReLU(), nn.Conv2d(6, 4, 3)]),
+    (
+        1,
+        [nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 3, groups=2), nn.ReLU(), nn.Conv2d(6, 4, 3, groups=2), nn.Conv2d(4, 2, 1)],
+    ),
+]
+
+
+@pytest.mark.parametrize(("layer", "layers"), ONE_OF_TWO, ids=["norm", "convolutions"])
+def test_rounds_that_leave_one_of_two_groups_go_on_from_the_channels_before_the_first(layer, layers):
+    whole = network = nn.Sequential(*layers)
+    for ratio, left in ((0.25, 3), (0.5, 3), (0.7, 1)):
+        network = remove(network, IMAGES, "l1_norm", Settings(ratio=ratio), whole=whole).network
+        assert network[layer].out_channels == left
 
 
 @pytest.mark.parametrize(
