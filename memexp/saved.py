@@ -87,19 +87,11 @@ def evaluate(
         raise ConfigError([f"split: {split!r} is not one of {', '.join(SPLITS)}."])
     cfg = _of_its_network(path, overrides, own)
     from memexp import build
-    from memexp.prepared import prepare
-    from memexp.training.distribution import World
-    from memexp.training.signals import StopRequest
 
-    _check_there(path, name)
-    with StopRequest() as stop:
-        own_moments = _names_moments(overrides)
-        run = prepare(cfg, _ReadOnly(path), World(), stop, start=name, to_train=False, as_trained=not own_moments)
-        _tell_unread(run, overrides)
-        with _deployed(run) as whole, _resampled(run, whole, overrides) as model:
-            then = (read_json(path / "results.json") or {}).get("classes")
-            known = build.in_order_of(model, then, run.splits.classes)
-            result = run.evaluated(known, split)
+    with _read(cfg, path, name, overrides) as (run, model):
+        then = (read_json(path / "results.json") or {}).get("classes")
+        known = build.in_order_of(model, then, run.splits.classes)
+        result = run.evaluated(known, split)
     return {
         **result.as_dict(),
         "split": split,
@@ -125,19 +117,11 @@ def export(
     cfg = _of_its_network(path, overrides, own)
     from memexp import fusing
     from memexp.integral import IntegralNetwork
-    from memexp.prepared import prepare
-    from memexp.training.distribution import World
-    from memexp.training.signals import StopRequest
 
-    _check_there(path, name)
     cfg.device = "cpu"
-    with StopRequest() as stop:
-        own_moments = _names_moments(overrides)
-        run = prepare(cfg, _ReadOnly(path), World(), stop, start=name, to_train=False, as_trained=not own_moments)
-        _tell_unread(run, overrides)
+    with _read(cfg, path, name, overrides) as (run, model):
         images, _ = next(iter(run.splits.test.epoch(0)))
-        with _deployed(run) as whole, _resampled(run, whole, overrides) as model:
-            network = copy.deepcopy(model).eval()
+        network = copy.deepcopy(model).eval()
     if isinstance(network, IntegralNetwork):  # as the plain network of its size of evaluation
         network = network.discretize().eval()
     preprocessing = {
@@ -179,11 +163,6 @@ def _trains_nodes(text: str) -> bool:
     return key == "prune.tune" and value != "null"
 
 
-def _tell_unread(run: Run, overrides: Sequence[str]) -> None:
-    for told in unread.evaluated(overrides, ended=run.unfinished is None):
-        log.warning("warning: %s", told)
-
-
 def _group(text: str) -> str:
     """Of a key, or of an override: deploy of deploy.merge=all."""
     return text.partition("=")[0].partition(".")[0]
@@ -211,6 +190,23 @@ def _check_kept(run: Path, others: Sequence[str] = ()) -> None:
                 "or train it anew in another directory (its settings are in .hydra/overrides.yaml)"
             ]
         )
+
+
+@contextmanager
+def _read(cfg: DictConfig, path: Path, name: str, overrides: Sequence[str]) -> Iterator[tuple[Run, nn.Module]]:
+    """A run as its checkpoint `name` has left it, and its network as it would be deployed, at the size that overrides name."""
+    from memexp.prepared import prepare
+    from memexp.training.distribution import World
+    from memexp.training.signals import StopRequest
+
+    _check_there(path, name)
+    with StopRequest() as stop:
+        own_moments = _names_moments(overrides)
+        run = prepare(cfg, _ReadOnly(path), World(), stop, start=name, to_train=False, as_trained=not own_moments)
+        for told in unread.evaluated(overrides, ended=run.unfinished is None):
+            log.warning("warning: %s", told)
+        with _deployed(run) as whole, _resampled(run, whole, overrides) as model:
+            yield run, model
 
 
 def _names_moments(overrides: Sequence[str]) -> bool:
