@@ -13,12 +13,10 @@ from memexp.data.batches import Batches, ImageBatches, Share, Splits
 from memexp.data.errors import DataError
 from memexp.data.identity import imagenet_classes, match
 from memexp.data.selection import check_limit, class_numbers, hold_out, select
-from memexp.data.sources import SOURCES, class_names, search_root
+from memexp.data.sources import CLASSES, SOURCES, class_names, search_root
 from memexp.data.streamed import Loader, Samples, StreamedBatches, resize_size
 
 __all__ = ["Batches", "DataError", "Splits", "describe", "foresee", "imagenet_classes", "load", "match"]
-
-CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "fashion_mnist": 10}
 
 
 def load(

@@ -16,6 +16,7 @@ from memexp.data.errors import DataError, reason, shown
 from memexp.data.selection import class_numbers
 
 FASHION_MNIST = "FashionMNIST/raw/*-ubyte(.gz)"
+CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "fashion_mnist": 10}
 
 
 def digits(settings: Any) -> Arrays:
@@ -86,7 +87,7 @@ def _cifar_place(settings: Any) -> tuple[Any, Path, bool]:
 
 def _cifar_folders(settings: Any, root: Path) -> tuple[str, ...]:
     name, classes = settings.name, folders.find(root, [], bool(settings.classes)).classes
-    if len(classes) != (count := {"cifar10": 10, "cifar100": 100}[name]):
+    if len(classes) != (count := CLASSES[name]):
         raise DataError(
             f"dataset={name}: there are {len(classes)} class folders in {shown(root)}, not {count}: "
             f"{', '.join(classes[:10])}; put the missing ones there, or use dataset=imagefolder for other images"
@@ -218,7 +219,7 @@ def class_names(settings: Any) -> Sequence[str] | None:
     them would, for a folder that is not there or not laid out as it has to be.
     """
     if settings.name in ("digits", "synthetic"):
-        return tuple(map(str, range(10 if settings.name == "digits" else settings.num_classes)))
+        return tuple(map(str, range(CLASSES.get(settings.name) or settings.num_classes)))
     if settings.name.startswith("cifar"):
         return _cifar_classes(settings)
     if settings.name == "fashion_mnist":
