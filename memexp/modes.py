@@ -14,8 +14,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        network.train(
-            whole
-        )  # a method of the user's that does more (merges weights, and takes them apart) is asked as well
+        # a method of the user's that does more (merges weights, and takes them apart) is asked as well
+        network.train(whole)
         for module, training in modes:
             module.training = training

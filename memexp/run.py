@@ -113,9 +113,8 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
         if order["start"] is not None:
             results["time"]["wall"] = ((before or {}).get("time") or {}).get("wall") or 0.0
             results["strategy"] = (before or {}).get("strategy") or {}
-            results["permutation"] = (before or {}).get(
-                "permutation"
-            )  # a network that is read again has its channels in order
+            # a network that is read again has its channels in order
+            results["permutation"] = (before or {}).get("permutation")
         elif world.is_main:
             _make_room(directory, before, cfg.overwrite, cfg.init_from)
         try:

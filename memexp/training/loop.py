@@ -225,10 +225,8 @@ class Trainer:
     def _evaluate(self) -> None:
         self._check_loss()  # of a step that was wrong, no weights are the best
         done = self.progress
-        with (
-            self.place.meter.aside(),
-            self.deployed(self.place.stop) as model,
-        ):  # once for both, as its statistics may be estimated
+        # once for both, as its statistics may be estimated
+        with self.place.meter.aside(), self.deployed(self.place.stop) as model:
             result = evaluate(model, self.watched, self.precision, self.place.world, self.place.stop)
             if not math.isfinite(result.loss):
                 raise NotFinite(f"the {self.watched_name} loss after step {done.step} is {result.loss}. {REMEDY}")
