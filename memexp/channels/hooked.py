@@ -1,5 +1,6 @@
 """Weights that are no parameters: torch.nn.utils.prune, weight_norm and spectral_norm make them in a hook before a forward."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -37,6 +38,13 @@ def make(module: nn.Module) -> None:
     """Such weights are made now, as before a forward."""
     for name, weight in makers(module).items():
         setattr(module, name, weight(module))
+
+
+def duplicate(network: nn.Module) -> nn.Module:
+    """A deep copy, for which such weights are made now: with the graph of a forward, as it has left them, torch copies none."""
+    for module in network.modules():
+        make(module)
+    return copy.deepcopy(network)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ Both come from one torch.export capture. Class names and preprocessing travel wi
 "classes" and "preprocessing", in the .pt2 file as the extra files classes.json and preprocessing.json.
 """
 
-import copy
 import importlib
 import io
 import json
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from memexp.channels.comparing import difference
+from memexp.channels.hooked import duplicate
 from memexp.fusing.flow import refuse_training
 from memexp.fusing.fused import fuse, outputs
 
@@ -72,7 +72,7 @@ def export(
     refuse_training(network)
     _refuse_integral(network)
     fused = None if merge is None else fuse(network, example_input, merge)
-    deployed = (copy.deepcopy(network) if fused is None else fused.network).cpu().requires_grad_(False)
+    deployed = (duplicate(network) if fused is None else fused.network).cpu().requires_grad_(False)
     images = example_input.detach().cpu()
     with torch.no_grad():
         given = outputs(deployed, images)

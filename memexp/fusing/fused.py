@@ -1,6 +1,5 @@
 """From a trained network to the one that is deployed: folded, merged, checked."""
 
-import copy
 import logging
 import re
 from collections.abc import Iterable, Sequence
@@ -13,6 +12,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path
 from memexp import edits
 from memexp.channels.called import Inputs, arguments, copied, rows
 from memexp.channels.comparing import difference
+from memexp.channels.hooked import duplicate
 from memexp.channels.outputs import tensors_in
 from memexp.edits import linearise
 from memexp.fusing import cuts, mergeable
@@ -108,7 +108,7 @@ class _Fusing:
         refuse_training(network)
         _refuse_activations(network)
         self.example = example_input
-        self.folded = copy.deepcopy(network)
+        self.folded = duplicate(network)
         pairs, self.refused = found(self.folded, trace(self.folded, example_input), example_input)
         self.fold: list[dict[str, Any]] = [{"kind": "fold", "pairs": pairs}] if pairs else []
         self.folded = edits.apply_all(self.folded, self.fold)
@@ -134,7 +134,7 @@ class _Fusing:
 
 def _checked(network: nn.Module, made: list[dict[str, Any]], batches: Iterable[Inputs]) -> Fused:
     """A copy of the network after the edits, compared with it."""
-    deployed = edits.apply_all(copy.deepcopy(network), made)
+    deployed = edits.apply_all(duplicate(network), made)
     return Fused(deployed, made, check(network, deployed, batches))
 
 

@@ -1,6 +1,5 @@
 """Growing a network back: the edit `grow`, with the statistics of real batches in the blocks' BN, and the check."""
 
-import copy
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor, nn
 
 from memexp import edits
 from memexp.channels.called import Inputs, copied
+from memexp.channels.hooked import duplicate
 from memexp.edits import grow as growth
 from memexp.edits.fold import affine, wide
 from memexp.fusing.flow import refuse_training, trace
@@ -51,7 +51,7 @@ def grow(
     if not names:
         raise ValueError("grow: the network has no plain convolution larger than 1x1")
     edit = {"kind": "grow", "layers": names, "expansion": expansion, "seed": seed}
-    grown = edits.apply(copy.deepcopy(network), edit)
+    grown = edits.apply(duplicate(network), edit)
     blocks = [grown.get_submodule(name).get_submodule("f") for name in names]
     moments = _moments(grown, [layer for f in blocks for layer in _convolutions(f)], every)
     for f, inner, outer in zip(blocks, moments[::2], moments[1::2], strict=True):

@@ -6,7 +6,6 @@
    wherever they are (a shuffle), or that a layer without an integral form reads, stays discrete, and is listed with the reason.
 """
 
-import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from memexp import edits
 from memexp.channels import Graph, trace, warn_of_unread
 from memexp.channels.called import copied
 from memexp.channels.comparing import WHY, changing, difference
+from memexp.channels.hooked import duplicate
 from memexp.channels.outputs import tensors_in
 from memexp.fusing.flow import TWO_NAMES
 from memexp.fusing.flow import trace as watch
@@ -97,7 +97,7 @@ def convert(network: nn.Module, *example_inputs: Any, **options: Any) -> Integra
     Raises ValueError where nothing can be made continuous, naming the reasons; for an operation whose channels cannot be
     followed, naming it; and where the result's outputs are not the network's.
     """
-    return convert_(copy.deepcopy(network), *example_inputs, **options)
+    return convert_(duplicate(network), *example_inputs, **options)
 
 
 def convert_(
