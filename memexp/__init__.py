@@ -48,7 +48,7 @@ def compose(
     from memexp import config, given
     from memexp.sweeper import with_arm
 
-    directories, name = given.paths("config_dir", config_dir), given.text("config_name", config_name)
+    directories, name = given.directories("config_dir", config_dir), given.text("config_name", config_name)
     return config.compose(with_arm(given.words(overrides), name, directories), name, directories)
 
 
@@ -81,7 +81,7 @@ def resume(
     """
     from memexp import given, saved
 
-    own = saved.Own(list(map(str, given.paths("config_dir", config_dir))), trust)
+    own = saved.Own(list(map(str, given.directories("config_dir", config_dir))), trust)
     there, words = given.path("run", run), given.words(overrides)
     from memexp.training.console import spoken
 
@@ -103,7 +103,7 @@ def evaluate(
     """
     from memexp import given, saved
 
-    own = saved.Own(list(map(str, given.paths("config_dir", config_dir))), trust)
+    own = saved.Own(list(map(str, given.directories("config_dir", config_dir))), trust)
     there, words = given.path("run", run), given.words(overrides)
     from memexp.training.console import spoken
 
@@ -120,4 +120,4 @@ def experiments(config_dir: str | Path | Sequence[str | Path] = ()) -> dict[str,
     from memexp.paths import CONF
     from memexp.report.experiments import listing
 
-    return dict(found for conf in (CONF, *given.paths("config_dir", config_dir)) for found in listing(conf))
+    return dict(found for conf in (CONF, *given.directories("config_dir", config_dir)) for found in listing(conf))

@@ -292,8 +292,6 @@ def _experiments(arguments: list[str]) -> int:
     )
     _directories(parser, "your own configs")
     options = parser.parse_args(arguments)
-    if missing := [path for path in options.config_dir if not Path(path).is_dir()]:
-        return fail(f"--config-dir: there is no directory {missing[0]}", 2)
     from memexp.report.experiments import SCALES, expected, listing
     from memexp.report.tables import Table, terminal
     from memexp.sweeper import count
@@ -320,7 +318,13 @@ def _composed(parser: argparse.ArgumentParser) -> None:
 
 
 def _directories(parser: argparse.ArgumentParser, told: str) -> None:
-    parser.add_argument("-cd", "--config-dir", action="append", default=[], metavar="DIR", help=told)
+    parser.add_argument("-cd", "--config-dir", type=_directory, action="append", default=[], metavar="DIR", help=told)
+
+
+def _directory(text: str) -> str:
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"there is no directory {text}")
+    return text
 
 
 def _own(parser: argparse.ArgumentParser) -> None:

@@ -49,6 +49,15 @@ def paths(name: str, values: Any) -> list[Path]:
     return [path(name, value) for value in (values if several else [values])]
 
 
+def directories(name: str, values: Any) -> list[Path]:
+    """One directory that is there, or several."""
+    found = paths(name, values)
+    for directory in found:
+        if not directory.is_dir():
+            refuse(name, str(directory), "directories that are there")
+    return found
+
+
 def count(name: str, value: Any, least: int) -> int:
     """A whole number."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:

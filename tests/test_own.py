@@ -168,8 +168,6 @@ def test_e8_experiments_and_reports_take_a_users_own(tmp_path, capsys):
     line = next(line for line in capsys.readouterr().out.splitlines() if "what I want to see" in line)
     assert [cell.strip() for cell in line.split("│")[1:4]] == ["mine", "what I want to see", "2 / 2"]
     assert memexp.experiments(tmp_path / "conf") == memexp.experiments() | {"mine": "what I want to see"}
-    assert main(["experiments", "-cd", "nowhere"]) == 2
-    assert "--config-dir: there is no directory nowhere" in capsys.readouterr().err
     few = ["dataset.limit=32", "dataset.test_limit=16", "max_steps=1"]
     assert main(["train", *own, "experiment=mine", *SHORT, *few, "hydra.run.dir=run"]) == 0  # without an id
     assert main(["report", "run", "--no-plots", "--paper", "mine", *own]) == 0
@@ -320,3 +318,27 @@ def test_an_own_experiment_needs_no_identifier(tmp_path):
     typed += ["model=resnet", "model.units=[1,1]", "model.channels=[4,4,8]", "device=cpu"]
     cfg = config.compose(typed, config_dirs=[tmp_path / "conf"])
     assert memexp.run(cfg, tmp_path / "run")["experiment"] is None
+
+
+@pytest.mark.parametrize(
+    "command", ["experiments", "report", "evaluate", "resume", "export", "estimate", "bench", "train"]
+)
+def test_a_directory_of_configs_that_is_not_there_is_told_by_every_command(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    own = [] if command in ("experiments", "bench", "train") else ["run"]
+    try:
+        status = main([command, *own, "--config-dir", "nowhere"])
+    except SystemExit as error:
+        status = error.code
+    assert status == 2
+    assert "--config-dir: there is no directory nowhere" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_from_python_too():
+    for call in (memexp.compose, memexp.bench, memexp.experiments):
+        with pytest.raises(ConfigError, match=r"config_dir: 'nowhere' is not allowed; it takes directories"):
+            call(config_dir="nowhere")
+    for call in (memexp.resume, memexp.evaluate, memexp.report):
+        with pytest.raises(ConfigError, match=r"config_dir: 'nowhere' is not allowed; it takes directories"):
+            call("run", config_dir="nowhere")

@@ -63,7 +63,10 @@ def bench(
     elif strategies is not None:
         strategies = given.texts("strategies", strategies, "names of strategies, such as ['stored', 'reversible']")
     steps, budgets = given.count("steps", steps, 1), given.count("budgets", budgets, 0)
-    name, directories = given.text("config_name", config_name), list(map(str, given.paths("config_dir", config_dir)))
+    name, directories = (
+        given.text("config_name", config_name),
+        list(map(str, given.directories("config_dir", config_dir))),
+    )
     folder = None if output is None else given.path("output", output)
     found = cases(given.words(overrides), strategies, budgets, name, directories)
     measure(found, steps, say, name, directories)

@@ -34,7 +34,7 @@ def report(
 
     Raises ConfigError where there are no runs and for an unknown paper, NotWritten as write_report.
     """
-    found, own = given.paths("paths", paths), given.paths("config_dir", config_dir)
+    found, own = given.paths("paths", paths), given.directories("config_dir", config_dir)
     folder = None if output is None else given.path("output", output)
     try:
         groups, _ = _groups(found)
