@@ -49,12 +49,12 @@ def _narrowed(
     for path, module in modules.items():
         if any(name.startswith(f"{path}." if path else "") for name in kept):
             adapt(module)  # before its parts and numbers change, from which it learns the length of its heads
+    for module in modules.values():
+        make(module)  # weights that a hook makes before each forward have to fit now
+        _widths(module)  # from those before, which the attributes may name too
     for path, values in attributes.items():
         for key, value in values.items():
             _set_attribute(modules[path], key, value)
-    for module in modules.values():
-        make(module)  # weights that a hook makes before each forward have to fit now
-        _widths(module)
     return network
 
 

@@ -78,10 +78,10 @@ def _grouped(
 ) -> Plane | None:
     """Whole groups: all of a group's inputs and outputs are one channel. Depthwise convolution has groups of one.
 
-    A weight is (out, in / groups, ...), or (in, out / groups, ...) if transposed. One that is made in the forward, the same
-    for each channel (a blur), follows where the number of groups does.
+    A weight is (out, in / groups, ...), or (in, out / groups, ...) if transposed. It follows where the number of groups does,
+    also one that is made in the forward, the same for each channel (a blur).
     """
-    atoms, why = call.tape.atoms, "its input is the network's, or a constant"
+    atoms, why, origin = call.tape.atoms, "its input is the network's, or a constant", call.tape.groups(groups)
     if 1 in sides:
         call.freeze(sides[1], "channels within a group")
     nothing = np.zeros(call["input"].shape[1], dtype=np.int64)
@@ -89,16 +89,18 @@ def _grouped(
     whole = atoms.couple(within, [1], why)
     if 0 in sides:
         atoms.unite(whole, sides[0].reshape(groups, -1), why)
-        if not transposed:
-            return sides[0]
+    elif weight.stride(0) == 0:
+        call.tape.doubtful = True
     else:
-        origin = call.tape.argument(groups)
-        if weight.stride(0) == 0 and isinstance(origin, Attribute | Size):
-            call.tape.doubtful = True
-            if isinstance(origin, Attribute):
-                call.tape.use(origin, whole, 0)
-        else:
-            call.freeze(whole, "its filters are a constant, of that many channels")
+        call.freeze(whole, "its filters are a constant, of that many channels")
+    if isinstance(origin, Attribute):
+        call.tape.use(origin, whole, 0)
+    elif isinstance(origin, Size):
+        call.tape.doubtful = True
+    else:
+        call.freeze(whole, "the number of groups is fixed in the source")
+    if 0 in sides and not transposed:
+        return sides[0]
     return np.repeat(whole, call.out.shape[1] // groups)
 
 

@@ -245,6 +245,12 @@ class Tape:
         _, numbers = self.written()
         return numbers[: len(widths)] if numbers[: len(widths)] == list(widths) else list(widths)
 
+    def groups(self, value: int) -> int:
+        """The number of groups as it is written in the call of a convolution, of which other arguments may be as large."""
+        _, args, kwargs = self.call or (None, (), {})
+        written = kwargs.get("groups", args[6] if len(args) > 6 else None)
+        return written if type(written) is not bool and written == value else value
+
     def argument(self, value: int) -> int:
         """The number of that value as it is written in the call, itself if it is not there."""
         return next((n for n in self.written()[1] if n == value), value)

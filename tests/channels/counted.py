@@ -3,6 +3,7 @@
 import torch
 from hand_made import Network
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class HeadsOfTheStream(Network):
@@ -108,6 +109,47 @@ class BranchesWeighed(Network):
         return self.c((x * gates.view(n, 2, c // 2, 1, 1).softmax(1)).sum(1))
 
 
+class OwnGroups(Network):
+    """A depthwise convolution of its own parameters, in as many groups as an attribute, the weight or the input says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.groups, self.stride = self.conv(3, 2), self.conv(4, 6), self.conv(6, 5), 2, 2
+        self.weight, self.blur = nn.Parameter(torch.rand(4, 1, 3, 3)), nn.Parameter(torch.rand(6, 1, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.conv2d(self.a(x).relu(), self.weight, None, self.stride, groups=self.groups)
+        x = functional.conv2d(self.b(x).relu(), self.blur, None, 1, 1, 1, self.blur.shape[0])
+        return self.c(functional.conv2d(x, self.blur, padding=1, groups=x.shape[1]))
+
+
+class FixedGroups(Network):
+    """Groups whose number is written into the forward; a layer before them is free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = self.conv(3, 4), self.conv(4, 6), self.conv(6, 5)
+        self.weight = nn.Parameter(torch.rand(6, 1, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(functional.conv2d(self.b(self.a(x).relu()), self.weight, groups=6))
+
+
+class AsWideAsALayer(Network):
+    """Views by what a depthwise layer says of itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = self.conv(3, 6), self.conv(6, 6, groups=6), nn.Linear(6, 4)
+        self.up, self.out = nn.ConvTranspose2d(4, 4, 2, groups=4), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(self.a(x).relu()).relu()
+        x = x.reshape(len(x), self.b.groups, -1).mean(-1) + x.reshape(len(x), self.b.out_channels, -1).amax(-1)
+        x = self.up(self.c(x).relu()[..., None, None]).relu()
+        return self.out(x.reshape(len(x), self.up.in_channels, -1).mean(-1))
+
+
 GROUPS: dict[type[Network], list[int]] = {
     HeadsOfTheStream: [4],
     DividedHeads: [4],
@@ -117,4 +159,7 @@ GROUPS: dict[type[Network], list[int]] = {
     SplitWithRest: [6],
     CutFromTheEnd: [6],
     BranchesWeighed: [6, 4],
+    OwnGroups: [2, 6],
+    FixedGroups: [4],
+    AsWideAsALayer: [6, 4],
 }
