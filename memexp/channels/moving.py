@@ -146,30 +146,6 @@ def _slice(call: Call, plane: Plane, dim: int, start: int, end: int, step: int) 
     call.freeze(plane.take(range(last), dim), "a slice by numbers that are fixed in the source")
 
 
-@rule("select")
-def select(call: Call) -> Planes:
-    dim = call.dim(call["dim"])
-    result = []
-    for plane in call.planes(call.first):
-        if plane.shape[dim] > 1:
-            call.tape.fix(plane, dim, f"{call.name}: one is picked by its number")
-            plane = plane.take([call["index"]], dim)
-        result.append(plane.squeeze(dim))
-    return result
-
-
-@rule("unbind")
-def unbind(call: Call) -> list[Planes]:
-    dim = call.dim(call["dim"])
-    for plane in call.planes(call.first):
-        if plane.shape[dim] > 1:
-            call.tape.fix(plane, dim, f"{call.name}: each is a tensor of its own")
-    return [
-        [plane.take([i if plane.shape[dim] > 1 else 0], dim).squeeze(dim) for plane in call.planes(call.first)]
-        for i in range(len(call.out))
-    ]
-
-
 @rule("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk")
 def split(call: Call) -> list[Planes]:
     """Parts of sizes that are attributes change with them; equal parts stay equal; other sizes are fixed."""
@@ -294,14 +270,25 @@ def pad(call: Call) -> Planes:
     return result
 
 
-@rule("roll", "flip")
+@rule("roll", "flip", "rot90", "tril", "triu", "_fft_r2c", "_fft_c2r", "_fft_c2c")
 def turned(call: Call) -> Planes:
-    """Along positions; channels that change their places stay."""
-    dims = {d % call.first.ndim for d in call["dims"]} or set(range(call.first.ndim))
-    for plane in call.planes(call.first):
+    """Along positions, here those of `dims`; channels that change their places, or are mixed, stay."""
+    x = call.first
+    dims = {d % x.ndim for d in call.arguments.get("dims", call.arguments.get("dim", (-2, -1)))} or set(range(x.ndim))
+    for plane in call.planes(x):
         if varies(plane) & dims:
             call.freeze(plane, "channels change their places")
-    return call.planes(call.first)
+    return [call.tape.atoms.couple(plane, dims) for plane in call.planes(x)]
+
+
+@rule("unfold")
+def windows(call: Call) -> Planes:
+    """Windows along positions, which are a dimension of their own at the end; channels that lie in them stay."""
+    dim = call.dim(call["dimension"])
+    for plane in call.planes(call.first):
+        if plane.shape[dim] > 1:
+            call.freeze(plane, "channels are taken in windows")
+    return [call.tape.atoms.couple(plane, [dim])[..., None] for plane in call.planes(call.first)]
 
 
 @rule("repeat")
@@ -340,55 +327,3 @@ def shuffle(call: Call) -> Planes:
             continue
         result.append(plane)
     return result
-
-
-@rule("index", "index_select")
-def index(call: Call) -> Planes:
-    """Along positions; what is picked by number along channels stays."""
-    x = call.first
-    if call.name.startswith("aten.index.Tensor"):
-        indices = [None if i is None else i for i in call["indices"]]
-        by_number = {d for d, i in enumerate(indices) if i is not None}
-    else:
-        indices, by_number = [], {call.dim(call["dim"])}
-    result = []
-    for plane in call.planes(x):
-        if varies(plane) & by_number:
-            call.freeze(plane, "entries are picked by their numbers")
-            if varies(plane) <= by_number:
-                continue
-            plane = call.tape.atoms.couple(plane, sorted(varies(plane) & by_number))
-        if call.name.startswith("aten.index.Tensor"):
-            written = full(plane, x.shape)
-            keys = tuple(slice(None) if i is None else i for i in indices)
-            result.append(written[keys].numpy())
-        else:
-            result.append(plane)
-    return result
-
-
-@rule("index_add", "index_copy")
-def put(call: Call) -> Planes:
-    """At positions by their numbers; what is put in and what was there are of one channel."""
-    dim, parts = call.dim(call["dim"]), []
-    for tensor in (call.first, call["source"]):
-        for plane in call.planes(tensor):
-            if dim in varies(plane):
-                call.freeze(plane, "entries are put by their numbers")
-        shape = [1 if d == dim else size for d, size in enumerate(tensor.shape)]
-        parts.append(([call.tape.atoms.couple(plane, [dim]) for plane in call.planes(tensor)], shape))
-    return merge(call.tape.atoms, parts, f"{call.name} meets it with entries that are no channels")
-
-
-@rule("copy_")
-def copy_into(call: Call) -> Planes:
-    """Into a tensor or a part of one: entries that meet are of one channel."""
-    if call.planes(call.first):
-        why = f"{call.name} writes into it what is no channel"
-        source = call["src"]
-        return merge(
-            call.tape.atoms, [(call.planes(call.first), call.first.shape), (call.planes(source), source.shape)], why
-        )
-    for plane in call.planes(call["src"]):
-        call.freeze(plane, "is written into a part of another tensor")
-    return [lift(p, call.first.ndim) for p in call.planes(call["src"])]

@@ -2,7 +2,8 @@
 
 A rule takes the call and returns the planes of its output, or of each output. The names are ATen's, without overload and
 without the underscore of operations in place. Rules that move data are in memexp.channels.moving, those that contract
-(convolution, products, attention) in contracting, those of normalisations in normalising; they register themselves here.
+(convolution, products, attention) in contracting, those of normalisations in normalising, and those that pick by number in
+picking; they register themselves here.
 """
 
 import math
@@ -104,7 +105,7 @@ class _Sample(NamedTuple):
 _found_at_zero: dict[Any, float] = {}
 
 
-def pointwise(call: Call) -> Planes:
+def pointwise(call: Call) -> Any:
     """Entries that meet are of one channel; noted where zero channels do not give zero, or no number (0 / 0)."""
     tensors = [t for t in _flat(call.arguments.values()) if isinstance(t, Tensor)]
     result = merge(
@@ -127,7 +128,7 @@ def pointwise(call: Call) -> Planes:
             call.tape.nonzero.append(plane)
         if not math.isfinite(value):
             call.tape.divided.append(plane)
-    return result
+    return result if isinstance(call.out, Tensor) else [result if t.numel() else [] for t in call.out]
 
 
 def _extent(call: Call, tensor: Tensor) -> Sequence[int]:
@@ -164,9 +165,8 @@ def _at_zero(call: Call, support: set[int]) -> float:
         for condition in (True, False):
             positional = [sample(marks[a.name], condition, ones) for a in arguments if not a.kwarg_only]
             named = {a.name: sample(marks[a.name], condition, ones) for a in arguments if a.kwarg_only}
-            result = call.func(*positional, **named)
-            if isinstance(result, Tensor):
-                value = float(result.abs().double().max()) if result.dtype != torch.bool else float(result.any())
+            for result in _flat([call.func(*positional, **named)]):
+                value = float(result.to(torch.complex128).abs().max()) if result.numel() else 0.0
                 found = value if not value <= found else found  # a NaN stays
         return found
 
@@ -188,7 +188,8 @@ def along(call: Call, tensor: Tensor | None, support: set[int]) -> bool:
 
 
 @rule("mean", "var", "std", "var_mean", "std_mean", "amax", "amin", "logsumexp", "linalg_vector_norm", "norm", "argmax",
-      "argmin", "max", "min", "prod", "any", "all", "topk", "sort", "cumsum")  # fmt: skip
+      "argmin", "max", "min", "aminmax", "median", "nanmedian", "kthvalue", "mode", "prod", "any", "all", "topk", "sort",
+      "cumsum", "cumprod", "cummax", "cummin", "logcumsumexp")  # fmt: skip
 def statistic(call: Call) -> Any:
     """Over positions; one over channels changes with their number, so these stay."""
     planes = [
@@ -196,7 +197,7 @@ def statistic(call: Call) -> Any:
         for plane in call.planes(call.first)
     ]
     kept = [p for p in planes if p is not None]
-    if "logsumexp" in call.name:
+    if "sumexp" in call.name:
         call.tape.nonzero.extend(kept)
     return kept if isinstance(call.out, Tensor) else [kept for _ in call.out]
 
@@ -243,7 +244,8 @@ def softmax(call: Call) -> Planes:
 
 @rule("mkldnn_rnn_layer", "lstm", "gru", "rnn_tanh", "rnn_relu", "_cudnn_rnn", "_thnn_fused_lstm_cell",
       "_thnn_fused_gru_cell", "_trilinear", "_cdist_forward", "affine_grid_generator", "gather", "scatter", "scatter_add",
-      "im2col", "col2im")  # fmt: skip
+      "im2col", "col2im", "nll_loss_forward", "nll_loss2d_forward", "mse_loss", "smooth_l1_loss", "huber_loss",
+      "binary_cross_entropy", "_ctc_loss")  # fmt: skip
 def kept(call: Call) -> Any:
     """What reads all of its channels as they are keeps them."""
     for tensor in _flat(call.arguments.values()):
@@ -269,10 +271,12 @@ def gated(call: Call) -> Planes:
       "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact2d", "upsample_linear1d",
       "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
       "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d",
-      "replication_pad3d", "grid_sampler_2d")  # fmt: skip
+      "replication_pad3d", "grid_sampler_2d", "grid_sampler_3d")  # fmt: skip
 def positions(call: Call) -> Any:
     """Work on the positions of each channel by itself: the dimensions that change their length, and those of images."""
     x = call.first
+    for plane in call.planes(call.arguments.get("grid")):
+        call.freeze(plane, "says where the others are read")
     spatial = set(range(2, x.ndim)) if x.ndim > 3 or "1d" in call.name else set(range(1, x.ndim))
     planes = []
     for plane in call.planes(x):

@@ -4,6 +4,7 @@ import counted
 import equality
 import hand_made as made
 import normed
+import picked
 import pytest
 import torch
 import unseen
@@ -46,6 +47,7 @@ GROUPS: dict[type[made.Network], list[int]] = {
     **unseen.GROUPS,
     **counted.GROUPS,
     **normed.GROUPS,
+    **picked.GROUPS,
 }
 
 
@@ -54,7 +56,9 @@ def example(kind: type[made.Network]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "kind", [*made.NETWORKS, *unseen.GROUPS, *counted.GROUPS, *normed.GROUPS], ids=lambda kind: kind.__name__
+    "kind",
+    [*made.NETWORKS, *unseen.GROUPS, *counted.GROUPS, *normed.GROUPS, *picked.GROUPS],
+    ids=lambda kind: kind.__name__,
 )
 def test_groups_and_narrowed_equals_masked(kind: type[made.Network]) -> None:
     torch.manual_seed(0)
@@ -68,6 +72,16 @@ def test_groups_and_narrowed_equals_masked(kind: type[made.Network]) -> None:
         assert error < 1e-12
         if ratio == 0.7:
             assert equality.parameters(narrowed) < equality.parameters(network)
+
+
+@pytest.mark.parametrize("name", picked.BETWEEN)
+def test_channels_pass_what_works_on_positions(name: str) -> None:
+    torch.manual_seed(0)
+    network = equality.randomise(picked.Between(picked.BETWEEN[name]).double())
+    inputs = example(picked.Between)
+    graph = channels.trace(network, inputs)
+    assert [group.size for group in graph.groups] == [6]
+    assert equality.difference(network, graph, {0: [1, 4, 5]}, inputs)[1] < 1e-12
 
 
 def test_narrowed_is_traced_and_narrowed_again() -> None:
