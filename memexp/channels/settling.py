@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from memexp.channels.applying import narrow
 from memexp.channels.called import copied
@@ -119,7 +119,7 @@ def _run(
     mode: ShapesOnly | None = None,
 ) -> Any:
     """What a copy returns, narrowed by `edit`. In training mode it has buffers of its own, as statistics are written there."""
-    tensors = network.state_dict(keep_vars=True).values()
+    tensors = [t for t in network.state_dict(keep_vars=True).values() if isinstance(t, Tensor)]
     shared: dict[int, Any] = {id(t): t for t in tensors if not training or isinstance(t, nn.Parameter)}
     tried = copy.deepcopy(network, shared)
     if edit is not None:

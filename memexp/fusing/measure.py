@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from memexp.channels.called import Inputs, copied, rows, samples
 from memexp.channels.outputs import tensors_in
@@ -41,8 +41,8 @@ def latency(
 
 
 def costs(networks: Mapping[str, nn.Module], inputs: Sequence[Inputs]) -> dict[str, dict[str, Any]]:
-    """For each network: parameters, bytes of its weights as they are saved, macs of one image (of the whole call where it is no
-    batch), and for each batch of `inputs` latency in seconds and peak bytes.
+    """For each network: parameters, bytes of its weights as they are saved (tied ones once), macs of one image (of the whole
+    call where it is no batch), and for each batch of `inputs` latency in seconds and peak bytes.
 
     Keys of figures that depend on the batch end with its size: latency_1, peak_1. Latencies are medians of one run, the
     networks in turns; the peak is that of inference, weights and batch included.
@@ -50,7 +50,7 @@ def costs(networks: Mapping[str, nn.Module], inputs: Sequence[Inputs]) -> dict[s
     found: dict[str, dict[str, Any]] = {
         name: {
             "parameters": sum(p.numel() for p in network.parameters()),
-            "bytes": sum(tensor.nbytes for tensor in network.state_dict().values()),
+            "bytes": _bytes(network),
         }
         for name, network in networks.items()
     }
@@ -68,6 +68,11 @@ def costs(networks: Mapping[str, nn.Module], inputs: Sequence[Inputs]) -> dict[s
             for name, seconds in latency(calls, device).items():
                 found[name][f"latency_{size}"] = seconds
     return found
+
+
+def _bytes(network: nn.Module) -> int:
+    saved = network.state_dict(keep_vars=True).values()
+    return sum({id(value): value.nbytes for value in saved if isinstance(value, Tensor)}.values())
 
 
 def _wait(device: torch.device) -> None:

@@ -140,3 +140,33 @@ def test_macs_are_of_one_sample(case: str) -> None:
     network, inputs, macs = SAMPLES[case]
     assert remove(network, inputs, "l1_norm", Settings(ratio=0.5)).record["macs"]["before"] == macs
     assert costs({"": network}, [inputs])[""]["macs"] == macs
+
+
+class Described(nn.Module):
+    """A tied weight, and in the state dict what is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.a, self.head = nn.Linear(5, 8, bias=False), nn.Linear(8, 6), nn.Linear(5, 8, bias=False)
+        self.b, self.head.weight = nn.Linear(6, 5, bias=False), self.embed.weight
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 3}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        assert state == {"version": 3}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.b(self.a(self.embed(x)).reshape(x.shape[0], -1).relu()))
+
+
+def test_what_is_no_tensor_in_a_state_dict_is_passed_over_and_tied_weights_count_once() -> None:
+    torch.manual_seed(0)
+    network, x = Described().eval(), torch.randn(2, 5)
+    assert [group.size for group in trace(network, x).groups] == [6]
+    removal = remove(network, x, "l1_norm", Settings(ratio=0.5))
+    found = costs({"before": network, "after": fuse(removal.network, x).network}, [x])
+    assert {name: figures["bytes"] for name, figures in found.items()} == {
+        "before": 4 * (5 * 8 + 8 * 6 + 6 + 6 * 5),
+        "after": 4 * (5 * 8 + 8 * 3 + 3 + 3 * 5),
+    }
