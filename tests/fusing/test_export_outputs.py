@@ -139,3 +139,16 @@ def test_an_integral_network_and_several_inputs_are_refused(tmp_path):
     assert fusing.export(whole.discretize(0.5).eval(), x, tmp_path / "net.pt2")["error"][".pt2"] <= 1e-4
     with pytest.raises(ValueError, match="example_input is a tuple"):
         fusing.export(whole, (x,), tmp_path / "net.pt2")
+
+
+def test_numbers_of_16_bits_may_round(tmp_path):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 5, 3)).half().eval()
+    report = fusing.export(network, torch.randn(2, 3, 8, 8).half(), tmp_path / "net")
+    assert 1e-4 < report["error"][".onnx"] < 1e-2
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["net.onnx", "net.pt2"]
+
+
+def test_a_batch_size_that_is_made_a_number_is_said(tmp_path):
+    with pytest.raises(fusing.ExportError, match=r"write x.shape\[0\] or -1 in place of len\(x\)"):
+        export(lambda y: y.reshape(len(y), -1), tmp_path / "net.pt2")
