@@ -1,7 +1,7 @@
 """Parameters that a trace's forward does not read: an auxiliary head, a branch for other inputs, a forgotten layer."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -42,11 +42,15 @@ class Reading(ShapesOnly):
 def warn_of_unread(graph: Graph) -> None:
     """Names what did not run and so stays as it is: for whoever has a network narrowed, once."""
     if graph.unread:
-        more = len(graph.unread) - 8
-        names = ", ".join(graph.unread[:8]) + (f" and {more} more" if more > 0 else "")
         log.warning(
             "%s: not run by the forward on the example, so it stays as it is; where something else runs it (training, another "
             "input), what it takes may have become narrower and no longer fit: put nn.Identity() or None in its place, or keep "
             "the layers that feed it (scope= of prune, groups= of convert)",
-            names,
+            few(graph.unread),
         )
+
+
+def few(names: Sequence[str], most: int = 8) -> str:
+    """The first of them for a message, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

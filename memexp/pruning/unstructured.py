@@ -8,6 +8,7 @@ A network that comes back from its checkpoint has its zeros, and `Masks.of(netwo
 
 import copy
 import difflib
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +21,13 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 from memexp.channels.called import apart
+from memexp.channels.unread import few
 from memexp.pruning import selection
 from memexp.pruning.calibration import Batch, Loss, given
 from memexp.pruning.criteria import CRITERIA, Criterion, OfElements, check_finite, create, name_of
 from memexp.pruning.settings import Settings
+
+log = logging.getLogger("memexp")
 
 
 @dataclass
@@ -87,7 +91,8 @@ def mask_weights(
 
     criterion: one that scores single weights: l1_norm, taylor_weight, obd, snip, random. ratio, scope, floor: as of
     memexp.pruning.settings.Settings, with weights in place of channels; weights that are zero go first. record: what was asked,
-    and the sparsity that there is, counted in the copy: of each layer, of all masked weights and of all parameters.
+    and the sparsity that there is, counted in the copy: of each layer, of all masked weights and of all parameters. A warning
+    names the layers that have zeros beside those that went.
 
     Raises ValueError for a criterion that scores filters only, a layer that is not there or whose weight is no parameter, and
     what `Settings` refuses.
@@ -116,6 +121,15 @@ def mask_weights(
         }
     )
     masks.apply()
+    stuck = [
+        name.rpartition(".")[0] for name in scores if bool((masks.masks[weights[name]] & (weights[name] == 0)).any())
+    ]
+    if stuck:
+        log.warning(
+            "%s: more of the weights are zero than were to go, and a network that comes back from its checkpoint holds all "
+            "that are at zero: start these layers from other weights, or leave them out (scope={LAYER: ratio} of the others)",
+            few(stuck),
+        )
     record = {
         "criterion": name_of(made),
         "ratio": ratio,

@@ -1,5 +1,7 @@
 """Weights, data, outputs and options that are no proper numbers, and callers that compute in a mode of their own."""
 
+import logging
+
 import pytest
 import torch
 from torch import nn
@@ -89,3 +91,30 @@ def test_the_mode_of_the_caller_makes_no_difference(mode, criterion):
 def test_an_exported_graph_is_refused():
     exported = torch.export.export(Network(), (X,)).module()
     refused(ValueError, "the network is an exported graph", exported)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "named"), [("l1_norm", "layers.0"), ("snip", "layers.0"), ("fisher", "layers.0"), ("random", "")]
+)
+def test_scores_that_are_all_the_same_are_told(criterion, named, caplog):
+    network = Network()
+    nn.init.zeros_(network.layers[2].weight)  # whose gradient reaches nothing before it
+    if criterion == "l1_norm":
+        nn.init.ones_(network.layers[0].weight)
+    with caplog.at_level(logging.WARNING, "memexp"):
+        prune(network, X, criterion=criterion, ratio=0.5, data=[(X, LABELS)])
+    assert (f"criterion={criterion} gives all channels of a layer the same score ({named})" in caplog.text) == bool(
+        named
+    )
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_zeros_beside_those_that_go_are_told(scope, caplog):
+    network = Network()
+    with caplog.at_level(logging.WARNING, "memexp"):
+        mask_weights(network, ratio=0.5, scope=scope)
+    assert not caplog.text
+    nn.init.zeros_(network.layers[2].weight)
+    with caplog.at_level(logging.WARNING, "memexp"):
+        mask_weights(network, ratio=0.5, scope="layer")
+    assert "layers.2: more of the weights are zero than were to go" in caplog.text

@@ -1,6 +1,7 @@
 """Criteria: how much a channel, or a weight, is worth. One small class each; the least score is removed first."""
 
 import difflib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from memexp.channels import Group
+from memexp.channels.unread import few
 from memexp.pruning.calibration import Calibration
 from memexp.pruning.criteria.activation import Apoz, Entropy, Fisher, Skeletonization, TaylorActivation
 from memexp.pruning.criteria.base import Criterion, OfElements
@@ -16,6 +18,7 @@ from memexp.pruning.criteria.magnitude import BnScale, Fpgm, L1Norm, L2Norm, Lam
 from memexp.pruning.criteria.obs import Obs
 from memexp.pruning.filters import layers
 
+log = logging.getLogger("memexp")
 CRITERIA: dict[str, type[Criterion]] = {
     "l1_norm": L1Norm,
     "l2_norm": L2Norm,
@@ -72,10 +75,23 @@ def _checked(criterion: Criterion) -> Criterion:
 
 
 def scored(criterion: Criterion, network: nn.Module, groups: Sequence[Group], calibration: Calibration) -> list[Tensor]:
-    """The criterion's scores of each group. Raises ValueError where one is no number."""
+    """The criterion's scores of each group; names groups of which it tells no channel from another.
+
+    Raises ValueError where one is no number.
+    """
     found = criterion.scores(network, groups, calibration)
+    alike = []
     for group, scores in zip(groups, found, strict=True):
         check_finite(criterion, layers(group)[0], scores)
+        if (scores == scores[0]).all():
+            alike.append(layers(group)[0])
+    if alike:
+        log.warning(
+            "criterion=%s gives all channels of a layer the same score (%s), so which of them go is by their number "
+            "alone: its weights, or what the loss says of them, are all zero, or as they were before training",
+            name_of(criterion),
+            few(alike),
+        )
     return found
 
 
