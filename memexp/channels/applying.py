@@ -108,6 +108,11 @@ def _widths(module: nn.Module) -> None:
             module.embed_dim, module.kdim, module.vdim = widths
     elif isinstance(module, _NormBase) and module.running_mean is not None:
         module.num_features = len(module.running_mean)
+    elif isinstance(module, nn.RNNBase):
+        module.input_size = module.weight_ih_l0.shape[1]  # type: ignore[index, assignment]
+        module._init_flat_weights()  # which its forward reads
+    elif isinstance(module, nn.RNNCellBase):
+        module.input_size = module.weight_ih.shape[1]
     elif not isinstance(weight, Tensor):
         return
     elif isinstance(module, _ConvTransposeNd):
@@ -126,7 +131,7 @@ def _widths(module: nn.Module) -> None:
         module.normalized_shape = tuple(weight.shape)
     elif isinstance(module, nn.GroupNorm):
         module.num_channels = len(weight)
-    elif isinstance(module, nn.Embedding):
+    elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
         module.num_embeddings, module.embedding_dim = weight.shape
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(weight)

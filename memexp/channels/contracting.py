@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from memexp.channels.planes import Plane, Planes, distinct, merge, varies
-from memexp.channels.rules import SUMMED, SUMMED_WEIGHTS, Call, along, rule
+from memexp.channels.rules import SUMMED, SUMMED_WEIGHTS, Call, along, flat, rule
 from memexp.channels.sizes import Attribute, Size
 
 Shape = tuple[int, ...]
@@ -214,3 +214,26 @@ def attention(call: Call) -> Any:
 
 def _repeated(plane: Plane, times: int) -> Plane:
     return np.repeat(plane, times, -3) if times > 1 and plane.shape[-3] > 1 else plane
+
+
+@rule("mkldnn_rnn_layer", "_cudnn_rnn")
+def recurrent(call: Call) -> list[Planes]:
+    """Channels of the input meet the weights that take it and end; the states stay, as each of them reads all."""
+    x, every = call["input"], [t for t in flat(call.arguments.values()) if isinstance(t, Tensor)]
+    if "weight0" in call.arguments:
+        first = [call["weight0"]]
+    else:  # of all layers and directions, in order
+        first = call["weight"][:: call["weight_stride0"]][: 1 + call["bidirectional"]]
+    inputs, taking = [], []
+    for tensor in every:
+        for plane in call.planes(tensor):
+            if tensor is x and varies(plane) == {x.ndim - 1}:
+                inputs.append(plane.reshape(-1))
+            elif any(tensor is weight for weight in first) and varies(plane) == {1}:
+                call.tape.role(plane, "in")
+                taking.append(plane.reshape(-1))
+            else:
+                call.freeze(plane, "reads all of its channels")
+    for plane in taking:
+        _meet(call, inputs[0] if inputs else None, plane, len(plane))
+    return [[] for _ in call.out]

@@ -107,7 +107,7 @@ _found_at_zero: dict[Any, float] = {}
 
 def pointwise(call: Call) -> Any:
     """Entries that meet are of one channel; noted where zero channels do not give zero, or no number (0 / 0)."""
-    tensors = [t for t in _flat(call.arguments.values()) if isinstance(t, Tensor)]
+    tensors = [t for t in flat(call.arguments.values()) if isinstance(t, Tensor)]
     result = merge(
         call.tape.atoms,
         [(call.planes(t), _extent(call, t)) for t in tensors],
@@ -139,8 +139,8 @@ def _extent(call: Call, tensor: Tensor) -> Sequence[int]:
     return [1 if stride == 0 else size for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
 
 
-def _flat(values: Any) -> list[Any]:
-    return [item for v in values for item in (_flat(v) if isinstance(v, list | tuple) else [v])]
+def flat(values: Any) -> list[Any]:
+    return [item for v in values for item in (flat(v) if isinstance(v, list | tuple) else [v])]
 
 
 def _at_zero(call: Call, support: set[int]) -> float:
@@ -165,7 +165,7 @@ def _at_zero(call: Call, support: set[int]) -> float:
         for condition in (True, False):
             positional = [sample(marks[a.name], condition, ones) for a in arguments if not a.kwarg_only]
             named = {a.name: sample(marks[a.name], condition, ones) for a in arguments if a.kwarg_only}
-            for result in _flat([call.func(*positional, **named)]):
+            for result in flat([call.func(*positional, **named)]):
                 value = float(result.to(torch.complex128).abs().max()) if result.numel() else 0.0
                 found = value if not value <= found else found  # a NaN stays
         return found
@@ -242,13 +242,12 @@ def softmax(call: Call) -> Planes:
     return call.planes(call.first)
 
 
-@rule("mkldnn_rnn_layer", "lstm", "gru", "rnn_tanh", "rnn_relu", "_cudnn_rnn", "_thnn_fused_lstm_cell",
-      "_thnn_fused_gru_cell", "_trilinear", "_cdist_forward", "affine_grid_generator", "gather", "scatter", "scatter_add",
-      "im2col", "col2im", "nll_loss_forward", "nll_loss2d_forward", "mse_loss", "smooth_l1_loss", "huber_loss",
-      "binary_cross_entropy", "_ctc_loss")  # fmt: skip
+@rule("_thnn_fused_lstm_cell", "_thnn_fused_gru_cell", "_pack_padded_sequence", "_pad_packed_sequence", "_trilinear",
+      "_cdist_forward", "affine_grid_generator", "gather", "scatter", "scatter_add", "im2col", "col2im", "nll_loss_forward",
+      "nll_loss2d_forward", "mse_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "_ctc_loss")  # fmt: skip
 def kept(call: Call) -> Any:
     """What reads all of its channels as they are keeps them."""
-    for tensor in _flat(call.arguments.values()):
+    for tensor in flat(call.arguments.values()):
         for plane in call.planes(tensor) if isinstance(tensor, Tensor) else ():
             call.freeze(plane, "reads all of its channels")
     return [] if isinstance(call.out, Tensor) else [[] for _ in call.out]
@@ -287,18 +286,18 @@ def positions(call: Call) -> Any:
     return planes if isinstance(call.out, Tensor) else [planes for _ in call.out]
 
 
-@rule("embedding")
-def embedding(call: Call) -> Planes:
-    """Rows are positions, columns channels."""
-    weight = call["weight"]
+@rule("embedding", "_embedding_bag", "_embedding_bag_forward_only")
+def embedding(call: Call) -> Any:
+    """Rows are positions, columns channels; so they are where rows are looked up in bags, and summed."""
+    weight, out = call["weight"], call.out if isinstance(call.out, Tensor) else call.out[0]
     result = []
     for plane in call.planes(weight):
         if plane.shape[0] > 1:
             call.freeze(plane, "rows that are looked up")
         else:
             call.tape.role(plane, "out")
-            result.append(lift(plane.reshape(-1), call.out.ndim))
-    return result
+            result.append(lift(plane.reshape(-1), out.ndim))
+    return result if out is call.out else [result, *([] for _ in call.out[1:])]
 
 
 def full(plane: Plane, shape: Any) -> Any:

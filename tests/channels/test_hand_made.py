@@ -6,6 +6,7 @@ import hand_made as made
 import normed
 import picked
 import pytest
+import recurrent
 import torch
 import unseen
 
@@ -48,6 +49,7 @@ GROUPS: dict[type[made.Network], list[int]] = {
     **counted.GROUPS,
     **normed.GROUPS,
     **picked.GROUPS,
+    **recurrent.GROUPS,
 }
 
 
@@ -57,7 +59,7 @@ def example(kind: type[made.Network]) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     "kind",
-    [*made.NETWORKS, *unseen.GROUPS, *counted.GROUPS, *normed.GROUPS, *picked.GROUPS],
+    [*made.NETWORKS, *unseen.GROUPS, *counted.GROUPS, *normed.GROUPS, *picked.GROUPS, *recurrent.GROUPS],
     ids=lambda kind: kind.__name__,
 )
 def test_groups_and_narrowed_equals_masked(kind: type[made.Network]) -> None:
@@ -82,6 +84,19 @@ def test_channels_pass_what_works_on_positions(name: str) -> None:
     graph = channels.trace(network, inputs)
     assert [group.size for group in graph.groups] == [6]
     assert equality.difference(network, graph, {0: [1, 4, 5]}, inputs)[1] < 1e-12
+
+
+@pytest.mark.parametrize("kind", [torch.nn.LSTM, torch.nn.GRU, torch.nn.RNN], ids=lambda kind: kind.__name__)
+def test_a_recurrent_layer_takes_fewer_inputs(kind: type[torch.nn.RNNBase]) -> None:
+    """In float32 it is one operation."""
+    torch.manual_seed(0)
+    network = equality.randomise(recurrent.Recurrent(kind))
+    inputs = torch.randn(recurrent.Recurrent.shape)
+    graph = channels.trace(network, inputs)
+    assert [group.size for group in graph.groups] == [8, 9]
+    narrowed, error = equality.difference(network, graph, {0: [1, 2, 7]}, inputs)
+    assert error < 1e-5
+    assert narrowed.layers.input_size == 3
 
 
 def test_narrowed_is_traced_and_narrowed_again() -> None:
@@ -154,7 +169,7 @@ def test_whole_groups_and_both_outputs_of_a_channel() -> None:
         (unseen.Counted, "a.weight", 0, "itself a value"),
         (unseen.Counted, "b.weight", 0, "itself a value"),
         (unseen.Counted, "c.weight", 0, "itself a value"),
-        (unseen.Recurrent, "a.weight", 0, "reads all of its channels"),
+        (recurrent.Recurrent, "layers.weight_hh_l0", 0, "reads all of its channels"),
         (unseen.BlurredByConstant, "a.weight", 0, "its filters are a constant"),
     ],
 )

@@ -150,19 +150,6 @@ class Spectral(Network):
         return self.c(self.b(self.a(x).relu()).relu())
 
 
-class Recurrent(Network):
-    """A recurrent layer reads all of its inputs; what stands beside it is free."""
-
-    shape = (2, 7, 12)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.cell, self.b, self.c = nn.Linear(12, 8), nn.LSTM(8, 6), nn.Linear(6, 9), nn.Linear(9, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.c(self.b(self.cell(self.a(x))[0]).relu())
-
-
 class Gated(Network):
     """Halves of which one gates the other."""
 
@@ -281,7 +268,6 @@ GROUPS: dict[type[Network], list[int]] = {
     Shifted: [6],
     Orthogonal: [6],
     Spectral: [8],
-    Recurrent: [9],
     Gated: [6, 4],
     Blurred: [6, 8],
     BlurredByConstant: [8],
