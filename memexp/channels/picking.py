@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from memexp.channels.planes import Planes, lift, merge, varies
+from memexp.channels.planes import Planes, lift, merge, tidy, varies
 from memexp.channels.rules import Call, full, positions, rule
 
 
@@ -109,13 +109,21 @@ def put(call: Call) -> Planes:
 
 @rule("copy_")
 def copy_into(call: Call) -> Planes:
-    """Into a tensor or a part of one: entries that meet are of one channel."""
-    if call.planes(call.first):
-        why = f"{call.name} writes into it what is no channel"
-        source = call["src"]
-        return merge(
-            call.tape.atoms, [(call.planes(call.first), call.first.shape), (call.planes(source), source.shape)], why
-        )
-    for plane in call.planes(call["src"]):
-        call.freeze(plane, "is written into a part of another tensor")
-    return [lift(p, call.first.ndim) for p in call.planes(call["src"])]
+    """Into a tensor or a part of one: entries that meet are of one channel. A part with all of a dimension has its channels,
+    and so has then the whole, which elsewhere may not be zero."""
+    x, source = call.first, call["src"]
+    own = [lift(plane, x.ndim) for plane in call.planes(source)]
+    whole = x if call.planes(x) or x._base is None else x._base
+    along = set().union(*map(varies, own))
+    if whole.ndim != x.ndim or any(whole.shape[d] != x.shape[d] or whole.stride(d) != x.stride(d) for d in along):
+        for plane in own:
+            call.freeze(plane, "is written into a part of another tensor")
+        return own
+    why = f"{call.name} writes into it what is no channel"
+    if call.planes(whole):
+        own = merge(call.tape.atoms, [(call.planes(whole), whole.shape), (own, source.shape)], why)
+    else:
+        call.tape.doubtful = True  # of it the length may be fixed in the source
+        call.tape.nonzero.extend(own if whole is not x else [])
+    call.tape.known(whole).planes = tidy(own)
+    return own

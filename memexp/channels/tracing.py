@@ -177,6 +177,8 @@ def _note(tape: Tape, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     if any(one.activation for one in known):
         for tensor in _tensors(out):
             tape.known(tensor).activation = True
+            if tensor._base is not None:  # written into a part of it
+                tape.known(tensor._base).activation = True
     marked = [one for one in known if one.planes]
     if not marked:
         return

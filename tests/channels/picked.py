@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 from hand_made import Network
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 
@@ -46,6 +46,32 @@ class MaskOfAll(Network):
         return self.c(x) + x[mask].sum()
 
 
+class WrittenIntoFixed(MaskOfAll):
+    """A part of a tensor whose number of channels is written into the forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(self.a(x).relu())
+        whole = x.new_zeros(len(x), 6, 10, 10)
+        whole[:, :, 1:-1, 1:-1] = x
+        return self.c(whole)
+
+
+class PaddedByHand(Network):
+    """Of what was written into a larger tensor: features that are not zero where their filters are, summed without weights."""
+
+    shape = (2, 7, 12)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.b = nn.Linear(12, 8), nn.Linear(12, 8), nn.Linear(12, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = torch.zeros(len(x), 9, 12, dtype=x.dtype)
+        padded[:, 2:] = x
+        q, k = functional.elu(self.q(padded)) + 1, functional.elu(self.k(padded)) + 1
+        return self.b(q @ (k.transpose(1, 2) @ self.v(padded)))
+
+
 class Between(Network):
     """An operation between two layers, of which the first is free."""
 
@@ -63,18 +89,34 @@ def clipped(x: Tensor) -> Tensor:
     return x
 
 
+def framed(x: Tensor) -> Tensor:
+    """Put into a larger tensor of ones, and a row of that copied."""
+    whole = x.new_ones(*x.shape[:2], x.shape[2] + 2, x.shape[3])
+    whole[:, :, 1:-1] = x
+    whole[:, :, 0] = whole[:, :, 3]
+    return whole
+
+
 def emptied_rows(x: Tensor) -> Tensor:
     x = x.clone()
     x[:, :, [0, 1]] = 0.0
     return x
 
 
-GROUPS: dict[type[Network], list[int]] = {Warped: [6], Unpooled: [6], MaskOfAll: [4]}
+GROUPS: dict[type[Network], list[int]] = {
+    Warped: [6],
+    Unpooled: [6],
+    MaskOfAll: [4],
+    WrittenIntoFixed: [4],
+    PaddedByHand: [6],
+}
 BETWEEN: dict[str, Callable[[Tensor], Tensor]] = {
     "logsigmoid": functional.logsigmoid,
     "frexp": lambda x: x.frexp().mantissa,
     "clipped": clipped,
     "rows": emptied_rows,
+    "framed": framed,
+    "circular": partial(functional.pad, pad=(1, 1, 1, 1), mode="circular"),
     "median": lambda x: x - x.median(3, keepdim=True).values,
     "cumprod": lambda x: x.cumprod(2),
     "logcumsumexp": lambda x: x.logcumsumexp(3),
