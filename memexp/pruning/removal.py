@@ -1,6 +1,7 @@
 """Pruning: score, choose, remove, check. The network that is given stays as it is, whatever happens."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -152,7 +153,7 @@ def foresee(
     if whole is not None and settings.order == "sequential":  # the whole of it, which rounds reach together
         narrowest = settings.floor if settings.scope == "global" else 0.0
         removals = selection.over_all(scores, sizes, narrowest, comparable=True)
-        with skeleton(network, graph, (example_input,)) as bones:
+        with skeleton(network, graph, (example_input,)) as bones, _told_what_stays(graph):
             cost = bones.macs if whole.measure == "macs" else bones.parameters
             selection.reach(str(whole), whole.share, removals, sizes, cost)
     if target is None or settings.scope != "global":
@@ -234,7 +235,18 @@ def _choose(
                     known[key] = bones.macs(kept) if target.measure == "macs" else bones.parameters(kept)
             return known[key]
 
-        return selection.meet(str(target), target.share, removals, sizes, cost)
+        with _told_what_stays(graph):
+            return selection.meet(str(target), target.share, removals, sizes, cost)
+
+
+@contextmanager
+def _told_what_stays(graph: Graph) -> Iterator[None]:
+    """Inside, a target that is out of reach is told with the reasons for which layers keep their channels."""
+    try:
+        yield
+    except selection.OutOfReach as error:
+        why = graph.why_fixed()
+        raise ValueError(f"{error}; layers that keep all of theirs: {why}" if why else str(error)) from None
 
 
 def _whole_sizes(groups: Mapping[int, Group], graph: Graph, before: Graph) -> dict[int, int]:

@@ -23,6 +23,10 @@ CLOSE = 0.005  # how near to a target a search ends early
 FURTHER = 64  # removals that are tried one by one where single channels cost much
 
 
+class OutOfReach(ValueError):
+    """A target that is not met however much goes."""
+
+
 def left(channels: int, ratio: float) -> int:
     """How many of a layer's channels a share leaves."""
     return max(1, math.floor((1 - ratio) * channels + 1e-9))
@@ -131,7 +135,7 @@ def reach(target: str, share: float, removals: Sequence[Channel], sizes: Sizes, 
 
 def _check_reach(target: str, share: float, least: float) -> None:
     if least > share * (1 + TOLERANCE):
-        raise ValueError(
+        raise OutOfReach(
             f"target={target} cannot be met: with every layer at its least width {least:.3f} of the whole network is left; "
             "choose a larger share, or let more layers or more of each layer go"
         )

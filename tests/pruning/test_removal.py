@@ -511,3 +511,27 @@ def test_an_integral_network_is_refused_until_it_has_a_size():
         prune(network, x, criterion="l1_norm", ratio=0.3)
     pruned, _ = prune(network.discretize(0.8), x, criterion="l1_norm", ratio=0.3)
     assert pruned(x).shape == (2, 4)
+
+
+class Turned(nn.Module):
+    """Channels in reverse order stay; a layer behind them is free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 32), nn.Linear(32, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.c(self.b(self.a(x).flip(1)))
+
+
+@pytest.mark.parametrize("asked", [{}, {"scope": "global"}, {"order": "energy"}])
+def test_a_target_out_of_reach_is_told_with_what_stays(asked):
+    message = (
+        r"with every layer at its least width 0\..*; layers that keep all of theirs: a\.weight: aten\.flip.*places$"
+    )
+    for attempt in (
+        lambda: prune(Turned(), torch.randn(2, 4), target="macs:0.05", **asked),
+        lambda: foresee(Turned(), torch.randn(2, 4), "l1_norm", Settings(target="macs:0.05", **asked)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            attempt()
