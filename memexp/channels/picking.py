@@ -82,7 +82,7 @@ def put_at(call: Call) -> Planes:
         for plane in result:
             if varies(plane) & _dimensions(indices):
                 call.freeze(plane, "entries are put by their numbers")
-    if values.count_nonzero():
+    if values.count_nonzero() or call.tape.known(values).activation:
         call.tape.nonzero.extend(result)
     return result
 

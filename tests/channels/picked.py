@@ -89,6 +89,12 @@ def clipped(x: Tensor) -> Tensor:
     return x
 
 
+def filled(x: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, :, [0, 1]] = x.square().sum()
+    return x
+
+
 def framed(x: Tensor) -> Tensor:
     """Put into a larger tensor of ones, and a row of that copied."""
     whole = x.new_ones(*x.shape[:2], x.shape[2] + 2, x.shape[3])
@@ -115,6 +121,7 @@ BETWEEN: dict[str, Callable[[Tensor], Tensor]] = {
     "frexp": lambda x: x.frexp().mantissa,
     "clipped": clipped,
     "rows": emptied_rows,
+    "put": filled,
     "framed": framed,
     "circular": partial(functional.pad, pad=(1, 1, 1, 1), mode="circular"),
     "median": lambda x: x - x.median(3, keepdim=True).values,
