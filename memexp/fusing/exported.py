@@ -5,6 +5,7 @@ Both come from one torch.export capture. Class names and preprocessing travel wi
 """
 
 import importlib
+import inspect
 import io
 import json
 import os
@@ -135,9 +136,11 @@ def _batch(images: Tensor, size: int) -> Tensor:
 
 
 def _captured(network: nn.Module, images: Tensor) -> Any:
-    batch = torch.export.Dim("batch", min=1)
+    first = next(iter(inspect.signature(network.forward).parameters.values()))
+    free = {0: torch.export.Dim("batch", min=1)}
+    shapes = ((free,),) if first.kind is first.VAR_POSITIONAL else (free,)  # forward(self, *inputs): of all in one
     try:
-        return torch.export.export(network, (images,), dynamic_shapes=({0: batch},), strict=False)
+        return torch.export.export(network, (images,), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # of many kinds, all of which say that this network cannot be captured
         size = "; its forward makes the batch size a number: write x.shape[0] or -1 in place of len(x) or int(...)"
         hint = size if "specialized" in str(error) else ""

@@ -149,6 +149,14 @@ def test_numbers_of_16_bits_may_round(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["net.onnx", "net.pt2"]
 
 
+def test_a_network_that_takes_any_number_of_inputs(tmp_path):
+    torch.manual_seed(0)
+    network = torch.optim.swa_utils.AveragedModel(
+        Net(lambda y: y.mean((2, 3)))
+    ).eval()  # forward(self, *args, **kwargs)
+    assert fusing.export(network, torch.randn(2, 3, 6, 8), tmp_path / "net.pt2")["error"] == {".pt2": 0.0}
+
+
 def test_a_batch_size_that_is_made_a_number_is_said(tmp_path):
     with pytest.raises(fusing.ExportError, match=r"write x.shape\[0\] or -1 in place of len\(x\)"):
         export(lambda y: y.reshape(len(y), -1), tmp_path / "net.pt2")
