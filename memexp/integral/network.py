@@ -97,8 +97,8 @@ class IntegralNetwork(nn.Module):
         return self.network(*inputs, **options)
 
     def resize(self, sizes: Size | Mapping[str, Size] | None = None) -> None:
-        """Sets the sizes of evaluation, native where none is given; as for `discretize`."""
-        for name, nodes in self.partitions(sizes).items():
+        """Sets the sizes of evaluation, as for `discretize`; native where none is given."""
+        for name, nodes in self.partitions({} if sizes is None else sizes).items():
             group = self._continua[name]
             group.nodes, group.size = (None, nodes) if isinstance(nodes, int) else (tuple(nodes), len(nodes))
 
