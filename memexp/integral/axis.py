@@ -59,6 +59,11 @@ class Continuum:
         self.drawn = n
         self.nodes: tuple[float, ...] | Partition | None = None
 
+    @property
+    def even(self) -> bool:
+        """Whether the nodes stand at equal distances from 0 to 1, however many."""
+        return self.nodes is None and self.quadrature != "gauss_legendre"
+
     def present(self, training: bool) -> int:
         """The number of channels now. Kept apart by mode, which a recomputation in backward puts back to its first pass's."""
         if self.nodes is None:
@@ -67,7 +72,7 @@ class Continuum:
 
     def native(self, training: bool) -> bool:
         """Whether the nodes now are where lambda is given, so that there is nothing to sample."""
-        return self.nodes is None and self.present(training) == self.n and self.quadrature != "gauss_legendre"
+        return self.even and self.present(training) == self.n
 
     def samples(self, training: bool, integrated: bool, like: Tensor) -> Samples:
         """How a dimension of `n` is sampled now, for weights as `like`."""
@@ -92,7 +97,7 @@ class Continuum:
         """From values at the present nodes, (rows, m), to the native ones, (rows, n), by straight lines. Where the nodes stand
         anywhere, these are moved by as little as makes samples at the nodes those values again.
         """
-        if self.nodes is None and self.quadrature != "gauss_legendre":
+        if self.even:
             size = (len(values), self.n)
             return torch.nn.functional.interpolate(values[None, None], size, mode="bilinear", align_corners=True)[0, 0]
         with torch.no_grad():
@@ -246,6 +251,10 @@ class Axis:
 
     def present(self, training: bool) -> int:
         return sum(segment.present(training) for segment in self.segments)
+
+    @property
+    def even(self) -> bool:
+        return all(segment.group is None or segment.group.even for segment in self.segments)
 
     def native(self, training: bool) -> bool:
         """Whether there is nothing to sample."""

@@ -120,7 +120,8 @@ class _IntegralBatchNorm(Integral, nn.modules.batchnorm._BatchNorm):
             momentum = 1.0 / float(self.num_batches_tracked) if momentum is None else momentum
         assert momentum is not None
         batch = list(axis.spread(torch.stack((mean, var)), self.training).unbind(0))
-        batch[1] = batch[1].maximum(var.min() / 10)  # as in `_positive`
+        if not axis.even:  # straight lines do not overshoot
+            batch[1] = batch[1].maximum(var.min() / 10)
         torch._foreach_lerp_([self.running_mean, self.running_var], batch, momentum)
         return y
 
