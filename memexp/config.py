@@ -90,16 +90,25 @@ def validate(cfg: DictConfig) -> None:
 def first_valid(
     planned: Iterable[Sequence[str]], config_name: str = CONFIG_NAME, config_dirs: Sequence[str | Path] = ()
 ) -> DictConfig:
-    """The configuration of the first of a sweep's jobs that has a valid one. Raises ConfigError with every problem of all.
+    """The configuration of the first of a sweep's jobs that has a valid one. Raises ConfigError with every problem of all; that
+    a run to start from is not there is none where another of the jobs makes it.
 
     Where any of them is valid, the invalid ones are recorded as failed, and the others go on.
     """
     problems: list[str] = []
-    for job in planned:
+    jobs = list(map(list, planned))
+    folders = {text.partition("=")[2] for job in jobs for text in job if text.startswith("hydra.sweep.subdir=")}
+    for job in jobs:
         try:
             return compose(job, config_name, config_dirs)
         except ConfigError as error:
-            problems += error.problems
+            named = (text.partition("=") for text in job)
+            made = tuple(
+                f"{key}: there is no run"
+                for key, _, start in named
+                if key in STARTS and any(start.strip("'").endswith(f"/{folder}") for folder in folders)
+            )
+            problems += [problem for problem in error.problems if not problem.startswith(made)]
     raise ConfigError(problems)
 
 

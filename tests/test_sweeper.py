@@ -197,3 +197,19 @@ def test_a_search_that_cannot_be_is_refused_before_its_study_is_made(typed, mess
     overrides = ["hydra/sweeper=search", f"hydra.sweeper.{typed}"]
     with pytest.raises(ConfigError, match=re.escape(message)):
         config.first_valid(planned(overrides, "config", ()), "config", ())
+
+
+@pytest.mark.parametrize(
+    ("experiment", "typed", "told"),
+    [
+        ("prune/netadapt", ["prune.step=0.1"], "prune.step: unknown key"),
+        ("reducenet/distill", ["model.expansionn=2"], "model.expansionn: unknown key"),
+        ("prune/netadapt", ["arm=NetAdapt"], "init_from: there is no run in"),
+        ("prune/netadapt", ["init_from=nowhere"], "init_from: there is no run in 'nowhere'"),
+    ],
+)
+def test_runs_that_a_sweep_makes_itself_are_not_said_to_be_missing(experiment, typed, told, tmp_path):
+    jobs = planned([f"experiment={experiment}", "scale=laptop", *typed, f"hydra.sweep.dir={tmp_path}"], "config", ())
+    with pytest.raises(ConfigError) as caught:
+        config.first_valid(jobs, "config", ())
+    assert [problem[: len(told)] for problem in caught.value.problems] == [told]

@@ -26,6 +26,7 @@ from memexp.integral import kernel, quadrature
 from memexp.integral.kernel import Block
 from memexp.integral.partition import Partition
 
+DAMPING = 1e-3  # of the least change of statistics: beside 1, what a node that stands alone weighs
 Key = tuple[str, int | tuple[float, ...], int, bool, bool]  # of `_fixed`
 
 
@@ -58,6 +59,11 @@ class Continuum:
         self.drawn = n
         self.nodes: tuple[float, ...] | Partition | None = None
 
+    @property
+    def even(self) -> bool:
+        """Whether the nodes stand at equal distances from 0 to 1, however many."""
+        return self.nodes is None and self.quadrature != "gauss_legendre"
+
     def present(self, training: bool) -> int:
         """The number of channels now. Kept apart by mode, which a recomputation in backward puts back to its first pass's."""
         if self.nodes is None:
@@ -66,7 +72,7 @@ class Continuum:
 
     def native(self, training: bool) -> bool:
         """Whether the nodes now are where lambda is given, so that there is nothing to sample."""
-        return self.nodes is None and self.present(training) == self.n and self.quadrature != "gauss_legendre"
+        return self.even and self.present(training) == self.n
 
     def samples(self, training: bool, integrated: bool, like: Tensor) -> Samples:
         """How a dimension of `n` is sampled now, for weights as `like`."""
@@ -86,6 +92,34 @@ class Continuum:
         return Samples(
             S.to(like.dtype), q, _whole(len(P), self.n) if _unreadable(P) else kernel.blocks(P.tolist(), self.n)
         )
+
+    def drawn_out(self, values: Tensor, training: bool) -> Tensor:
+        """From values at the present nodes, (rows, m), to the native ones, (rows, n), by straight lines. Where the nodes stand
+        anywhere, these are moved by as little as makes samples at the nodes those values again.
+        """
+        if self.even:
+            size = (len(values), self.n)
+            return torch.nn.functional.interpolate(values[None, None], size, mode="bilinear", align_corners=True)[0, 0]
+        with torch.no_grad():
+            P = self._places(training).to(values.device)
+            x = torch.linspace(0, 1, self.n, dtype=P.dtype, device=P.device)
+            behind = torch.searchsorted(P, x).clamp(1, len(P) - 1)
+            width = (P[behind] - P[behind - 1]).clamp_min(torch.finfo(P.dtype).tiny)
+            share = ((x - P[behind - 1]) / width).clamp(0, 1)
+            lines = torch.lerp(values[:, behind - 1].double(), values[:, behind].double(), share)
+            S = kernel.matrix(P, self.n)
+            # nodes that are drawn together sample almost the same, and are not told apart at any price
+            damped = S @ S.T + DAMPING * torch.eye(len(P), dtype=P.dtype, device=P.device)
+            missing = torch.linalg.solve_ex(damped, (values - lines @ S.T).T).result
+            return (lines + missing.T @ S).to(values.dtype)
+
+    def _places(self, training: bool) -> Tensor:
+        """Of the present nodes, in float64."""
+        if isinstance(self.nodes, Partition):
+            return self.nodes()
+        if self.nodes is None:
+            return quadrature.nodes(self.quadrature, self.present(training))
+        return torch.tensor(self.nodes, dtype=torch.float64)
 
 
 def _unreadable(P: Tensor) -> bool:
@@ -218,6 +252,10 @@ class Axis:
     def present(self, training: bool) -> int:
         return sum(segment.present(training) for segment in self.segments)
 
+    @property
+    def even(self) -> bool:
+        return all(segment.group is None or segment.group.even for segment in self.segments)
+
     def native(self, training: bool) -> bool:
         """Whether there is nothing to sample."""
         return not self.integrated and all(s.group is None or s.group.native(training) for s in self.segments)
@@ -240,18 +278,17 @@ class Axis:
         return torch.cat(parts, self.dim)
 
     def spread(self, values: Tensor, training: bool) -> Tensor:
-        """From values at the present nodes, (k, m), to the native ones, (k, n), by straight lines; for statistics of data."""
+        """From values at the present nodes, (k, m), to the native ones, (k, n); for statistics of data."""
         found = []
         for segment, part in zip(
             self.segments, values.split([s.present(training) for s in self.segments], 1), strict=True
         ):
-            if segment.group is None or segment.group.present(training) == segment.group.n:
+            if segment.group is None or segment.group.native(training):
                 found.append(part)
                 continue
-            rows = part.unflatten(1, (segment.outer, -1, segment.inner)).movedim(2, 3).flatten(1, 2)
-            size = (rows.shape[1], segment.group.n)
-            wide = torch.nn.functional.interpolate(rows[None], size, mode="bilinear", align_corners=True)[0]
-            found.append(wide.unflatten(1, (segment.outer, segment.inner)).movedim(3, 2).flatten(1))
+            rows = part.unflatten(1, (segment.outer, -1, segment.inner)).movedim(2, 3)
+            wide = segment.group.drawn_out(rows.flatten(0, 2), training)
+            found.append(wide.unflatten(0, rows.shape[:3]).movedim(3, 2).flatten(1))
         return found[0] if len(found) == 1 else torch.cat(found, 1)
 
     def _parts(self, x: Tensor) -> tuple[Tensor, ...]:

@@ -1,7 +1,8 @@
 """An integral network: its groups of channels are continuous, and one training serves every size.
 
 Each training step draws a size for each group, uniform in [smallest, largest] of the native one, from (seed, step) alone: the
-step is a buffer, so a resumed run and every rank of a distributed one draw the same. Where no gradient is taken, the network
+step is a buffer, so a resumed run and every rank of a distributed one draw the same. Passes that wait for one backward are of
+one step, as a recomputation in it is of the sizes that are drawn then. Where no gradient is taken, the network
 has the size that `resize` has set. Activation memory: the base network's at the size drawn.
 """
 
@@ -15,8 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.compiler import is_dynamo_compiling
 
 from memexp import edits
+from memexp.channels.outputs import tensors_in
+from memexp.integral import passes
 from memexp.integral.axis import Axis, Continuum
 from memexp.integral.partition import Partition
 from memexp.integral.weights import Integral, discretise_
@@ -94,11 +98,14 @@ class IntegralNetwork(nn.Module):
         elif any(layer.training for layer in self.integral_layers()):
             self._settle()  # normalisations alone are in training mode where their statistics are estimated anew
         self._hold(self.training)
-        return self.network(*inputs, **options)
+        outputs = self.network(*inputs, **options)
+        if self.training and torch.is_grad_enabled() and not is_dynamo_compiling():
+            passes.began(self, tensors_in(outputs))
+        return outputs
 
     def resize(self, sizes: Size | Mapping[str, Size] | None = None) -> None:
-        """Sets the sizes of evaluation, native where none is given; as for `discretize`."""
-        for name, nodes in self.partitions(sizes).items():
+        """Sets the sizes of evaluation, as for `discretize`; native where none is given."""
+        for name, nodes in self.partitions({} if sizes is None else sizes).items():
             group = self._continua[name]
             group.nodes, group.size = (None, nodes) if isinstance(nodes, int) else (tuple(nodes), len(nodes))
 
@@ -192,6 +199,8 @@ class IntegralNetwork(nn.Module):
     def _draw(self) -> None:
         if not torch.is_grad_enabled():
             self._settle()
+            return
+        if passes.waits(self):
             return
         if self._count is None:
             if isinstance(self.steps, FakeTensor) or self.steps.is_meta:

@@ -1,7 +1,8 @@
 """Quadratures: weights q with sum_l q_l f(P_l) ~ the integral of f over [0, 1], and the nodes P that each wants.
 
-The first three take any ascending nodes P that span [0, 1], so that a partition can be trained; Gauss-Legendre has nodes of its
-own. Errors for smooth f at m evenly spaced nodes: riemann O(1/m), trapezoidal O(1/m^2), simpson and gauss_legendre O(1/m^4).
+The first three take any ascending nodes P, so that a partition can be trained; where these do not span [0, 1], the first and
+the last stand for what is beyond them. Gauss-Legendre has nodes of its own. Errors for smooth f at m evenly spaced nodes:
+riemann O(1/m), trapezoidal O(1/m^2), simpson and gauss_legendre O(1/m^4).
 """
 
 import itertools
@@ -62,12 +63,12 @@ def _riemann(P: Tensor) -> Tensor:
     m = len(P)
     share = torch.arange(1, m, dtype=P.dtype, device=P.device) / m
     inner = P[:-1] + (P[1:] - P[:-1]) * (1 - share)
-    return torch.cat([inner, P[-1:]]) - torch.cat([P[:1], inner])
+    return torch.cat([inner, P.new_ones(1)]) - torch.cat([P.new_zeros(1), inner])
 
 
 def _composite(P: Tensor, panels: list[int]) -> Tensor:
     """Newton-Cotes on panels of the given numbers of intervals, each exact for polynomials of that degree."""
-    q = torch.zeros_like(P)
+    q = torch.cat([P[:1], P.new_zeros(len(P) - 2), 1 - P[-1:]])
     starts = list(itertools.accumulate([0, *panels]))[:-1]
     for degree in sorted(set(panels)):
         first = torch.tensor([s for s, d in zip(starts, panels, strict=True) if d == degree], device=P.device)

@@ -93,7 +93,7 @@ class _IntegralBatchNorm(Integral, nn.modules.batchnorm._BatchNorm):
     """BatchNorm that was not folded: weight, bias and running statistics are functions of the channel.
 
     A training step moves the running statistics at their native nodes towards the batch's, which are drawn out between the
-    present ones by straight lines.
+    present ones (Continuum.drawn_out).
     """
 
     def sampled(self, name: str) -> Tensor | None:
@@ -119,8 +119,10 @@ class _IntegralBatchNorm(Integral, nn.modules.batchnorm._BatchNorm):
             self.num_batches_tracked.add_(1)
             momentum = 1.0 / float(self.num_batches_tracked) if momentum is None else momentum
         assert momentum is not None
-        batch = axis.spread(torch.stack((mean, var)), self.training)
-        torch._foreach_lerp_([self.running_mean, self.running_var], list(batch.unbind(0)), momentum)
+        batch = list(axis.spread(torch.stack((mean, var)), self.training).unbind(0))
+        if not axis.even:  # straight lines do not overshoot
+            batch[1] = batch[1].maximum(var.min() / 10)
+        torch._foreach_lerp_([self.running_mean, self.running_var], batch, momentum)
         return y
 
     def _together(self, axis: Axis, names: Sequence[str]) -> list[Tensor | None]:
@@ -138,7 +140,10 @@ class _IntegralBatchNorm(Integral, nn.modules.batchnorm._BatchNorm):
     def _positive(self, var: Tensor) -> Tensor:
         """Between nodes u overshoots, and a variance must not."""
         assert self.running_var is not None
-        return var if len(var) == len(self.running_var) else var.maximum(self.running_var.min())
+        segments = self.axes["running_var"][0].segments
+        if len(var) == len(self.running_var) and all(s.group is None or s.group.nodes is None for s in segments):
+            return var  # of the native nodes, what it was made continuous from
+        return var.maximum(self.running_var.min().clamp_min(0))
 
 
 class IntegralBatchNorm1d(_IntegralBatchNorm, nn.BatchNorm1d):

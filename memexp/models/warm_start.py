@@ -12,7 +12,8 @@ from memexp.models.ode import OdeNet
 def warm_start(network: nn.Module, trained: nn.Module) -> None:
     """Copies weights and running statistics of `trained` into `network`.
 
-    Raises ValueError where the two differ in more than depth and tying, or a stage's depth is no multiple.
+    Raises ValueError where the two differ in more than depth and tying, or a stage's depth is no multiple; and for a tied stage
+    that would start from functions which differ.
     """
     if not isinstance(network, OdeNet) or not isinstance(trained, OdeNet):
         raise ValueError("init_from is for model=heunnet and for model=resnet with kind=simple or kind=ode")
@@ -25,6 +26,11 @@ def warm_start(network: nn.Module, trained: nn.Module) -> None:
         if bool(deep) != bool(shallow) or (shallow and len(deep) % len(shallow)):
             raise ValueError(
                 f"init_from: stage {stage + 1} has {len(deep)} functions, no multiple of the trained {len(shallow)}"
+            )
+        if len(set(deep)) < len(set(shallow)):
+            raise ValueError(
+                f"init_from: the functions of stage {stage + 1} are tied, and the trained one has {len(set(shallow))} that "
+                "differ; set model.tied=false"
             )
         pairs += [(f, shallow[i * len(shallow) // len(deep)]) for i, f in enumerate(deep)]
     for target, source in pairs:

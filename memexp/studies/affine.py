@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from memexp import data
+from memexp.config import ConfigError
 from memexp.training import distribution
 from memexp.training.distribution import World
 from memexp.training.evaluation import evaluate
@@ -25,10 +26,21 @@ HELD_OUT = 10  # each so many-th batch chooses the penalty
 
 
 def study(cfg: DictConfig, directory: Path) -> dict[str, Any]:
-    """Settings under `case`: penalties (lambda, for pixels normalised by channel), iterations (of L-BFGS, of each)."""
+    """Settings under `case`: penalties (lambda, for pixels normalised by channel), iterations (of L-BFGS, of each).
+
+    Raises ConfigError for fewer batches than the penalty can be chosen on.
+    """
     world = World()  # a study is one process's
     device = distribution.choose_device(cfg.device, world)
     splits = data.load(cfg.dataset, batch_size=cfg.batch_size, seed=cfg.seed, device=device)
+    if len(splits.plain_train) < HELD_OUT:
+        images = splits.plain_train.images
+        raise ConfigError(
+            [
+                f"batch_size: {cfg.batch_size} makes {len(splits.plain_train)} batches of {images} images, and each "
+                f"{HELD_OUT}th is held out to choose the penalty; set at most {max(1, images // HELD_OUT)}."
+            ]
+        )
     pixels = splits.shape[0] * splits.shape[1] * splits.shape[2]
     linear = nn.Linear(pixels, len(splits.classes))
     nn.init.zeros_(linear.weight)

@@ -23,7 +23,7 @@ from memexp.choices import name_of
 from memexp.models.ode import OdeNet
 from memexp.optim import schedules
 from memexp.report import files
-from memexp.studies.slope import fitted_slope
+from memexp.studies.slope import depths_of, fitted_slope
 from memexp.training.precision import Precision
 from memexp.training.step import train_step
 
@@ -36,6 +36,7 @@ def study(cfg: DictConfig, directory: Path) -> dict[str, float]:
     """
     device = torch.device("cpu") if cfg.device == "auto" else torch.device(cfg.device)
     torch.manual_seed(cfg.seed)
+    depths = depths_of(cfg.case)
     splits = data.load(cfg.dataset, batch_size=cfg.batch_size, seed=cfg.seed, device=device)
     kinds = {str(kind): OmegaConf.to_container(settings) for kind, settings in cfg.case.networks.items()}
     trained = _network(kinds[cfg.case.trained], cfg.case.trained_depth, "stored", splits).to(device)
@@ -44,7 +45,6 @@ def study(cfg: DictConfig, directory: Path) -> dict[str, float]:
     dtype = torch.float64 if cfg.case.double else torch.float32
     figures: dict[str, float] = {}
     errors: dict[str, list[float]] = {}
-    depths = [int(n) for n in cfg.case.depths]
     for kind, settings in kinds.items():
         errors[kind] = []
         for depth in depths:

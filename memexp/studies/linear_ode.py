@@ -17,7 +17,7 @@ from memexp.backprop import Chain
 from memexp.config import ConfigError
 from memexp.models.linear import LinearResNet
 from memexp.report import files
-from memexp.studies.slope import fitted_slope
+from memexp.studies.slope import depths_of, fitted_slope
 
 SUBSTEPS = 8  # of the fourth-order Runge-Kutta method, which stands for the exact solution, in each 1/N
 MOST_STEPS = 5000
@@ -34,7 +34,7 @@ def study(cfg: DictConfig, directory: Path) -> dict[str, float]:
             [f"seed: {cfg.seed} draws a target of negative determinant, which no network that starts at I can reach"]
         )
     chain = functools.partial(Chain, backprop=cfg.backprop.name)
-    depths, roughness, distances, steps = [int(n) for n in case.depths], [], [], []
+    depths, roughness, distances, steps = depths_of(case), [], [], []
     weights: dict[int, Tensor] = {}
     for n in depths:
         network = LinearResNet(cfg.model.d, n, chain).double()

@@ -101,7 +101,7 @@ def test_plain_networks_of_any_size(name: str, fold: bool) -> None:
     folded = sum(p.numel() for p in convert(network, x[:1], permute=False, fold=fold).network.parameters())
     assert counts[0] == folded
     assert all(0.35 < b / a < 0.85 for a, b in itertools.pairwise(counts)), counts
-    integral.resize(1.0)
+    integral.resize()
     assert relative(integral(x), network(x)) <= 1e-5  # and back
 
 

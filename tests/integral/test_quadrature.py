@@ -17,6 +17,13 @@ def test_weights_sum_to_one(name: str, m: int) -> None:
     assert float(quadrature.weights(name, P).sum()) == pytest.approx(1, abs=1e-14)
 
 
+@pytest.mark.parametrize("name", ["riemann", "trapezoidal", "simpson"])
+@pytest.mark.parametrize("nodes", [[0.2, 0.5, 0.8], [0.0, 0.3, 0.4, 0.6], [0.5, 1.0], [0.1, 0.2, 0.25, 0.4, 0.9]])
+def test_nodes_that_do_not_span_it_stand_for_all_of_it(name: str, nodes: list[float]) -> None:
+    q = quadrature.weights(name, torch.tensor(nodes, dtype=torch.float64))
+    assert float(q.sum()) == pytest.approx(1, abs=1e-14)
+
+
 @pytest.mark.parametrize(("name", "order"), [("riemann", 1), ("trapezoidal", 2), ("simpson", 4), ("gauss_legendre", 4)])
 @pytest.mark.parametrize("odd", [0, 1])
 def test_order(name: str, order: int, odd: int) -> None:

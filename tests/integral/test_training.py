@@ -8,10 +8,25 @@ from integral_networks import build, relative, shape
 from torch import Tensor, nn
 from torch.nn import functional
 
+from memexp.backprop import AdditiveCoupling, Chain
 from memexp.integral import IntegralNetwork, convert
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(5))
 LABELS = torch.tensor([1, 5, 0, 9])
+
+
+class Streams(nn.Module):
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = torch.cat(self.body(x, 2 * x), 1)
+        return y
+
+
+def coupled() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 4))
 
 
 def small() -> IntegralNetwork:
@@ -51,6 +66,26 @@ def test_gradients_under_strategies(name: str, other: str) -> None:
         torch.testing.assert_close(others[key].grad, p.grad, rtol=1e-9, atol=1e-12)
     for key, buffer in buffers.items():  # running statistics move once a step
         torch.testing.assert_close(their_buffers[key], buffer, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("backprop", ["checkpointed", "reversible"])
+def test_two_passes_before_one_backward_have_one_size(backprop: str) -> None:
+    """A recomputation had the sizes of the second, and the gradient of the first was another's."""
+    grads = []
+    for strategy in ("stored", backprop):
+        torch.manual_seed(0)
+        body = Chain([AdditiveCoupling(coupled(), coupled()) for _ in range(2)], backprop=strategy)
+        network = convert(Streams(body).double(), torch.randn(1, 4, dtype=torch.float64)).train()
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(2):  # each step draws anew
+            network.zero_grad()
+            x = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)
+            (network(x[0]).square().sum() + network(x[1]).exp().sum()).backward()
+        assert int(network.steps) == 2
+        grads.append([p.grad for p in network.parameters()])
+    for a, b in zip(*grads, strict=True):
+        assert a is not None
+        torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-12)
 
 
 def test_evaluation_between_forward_and_backward_changes_no_gradient() -> None:

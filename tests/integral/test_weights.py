@@ -1,6 +1,7 @@
 """Integral layers by themselves: exact at native size, against sums written out by hand, plain copies with the same outputs."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -162,8 +163,39 @@ def test_batch_norm_moves_native_statistics_once_a_step() -> None:
     torch.testing.assert_close(layer.eval()(x), functional.batch_norm(x, None, None, training=True), rtol=0, atol=2e-2)
 
 
-def test_sampled_variance_is_never_below_the_least() -> None:
+@pytest.mark.parametrize(
+    ("name", "nodes"),
+    [
+        ("trapezoidal", [0.0, 0.05, 0.11, 0.2, 0.45, 0.8, 1.0]),
+        ("trapezoidal", [0.0, 0.3, 0.31, 0.7, 0.72, 0.9, 1.0]),  # drawn together
+        ("riemann", [0.1, 0.2, 0.3, 0.6, 0.9]),
+        ("simpson", [0.0, 0.13, 0.22, 0.33, 0.41, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]),  # as many as native ones
+        ("gauss_legendre", 11),
+        ("gauss_legendre", 6),
+    ],
+)
+def test_statistics_at_nodes_that_stand_anywhere_are_those_of_the_channels_there(name: str, nodes: Any) -> None:
+    """What running statistics are sampled as is the mean and variance of the very images that they were estimated on."""
+    channels = Continuum("channels", 11, name)
+    layer = continue_(
+        nn.BatchNorm2d(11, momentum=1.0),
+        {k: (axis(0, Segment(channels)),) for k in ("weight", "bias", "running_mean", "running_var")},
+    )
+    if isinstance(nodes, int):
+        channels.size = channels.drawn = nodes
+    else:
+        channels.nodes = tuple(nodes)
+    m = channels.present(training=True)
+    torch.manual_seed(0)
+    x = torch.randn(32, m, 5, 5) * (1 + 0.2 * torch.rand(m, 1, 1)) + torch.randn(m, 1, 1)
+    y = layer.train()(x)
+    torch.testing.assert_close(layer.eval()(x), y, rtol=0, atol=0.06)
+
+
+@pytest.mark.parametrize("nodes", [None, (0.0, 0.05, 0.1, 0.31, 0.4, 0.43, 0.6, 0.9, 1.0)])
+def test_sampled_variance_is_never_below_the_least(nodes: tuple[float, ...] | None) -> None:
     channels = group(9, 31)
+    channels.nodes = nodes
     layer = nn.BatchNorm2d(9)
     layer.running_var.copy_(torch.tensor([1e-4, 9, 1e-4, 1e-4, 9, 9, 1e-4, 9, 1e-4]))  # type: ignore[union-attr]
     sampled = continue_(layer, {"running_var": (axis(0, Segment(channels)),)}).eval().sampled("running_var")

@@ -94,6 +94,11 @@ def test_a_deeper_network_repeats_the_functions_of_the_trained_one(name):
 def test_depths_that_are_no_multiple_and_other_networks_are_refused():
     with pytest.raises(ValueError, match="stage 1 has 5 functions, no multiple of the trained 2"):
         warm_start(make(kind="simple", depth=5), make(kind="simple", depth=2))
+    with pytest.raises(
+        ValueError, match=r"stage 1 are tied, and the trained one has 2 that differ; set model\.tied=false"
+    ):
+        warm_start(make(tied=True, **SMALL), make(**SMALL))
+    warm_start(make(tied=True, **SMALL), make(tied=True, **SMALL))
     with pytest.raises(ValueError, match=r"init_from is for model=heunnet"):
         warm_start(make(kind="simple", depth=4), make(depth=8))
     with pytest.raises(ValueError, match="the trained network differs"):

@@ -94,6 +94,22 @@ def test_only_studies_of_the_package_are_run():
         memexp.compose(["model=linear"])
 
 
+@pytest.mark.parametrize("experiment", ["node/fig2", "node/fig3c"])
+@pytest.mark.parametrize("depths", ["[8]", "[8,8]", "[1,8]", "[]", "8"])
+def test_a_slope_takes_two_depths(experiment, depths, tmp_path):
+    """It was a division by zero, once all was trained."""
+    told = [f"experiment={experiment}", f"case.depths={depths}", *(["dataset=digits"] if "3c" in experiment else [])]
+    with pytest.raises(ConfigError, match=r"case\.depths: .* takes at least two depths, each at least 2"):
+        memexp.run(memexp.compose(told), tmp_path)
+
+
+def test_too_few_batches_to_choose_a_penalty_on_are_refused(tmp_path):
+    """None was held out, and the strongest penalty stood for the best."""
+    small = ["dataset=digits", "dataset.limit=90", "dataset.image_size=8", "batch_size=10", "+case.study=affine"]
+    with pytest.raises(ConfigError, match=r"batch_size: 10 makes 9 batches of 90 images, .* set at most 9"):
+        memexp.run(memexp.compose(["experiment=reducenet/audit", *small, "device=cpu"]), tmp_path)
+
+
 def test_the_best_affine_map_is_the_optimum_of_softmax_regression(tmp_path):
     """scikit-learn's, on the same images with the same penalty: its C is 1 / (lambda n)."""
     from sklearn.linear_model import LogisticRegression
