@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from memexp.optim import Centralized, Lookahead, Ranger, centralize_gradient
+from memexp.optim.centralization import centralized
 
 SHAPES = [(4, 3, 3, 3), (5, 4), (4,)]
 
@@ -136,6 +137,18 @@ def test_centralized_gradients_have_mean_zero_for_each_output_and_leave_grad_alo
     assert torch.equal(seen[2], kept[2])
     assert all(x.grad is g for x, g in zip((p, q, bias), given, strict=True))
     assert all(torch.equal(g, original) for g, original in zip(given, kept, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (1, 2, 2, 2), (1, 1), (5, 1), (1, 3, 2)])
+@pytest.mark.parametrize("stride", [1, 2, 100])
+def test_a_weight_of_one_output_is_centralized_whatever_its_first_stride(shape, stride):
+    """It says nothing there: torch.einsum's gradient of such a weight has 1."""
+    gradient = torch.randn(shape)
+    if shape[0] == 1:
+        gradient = gradient.as_strided(shape, (stride, *gradient.stride()[1:]))
+    beside = torch.randn(stride, 3)  # in one matrix with a row of that stride
+    for found, given in zip(centralized([gradient, beside]), (gradient, beside), strict=True):
+        torch.testing.assert_close(found, centralize_gradient(given))
 
 
 def test_centralization_can_be_off_or_for_convolutions_only():
