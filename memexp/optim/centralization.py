@@ -51,6 +51,9 @@ def _dense(gradient: Tensor) -> Tensor:
     return gradient if kernels.dense(gradient) else gradient.contiguous()
 
 
+DECOUPLED = (torch.optim.AdamW, torch.optim.Adafactor, torch.optim.Muon)  # whose groups do not say so themselves
+
+
 class Centralized(Wrapper):
     """`optimizer` with centralized gradients, or with `where="update"` with centralized updates (for Adam-like methods).
 
@@ -103,5 +106,5 @@ class Centralized(Wrapper):
 
 def _decay(optimizer: Optimizer, group: dict[str, Any]) -> float:
     """What decoupled weight decay multiplies the weights with in a step: that is no part of the update."""
-    decoupled = group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW))
+    decoupled = group.get("decoupled_weight_decay", isinstance(optimizer, DECOUPLED))
     return 1 - float(group["lr"]) * group["weight_decay"] if decoupled else 1.0

@@ -1,6 +1,7 @@
 """Ranger and its parts against the equations, in plain Python, and against the faults of known implementations."""
 
 import copy
+import functools
 import io
 import math
 
@@ -173,10 +174,20 @@ def test_a_centralized_update_moves_no_output_by_its_mean(optimizer):
     assert (p - before).abs().max() > 1e-3
 
 
-def test_decoupled_weight_decay_is_no_part_of_the_update():
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        torch.optim.AdamW,
+        torch.optim.Adafactor,
+        torch.optim.Muon,
+        functools.partial(torch.optim.Adam, decoupled_weight_decay=True),
+        functools.partial(torch.optim.NAdam, decoupled_weight_decay=True),
+    ],
+)
+def test_decoupled_weight_decay_is_no_part_of_the_update(optimizer):
     p = nn.Parameter(torch.ones(4, 6))
     p.grad = torch.zeros(4, 6)
-    Centralized(torch.optim.AdamW([p], lr=0.1, weight_decay=0.5), where="update").step()
+    Centralized(optimizer([p], lr=0.1, weight_decay=0.5), where="update").step()
     torch.testing.assert_close(p.detach(), torch.full((4, 6), 0.95))
 
 
