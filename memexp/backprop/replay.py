@@ -16,9 +16,9 @@ What the first pass depended on beside its inputs is recorded, and put in place 
   of it (attributes.py).
 
 Layers that are known to neither draw nor count are not watched (quiet.py). Nothing is kept for a step that draws
-no random numbers and changes no buffers but running statistics. Random state means torch's global generators: numbers from a
-`torch.Generator` of one's own or Python's `random`, or a count of calls outside of the modules, are not replayed
-(`Chain(..., check=True)` finds the step that uses such).
+no random numbers and changes no buffers but running statistics. Random state means torch's global generators, of the CPU and
+of the devices of streams, keywords and the step's parameters: numbers from a `torch.Generator` of one's own or Python's
+`random`, or a count of calls outside of the modules, are not replayed (`Chain(..., check=True)` finds the step that uses such).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -141,6 +141,7 @@ class Record:
         self.lazy = any([issubclass(kind, UninitializedParameter) for kind in set(map(type, self.parameters))])
         if self.lazy:  # nothing more can be asked of a parameter without a shape
             return
+        self.surroundings = surroundings.on(self.parameters)
         handed = surroundings.context
         self.objects = Objects(handed) if len(handed) > len(surroundings.versions) else None
         self.attributes = None if self.quiet else Attributes(modules)
