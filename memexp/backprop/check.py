@@ -83,7 +83,7 @@ def check(chain: Chain, inputs: Tensor | Sequence[Tensor], **context: Any) -> Re
         last = index + 1 == len(chain) and any(word == "undone" for word in plan)
         undoable = has_inverse(step)
         word: Keep = "undone" if last and undoable else "checkpointed" if keep == "continued" else keep
-        surroundings = Surroundings(streams, context)
+        surroundings = Surroundings(streams, context).on(step.parameters())
         with _restored(step, surroundings):
             outputs, repeatable = twice(index, step, streams, surroundings, rounding)
         inverse_error = gradient_error = fault = None

@@ -87,7 +87,7 @@ def check_repeatable(
 
     Leaves buffers and torch's random state as they are.
     """
-    surroundings = Surroundings(streams, context)
+    surroundings = Surroundings(streams, context).on(p for step in steps for p in step.parameters())
     state = surroundings.random_state()
     try:
         for index, step in enumerate(steps):

@@ -130,7 +130,7 @@ class Node:
             self._kept = self.call.drift.keep(streams) if self.call.drift else None
         begun, record, objects = torch.autograd._get_sequence_nr(), self.record, self.record.objects
         self.escaping = is_listened_to() or (not record.quiet and may_escape(record.modules))
-        with self.call.surroundings(), remembered(self.name) if self.escaping else NOTHING:
+        with record.surroundings(), remembered(self.name) if self.escaping else NOTHING:
             outputs = run_all(self.steps, streams, self.frame, self.call.context)
         constant = constants(outputs, streams, self.escaping)
         outputs = without_graph(outputs, streams, begun)
@@ -204,7 +204,7 @@ class Node:
             return NOTHING
         # a layer that was pruned gives other shapes for the same streams
         wanted = tuple([(p.requires_grad, p.shape) for p in record.parameters]), frozenset(self.known.unwanted), needs
-        surroundings = tuple(record.modes), tuple(self.call.surroundings.autocast), self.call.rounding
+        surroundings = tuple(record.modes), tuple(record.surroundings.autocast), self.call.rounding
         steps = forms(record.modules)
         return without_tail(next(iter(self.steps.values())), (steps, wanted, surroundings), inputs)
 

@@ -19,7 +19,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memexp.backprop.cheap import again, is_cheap, written
-from memexp.backprop.values import Operation, Value, geometry, kind, unchanged
+from memexp.backprop.values import Operation, Value, copied, geometry, kind, unchanged
 
 SMALL = 1024  # bytes: what is not worth the work
 REDUCED = 4  # a result so many times smaller than what it is made of is kept
@@ -33,7 +33,11 @@ class Remaking(TorchDispatchMode):
         super().__init__()
         self._values: dict[int, tuple[Any, Value]] = {}
         for x in filter(_is_dense, streams):
-            self._value(x).entered = True
+            value = self._value(x)
+            value.entered, value.nbytes = (
+                True,
+                x.nbytes,
+            )  # what else is in its memory, such as other images, is there anyway
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -104,7 +108,7 @@ class Remaking(TorchDispatchMode):
         before = [self._value(tensor) for tensor in targets]
         for value in before:
             if value.kept is not None:  # what is made of it needs it as it was
-                value.keep(value.kept.clone())
+                value.keep(copied(value.kept))
             value.lost = True
         out = func(*args, **kwargs)
         for tensor, value in zip(targets, before, strict=True):

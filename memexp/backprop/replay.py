@@ -10,15 +10,15 @@ What the first pass depended on beside its inputs is recorded, and put in place 
 * train or eval mode of every module;
 * buffers: normalisation layers in training mode normalise with the batch's statistics again and move none, so running
   statistics move once per training step; buffers of other modules that the first pass changed (power iterations of a
-  spectral norm, say) are seen as they were before it;
+  spectral norm, running statistics that a layer of one's own reads in training, say) are seen as they were before it;
 * objects that the call hands to the steps: as they were before the first pass (objects.py);
 * attributes of a user's modules, and lists, dicts and sets there: as they were before the first pass, and before each branch
   of it (attributes.py).
 
 Layers that are known to neither draw nor count are not watched (quiet.py). Nothing is kept for a step that draws
-no random numbers and changes no buffers but running statistics. Random state means torch's global generators: numbers from a
-`torch.Generator` of one's own or Python's `random`, or a count of calls outside of the modules, are not replayed
-(`Chain(..., check=True)` finds the step that uses such).
+no random numbers and changes no buffers but running statistics. Random state means torch's global generators, of the CPU and
+of the devices of streams, keywords and the step's parameters: numbers from a `torch.Generator` of one's own or Python's
+`random`, or a count of calls outside of the modules, are not replayed (`Chain(..., check=True)` finds the step that uses such).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -131,7 +131,7 @@ class Record:
         self.quiet = is_quiet(modules, steps)
         self.compiled = any([module._compiled_call_impl is not None for module in modules])
         buffered = [m for m in modules if m._buffers]
-        self._normalise = [m for m in buffered if m.training and isinstance(m, _NormBase)]
+        self._normalise = [m for m in buffered if m.training and _normalises(m)]
         self._held = [(module, dict(module._parameters)) for module in modules if module._parameters]
         self._holding = [(module, dict(module._modules)) for module in modules if module._modules]
         self.places = [p for _, held in self._held for p in held.values()]
@@ -141,12 +141,13 @@ class Record:
         self.lazy = any([issubclass(kind, UninitializedParameter) for kind in set(map(type, self.parameters))])
         if self.lazy:  # nothing more can be asked of a parameter without a shape
             return
+        self.surroundings = surroundings.on(self.parameters)
         handed = surroundings.context
         self.objects = Objects(handed) if len(handed) > len(surroundings.versions) else None
         self.attributes = None if self.quiet else Attributes(modules)
         self._versions = [p._version for p in self.parameters]
         self._memory = [p.untyped_storage()._cdata for p in self.parameters]
-        self._read = [m for m in buffered if not (m.training and isinstance(m, _NormBase))]
+        self._read = [m for m in buffered if not (m.training and _normalises(m))]
         self._left: list[tuple[nn.Module, str, Tensor, int]] = []
         self._states: list[tuple[str, list[Tensor]]] = []
         self._random: dict[str, list[Tensor]] = {}
@@ -247,7 +248,7 @@ class Record:
 
     def _watch(self, key: str, branch: Callable[..., T], inputs: tuple[Tensor, ...], context: dict[str, Any]) -> T:
         self._states.append((key, self.surroundings.random_state()))
-        before = noted(m for m in self.modules if not isinstance(m, _NormBase))
+        before = noted(m for m in self.modules if not _normalises(m))
         attributes = Attributes(self.modules)
         result = branch(*inputs, **context)
         if changed := moved(before):
@@ -270,6 +271,11 @@ class Record:
                 return branch(*inputs, **context)
             finally:
                 self.surroundings.set_random_state(callers)
+
+
+def _normalises(module: nn.Module) -> bool:
+    """Whether it is a layer that in training reads the batch's statistics alone, as one with a user's forward may not."""
+    return isinstance(module, _NormBase) and module.forward.__module__.startswith(("torch.", "memexp."))
 
 
 def substituted(values: Values) -> AbstractContextManager[None]:

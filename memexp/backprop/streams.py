@@ -17,7 +17,7 @@ def split(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.ndim < 2 or x.shape[1] % 2:
         raise StepError(f"split: shape {tuple(x.shape)} has no even number of channels to make two streams of")
     # slices are views with gaps, which every later operation would pay for
-    x1, x2 = (half.clone(memory_format=_format(x)) for half in x.chunk(2, dim=1))
+    x1, x2 = (half.clone() for half in x.chunk(2, dim=1))
     return x1, x2
 
 
@@ -35,8 +35,3 @@ def full_precision(x: Tensor) -> Tensor:
 def nbytes(streams: Sequence[Tensor]) -> int:
     """Of those that are dense; torch counts no bytes of a sparse one."""
     return sum([x.nbytes for x in streams if x.layout is torch.strided])
-
-
-def _format(x: Tensor) -> torch.memory_format:
-    nhwc = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if nhwc else torch.contiguous_format

@@ -1,7 +1,8 @@
 """What all steps of one call of a Chain have around them: its keywords, devices, autocast, random state."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from copy import copy
 from typing import Any
 
 import torch
@@ -17,12 +18,23 @@ class Surroundings:
     def __init__(self, streams: Sequence[Tensor], context: dict[str, Any]) -> None:
         self.context = context
         self.versions = {n: t._version for n, t in context.items() if isinstance(t, Tensor) and not t.is_inference()}
-        tensors = (*streams, *(value for value in context.values() if isinstance(value, Tensor)))
-        self.devices = sorted({x.device for x in tensors if x.device.type not in ("cpu", "meta")}, key=str)
+        self._take({x.device for x in (*streams, *context.values()) if isinstance(x, Tensor)})
+        self.cached = torch.is_autocast_cache_enabled()
+
+    def _take(self, devices: Iterable[torch.device]) -> None:
+        self.devices = sorted({device for device in devices if device.type not in ("cpu", "meta")}, key=str)
         types = ["cpu", *sorted({device.type for device in self.devices})]
         self.autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in types]
         self.is_cast = any([enabled for _, enabled, _ in self.autocast])
-        self.cached = torch.is_autocast_cache_enabled()
+
+    def on(self, parameters: Iterable[Tensor]) -> "Surroundings":
+        """With the devices of a step's parameters, where it takes its streams, too."""
+        devices = {p.device for p in parameters}.union(self.devices)
+        if len(devices - {torch.device("cpu")}) == len(self.devices):
+            return self
+        found = copy(self)
+        found._take(devices)
+        return found
 
     def __call__(self, recording: bool = False) -> AbstractContextManager[Any]:
         """Around every evaluation of a step: autocast as at the Chain's entry, and caches of weights out of force.

@@ -28,7 +28,7 @@ class Value:
     def __init__(self, tensor: Tensor, source: "Operation | None" = None, index: int = 0) -> None:
         self.geometry = geometry(tensor)
         self.kind = kind(tensor)
-        self.nbytes = tensor.nbytes
+        self.nbytes = tensor.untyped_storage().nbytes()  # all of it is kept with any view of it
         self.source, self.index = source, index
         self.free = isinstance(tensor, nn.Parameter)  # stays in memory anyway
         self.weak = TensorWeakRef(tensor) if source is None else None
@@ -97,7 +97,7 @@ class Operation:
                 value, shape = argument
                 argument = value.tensor()
                 if position == self.target:
-                    root = argument = argument.clone() if argument is value.kept or argument is value.held else argument
+                    root = argument = copied(argument) if argument is value.kept or argument is value.held else argument
                 argument = argument if shape == value.geometry else argument.as_strided(*shape)
             arguments.append(argument)
         out = self.function(*arguments, **self.kwargs)
@@ -110,6 +110,12 @@ class Operation:
 def _tensor(value: Value, shape: Geometry) -> Tensor:
     tensor = value.tensor()
     return tensor if shape == value.geometry else tensor.as_strided(*shape)
+
+
+def copied(tensor: Tensor) -> Tensor:
+    """A copy with all that its storage holds, in which other views of that find their places."""
+    size = tensor.untyped_storage().nbytes() // tensor.element_size()
+    return tensor.as_strided((size,), (1,), 0).clone().as_strided(*geometry(tensor))
 
 
 def unchanged(tensor: Tensor, version: int) -> Tensor:

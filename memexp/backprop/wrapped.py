@@ -21,7 +21,9 @@ Maker = Callable[[Sequence[nn.Module]], Chain]
 
 @dataclass(slots=True)
 class Passed:
-    """What a block is called with or gives, without its tensors: structure, and a leaf or None where a tensor stands.
+    """What a block is called with or gives, without its tensors: structure, and leaves, some of which are places of tensors.
+
+    A tensor that stands in several places does so again: a block may ask whether its keys are its queries.
 
     original: while the first pass runs, the very lists and dicts, which a block may change, and their tensors.
     """
@@ -33,21 +35,25 @@ class Passed:
     @staticmethod
     def of(tree: Any) -> tuple["Passed", tuple[Tensor, ...]]:
         leaves, structure = tree_flatten(tree)
-        tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
-        return Passed(structure, [_Here if isinstance(leaf, Tensor) else leaf for leaf in leaves]), tensors
+        tensors = {id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}
+        places = {key: _Place(number) for number, key in enumerate(tensors)}
+        return Passed(structure, [places.get(id(leaf), leaf) for leaf in leaves]), tuple(tensors.values())
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Any:
         if self.original is not None and all(a is b for a, b in zip(tensors, self.original[1], strict=True)):
             return self.original[0]
-        following = iter(tensors)
-        return tree_unflatten([next(following) if leaf is _Here else leaf for leaf in self.leaves], self.structure)
+        leaves = [tensors[leaf.number] if isinstance(leaf, _Place) else leaf for leaf in self.leaves]
+        return tree_unflatten(leaves, self.structure)
 
     def held(self) -> list[Any]:
         return [*self.leaves, *(self.original[0] if self.original is not None else ())]
 
 
-class _Here:
-    """Stands for a tensor."""
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Of a tensor. number: which of them."""
+
+    number: int
 
 
 class Body(nn.Module):

@@ -200,7 +200,8 @@ def write(found: Sequence[Case], directory: Path, text: str) -> list[Path]:
     directory.mkdir(parents=True, exist_ok=True)
     written = [directory / "bench.json", directory / "bench.md"]
     write_text(written[0], json.dumps([vars(case) for case in found], indent=1) + "\n")
-    shared = [text for text in found[0].overrides if not text.startswith("backprop")] if found else []
+    first = found[0].overrides if found else []
+    shared = [text for text in first if all(text in c.overrides for c in found) and not text.startswith("backprop=")]
     device = next((str(case.result["memory"]["device"]) for case in found if case.result), "")
     told = [text for text in shared if not text.startswith("dataset.root=")]
     figure = pareto(found, ", ".join([*told, device]))

@@ -163,6 +163,8 @@ class Tracker(TorchDispatchMode):
         backward = torch._C._current_graph_task_id() != -1
         if backward != self._backward:
             self._begin_backward() if backward else self._end_backward()
+        if torch.is_inference_mode_enabled() and (out := self._parts(func, args, kwargs)) is not NotImplemented:
+            return out
         self._operation = name = func._overloadpacket.__name__
         out = func(*args, **kwargs)
         done = flops.count(func, args, kwargs, out)
@@ -176,6 +178,14 @@ class Tracker(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 self._see(tensor, name)
         return out
+
+    def _parts(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The result of an operation that is made of others, each of which is followed; elsewhere autograd takes it apart."""
+        super().__enter__()
+        try:
+            return func.decompose(*args, **kwargs)
+        finally:
+            super().__exit__(None, None, None)
 
     @property
     def position(self) -> int:

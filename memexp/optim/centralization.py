@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from memexp.optim import kernels
 from memexp.optim.wrapper import Wrapper
 
 
@@ -31,7 +32,8 @@ def centralized(gradients: Sequence[Tensor]) -> list[Tensor]:
     alike: dict[tuple[int, torch.dtype, torch.device], list[int]] = {}
     dense = [_dense(g) for g in gradients]
     for i, g in ((i, g) for i, g in enumerate(dense) if g.numel()):
-        alike.setdefault((g.stride(0), g.dtype, g.device), []).append(i)
+        # not its first stride, which says nothing where there is but one output
+        alike.setdefault((g.numel() // g.shape[0], g.dtype, g.device), []).append(i)
     for (fan_in, *_), members in alike.items():
         outputs = [dense[i].shape[0] for i in members]
         # the elements of a row in whatever order they lie in memory
@@ -46,12 +48,10 @@ def centralized(gradients: Sequence[Tensor]) -> list[Tensor]:
 
 def _dense(gradient: Tensor) -> Tensor:
     """With each output's elements together, one output after the other, as in NCHW and in NHWC memory; else a copy that is."""
-    together = gradient.is_contiguous() or (
-        gradient.ndim == 4 and gradient.is_contiguous(memory_format=torch.channels_last)
-    )
-    return (
-        gradient if together and gradient.stride(0) * gradient.shape[0] == gradient.numel() else gradient.contiguous()
-    )
+    return gradient if kernels.dense(gradient) else gradient.contiguous()
+
+
+DECOUPLED = (torch.optim.AdamW, torch.optim.Adafactor, torch.optim.Muon)  # whose groups do not say so themselves
 
 
 class Centralized(Wrapper):
@@ -106,5 +106,5 @@ class Centralized(Wrapper):
 
 def _decay(optimizer: Optimizer, group: dict[str, Any]) -> float:
     """What decoupled weight decay multiplies the weights with in a step: that is no part of the update."""
-    decoupled = group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW))
+    decoupled = group.get("decoupled_weight_decay", isinstance(optimizer, DECOUPLED))
     return 1 - float(group["lr"]) * group["weight_decay"] if decoupled else 1.0

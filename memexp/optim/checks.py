@@ -10,7 +10,16 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.com
 
 
 def in_range(group: Mapping[str, Any]) -> None:
-    """Raises ValueError, naming the value and its range, for an lr, eps, weight_decay or beta out of range."""
+    """Raises ValueError, naming the value and its range, for an lr, eps, weight_decay or beta out of range, and for an option
+    with which torch's RAdam is another method.
+    """
+    if group.get("maximize", False):
+        raise ValueError("maximize=True is not allowed: give the loss another sign")
+    if group["weight_decay"] and not group.get("decoupled_weight_decay", True):
+        raise ValueError(
+            f"decoupled_weight_decay=False is not allowed with weight_decay={group['weight_decay']!r}: use True, or "
+            "weight_decay=0.0"
+        )
     for name in ("lr", "eps", "weight_decay"):
         if not 0 <= group[name] < math.inf:
             raise ValueError(f"{name}={group[name]!r} is not allowed: use a finite number of at least 0")

@@ -51,6 +51,8 @@ class RAdam(Optimizer):
             raise
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        for group in state["param_groups"]:
+            checks.in_range(group)
         super().__setstate__(state)
         for own in self.state.values():  # torch.optim.RAdam's are tensors
             if "step" in own:

@@ -1,6 +1,7 @@
 """An optimizer around an optimizer: one set of parameter groups, one state, one state_dict."""
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any, overload
 
 import torch
@@ -64,8 +65,10 @@ class Wrapper(Optimizer):
         return super().__getstate__() | {"optimizer": self.optimizer}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from what `state_dict` gave."""
+        """Goes on from what `state_dict` gave, be it of the optimizer inside alone."""
         super().load_state_dict(state_dict)
+        for group, (name, value) in product(self.param_groups, self.defaults.items()):
+            group.setdefault(name, value)
         self._share()
 
     def _share(self) -> None:

@@ -71,7 +71,23 @@ class FirstMissing(Assigned):
         return self.mean
 
 
-KINDS = [Block, ThroughData, ThroughDataOfALargeOne, Assigned, FirstNone, FirstMissing]
+class Renorm(nn.BatchNorm1d):
+    """Reads its running statistics in training, too (batch renormalisation, arXiv 1702.03275)."""
+
+    def forward(self, x):
+        off = self.running_mean - x.detach().mean(0)
+        return super().forward(x) + off * torch.rsqrt(self.running_var + self.eps)
+
+
+class OfAUsersNorm(Block):
+    def make(self):
+        self.norm = Renorm(4)
+
+    def forward(self, x):
+        return torch.tanh(self.norm(self.layer(x)))
+
+
+KINDS = [Block, ThroughData, ThroughDataOfALargeOne, Assigned, FirstNone, FirstMissing, OfAUsersNorm]
 
 
 def trained(chain, streams, steps=3):

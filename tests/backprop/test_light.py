@@ -56,6 +56,29 @@ def written_through_a_view(s, x):
     return s.b(functional.relu(y))
 
 
+def written_after_two_views_were_read(s, x):
+    y = s.a(x)
+    p, q = y[:, 2:], y[:, :4]
+    larger = [functional.interpolate(v, scale_factor=2) for v in (p, q)]
+    z = sum(functional.conv2d(v, s.b.weight[:, : v.shape[1]], stride=2, padding=1) for v in larger)
+    y.relu_()
+    return s.b(y) + z
+
+
+def written_through_a_view_that_was_read(s, x):
+    y = s.a(x)
+    p = y[:, 4:]
+    z = functional.conv2d(functional.interpolate(p, scale_factor=2), s.b.weight[:, :4], stride=2, padding=1)
+    p.relu_()
+    return s.b(y) + z
+
+
+def few_of_many_channels(s, x):
+    y = s.a(x)
+    p = y[:, :2]
+    return functional.conv2d(torch.cat((p + 1, p), 1), s.b.weight[:, :4], padding=1)
+
+
 def convolution_overwritten(s, x):
     return s.b(functional.relu_(s.a(x)))
 
@@ -81,8 +104,8 @@ def drawn(s, x):
 
 
 FORWARDS = [
-    post_activation, dense, used_twice, written_after_it_was_read, written_through_a_view, convolution_overwritten, gated,
-    attention, pooled, drawn,
+    post_activation, dense, used_twice, written_after_it_was_read, written_through_a_view, written_after_two_views_were_read,
+    written_through_a_view_that_was_read, few_of_many_channels, convolution_overwritten, gated, attention, pooled, drawn,
 ]  # fmt: skip
 
 
@@ -119,7 +142,7 @@ def test_it_never_keeps_more_than_stored(forward):
     torch.manual_seed(0)
     kept = [allocated(lambda n=n: loss(n(*wide())))[1] for n in pair([Written(forward) for _ in range(3)])]
     assert kept[1] <= kept[0]
-    if forward not in (convolution_overwritten, attention):
+    if forward not in (convolution_overwritten, attention, few_of_many_channels):
         assert kept[1] < kept[0]
 
 

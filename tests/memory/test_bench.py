@@ -63,6 +63,14 @@ def test_a_case_that_fails_is_a_row_that_says_why(tmp_path):
     assert not (tmp_path / "found" / "pareto.png").exists()  # no points, no curve
 
 
+def test_the_command_that_is_told_has_the_options_of_all_strategies(tmp_path):
+    options = ["batch_size=2", "backprop.exact=true"]
+    found = [bench.Case(name, [*options, f"backprop={name}"], error="x") for name in ("stored", "reversible")]
+    found.append(bench.Case("budget", [*options, "backprop=budget", "backprop.limit=9B"], error="x"))
+    bench.write(found, tmp_path, "the table")
+    assert "\n    memexp bench batch_size=2 backprop.exact=true\n" in (tmp_path / "bench.md").read_text()
+
+
 def test_the_plot_joins_the_budgets_and_the_ends():
     def done(name, peak, seconds, strategy=None):
         result = {"memory": {"peak": peak}, "strategy": strategy or {}}

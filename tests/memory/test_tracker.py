@@ -209,6 +209,29 @@ def test_the_peak_agrees_with_pytorchs_profiler(family, strategy):
     assert ours == pytest.approx(theirs, rel=0.05), (ours, theirs)
 
 
+LAYERS = {
+    "convolution": (nn.Conv2d(4, 6, 3, padding="same"), (2, 4, 8, 8)),
+    "transposed": (nn.ConvTranspose1d(4, 6, 3, groups=2), (2, 4, 8)),
+    "linear": (nn.Linear(64, 32), (4, 8, 64)),
+    "normalisation": (nn.BatchNorm2d(4), (64, 4, 8, 8)),
+    "bilinear": (lambda x: nn.Bilinear(8, 8, 6)(x, x), (64, 8)),
+    "product": (lambda x: torch.einsum("abc,cd->abd", x, x[0].t() @ x[0]), (4, 8, 64)),
+    "attention": (lambda x: functional.scaled_dot_product_attention(x, x, x), (4, 8, 64)),
+}
+
+
+@pytest.mark.parametrize(("layer", "shape"), LAYERS.values(), ids=LAYERS)
+def test_in_inference_mode_memory_and_products_are_those_without_gradients(layer, shape):
+    """There operations come to the tracker whole, such as a convolution that has no formula, and a sum of products."""
+    x, found = torch.randn(shape), []
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            report = track(lambda: layer(x))
+        found.append((report.peak, report.macs_forward, report.uncounted))
+    assert found[0] == found[1]
+    assert found[0][1] > 0 or isinstance(layer, nn.BatchNorm2d)
+
+
 def test_tracking_leaves_no_hooks_behind_and_forgets_what_died():
     model = nn.Linear(4, 4)
     with Tracker(model) as tracker:

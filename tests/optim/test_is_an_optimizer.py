@@ -1,6 +1,7 @@
 """Ranger and its parts behave as a torch.optim.Optimizer does: copies, hooks, formats, layouts, loading (case D9)."""
 
 import copy
+import functools
 import pickle
 
 import pytest
@@ -191,6 +192,46 @@ def test_d9_radam_goes_on_from_a_state_of_torchs():
         follow(optimizer, weights, range(7, 14))
     for p, q in zip(params, others, strict=True):
         torch.testing.assert_close(p, q)
+
+
+@pytest.mark.parametrize("inside", [RAdam, functools.partial(torch.optim.RAdam, decoupled_weight_decay=True)])
+def test_a_wrapper_goes_on_from_a_state_of_the_optimizer_inside_alone(inside):
+    params, others = parameters(), parameters()
+    alone, around = inside(params, lr=0.01), Lookahead(Centralized(RAdam(others, lr=0.01)), k=100)
+    around.param_groups[0]["gradient_centralization"] = False
+    follow(alone, params, range(7))
+    follow(around, others, range(7))
+    around.load_state_dict(copy.deepcopy(alone.state_dict()))
+    assert around.param_groups[0]["gradient_centralization"]  # the default: the state says nothing of it
+    around.param_groups[0]["gradient_centralization"] = False
+    for optimizer, weights in ((alone, params), (around, others)):
+        follow(optimizer, weights, range(7, 14))
+    for p, q in zip(params, others, strict=True):
+        torch.testing.assert_close(p, q)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"maximize": True, "decoupled_weight_decay": True},
+            "maximize=True is not allowed: give the loss another sign",
+        ),
+        (
+            {"weight_decay": 0.1},
+            "decoupled_weight_decay=False is not allowed with weight_decay=0.1: use True, or weight",
+        ),
+    ],
+)
+def test_what_only_torchs_radam_does_is_refused_in_a_group_and_in_a_state(options, said):
+    params = parameters()
+    group = {"params": params, "decoupled_weight_decay": False} | options
+    with pytest.raises(ValueError, match=said):
+        RAdam([group])
+    ours, theirs = RAdam(params, lr=0.01), torch.optim.RAdam(params, **options)
+    with pytest.raises(ValueError, match=said):
+        ours.load_state_dict(theirs.state_dict())
+    assert ours.param_groups[0]["lr"] == 0.01
 
 
 @every

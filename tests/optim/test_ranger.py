@@ -1,6 +1,7 @@
 """Ranger and its parts against the equations, in plain Python, and against the faults of known implementations."""
 
 import copy
+import functools
 import io
 import math
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from memexp.optim import Centralized, Lookahead, Ranger, centralize_gradient
+from memexp.optim.centralization import centralized
 
 SHAPES = [(4, 3, 3, 3), (5, 4), (4,)]
 
@@ -138,6 +140,18 @@ def test_centralized_gradients_have_mean_zero_for_each_output_and_leave_grad_alo
     assert all(torch.equal(g, original) for g, original in zip(given, kept, strict=True))
 
 
+@pytest.mark.parametrize("shape", [(1, 5), (1, 2, 2, 2), (1, 1), (5, 1), (1, 3, 2)])
+@pytest.mark.parametrize("stride", [1, 2, 100])
+def test_a_weight_of_one_output_is_centralized_whatever_its_first_stride(shape, stride):
+    """It says nothing there: torch.einsum's gradient of such a weight has 1."""
+    gradient = torch.randn(shape)
+    if shape[0] == 1:
+        gradient = gradient.as_strided(shape, (stride, *gradient.stride()[1:]))
+    beside = torch.randn(stride, 3)  # in one matrix with a row of that stride
+    for found, given in zip(centralized([gradient, beside]), (gradient, beside), strict=True):
+        torch.testing.assert_close(found, centralize_gradient(given))
+
+
 def test_centralization_can_be_off_or_for_convolutions_only():
     gradient = torch.randn(5, 4)
     assert centralize_gradient(gradient, conv_only=True) is gradient
@@ -160,10 +174,20 @@ def test_a_centralized_update_moves_no_output_by_its_mean(optimizer):
     assert (p - before).abs().max() > 1e-3
 
 
-def test_decoupled_weight_decay_is_no_part_of_the_update():
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        torch.optim.AdamW,
+        torch.optim.Adafactor,
+        torch.optim.Muon,
+        functools.partial(torch.optim.Adam, decoupled_weight_decay=True),
+        functools.partial(torch.optim.NAdam, decoupled_weight_decay=True),
+    ],
+)
+def test_decoupled_weight_decay_is_no_part_of_the_update(optimizer):
     p = nn.Parameter(torch.ones(4, 6))
     p.grad = torch.zeros(4, 6)
-    Centralized(torch.optim.AdamW([p], lr=0.1, weight_decay=0.5), where="update").step()
+    Centralized(optimizer([p], lr=0.1, weight_decay=0.5), where="update").step()
     torch.testing.assert_close(p.detach(), torch.full((4, 6), 0.95))
 
 
