@@ -34,10 +34,8 @@ class Remaking(TorchDispatchMode):
         self._values: dict[int, tuple[Any, Value]] = {}
         for x in filter(_is_dense, streams):
             value = self._value(x)
-            value.entered, value.nbytes = (
-                True,
-                x.nbytes,
-            )  # what else is in its memory, such as other images, is there anyway
+            value.entered = True
+            value.nbytes = x.nbytes  # what else is in its memory, such as other images, is there anyway
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
