@@ -125,6 +125,20 @@ def test_what_is_left_of_a_run_is_not_thrown_away_though_its_last_checkpoint_is_
     assert saved.resume(run)["status"] == "done"
 
 
+@pytest.mark.parametrize("left", ["best", "train", "evaluate"])
+def test_whichever_checkpoint_is_left_is_evaluated_and_stays(run, left, caplog):
+    """Of best.pt alone a new network was, and the run's directory was cleared for it."""
+    caplog.set_level("WARNING", "memexp")
+    measured = saved.evaluate(run, name=left)
+    for path in (run / "checkpoints").iterdir():
+        if path.stem != left:
+            path.unlink()
+    there = contents(run)
+    assert saved.evaluate(run) == measured
+    assert f"taking {left}.pt instead" in caplog.text
+    assert contents(run) == there
+
+
 def test_nothing_is_evaluated_or_exported_of_a_run_without_a_checkpoint(run, capsys):
     for path in (run / "checkpoints").iterdir():
         path.unlink()
