@@ -97,7 +97,7 @@ def prepare(
     if learnt_from is not None:
         current.teacher = placed(build.taught_by(cfg, *learnt_from, splits), cfg, device)
     if state is not None:
-        current.source = path
+        current.source, current.known = path, state["classes"]
         _go_on(current, state, to_train)
     elif start is not None and world.is_main:
         directory.clear()  # what was written down before the first checkpoint is written again

@@ -89,8 +89,7 @@ def evaluate(
     from memexp import build
 
     with _read(cfg, path, name, overrides) as (run, model):
-        then = (read_json(path / "results.json") or {}).get("classes")
-        known = build.in_order_of(model, then, run.splits.classes)
+        known = build.in_order_of(model, run.known, run.splits.classes)
         result = run.evaluated(known, split)
     return {
         **result.as_dict(),
@@ -132,8 +131,7 @@ def export(
         "resize_size": cfg.dataset.get("resize_size"),
     }
     target = path / "network" if output is None else output
-    known = (read_json(path / "results.json") or {}).get("classes")  # its own, whatever data it is checked on
-    classes = list(run.splits.classes if known is None else known)
+    classes = list(run.splits.classes if run.known is None else run.known)  # its own, whatever data it is checked on
     try:
         with writing(target):
             return fusing.export(network, images[:8], target, classes=classes, preprocessing=preprocessing, merge=merge)

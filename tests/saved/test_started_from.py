@@ -161,6 +161,26 @@ def test_classes_that_are_matched_by_name_are_said_to_be(run, capsys, classes, s
     assert ("; classes matched by name with those of its training)" in capsys.readouterr().out) is said
 
 
+@pytest.mark.parametrize("stage", ["in", "behind"])
+def test_classes_of_a_run_that_was_killed_are_matched_by_name(run, tmp_path, stage, monkeypatch):
+    """Its record does not say which they are before the first stage is over; its checkpoint does."""
+    turned = "dataset.classes=['9','8','7','6','5','4','3','2','1','0']"
+    before = saved.evaluate(run)
+    record = json.loads((run / "results.json").read_text())
+    for key in ("classes", "fingerprint"):
+        del record[key]
+    (run / "results.json").write_text(json.dumps(record | {"status": "running", "stages": []}))
+    if stage == "in":  # a training of which there is more to do
+        state = torch.load(run / "checkpoints/train.pt", weights_only=True) | {"stages": []}
+        torch.save(state, run / "checkpoints/last.pt")
+    after = saved.evaluate(run, [turned])
+    assert (after["top1"], after["classes_matched_by_name"]) == (before["top1"], True)
+    exported = {}
+    monkeypatch.setattr("memexp.fusing.export", lambda *_, **given: exported.update(given))
+    saved.export(run, tmp_path / "network", overrides=[turned])
+    assert exported["classes"] == list("0123456789")
+
+
 def test_a_start_from_a_run_that_knows_the_classes_in_another_order_is_refused(tmp_path, caplog):
     memexp.run(memexp.compose([*SHORT, "dataset.classes=['3','5']"]), tmp_path / "run")
     start = [*SHORT, f"init_from='{tmp_path}/run'", "stages=[evaluate]"]
