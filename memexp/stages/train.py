@@ -77,8 +77,8 @@ def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:
         trainer.load(run.unfinished, run.source or run.last)
         if not run.has_best():  # a later stage, or a damaged disk, has taken its place since
             trainer.progress.best = -math.inf
-        if cfg.compile:  # the steps that the tracker follows are not compiled, and round otherwise
-            run.meter.go_on(trainer.progress.step, trainer.progress.memory)
+        # the steps that the tracker follows are not compiled, and round otherwise
+        run.meter.go_on(trainer.progress.step if cfg.compile else 0, trainer.progress.memory)
         log.info("going on from step %d of %d", trainer.progress.step, trainer.total_steps)
     if run.board is not None and run.steps_before + trainer.progress.step == 0:
         images, labels = next(iter(run.splits.train.epoch(0)))

@@ -255,8 +255,11 @@ class Trainer:
     def timing(self) -> dict[str, Any]:
         """Median step time over this process's steps, without tracked, traced and warm-up ones (all, if that is all).
 
-        Seconds spent on compiling are in none of them, and stand beside.
+        Seconds spent on compiling are in none of them, and stand beside. Of a process that has taken no step, as it went on
+        with a training that was at its end, those of the process before it.
         """
+        if not self.durations and self.progress.time is not None:
+            return self.progress.time
         skipped = self.place.meter.tracked_steps + (self.trace.steps if self.trace is not None else 0) + WARM_UP
         skipped += self.recipe.graphed is not None  # the step that is recorded
         warm = self.durations[skipped:]
@@ -282,8 +285,8 @@ class Trainer:
         if distribution.agree(not all(sound), self.place.world):  # each process has statistics of its own
             name = "a buffer of another process" if all(sound) else list(weights)[sound.index(False)]
             raise NotFinite(f"{name} is not finite after step {self.progress.step}. {REMEDY}")
-        if self.compilation is not None:
-            self.progress.memory = self.place.meter.results()
+        if self.durations:
+            self.progress.memory, self.progress.time = self.place.meter.results(), self.timing()
         self.place.save(self.recipe.state() | {"progress": vars(self.progress).copy()})
 
     def load(self, state: dict[str, Any], path: Path) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 class Progress:
     """Where training stands. `position` counts the optimizer steps done of epoch `epoch`.
 
-    evaluation: of this very step, where it has been evaluated. memory: what the meter has measured, of a run that is compiled.
+    evaluation: of this very step, where it has been evaluated. memory, time: what was measured of its steps, by the process that
+    took the last ones.
     """
 
     step: int = 0
@@ -20,3 +21,4 @@ class Progress:
     strategy: dict[str, float] = field(default_factory=dict)
     evaluation: dict[str, Any] | None = None
     memory: dict[str, Any] | None = None
+    time: dict[str, Any] | None = None
