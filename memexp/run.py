@@ -23,7 +23,7 @@ from memexp.fusing import ExportError, FusingError
 from memexp.memory import advice, limit
 from memexp.memory.snapshot import Failures
 from memexp.prepared import check_schedules, prepare
-from memexp.record import RunDirectory, RunDirectoryError, write_json
+from memexp.record import FINISHED, RunDirectory, RunDirectoryError, write_json
 from memexp.recorded import as_config
 from memexp.results import describe, estimated_peak, remember, skeleton
 from memexp.stages import prune, study
@@ -204,7 +204,7 @@ def _open_record(
         return
     before = directory.results
     if before is not None and before.get("status") == "done" and order["start"] is not None:
-        write_json(directory.path / "results.finished.json", before)
+        write_json(directory.path / FINISHED, before)
     directory.write_hydra(OmegaConf.to_yaml(cfg), order["overrides"], order["hydra"])
     device = cfg.device if sequence.study_of(cfg) else distribution.device_name(cfg.device, world)
     directory.write_environment(config_hash=results["config_hash"], seed=cfg.seed, device=device)

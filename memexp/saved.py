@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from memexp import recorded, unread
 from memexp.config import ConfigError
-from memexp.record import RunDirectory, read_json, writing
+from memexp.record import FINISHED, RunDirectory, read_json, writing
 from memexp.sequence import keys, recipe_of, stage_of
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def _check_there(run: Path, name: str) -> None:
 
 def _check_kept(run: Path, others: Sequence[str] = ()) -> None:
     """Raises ConfigError where the run has once ended and its checkpoints, but for `others`, are gone: it would begin anew."""
-    records = [read_json(run / name) or {} for name in ("results.json", "results.finished.json")]
+    records = [read_json(run / name) or {} for name in ("results.json", FINISHED)]
     folder = run / "checkpoints"
     if any(record.get("status") == "done" for record in records) and not any(
         file.name not in others for file in folder.glob("*.pt")

@@ -14,6 +14,7 @@ from memexp import build, saved
 from memexp.cli import main
 from memexp.config import ConfigError
 from memexp.record import RunDirectoryError
+from memexp.stages.handed import Run
 from memexp.training.checkpoint import CheckpointError
 
 
@@ -88,6 +89,20 @@ def test_a_finished_run_whose_checkpoints_are_gone_is_not_trained_anew(run, kept
     if not kept:  # the estimate was that of a network which had not been fused
         with pytest.raises(ConfigError, match="what it ended with is gone"):
             saved.changed(run)
+
+
+def test_a_run_in_place_of_one_that_was_made_longer_is_resumed_though_it_was_killed_at_once(run, monkeypatch):
+    """The record of the finished run stayed, and the new one was taken for that, whose checkpoints are gone."""
+    shutil.copy(run / "results.json", run / "results.finished.json")  # as `resume RUN epochs=3` leaves it
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "save_best", killed)
+        memexp.run(memexp.compose([*TINY, "epochs=1", "seed=1", "overwrite=true"]), run)
+    results = saved.resume(run)
+    assert (results["status"], results["seed"], results["epochs"]) == ("done", 1, 1)
 
 
 def cut_off(last: Path) -> None:
