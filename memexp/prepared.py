@@ -109,7 +109,11 @@ def _standing(directory: RunDirectory, start: str | None, to_train: bool) -> tup
     path = directory.checkpoints / f"{start}.pt"
     if start is None:
         return path, None
-    if start == "last" and to_train and not any(other.name != "best.pt" for other in directory.checkpoints.glob("*.pt")):
+    if (
+        start == "last"
+        and to_train
+        and not any(other.name != "best.pt" for other in directory.checkpoints.glob("*.pt"))
+    ):
         log.info("no checkpoint in %s: starting from the beginning", directory.checkpoints)
         return path, None
     return checkpoint.load_last(path, to_train) if start == "last" else (path, checkpoint.load(path))

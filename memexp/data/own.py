@@ -67,7 +67,9 @@ def _make(settings: Any) -> Arrays:
     count = 1 + max(int(part.labels.max(initial=0)) for part in parts.values())
     classes = _names(path, getattr(made[0], "classes", None)) or tuple(map(str, range(count)))
     if len(classes) < 2:
-        raise DataError(f"dataset: {path}: there is one class only, {classes[0]}; a classifier needs two classes at least")
+        raise DataError(
+            f"dataset: {path}: there is one class only, {classes[0]}; a classifier needs two classes at least"
+        )
     arrays = Arrays(parts["train"], parts["test"], classes, parts.get("val"))
     shapes = {name: part.images.shape[1:] for name, part in parts.items() if len(part.images)}
     if len(set(shapes.values())) > 1:
@@ -81,7 +83,7 @@ def _names(path: str, given: Any) -> tuple[str, ...]:
         return ()
     if not isinstance(given, Sequence | np.ndarray | Tensor):
         raise DataError(
-            f"dataset: {path}: the train split has classes={given!r:.60}; they must be a list of names, in the order of the labels"
+            f"dataset: {path}: the train split has classes={given!r:.60}; they must be a list of names, in the order of labels"
         )
     return tuple(map(str, given.tolist() if isinstance(given, np.ndarray | Tensor) else given))
 

@@ -9,8 +9,7 @@ from typing import Any
 class Progress:
     """Where training stands. `position` counts the optimizer steps done of epoch `epoch`.
 
-    evaluation: of this very step, where it has been evaluated. memory, time: what was measured of its steps, by the process that
-    took the last ones.
+    evaluation: of this very step, where it has been evaluated. memory, time: measured by the process that took the last steps.
     """
 
     step: int = 0

@@ -178,9 +178,10 @@ def test_a_training_that_was_stopped_behind_its_last_step_keeps_what_it_had_meas
     def stopped(*_):
         raise Interrupted(signal.SIGTERM)
 
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+    with monkeypatch.context() as patch:
         patch.setattr(place, stopped)
-        memexp.run(memexp.compose([*TINY, "epochs=1"]), tmp_path)
+        with pytest.raises(Interrupted):
+            memexp.run(memexp.compose([*TINY, "epochs=1"]), tmp_path)
     before = json.loads((tmp_path / "results.json").read_text())
     after = saved.resume(tmp_path)
     assert before["memory"]["peak"] > 0
