@@ -3,12 +3,39 @@
 import pytest
 from report_runs import add, log
 
-from memexp.report import plots
+from memexp.report import plots, report, write_report
 from memexp.report.collect import find, group
 
 
 def of(key: str, split: str, top1: float, **more) -> dict:
     return {"key": key, "accuracy": {"top1": top1, "split": split}, **more}
+
+
+def test_accuracy_before_a_stage_that_looks_at_other_images_is_not_known(tmp_path):
+    """Validation accuracy stood as what evaluate had changed into test accuracy."""
+    pruned = of("prune", "val", 60.0, before={"top1": 90.0}, prune={})
+    add(tmp_path, "a", stages=[of("train", "val", 90.0), pruned, of("evaluate", "test", 55.0)])
+    text = write_report([tmp_path], tmp_path / "out", form="markdown", plots=False)
+    rows = [line.strip("| ").split(" | ")[3:5] for line in text.splitlines() if line.startswith("| resnet | ")][1:]
+    assert rows == [["-", "90.00"], ["90.00", "60.00"], ["-", "55.00"]]
+    assert "top-1: of val images: train, prune; of test images: evaluate." in text
+    assert [row["accuracy.split"] for row in report(tmp_path)["stages"]] == ["val", "val", "test"]
+
+
+@pytest.mark.parametrize(
+    ("splits", "told"),
+    [
+        (["test", "test"], None),
+        (["val", "val"], "top-1 and error: of val images; no stage has looked at the test split."),
+        (["val", "test"], "top-1 and error of run0: of val images; no stage has looked at the test split."),
+    ],
+)
+def test_accuracy_of_runs_without_the_stage_evaluate_is_said_to_be_of_val_images(tmp_path, splits, told):
+    for i, split in enumerate(splits):
+        add(tmp_path, f"run{i}", depth=32 + i, accuracy={"top1": 50.0, "split": split})
+    lines = write_report([tmp_path], tmp_path / "out", form="markdown", plots=False).splitlines()
+    assert [line for line in lines if "images; no stage" in line] == ([told] if told else [])
+    assert [run["accuracy.split"] for run in report(tmp_path)["runs"]] == splits
 
 
 def test_curves_of_accuracy_name_the_images(tmp_path):
