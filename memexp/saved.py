@@ -72,7 +72,8 @@ def resume(path: Path, overrides: Sequence[str] = (), own: Own = Own()) -> dict[
     _check_kept(path, ("best.pt",))
     from memexp.run import run
 
-    every = [str(text) for text in results.get("overrides") or []] + list(overrides)
+    told = results.get("overrides")  # a program has told it none
+    every = None if told is None else [*map(str, told), *overrides]
     return run(cfg, path, every, start=_start(path, cfg))
 
 
