@@ -124,23 +124,35 @@ def export(
         network = copy.deepcopy(model).eval()
     if isinstance(network, IntegralNetwork):  # as the plain network of its size of evaluation
         network = network.discretize().eval()
-    preprocessing = {
-        "shape": list(run.splits.shape),
-        "values": "0 to 1, then (x - mean) / std by channel",
-        "mean": run.splits.mean,
-        "std": run.splits.std,
-        "resize_size": cfg.dataset.get("resize_size"),
-    }
     target = path / "network" if output is None else output
     classes = list(run.splits.classes if run.known is None else run.known)  # its own, whatever data it is checked on
     try:
         with writing(target):
-            return fusing.export(network, images[:8], target, classes=classes, preprocessing=preprocessing, merge=merge)
+            return fusing.export(
+                network, images[:8], target, classes=classes, preprocessing=_preprocessing(run), merge=merge
+            )
     except (fusing.FusingError, fusing.ExportError):
         raise
     except ValueError as error:
         told = "" if merge is None else " (--merge no fuses nothing)"
         raise ConfigError([f"export: {error}{told}"]) from error
+
+
+def _preprocessing(run: Run) -> dict[str, Any]:
+    """What makes of a file the image that the network takes, beside a crop of its middle. resize_size: None where it is not
+    resized before.
+    """
+    from memexp.data import resize_size
+
+    settings = run.cfg.dataset
+    resized = "resize_size" in settings and "_target_" not in settings  # whose own arguments may have any name
+    return {
+        "shape": list(run.splits.shape),
+        "values": "0 to 1, then (x - mean) / std by channel",
+        "mean": run.splits.mean,
+        "std": run.splits.std,
+        "resize_size": resize_size(settings) if resized else None,
+    }
 
 
 def _of_its_network(path: Path, overrides: Sequence[str], own: Own) -> DictConfig:

@@ -3,6 +3,7 @@
 import json
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -179,6 +180,18 @@ def test_classes_of_a_run_that_was_killed_are_matched_by_name(run, tmp_path, sta
     monkeypatch.setattr("memexp.fusing.export", lambda *_, **given: exported.update(given))
     saved.export(run, tmp_path / "network", overrides=[turned])
     assert exported["classes"] == list("0123456789")
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [([], None), (["dataset=imagenet"], 256), (["dataset=imagefolder", "dataset.image_size=64"], 73)]
+    + [(["dataset=imagenet", "dataset.resize_size=232"], 232)],
+)
+def test_an_exported_network_knows_to_what_size_images_are_resized(settings, size):
+    """It was told none where it follows from the size of the crop."""
+    splits = SimpleNamespace(shape=(3, 8, 8), mean=[0.5] * 3, std=[0.5] * 3)
+    told = saved._preprocessing(SimpleNamespace(cfg=config.compose_unchecked(settings), splits=splits))
+    assert told["resize_size"] == size
 
 
 def test_a_start_from_a_run_that_knows_the_classes_in_another_order_is_refused(tmp_path, caplog):
