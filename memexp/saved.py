@@ -253,7 +253,8 @@ def _deployed(run: Run) -> Iterator[nn.Module]:
     from memexp.stages import tune
     from memexp.stages.train import trainer_for
 
-    trainer = trainer_for(run, tune.recipe(run.cfg) if recipe_of(run.key) == "tune" else run.cfg)
+    cfg = tune.recipe(run.cfg) if recipe_of(run.key) == "tune" else run.cfg
+    trainer = trainer_for(run, cfg, run.unfinished["progress"].get("total"))  # whatever images it is evaluated on
     assert run.source is not None
     trainer.load(run.unfinished, run.source)
     with trainer.deployed(run.stop) as model:

@@ -129,8 +129,11 @@ def _course(run: Run) -> Callable[[int, int], float] | None:
     return returning if any(edit["kind"] == "grow" for edit in run.edits) else vanishing
 
 
-def trainer_for(run: Run, cfg: DictConfig) -> Trainer:
-    """A trainer of the run's network by `cfg`, at its beginning. Raises ConfigError for what does not fit the network."""
+def trainer_for(run: Run, cfg: DictConfig, total: int | None = None) -> Trainer:
+    """A trainer of the run's network by `cfg`, at its beginning. Raises ConfigError for what does not fit the network.
+
+    total: its steps, where they are not those that `cfg` makes of the images at hand.
+    """
     try:
         model = distribution.distribute(run.network, run.world, run.device, cfg.sync_batchnorm)
         made = recipe.make(cfg, run.network, run.device, len(run.splits.classes))
@@ -156,7 +159,7 @@ def trainer_for(run: Run, cfg: DictConfig) -> Trainer:
             images,
         )
     monitor = strategy_monitor(run.network, made.loss_fn, made.precision, cfg.monitor_gradient)
-    return Trainer(run, made, model, monitor)
+    return Trainer(run, made, model, monitor, total)
 
 
 def _meter(run: Run, cfg: DictConfig) -> Meter:

@@ -59,6 +59,7 @@ def _training(value: Any) -> bool:
     return (
         isinstance(progress, dict)
         and all(_count(progress.get(name)) for name in ("step", "epoch", "position"))
+        and _or_none(_count)(progress.get("total"))
         and all(_or_none(_any_dict)(progress.get(name)) for name in ("memory", "time"))
     )
 

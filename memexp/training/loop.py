@@ -40,10 +40,15 @@ class Trainer:
     """One network being trained, in one stage of a run. `train()` returns the last evaluation; the attributes tell the rest."""
 
     def __init__(
-        self, place: Place, recipe: Recipe, model: nn.Module | None = None, monitor: Monitor | None = None
+        self,
+        place: Place,
+        recipe: Recipe,
+        model: nn.Module | None = None,
+        monitor: Monitor | None = None,
+        total: int | None = None,
     ) -> None:
         """`model` is the recipe's network as it is called, where it is wrapped for several processes or compiled;
-        `monitor` reads the strategy's own figures.
+        `monitor` reads the strategy's own figures; `total` are the steps of a training that is only looked at.
         """
         self.place, self.recipe, self.monitor = place, recipe, monitor
         self.settings, self.precision = recipe.settings, recipe.precision
@@ -60,7 +65,7 @@ class Trainer:
         self._top1: float | None = None  # of the latest evaluation of this process
         splits = place.splits
         self.steps_per_epoch = self.settings.steps_per_epoch(len(splits.train))
-        self.total_steps = self.settings.total_steps(len(splits.train))
+        self.total_steps = self.settings.total_steps(len(splits.train)) if total is None else total
         why = statistics.distrusted(recipe.network, self.total_steps)
         self.precise = self.settings.precise_batchnorm and why is not None
         if self.precise:
@@ -287,6 +292,7 @@ class Trainer:
             raise NotFinite(f"{name} is not finite after step {self.progress.step}. {REMEDY}")
         if self.durations:
             self.progress.memory, self.progress.time = self.place.meter.results(), self.timing()
+        self.progress.total = self.total_steps
         self.place.save(self.recipe.state() | {"progress": vars(self.progress).copy()})
 
     def load(self, state: dict[str, Any], path: Path) -> None:

@@ -182,6 +182,18 @@ def test_classes_of_a_run_that_was_killed_are_matched_by_name(run, tmp_path, sta
     assert exported["classes"] == list("0123456789")
 
 
+def test_statistics_are_estimated_or_not_as_in_the_stage_that_is_under_way_whatever_images_are_read(run, monkeypatch):
+    """How many steps the images of the evaluation would have been decided it."""
+    monkeypatch.setattr(
+        "memexp.training.statistics.SETTLED", 0.06
+    )  # of the 6 steps that this run has, at a momentum of 0.01
+    state = torch.load(run / "checkpoints/train.pt", weights_only=True)
+    state["training"]["progress"]["step"] = 5
+    torch.save(state | {"stages": [], "checksums": None}, run / "checkpoints/last.pt")
+    measured = [saved.evaluate(run, [text])["loss"] for text in ("epochs=2", "batch_size=96", "dataset.limit=32")]
+    assert measured == pytest.approx([measured[0]] * 3, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("settings", "size"),
     [([], None), (["dataset=imagenet"], 256), (["dataset=imagefolder", "dataset.image_size=64"], 73)]
