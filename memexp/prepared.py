@@ -97,7 +97,7 @@ def prepare(
     if learnt_from is not None:
         current.teacher = placed(build.taught_by(cfg, *learnt_from, splits), cfg, device)
     if state is not None:
-        current.source = path
+        current.source, current.known = path, state["classes"]
         _go_on(current, state, to_train)
     elif start is not None and world.is_main:
         directory.clear()  # what was written down before the first checkpoint is written again
@@ -105,11 +105,15 @@ def prepare(
 
 
 def _standing(directory: RunDirectory, start: str | None, to_train: bool) -> tuple[Path, dict[str, Any] | None]:
-    """The checkpoint to start from, and what it holds; None where there is none to start from."""
+    """The checkpoint to start from, and what it holds; None where training has none to start from, and begins."""
     path = directory.checkpoints / f"{start}.pt"
     if start is None:
         return path, None
-    if start == "last" and not any(other.name != "best.pt" for other in directory.checkpoints.glob("*.pt")):
+    if (
+        start == "last"
+        and to_train
+        and not any(other.name != "best.pt" for other in directory.checkpoints.glob("*.pt"))
+    ):
         log.info("no checkpoint in %s: starting from the beginning", directory.checkpoints)
         return path, None
     return checkpoint.load_last(path, to_train) if start == "last" else (path, checkpoint.load(path))

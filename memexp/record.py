@@ -27,6 +27,7 @@ from memexp.visible import visible
 
 SCHEMA = 2
 READABLE = (1, 2)  # schemas of results.json that are still read
+FINISHED = "results.finished.json"  # the record of a finished run that is made longer
 GROWING = ("metrics.jsonl", "events.out.tfevents.*")  # files that a run appends to
 OPENED = (".lock", "train.log", *GROWING, ".hydra", "checkpoints", "plots")  # of a run, which are not replaced whole
 STATUSES = ("running", "done", "failed", "oom", "nan", "interrupted")
@@ -198,7 +199,8 @@ class RunDirectory:
 
     def left(self) -> list[Path]:
         """The files that `clear` removes."""
-        return [*self._growing(), *(path for path in sorted(self.checkpoints.glob("*")) if not path.is_dir())]
+        checkpoints = [path for path in sorted(self.checkpoints.glob("*")) if not path.is_dir()]
+        return [*self._growing(), *checkpoints, *self.path.glob(FINISHED)]
 
     def _growing(self) -> list[Path]:
         return [path for pattern in GROWING for path in sorted(self.path.glob(pattern))]

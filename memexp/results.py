@@ -15,7 +15,7 @@ from memexp.stages.handed import Run
 log = logging.getLogger("memexp")
 
 
-def skeleton(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+def skeleton(cfg: DictConfig, overrides: Sequence[str] | None) -> dict[str, Any]:
     """results.json before anything has been measured: every field is there, whatever happens next."""
     return {
         "schema": SCHEMA,
@@ -26,7 +26,7 @@ def skeleton(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         "scale": cfg.scale if cfg.case else None,
         "config_hash": config_hash(cfg),
         "seed": cfg.seed,
-        "overrides": list(overrides),
+        "overrides": None if overrides is None else list(overrides),  # of a program's run there are none
         "config": OmegaConf.to_container(cfg, resolve=True),
         **{group: name_of(cfg[group]) for group in ("model", "dataset", "backprop", "optimizer", "precision")},
         **{group: name_of(cfg[group]) if cfg[group] is not None else None for group in ("prune", "deploy")},

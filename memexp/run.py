@@ -23,7 +23,7 @@ from memexp.fusing import ExportError, FusingError
 from memexp.memory import advice, limit
 from memexp.memory.snapshot import Failures
 from memexp.prepared import check_schedules, prepare
-from memexp.record import RunDirectory, RunDirectoryError, write_json
+from memexp.record import FINISHED, RunDirectory, RunDirectoryError, write_json
 from memexp.recorded import as_config
 from memexp.results import describe, estimated_peak, remember, skeleton
 from memexp.stages import prune, study
@@ -49,27 +49,33 @@ STATUS = {Interrupted: "interrupted", NotFinite: "nan", torch.OutOfMemoryError: 
 def run(
     cfg: DictConfig | Mapping[str, Any],
     directory: str | Path | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Sequence[str] | None = None,
     start: str | None = None,
     hydra: str | None = None,
     foreseen: bool = False,
 ) -> dict[str, Any]:
     """Carries out the stages of what `cfg` describes and returns results.json as a dictionary.
 
-    cfg: what memexp.compose gives, or a dict. directory: the run directory; by default a new one below outputs/<name>. start:
-    go on from this checkpoint of the directory ("last", or the key of a stage that is to be made longer); a new run where None.
-    hydra: Hydra's own settings, as YAML. foreseen: the caller has asked memexp.stages.foresee already. Whatever ends the run
-    early is recorded there first and then raised. Progress is printed line by line, in a notebook too, unless the caller has
-    configured the logger "memexp".
+    cfg: what memexp.compose gives, or a dict. directory: the run directory; by default a new one below outputs/<name>.
+    overrides: of the command line that `cfg` was composed from, for the record; None for a program's. start: go on from this
+    checkpoint of the directory ("last", or the key of a stage that is to be made longer); a new run where None. hydra: Hydra's
+    own settings, as YAML. foreseen: the caller has asked memexp.stages.foresee already. Whatever ends the run early is recorded
+    there first and then raised. Progress is printed line by line, in a notebook too, unless the caller has configured the
+    logger "memexp".
     """
-    cfg, overrides = as_config(cfg), given.words(overrides)
+    cfg, overrides = as_config(cfg), None if overrides is None else given.words(overrides)
     directory = Path("outputs") / cfg.name / run_name(cfg) if directory is None else given.path("directory", directory)
     with spoken():
         return _ordered(cfg, directory, overrides, start, hydra, foreseen)
 
 
 def _ordered(
-    cfg: DictConfig, directory: Path, overrides: Sequence[str], start: str | None, hydra: str | None, foreseen: bool
+    cfg: DictConfig,
+    directory: Path,
+    overrides: Sequence[str] | None,
+    start: str | None,
+    hydra: str | None,
+    foreseen: bool,
 ) -> dict[str, Any]:
     """The part of the first process: every other one is told what to do, in a script in which all of them come here, too."""
     world = World.from_environment()
@@ -79,7 +85,7 @@ def _ordered(
             OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]), resolve=True
         ),
         "directory": str(directory.absolute()),
-        "overrides": list(overrides),
+        "overrides": overrides,
         "start": start,
         "hydra": hydra,
         "foreseen": foreseen or start is not None,
@@ -125,7 +131,7 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
             log.info("stages: %s", " -> ".join(keys))
             for setting in sequence.unused(cfg):
                 log.warning("warning: no stage of this run carries out %s", setting)
-            for told in unread.typed(cfg, order["overrides"]):
+            for told in unread.typed(cfg, order["overrides"] or ()):
                 log.warning("warning: %s", told)
             if keys == ["study"]:
                 if order["start"] is not None:  # it has no checkpoint, and is begun again
@@ -204,8 +210,8 @@ def _open_record(
         return
     before = directory.results
     if before is not None and before.get("status") == "done" and order["start"] is not None:
-        write_json(directory.path / "results.finished.json", before)
-    directory.write_hydra(OmegaConf.to_yaml(cfg), order["overrides"], order["hydra"])
+        write_json(directory.path / FINISHED, before)
+    directory.write_hydra(OmegaConf.to_yaml(cfg), order["overrides"] or (), order["hydra"])
     device = cfg.device if sequence.study_of(cfg) else distribution.device_name(cfg.device, world)
     directory.write_environment(config_hash=results["config_hash"], seed=cfg.seed, device=device)
     directory.write_results(results)

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from memexp import recorded, unread
 from memexp.config import ConfigError
-from memexp.record import RunDirectory, read_json, writing
+from memexp.record import FINISHED, RunDirectory, read_json, writing
 from memexp.sequence import keys, recipe_of, stage_of
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def resume(path: Path, overrides: Sequence[str] = (), own: Own = Own()) -> dict[
     _check_kept(path, ("best.pt",))
     from memexp.run import run
 
-    every = [str(text) for text in results.get("overrides") or []] + list(overrides)
+    told = results.get("overrides")  # a program has told it none
+    every = None if told is None else [*map(str, told), *overrides]
     return run(cfg, path, every, start=_start(path, cfg))
 
 
@@ -89,8 +90,7 @@ def evaluate(
     from memexp import build
 
     with _read(cfg, path, name, overrides) as (run, model):
-        then = (read_json(path / "results.json") or {}).get("classes")
-        known = build.in_order_of(model, then, run.splits.classes)
+        known = build.in_order_of(model, run.known, run.splits.classes)
         result = run.evaluated(known, split)
     return {
         **result.as_dict(),
@@ -124,24 +124,35 @@ def export(
         network = copy.deepcopy(model).eval()
     if isinstance(network, IntegralNetwork):  # as the plain network of its size of evaluation
         network = network.discretize().eval()
-    preprocessing = {
-        "shape": list(run.splits.shape),
-        "values": "0 to 1, then (x - mean) / std by channel",
-        "mean": run.splits.mean,
-        "std": run.splits.std,
-        "resize_size": cfg.dataset.get("resize_size"),
-    }
     target = path / "network" if output is None else output
-    known = (read_json(path / "results.json") or {}).get("classes")  # its own, whatever data it is checked on
-    classes = list(run.splits.classes if known is None else known)
+    classes = list(run.splits.classes if run.known is None else run.known)  # its own, whatever data it is checked on
     try:
         with writing(target):
-            return fusing.export(network, images[:8], target, classes=classes, preprocessing=preprocessing, merge=merge)
+            return fusing.export(
+                network, images[:8], target, classes=classes, preprocessing=_preprocessing(run), merge=merge
+            )
     except (fusing.FusingError, fusing.ExportError):
         raise
     except ValueError as error:
         told = "" if merge is None else " (--merge no fuses nothing)"
         raise ConfigError([f"export: {error}{told}"]) from error
+
+
+def _preprocessing(run: Run) -> dict[str, Any]:
+    """What makes of a file the image that the network takes, beside a crop of its middle. resize_size: None where it is not
+    resized before.
+    """
+    from memexp.data import resize_size
+
+    settings = run.cfg.dataset
+    resized = "resize_size" in settings and "_target_" not in settings  # whose own arguments may have any name
+    return {
+        "shape": list(run.splits.shape),
+        "values": "0 to 1, then (x - mean) / std by channel",
+        "mean": run.splits.mean,
+        "std": run.splits.std,
+        "resize_size": resize_size(settings) if resized else None,
+    }
 
 
 def _of_its_network(path: Path, overrides: Sequence[str], own: Own) -> DictConfig:
@@ -179,7 +190,7 @@ def _check_there(run: Path, name: str) -> None:
 
 def _check_kept(run: Path, others: Sequence[str] = ()) -> None:
     """Raises ConfigError where the run has once ended and its checkpoints, but for `others`, are gone: it would begin anew."""
-    records = [read_json(run / name) or {} for name in ("results.json", "results.finished.json")]
+    records = [read_json(run / name) or {} for name in ("results.json", FINISHED)]
     folder = run / "checkpoints"
     if any(record.get("status") == "done" for record in records) and not any(
         file.name not in others for file in folder.glob("*.pt")
@@ -242,7 +253,8 @@ def _deployed(run: Run) -> Iterator[nn.Module]:
     from memexp.stages import tune
     from memexp.stages.train import trainer_for
 
-    trainer = trainer_for(run, tune.recipe(run.cfg) if recipe_of(run.key) == "tune" else run.cfg)
+    cfg = tune.recipe(run.cfg) if recipe_of(run.key) == "tune" else run.cfg
+    trainer = trainer_for(run, cfg, run.unfinished["progress"].get("total"))  # whatever images it is evaluated on
     assert run.source is not None
     trainer.load(run.unfinished, run.source)
     with trainer.deployed(run.stop) as model:

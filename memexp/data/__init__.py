@@ -16,7 +16,7 @@ from memexp.data.selection import check_limit, class_numbers, hold_out, select
 from memexp.data.sources import CLASSES, SOURCES, class_names, search_root
 from memexp.data.streamed import Loader, Samples, StreamedBatches, resize_size
 
-__all__ = ["Batches", "DataError", "Splits", "describe", "foresee", "imagenet_classes", "load", "match"]
+__all__ = ["Batches", "DataError", "Splits", "describe", "foresee", "imagenet_classes", "load", "match", "resize_size"]
 
 
 def load(

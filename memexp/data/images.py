@@ -33,7 +33,8 @@ def suffixes() -> frozenset[str]:
 def read(path: str) -> np.ndarray:
     """The whole image as uint8 (height, width, 3). Raises DataError naming a file that is cut short or no image.
 
-    16-bit grey and colour are scaled to 8 bits by the range that the file uses: its values fit 8, 12 or 16 bits.
+    16-bit grey, and colour of PNG, are scaled to 8 bits by the range that the file uses: its values fit 8, 12 or 16 bits. PGM
+    says its range, and of other 16-bit colour the upper byte is taken.
     """
     try:
         with open(path, "rb") as file:
@@ -68,6 +69,8 @@ def _with_pillow(content: bytes) -> np.ndarray:
         if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey at 255
             grey = _eight_bits(np.asarray(image))
             return np.repeat(grey[..., None], 3, axis=2)
+        if image.format == "PPM" and image.mode == "I":  # which Pillow has scaled to 16 bits
+            return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
         if image.mode in ("I", "F"):
             raise ValueError(f"its pixels are of PIL's mode {image.mode}, whose range is not known")
         transparent = image.mode == "P" and "transparency" in image.info

@@ -2,10 +2,11 @@
 
 It makes (train, test) or (train, val, test). Each is a torch Dataset of (image, label), or a pair (images, labels). Images are
 uint8: PIL's, arrays (height, width, channels) or tensors (channels, height, width), all of one size; labels are integers
-from 0. Classes are named by the training set's `classes`, where it has them.
+from 0. Classes are named by the training set's `classes`, where it has them: a list, or an array, in the order of the labels.
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -63,13 +64,28 @@ def _make(settings: Any) -> Arrays:
         )
     names = ("train", "test") if len(made) == 2 else ("train", "val", "test")
     parts = {name: _part(path, name, split) for name, split in zip(names, made, strict=True)}
-    given_names = getattr(made[0], "classes", None)
-    classes = given_names or range(1 + max(int(part.labels.max(initial=0)) for part in parts.values()))
-    arrays = Arrays(parts["train"], parts["test"], tuple(map(str, classes)), parts.get("val"))
+    count = 1 + max(int(part.labels.max(initial=0)) for part in parts.values())
+    classes = _names(path, getattr(made[0], "classes", None)) or tuple(map(str, range(count)))
+    if len(classes) < 2:
+        raise DataError(
+            f"dataset: {path}: there is one class only, {classes[0]}; a classifier needs two classes at least"
+        )
+    arrays = Arrays(parts["train"], parts["test"], classes, parts.get("val"))
     shapes = {name: part.images.shape[1:] for name, part in parts.items() if len(part.images)}
     if len(set(shapes.values())) > 1:
         raise DataError(f"dataset: {path}: the splits have images of different sizes: {shapes}")
     return arrays.checked(path)
+
+
+def _names(path: str, given: Any) -> tuple[str, ...]:
+    """What the training set calls its classes; nothing where it does not say."""
+    if given is None:
+        return ()
+    if not isinstance(given, Sequence | np.ndarray | Tensor):
+        raise DataError(
+            f"dataset: {path}: the train split has classes={given!r:.60}; they must be a list of names, in the order of labels"
+        )
+    return tuple(map(str, given.tolist() if isinstance(given, np.ndarray | Tensor) else given))
 
 
 def _part(path: str, name: str, split: Any) -> Part:
@@ -88,7 +104,7 @@ def _part(path: str, name: str, split: Any) -> Part:
                 f"{where} has images of different sizes, such as {sizes[0]} and {sizes[-1]}; make them equal"
             )
         images = np.stack(pictures) if pictures else np.empty((0, 1, 1, 1), np.uint8)
-        labels = np.asarray([int(label) for _, label in items], np.int64)
+        labels = np.asarray([_label(label, where) for _, label in items], np.int64)
     else:
         raise DataError(
             f"{where} is a {type(split).__name__}; it must be a torch Dataset of (image, label) or a pair (images, labels)"
@@ -98,6 +114,16 @@ def _part(path: str, name: str, split: Any) -> Part:
             f"{where} has labels of {labels.dtype} and shape {labels.shape}; they must be integers, one an image"
         )
     return Part(np.ascontiguousarray(images), labels.astype(np.int64))
+
+
+def _label(label: Any, where: str) -> int:
+    try:
+        number = int(label)
+        if number == float(label) and abs(number) < 2**63:
+            return number
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        pass
+    raise DataError(f"{where} has a label {label!r:.60}; labels must be whole numbers, those of the classes from 0 on")
 
 
 def _array(images: Any, where: str, single: bool = False) -> np.ndarray:

@@ -61,7 +61,9 @@ class Meter:
         yield
 
     def go_on(self, steps: int, figures: dict[str, Any] | None) -> None:
-        """Of training that is gone on with after `steps` steps, whose `results` were `figures`: follows no step twice."""
+        """Of training that is gone on with, whose `results` were `figures`, which stay those of it if no further step is taken.
+        steps: that are not to be followed once more.
+        """
 
     def peak(self) -> int:
         """Bytes at the peak so far."""
@@ -159,6 +161,7 @@ class AcceleratorMeter(Meter):
         self._model: nn.Module | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._before = (0, 0)
+        self._figures: dict[str, Any] | None = None
         self._data = _storage_bytes([tensor for tensor in held if tensor.device.type == device.type])
         counters.reset_peak_memory_stats(device)
 
@@ -188,6 +191,9 @@ class AcceleratorMeter(Meter):
         finally:
             self._counters.reset_peak_memory_stats(self.device)
 
+    def go_on(self, steps: int, figures: dict[str, Any] | None) -> None:
+        self._figures = figures
+
     def peak(self) -> int:
         return max(self._before[0], int(self._counters.max_memory_allocated(self.device)))
 
@@ -196,6 +202,8 @@ class AcceleratorMeter(Meter):
 
     def results(self) -> dict[str, Any]:
         """Parameters, gradients, optimizer state and data are counted; activations are what of the peak is left beside them."""
+        if self._model is None and self._figures is not None:
+            return self._figures | {"rss_peak": resident_peak()}
         parameters = list(self._model.parameters()) if self._model is not None else []
         state = self._optimizer.state.values() if self._optimizer is not None else ()
         named = {

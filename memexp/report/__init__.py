@@ -10,7 +10,6 @@ from memexp.calling import CallableModule
 from memexp.record import NotWritten, write_text, writing
 from memexp.report import claims, exports, published, stages, tables
 from memexp.report.collect import Group, find, group
-from memexp.report.deployments import of_deployments
 from memexp.report.document import document
 from memexp.visible import visible
 
@@ -71,7 +70,7 @@ def write_report(
     if paper is not None:
         published.load(paper, config_dirs)
     groups, notes = _groups(paths)
-    shown = [tables.of_groups(groups), *stages.of_groups(groups), *filter(None, [of_deployments(groups)])]
+    shown = [tables.of_groups(groups), *stages.of_groups(groups)]
     shown[0].notes += notes
     shown[0].above[:0] = claims.verdict(groups)
     if paper is not None:

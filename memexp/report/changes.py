@@ -10,12 +10,16 @@ CHANGED = ("accuracy.top1", "parameters", "macs")  # what a stage that does not 
 
 
 def changes(run: Run) -> dict[str, Pairs]:
-    """stage -> accuracy, parameters and MACs."""
+    """stage -> accuracy, parameters and MACs. Accuracy before a stage that looks at another split is not known."""
     known: dict[str, float | None] = {}
+    split: str | None = None
     found = {}
     for stage in run.stages:
         of_stage = Run(run.path, stage)
         pairs: Pairs = {}
+        before_on, split = split, split_of(of_stage) or split
+        if split != before_on:
+            known.pop("accuracy.top1", None)
         for key in CHANGED:
             kind = str(stage.get("key")).partition("-")[0]
             earlier = _told(of_stage, kind, f"{key}.before")
@@ -28,6 +32,12 @@ def changes(run: Run) -> dict[str, Pairs]:
             pairs[key] = (before, known[key])
         found[str(stage.get("key"))] = pairs
     return found
+
+
+def split_of(of_stage: Run) -> str | None:
+    """The images that the accuracy of a stage, or of a whole run, is of, where it says so."""
+    found = of_stage.get("accuracy.split")
+    return None if found is None else str(found)
 
 
 def _told(of_stage: Run, kind: str, key: str) -> float | None:
@@ -52,6 +62,19 @@ def costs(run: Run) -> dict[str, Pairs]:
                 pairs[str(key)] = one, other
         if pairs:
             found[str(stage.get("key"))] = pairs
+    return found
+
+
+def deployments(run: Run) -> dict[tuple[str, str], dict[str, tuple[float | None]]]:
+    """(stage, network) -> what it takes to run each network that a deployment has measured: trained, and none, block, auto and
+    all, or the one merge that was asked for.
+    """
+    found = {}
+    for stage in run.stages:
+        measured = Run(run.path, stage).get("deploy.costs")
+        for name, cost in measured.items() if isinstance(measured, Mapping) else ():
+            if isinstance(cost, Mapping):
+                found[str(stage.get("key")), str(name)] = {str(key): (number(value),) for key, value in cost.items()}
     return found
 
 

@@ -101,7 +101,9 @@ def _about(paths: Sequence[Path], runs: Sequence[Run], at: Path) -> list[str]:
 
 def _command(run: Run) -> str:
     told = run.results.get("overrides")
-    return " ".join(shlex.join(["memexp", "train", *(map(str, told) if isinstance(told, list) else [])]).split("\n"))
+    if not isinstance(told, list):
+        return "# memexp.run(cfg), of a Python program"
+    return " ".join(shlex.join(["memexp", "train", *map(str, told)]).split("\n"))
 
 
 def _code(text: str) -> str:

@@ -71,8 +71,8 @@ def points(groups: Sequence[Group], spec: Spec) -> Figure | None:
     names = _names([group for group, *_ in found])
     for i, (group, x, y) in enumerate(found):
         style = _style(i) | {"linestyle": "none", "label": names[id(group)]}
-        place, value = x.mean / float(spec.get("x_divisor", 1)), y.mean / float(spec.get("divisor", 1))
-        axes.errorbar(place, value, yerr=y.deviation, capsize=3, **style)
+        place, unit = x.mean / float(spec.get("x_divisor", 1)), float(spec.get("divisor", 1))
+        axes.errorbar(place, y.mean / unit, yerr=(y.deviation or 0.0) / unit or None, capsize=3, **style)
     if spec.get("x_log"):
         axes.set_xscale("log")
     else:
@@ -179,9 +179,11 @@ def _as_number(value: Any) -> Any:
 
 def curves(groups: Sequence[Group]) -> Figure | None:
     """Training loss and accuracy over the epochs, mean and band over the seeds. A panel without curves is left out."""
+    watched = sorted({run.watched for group in groups for run in group.done})
+    of = "" if watched == ["test"] else f"; of {' and '.join(watched)} images"
     panels: list[Spec] = [
         {"split": "train", "y": "loss", "y_label": "training loss", "log": True},
-        {"split": "", "y": "top1", "y_label": "top-1 accuracy (%)"},
+        {"split": "", "y": "top1", "y_label": f"top-1 accuracy (%{of})"},
     ]
     return _curves(groups, panels)
 
@@ -229,11 +231,14 @@ def _curves(groups: Sequence[Group], specs: Sequence[Spec]) -> Figure | None:
 
 def _mean_curve(group: Group, split: str, key: str) -> tuple[list[float], list[float], list[float], int]:
     """(epochs, means, deviations, seeds) of a figure over training, where each seed has it; split "": the one watched."""
-    lines = [dict(zip(*runs[0].curve(split or runs[0].watched, key), strict=True)) for runs in group.seeds.values()]
-    lines = [line for line in lines if line]
-    xs = sorted(set.intersection(*(set(line) for line in lines))) if lines else []
-    found = [over([[line[x]] for line in lines]) for x in xs]
-    return xs, [f.mean for f in found if f], [f.deviation or 0.0 for f in found if f], len(lines)
+    every = [
+        [line for run in runs if (line := dict(zip(*run.curve(split or run.watched, key), strict=True)))]
+        for runs in group.seeds.values()
+    ]
+    seeds = [lines for lines in every if lines]
+    xs = sorted(set.intersection(*(set(line) for lines in seeds for line in lines))) if seeds else []
+    found = [over([line[x] for line in lines] for lines in seeds) for x in xs]
+    return xs, [f.mean for f in found if f], [f.deviation or 0.0 for f in found if f], len(seeds)
 
 
 def gradient_angle(groups: Sequence[Group]) -> Figure | None:

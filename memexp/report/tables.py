@@ -1,11 +1,11 @@
 """Tables of runs, for people: terminal, Markdown, LaTeX; and one row a run for programs."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from memexp.report.changes import kept
+from memexp.report.changes import kept, split_of
 from memexp.report.collect import Figure, Group, Run, number, over, repeats
 from memexp.report.experiments import about
 from memexp.report.settings import GROUPS, shared, varying
@@ -31,6 +31,7 @@ MEASURED: tuple[str, ...] = (
     "accuracy.top5",
     "accuracy.error",
     "accuracy.loss",
+    "accuracy.split",
     "accuracy.images",
     "parameters",
     "macs",
@@ -75,6 +76,7 @@ def of_groups(groups: Sequence[Group]) -> Table:
     if any(len(group.seeds) > 1 for group in groups):
         table.notes.append("± is the sample standard deviation over n seeds.")
     table.notes += repeats(groups)
+    table.notes += _of_no_test(groups)
     table.notes += filter(None, dict.fromkeys(map(_continuous, runs)))
     table.notes += filter(None, dict.fromkeys(map(_smaller_batch, runs)))
     small = sorted({str(run.get("name")) for run in runs if run.get("scale") == "laptop"})
@@ -84,6 +86,20 @@ def of_groups(groups: Sequence[Group]) -> Table:
         if run.status not in ("done", "running") and run.get("error"):
             table.notes.append(f"{run.name}: {run.status}: {str(run.get('error')).splitlines()[0]}")
     return table
+
+
+def _of_no_test(groups: Sequence[Group]) -> Iterator[str]:
+    """Which runs have an accuracy on the images that choose their best weights."""
+    done = [run for group in groups for run in group.done]
+    for split in dict.fromkeys(split_of(run) for run in done):
+        named = [run.name for run in done if split_of(run) == split]
+        if split not in (None, "test"):
+            which = (
+                ""
+                if len(named) == len(done)
+                else f" of {', '.join(named[:5])}{' and others' if len(named) > 5 else ''}"
+            )
+            yield f"top-1 and error{which}: of {split} images; no stage has looked at the test split."
 
 
 def _smaller_batch(run: Run) -> str:

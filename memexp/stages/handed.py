@@ -33,8 +33,9 @@ class Run:
     """A run between its stages; each process has its own, and the first one keeps the record.
 
     network: after `edits`, on the device; a stage changes its shapes by `edit` alone. key: of the stage under way. finished:
-    figures of the stages that are done. source: the checkpoint that the network was read from, where it was. unfinished: of a
-    resumed run, what `save` was given in the stage that goes on.
+    figures of the stages that are done. source: the checkpoint that the network was read from, where it was, and known: the
+    classes that it has there, in the order of its scores. unfinished: of a resumed run, what `save` was given in the stage that
+    goes on.
     trained: the weights as training left them, where others were averaged from them and stand in the network now.
     teacher: a network whose scores are learnt, too. evaluation: of the network as it stands, with the name of the split. meter:
     of the last stage that trains. steps_before, epochs_before: of the stages that are done.
@@ -55,6 +56,7 @@ class Run:
     key: str = ""
     finished: list[dict[str, Any]] = field(default_factory=list)
     source: Path | None = None
+    known: list[str] | None = None
     unfinished: dict[str, Any] | None = None
     trained: dict[str, Tensor] | None = None
     evaluation: tuple[str, Evaluation] | None = None

@@ -77,8 +77,8 @@ def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:
         trainer.load(run.unfinished, run.source or run.last)
         if not run.has_best():  # a later stage, or a damaged disk, has taken its place since
             trainer.progress.best = -math.inf
-        if cfg.compile:  # the steps that the tracker follows are not compiled, and round otherwise
-            run.meter.go_on(trainer.progress.step, trainer.progress.memory)
+        # the steps that the tracker follows are not compiled, and round otherwise
+        run.meter.go_on(trainer.progress.step if cfg.compile else 0, trainer.progress.memory)
         log.info("going on from step %d of %d", trainer.progress.step, trainer.total_steps)
     if run.board is not None and run.steps_before + trainer.progress.step == 0:
         images, labels = next(iter(run.splits.train.epoch(0)))
@@ -129,8 +129,11 @@ def _course(run: Run) -> Callable[[int, int], float] | None:
     return returning if any(edit["kind"] == "grow" for edit in run.edits) else vanishing
 
 
-def trainer_for(run: Run, cfg: DictConfig) -> Trainer:
-    """A trainer of the run's network by `cfg`, at its beginning. Raises ConfigError for what does not fit the network."""
+def trainer_for(run: Run, cfg: DictConfig, total: int | None = None) -> Trainer:
+    """A trainer of the run's network by `cfg`, at its beginning. Raises ConfigError for what does not fit the network.
+
+    total: its steps, where they are not those that `cfg` makes of the images at hand.
+    """
     try:
         model = distribution.distribute(run.network, run.world, run.device, cfg.sync_batchnorm)
         made = recipe.make(cfg, run.network, run.device, len(run.splits.classes))
@@ -156,7 +159,7 @@ def trainer_for(run: Run, cfg: DictConfig) -> Trainer:
             images,
         )
     monitor = strategy_monitor(run.network, made.loss_fn, made.precision, cfg.monitor_gradient)
-    return Trainer(run, made, model, monitor)
+    return Trainer(run, made, model, monitor, total)
 
 
 def _meter(run: Run, cfg: DictConfig) -> Meter:

@@ -32,12 +32,13 @@ METRICS = ("accuracy/test_top1", "loss/test", "memory/peak_MiB", "memory/activat
 
 
 def opened(path: Path, results: Mapping[str, Any], step: int = 0) -> Board:
-    """The board of a run, which tells what the run is: hyper-parameters, configuration and command line."""
+    """The board of a run, which tells what the run is: hyper-parameters, configuration and command line, if it was one."""
     board = Board(path, step)
     if board.fresh:
         board.hyper_parameters(_settings(results["config"]))
         board.text("configuration", yaml.safe_dump(results["config"], sort_keys=False))
-        board.text("command line", shlex.join(["memexp", "train", *results["overrides"]]))
+        if results["overrides"] is not None:
+            board.text("command line", shlex.join(["memexp", "train", *results["overrides"]]))
     return board
 
 

@@ -56,7 +56,12 @@ def _stage(value: Any) -> bool:
 
 def _training(value: Any) -> bool:
     progress = value.get("progress") if isinstance(value, dict) else None
-    return isinstance(progress, dict) and all(_count(progress.get(name)) for name in ("step", "epoch", "position"))
+    return (
+        isinstance(progress, dict)
+        and all(_count(progress.get(name)) for name in ("step", "epoch", "position"))
+        and _or_none(_count)(progress.get("total"))
+        and all(_or_none(_any_dict)(progress.get(name)) for name in ("memory", "time"))
+    )
 
 
 def _random(value: Any) -> bool:

@@ -40,10 +40,15 @@ class Trainer:
     """One network being trained, in one stage of a run. `train()` returns the last evaluation; the attributes tell the rest."""
 
     def __init__(
-        self, place: Place, recipe: Recipe, model: nn.Module | None = None, monitor: Monitor | None = None
+        self,
+        place: Place,
+        recipe: Recipe,
+        model: nn.Module | None = None,
+        monitor: Monitor | None = None,
+        total: int | None = None,
     ) -> None:
         """`model` is the recipe's network as it is called, where it is wrapped for several processes or compiled;
-        `monitor` reads the strategy's own figures.
+        `monitor` reads the strategy's own figures; `total` are the steps of a training that is only looked at.
         """
         self.place, self.recipe, self.monitor = place, recipe, monitor
         self.settings, self.precision = recipe.settings, recipe.precision
@@ -60,7 +65,7 @@ class Trainer:
         self._top1: float | None = None  # of the latest evaluation of this process
         splits = place.splits
         self.steps_per_epoch = self.settings.steps_per_epoch(len(splits.train))
-        self.total_steps = self.settings.total_steps(len(splits.train))
+        self.total_steps = self.settings.total_steps(len(splits.train)) if total is None else total
         why = statistics.distrusted(recipe.network, self.total_steps)
         self.precise = self.settings.precise_batchnorm and why is not None
         if self.precise:
@@ -255,8 +260,11 @@ class Trainer:
     def timing(self) -> dict[str, Any]:
         """Median step time over this process's steps, without tracked, traced and warm-up ones (all, if that is all).
 
-        Seconds spent on compiling are in none of them, and stand beside.
+        Seconds spent on compiling are in none of them, and stand beside. Of a process that has taken no step, as it went on
+        with a training that was at its end, those of the process before it.
         """
+        if not self.durations and self.progress.time is not None:
+            return self.progress.time
         skipped = self.place.meter.tracked_steps + (self.trace.steps if self.trace is not None else 0) + WARM_UP
         skipped += self.recipe.graphed is not None  # the step that is recorded
         warm = self.durations[skipped:]
@@ -282,8 +290,9 @@ class Trainer:
         if distribution.agree(not all(sound), self.place.world):  # each process has statistics of its own
             name = "a buffer of another process" if all(sound) else list(weights)[sound.index(False)]
             raise NotFinite(f"{name} is not finite after step {self.progress.step}. {REMEDY}")
-        if self.compilation is not None:
-            self.progress.memory = self.place.meter.results()
+        if self.durations:
+            self.progress.memory, self.progress.time = self.place.meter.results(), self.timing()
+        self.progress.total = self.total_steps
         self.place.save(self.recipe.state() | {"progress": vars(self.progress).copy()})
 
     def load(self, state: dict[str, Any], path: Path) -> None:

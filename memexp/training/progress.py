@@ -7,12 +7,13 @@ from typing import Any
 
 @dataclass
 class Progress:
-    """Where training stands. `position` counts the optimizer steps done of epoch `epoch`.
+    """Where training stands, of `total` steps. `position` counts the optimizer steps done of epoch `epoch`.
 
-    evaluation: of this very step, where it has been evaluated. memory: what the meter has measured, of a run that is compiled.
+    evaluation: of this very step, where it has been evaluated. memory, time: measured by the process that took the last steps.
     """
 
     step: int = 0
+    total: int | None = None
     epoch: int = 0
     position: int = 0
     seconds: float = 0.0
@@ -20,3 +21,4 @@ class Progress:
     strategy: dict[str, float] = field(default_factory=dict)
     evaluation: dict[str, Any] | None = None
     memory: dict[str, Any] | None = None
+    time: dict[str, Any] | None = None

@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from memexp.backprop.compiled import uncompiled
 from memexp.data import Batches
-from memexp.modes import evaluating
+from memexp.modes import as_trained, evaluating
 from memexp.training import distribution
 from memexp.training.distribution import World
 from memexp.training.precision import Precision
@@ -71,10 +71,10 @@ def estimated_statistics(
 
     batches: training images as they are trained on. images: how many of them to use, in all processes
     together; fewer where there are no more. Yields how many were used. All but BN is in eval mode, so no dropout. Layers
-    with momentum 0, whose averages are kept fixed, are left alone. Raises Interrupted where `stop` has come.
-    Random states and training are not touched. Raises ValueError where there are no batches.
+    whose averages are kept fixed, by momentum 0 or by a network that trains with them in eval mode, are left alone. Raises
+    Interrupted where `stop` has come. Random states and training are not touched. Raises ValueError where there are no batches.
     """
-    layers = list(_layers(network))
+    layers = _layers(network)
     kept = [{name: buffer.clone() for name, buffer in layer.named_buffers(recurse=False)} for layer in layers]
     try:
         used = _collect(network, layers, batches, images, precision, world, stop) if layers else 0
@@ -172,10 +172,11 @@ def _set(layer: nn.Module, moments: _Moments, world: World) -> None:
     _variance(layer).copy_((second - first.square() / count) / (count - 1))
 
 
-def _layers(network: nn.Module) -> Iterator[_BatchNorm]:
-    for module in network.modules():
-        if isinstance(module, _BatchNorm) and module.running_mean is not None and module.momentum != 0:
-            yield module
+def _layers(network: nn.Module) -> list[_BatchNorm]:
+    """Those whose running averages move in training."""
+    with as_trained(network):
+        found = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.training]
+    return [layer for layer in found if layer.running_mean is not None and layer.momentum != 0]
 
 
 def _mean(layer: nn.Module) -> Tensor:

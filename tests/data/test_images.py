@@ -21,6 +21,16 @@ def saved(path: Path, pixels: np.ndarray | Image.Image, **options) -> str:
     return str(path)
 
 
+@pytest.mark.parametrize("form", ["P2", "P5"])
+@pytest.mark.parametrize("most", [1000, 4095, 65535])
+def test_c9_grey_in_a_pgm_of_more_than_8_bits_is_scaled_by_the_range_that_it_says(tmp_path, form, most):
+    values = np.array([0, most // 4, most // 2])
+    pixels = values.astype(">u2").tobytes() if form == "P5" else " ".join(map(str, values)).encode()
+    (tmp_path / "x.pgm").write_bytes(f"{form} 3 1 {most}\n".encode() + pixels)
+    found = images.read(str(tmp_path / "x.pgm"))
+    assert np.abs(found - (values / most * 255)[None, :, None]).max() < 1
+
+
 @pytest.mark.parametrize("bits", [8, 12, 16])
 def test_c9_grey_in_16_bits_is_scaled_by_the_range_that_it_uses(tmp_path, bits):
     values = (RAMP * (2**bits - 1)).astype(np.uint16)

@@ -100,6 +100,17 @@ def test_work_beside_training_leaves_no_trace_in_the_peaks():
     assert meter.peak() == 150
 
 
+def test_figures_of_a_training_that_is_gone_on_with_stay_until_a_further_step_is_taken():
+    first, second = (AcceleratorMeter(CUDA, Counters()) for _ in range(2))
+    trained(first)
+    before = first.results()
+    second.go_on(0, before)
+    assert second.results() | {"rss_peak": 0} == before | {"rss_peak": 0}
+    trained(second)
+    second._counters.allocated = 70_000
+    assert second.results()["peak"] == 70_000
+
+
 def test_a_timeline_follows_the_first_steps_of_an_accelerator_too():
     meter = AcceleratorMeter(CUDA, Counters(), tracked=TrackingMeter(2))
     trained(meter, 3)

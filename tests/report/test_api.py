@@ -37,6 +37,18 @@ def test_e6_a_run_from_a_dict_into_a_string_evaluated_resumed_and_reported(tmp_p
     assert [row["steps"] for row in memexp.report(tmp_path)["runs"]] == [3]
 
 
+@pytest.mark.parametrize(("overrides", "command"), [(None, "# memexp.run(cfg), of a"), (RESNET, "memexp train model=")])
+def test_a_programs_run_is_said_to_be_of_no_command(tmp_path, overrides, command):
+    """It was said to be of `memexp train`, which is the default run."""
+    memexp.run(memexp.compose(RESNET), tmp_path / "run", overrides)
+    results = memexp.resume(tmp_path / "run", "max_steps=3")
+    assert results["overrides"] == (None if overrides is None else [*overrides, "max_steps=3"])
+    memexp.report(tmp_path / "run", tmp_path / "out", plots=False)
+    assert f"\n    {command}" in (tmp_path / "out/report.md").read_text()
+    events = b"".join(path.read_bytes() for path in (tmp_path / "run").glob("events.*"))
+    assert (b"memexp train" in events) is (overrides is not None)
+
+
 def test_e6_dicts_are_checked_like_a_command_line():
     assert memexp.estimate({"model": "resnet", "model.depth": 20, "batch_size": 8})["peak"] > 0
     assert memexp.build_model(dict(PLAIN)).training

@@ -33,7 +33,7 @@ def hyper_parameters(directory):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    memexp.run(memexp.compose(RESNET), root / "resnet")
+    memexp.run(memexp.compose(RESNET), root / "resnet", RESNET)
     memexp.run(memexp.compose([*PLAIN, *TINY, "device=cpu", "dataset.val_fraction=0.2"]), root / "plain")
     return root
 
@@ -67,6 +67,7 @@ def test_e5_configuration_and_command_line_are_pages_of_text(runs):
     assert "    max_steps: 4" in tensors[0].tensor_proto.string_val[0].decode()
     line = read(runs / "resnet").Tensors("command line/text_summary")[0].tensor_proto.string_val[0].decode()
     assert line.startswith("    memexp train")
+    assert "command line/text_summary" not in read(runs / "plain").Tags()["tensors"]  # a program's run
 
 
 def test_e5_a_failed_run_is_there_too(tmp_path, monkeypatch):

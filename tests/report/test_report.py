@@ -378,11 +378,11 @@ def test_what_is_deployed_stands_beside_what_was_trained(tmp_path):
     text = write_report([tmp_path], tmp_path / "out", form="markdown", plots=False)
     table = text[text.index("**Deployed, beside what was trained**") :].splitlines()[2:]
     assert table[0] == (
-        "| model.depth | stage | network | parameters | MACs | latency, batch 1 (ms) | latency, batch 256 (ms) | "
-        "predicted (ms) | peak, batch 1 (MiB) | peak, batch 256 (MiB) |"
+        "| model.depth | stage | network | n | parameters | MACs | latency of 1 image (ms) | latency of 256 images (ms) | "
+        "inference peak of 1 image (MiB) | inference peak of 256 images (MiB) | predicted latency (ms) |"
     )
-    assert table[2] == "| 32 | deploy | trained | 1,000 | 5,000 | 5.00 ± 1.41 | 500.00 | - | 1.0 | 3.0 |"
-    assert table[3].startswith("| 32 | deploy | auto | 600 | 5,000 | 2.50 ± 0.71 | 500.00 | 3.00 |")
+    assert table[2] == "| 32 | deploy | trained | 2 | 1,000 | 5,000 | 5.00 ± 1.41 | 500.00 | 1.0 | 3.0 | - |"
+    assert table[3].startswith("| 32 | deploy | auto | 2 | 600 | 5,000 | 2.50 ± 0.71 | 500.00 | 1.0 | 3.0 | 3.00 |")
     assert table[4] == ""
 
 

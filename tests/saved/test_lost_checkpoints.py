@@ -14,6 +14,7 @@ from memexp import build, saved
 from memexp.cli import main
 from memexp.config import ConfigError
 from memexp.record import RunDirectoryError
+from memexp.stages.handed import Run
 from memexp.training.checkpoint import CheckpointError
 
 
@@ -90,6 +91,21 @@ def test_a_finished_run_whose_checkpoints_are_gone_is_not_trained_anew(run, kept
             saved.changed(run)
 
 
+def test_a_run_in_place_of_one_that_was_made_longer_is_resumed_though_it_was_killed_at_once(run, monkeypatch):
+    """The record of the finished run stayed, and the new one was taken for that, whose checkpoints are gone."""
+    shutil.copy(run / "results.json", run / "results.finished.json")  # as `resume RUN epochs=3` leaves it
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save_best", killed)
+        with pytest.raises(KeyboardInterrupt):
+            memexp.run(memexp.compose([*TINY, "epochs=1", "seed=1", "overwrite=true"]), run)
+    results = saved.resume(run)
+    assert (results["status"], results["seed"], results["epochs"]) == ("done", 1, 1)
+
+
 def cut_off(last: Path) -> None:
     last.write_bytes(last.read_bytes()[:500])
 
@@ -123,6 +139,20 @@ def test_what_is_left_of_a_run_is_not_thrown_away_though_its_last_checkpoint_is_
     with pytest.raises(RunDirectoryError, match="go on with `memexp resume"):
         memexp.run(memexp.compose([*TINY, "epochs=2"]), run)
     assert saved.resume(run)["status"] == "done"
+
+
+@pytest.mark.parametrize("left", ["best", "train", "evaluate"])
+def test_whichever_checkpoint_is_left_is_evaluated_and_stays(run, left, caplog):
+    """Of best.pt alone a new network was, and the run's directory was cleared for it."""
+    caplog.set_level("WARNING", "memexp")
+    measured = saved.evaluate(run, name=left)
+    for path in (run / "checkpoints").iterdir():
+        if path.stem != left:
+            path.unlink()
+    there = contents(run)
+    assert saved.evaluate(run) == measured
+    assert f"taking {left}.pt instead" in caplog.text
+    assert contents(run) == there
 
 
 def test_nothing_is_evaluated_or_exported_of_a_run_without_a_checkpoint(run, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import memexp
 from memexp import config, recorded, saved
 from memexp.cli import main
 from memexp.config import ConfigError
+from memexp.training.signals import Interrupted
 
 
 def test_a_run_that_drew_its_images_by_its_seed_goes_on_with_them(run):
@@ -167,3 +169,23 @@ def test_what_was_measured_before_a_kill_stays_in_the_record(run):
         assert after[key] == before[key], key
     assert after["time"]["step_median"] == before["time"]["step_median"]
     assert after["time"]["stages"]["train"] == before["time"]["stages"]["train"]
+
+
+@pytest.mark.parametrize("place", ["memexp.training.loop.evaluate", "memexp.stages.handed.Run.finish"])
+def test_a_training_that_was_stopped_behind_its_last_step_keeps_what_it_had_measured(tmp_path, monkeypatch, place):
+    """The process that went on took no step, and the record said that training takes no memory and no time."""
+
+    def stopped(*_):
+        raise Interrupted(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, stopped)
+        with pytest.raises(Interrupted):
+            memexp.run(memexp.compose([*TINY, "epochs=1"]), tmp_path)
+    before = json.loads((tmp_path / "results.json").read_text())
+    after = saved.resume(tmp_path)
+    assert before["memory"]["peak"] > 0
+    for key in ("peak", "how", "parameters", "gradients", "optimizer", "activations", "kept_for_backward"):
+        assert after["memory"][key] == after["stages"][0]["memory"][key] == before["memory"][key], key
+    for key in ("step_median", "steps_measured", "images_per_second", "warm_up_excluded"):
+        assert after["time"][key] == after["stages"][0]["time"][key] == before["time"][key], key

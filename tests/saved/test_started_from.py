@@ -3,6 +3,7 @@
 import json
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -159,6 +160,50 @@ def test_stages_that_cannot_work_are_refused_with_all_other_mistakes(stages, mes
 def test_classes_that_are_matched_by_name_are_said_to_be(run, capsys, classes, said):
     assert main(["evaluate", str(run), f"dataset.classes={classes}"]) == 0
     assert ("; classes matched by name with those of its training)" in capsys.readouterr().out) is said
+
+
+@pytest.mark.parametrize("stage", ["in", "behind"])
+def test_classes_of_a_run_that_was_killed_are_matched_by_name(run, tmp_path, stage, monkeypatch):
+    """Its record does not say which they are before the first stage is over; its checkpoint does."""
+    turned = "dataset.classes=['9','8','7','6','5','4','3','2','1','0']"
+    before = saved.evaluate(run)
+    record = json.loads((run / "results.json").read_text())
+    for key in ("classes", "fingerprint"):
+        del record[key]
+    (run / "results.json").write_text(json.dumps(record | {"status": "running", "stages": []}))
+    if stage == "in":  # a training of which there is more to do
+        state = torch.load(run / "checkpoints/train.pt", weights_only=True) | {"stages": []}
+        torch.save(state, run / "checkpoints/last.pt")
+    after = saved.evaluate(run, [turned])
+    assert (after["top1"], after["classes_matched_by_name"]) == (before["top1"], True)
+    exported = {}
+    monkeypatch.setattr("memexp.fusing.export", lambda *_, **given: exported.update(given))
+    saved.export(run, tmp_path / "network", overrides=[turned])
+    assert exported["classes"] == list("0123456789")
+
+
+def test_statistics_are_estimated_or_not_as_in_the_stage_that_is_under_way_whatever_images_are_read(run, monkeypatch):
+    """How many steps the images of the evaluation would have been decided it."""
+    monkeypatch.setattr(
+        "memexp.training.statistics.SETTLED", 0.06
+    )  # of the 6 steps that this run has, at a momentum of 0.01
+    state = torch.load(run / "checkpoints/train.pt", weights_only=True)
+    state["training"]["progress"]["step"] = 5
+    torch.save(state | {"stages": [], "checksums": None}, run / "checkpoints/last.pt")
+    measured = [saved.evaluate(run, [text])["loss"] for text in ("epochs=2", "batch_size=96", "dataset.limit=32")]
+    assert measured == pytest.approx([measured[0]] * 3, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [([], None), (["dataset=imagenet"], 256), (["dataset=imagefolder", "dataset.image_size=64"], 73)]
+    + [(["dataset=imagenet", "dataset.resize_size=232"], 232)],
+)
+def test_an_exported_network_knows_to_what_size_images_are_resized(settings, size):
+    """It was told none where it follows from the size of the crop."""
+    splits = SimpleNamespace(shape=(3, 8, 8), mean=[0.5] * 3, std=[0.5] * 3)
+    told = saved._preprocessing(SimpleNamespace(cfg=config.compose_unchecked(settings), splits=splits))
+    assert told["resize_size"] == size
 
 
 def test_a_start_from_a_run_that_knows_the_classes_in_another_order_is_refused(tmp_path, caplog):

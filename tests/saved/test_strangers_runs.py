@@ -148,6 +148,7 @@ def test_b1_what_the_user_names_again_is_imported(tmp_path, monkeypatch):
     assert named == saved.evaluate(tmp_path / "run", own=saved.Own(trust=True))
 
 
+NOWHERE = {"step": 0, "epoch": 0, "position": 0}
 FOREIGN = {
     "model": [None, 5, {"stem.0.weight": 3}],
     "deployed": [5, {"stem.0.weight": "x"}],
@@ -159,7 +160,7 @@ FOREIGN = {
     "edits": [5, "x", [5]],
     "stage": [5, None],
     "stages": [5, [{}], [{"key": 3}], [{"key": "train", "steps": "x"}], [{"key": "train", "strategy": 5}]],
-    "training": [5, {}, {"progress": 5}, {"progress": {"step": "x", "epoch": 0, "position": 0}}],
+    "training": [5, {}, *({"progress": value} for value in (5, NOWHERE | {"step": "x"}, NOWHERE | {"time": "x"}))],
     "random": [5, [], [{}], [{"cpu": torch.zeros(3)}], [5]],
     "appended": [5, {"metrics.jsonl": -5}, {"metrics.jsonl": "x"}],
     "checksums": [5, {"model": "x"}],

@@ -55,6 +55,25 @@ def test_b14_momenta_are_those_of_averages_that_move():
     ]
 
 
+class Frozen(nn.Sequential):
+    """As pretrained networks are tuned: a normalisation among those that are trained keeps its own statistics."""
+
+    def train(self, mode: bool = True) -> "Frozen":
+        super().train(mode)
+        self[0].eval()
+        return self
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_b14_a_normalisation_that_the_network_keeps_fixed_is_evaluated_as_it_is(training):
+    network = Frozen(nn.BatchNorm2d(3, momentum=0.01), nn.BatchNorm2d(3)).train(training)
+    assert momenta(network) == [0.1]
+    with estimated_statistics(network, Given(8, 3), 11, CPU):
+        assert (network[0].running_mean.tolist(), network[0].running_var.tolist()) == ([0] * 3, [1] * 3)
+        assert network[1].running_mean.abs().min() > 1
+    assert (network.training, network[0].training, network[1].training) == (training, False, training)
+
+
 def test_b14_mean_and_variance_are_those_of_all_values_together():
     """Not the mean of the batches' variances, which leaves out how far their means are apart."""
     given = Given(8, 3, 5)
