@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from memexp import config, overriding
 from memexp.config import ConfigError
@@ -74,10 +74,12 @@ class CasesSweeper(Sweeper):
         assert self.config is not None
         assert self.hydra_context is not None
         assert self.launcher is not None
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        jobs = self.jobs(parser, arguments)
-        if Sweeps.current is not None:
-            Sweeps.current.total = len(jobs)
+        jobs = self.jobs(OverridesParser.create(config_loader=self.hydra_context.config_loader), arguments)
+        if (sweep := Sweeps.current) is not None:
+            if overriding.swept_keys(arguments):  # each experiment, or scale of one, has its own cases and params
+                own: Any = OmegaConf.to_container(self.config.hydra.overrides.hydra, resolve=False)
+                jobs = list(planned(arguments, sweep.config_name, sweep.config_dirs, own))
+            sweep.total = len(jobs)
         returned = []
         size = self.max_batch_size or len(jobs)
         for start in range(0, len(jobs), size):
@@ -183,14 +185,17 @@ def with_arms_quoted(overrides: Sequence[str], config_name: str, config_dirs: Se
     return [arms.get(text, text) for text in overrides]
 
 
-def planned(overrides: Sequence[str], config_name: str, config_dirs: Sequence[str | Path]) -> Iterator[list[str]]:
+def planned(
+    overrides: Sequence[str], config_name: str, config_dirs: Sequence[str | Path], hydra: Sequence[str] = ()
+) -> Iterator[list[str]]:
     """The overrides of each job of a sweep, those of an experiment's own cases and keys among them.
 
-    For a sweeper that is not this one, an interval stands there with its ends.
+    hydra: overrides of Hydra's own settings that no job is told. For a sweeper that is not this one, an interval stands there
+    with its ends.
     """
     parser = overriding.parser(config_dirs)
     for typed in overriding.jobs(with_arms_quoted(overrides, config_name, config_dirs), config_dirs):
-        settings = config.sweeper_of(typed, config_name, config_dirs)
+        settings = config.sweeper_of([*hydra, *typed], config_name, config_dirs)
         if settings.pop("_target_", None) != TARGET:  # others, too, have keys and choices of an experiment's own
             _check_search(settings)
             params = settings.get("params")

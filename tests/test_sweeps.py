@@ -117,6 +117,22 @@ def test_the_name_of_an_arm_may_be_typed_as_it_is(sweep, experiment, arm, capsys
     assert f"arm='{arm}'" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("swept", "others", "counts"),
+    [
+        ("experiment=vgg16/summary,node/table2", [], [2, 2]),
+        ("scale=paper,laptop", ["experiment=node/fig4", "arm='Heun, stored'", "model.depth=8"], [4, 1]),  # by its seeds
+    ],
+)
+def test_experiments_and_scales_side_by_side_have_their_own_jobs_each(sweep, swept, others, counts, capsys):
+    """They had those of none, and of the first."""
+    names, _, status = sweep(base=["train", "-m", swept, *others, "dataset=digits"])
+    told = [line.split() for line in capsys.readouterr().out.splitlines() if f"/{sum(counts)}: " in line]
+    key, _, choices = swept.partition("=")
+    assert (len(names), status) == (sum(counts), 0)
+    assert [sum(f"{key}={choice}" in line for line in told) for choice in choices.split(",")] == counts
+
+
 def test_each_seed_of_an_experiment_starts_from_a_run_of_its_own(sweep, capsys):
     names, _, status = sweep(
         base=["train", "-m", "experiment=node/table2", "scale=laptop", "dataset=digits", "seed=1,2"]
