@@ -80,6 +80,12 @@ def train(arguments: list[str], hydra_only: bool) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what goes wrong instead of printing it: cli.py explains it
     try:
         application()
+    except (HydraException, OmegaConfBaseException) as error:  # some are OSErrors, too; a run's own are in the outcome
+        for job in sweeper.planned(options.overrides, name, directories) if multirun else ():
+            config.compose_unchecked(job, name, directories)  # the first that cannot be says why
+        if error.__cause__ is None:
+            raise config.ConfigError([overriding.one_line(error)]) from error
+        raise
     except OSError as error:  # Hydra makes the directory before the run can look at it
         if error.filename is None:
             raise
@@ -87,12 +93,9 @@ def train(arguments: list[str], hydra_only: bool) -> int:
             f"{error.filename} cannot be written: {error.strerror}. Choose another directory with hydra.run.dir=DIR (of a "
             "sweep: hydra.sweep.dir=DIR), or run from one that you may write."
         ) from error
-    except (HydraException, OmegaConfBaseException) as error:  # a run's own errors are in the outcome
-        if error.__cause__ is None:
-            raise config.ConfigError([overriding.one_line(error)]) from error
-        raise
-    except ValueError:
-        if not (multirun and launcher.nothing_done()):  # a study of which no trial was done has no best one
+    except ValueError as error:
+        # a study of which no trial was done has no best one
+        if isinstance(error, config.ConfigError) or not (multirun and launcher.nothing_done()):
             raise
     finally:
         sys.argv = argv

@@ -201,6 +201,23 @@ def test_a_sweep_that_cannot_be_is_refused_before_anything_is_made(sweep, argume
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "batches", [["hydra/sweeper=basic"], ["hydra.sweeper.max_batch_size=1", "optimizer.momentum=0.5"]]
+)
+def test_an_option_that_is_not_there_is_told_in_our_words_though_others_are(sweep, batches, capsys):
+    """Hydra's were those of a fault; and after a failing job none at all, as of a study without a best trial."""
+    _, _, status = sweep(*batches, "model=resnet,resnt")
+    assert status == 2
+    assert "model: 'resnt' is not one of" in capsys.readouterr().err
+
+
+def test_a_later_batch_that_is_refused_says_so_after_a_failing_job(sweep, capsys):
+    subdir = "hydra.sweep.subdir=${optimizer.momentum}"
+    names, _, status = sweep("hydra.sweeper.max_batch_size=1", subdir, "optimizer.momentum=0.5", "seed=1,2")
+    assert (len(names), status) == (1, 2)
+    assert "is the folder of two jobs of this sweep" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("where", ["joblib", "submitit_local"])
 def test_the_task_of_a_job_can_be_sent_to_another_process(sweep, monkeypatch, where):
     pytest.importorskip(f"hydra_plugins.hydra_{where.split('_')[0]}_launcher")
