@@ -113,7 +113,8 @@ class _Recorded(Launcher):
         write_text(make_folder() / "multirun.yaml", OmegaConf.to_yaml(self.config))
         sweep.jobs += batch
         sweep.total = max(sweep.total, len(sweep.jobs))
-        self.carry_out(batch, sweep)
+        if sweep.stopped is None:  # else in a batch before this one
+            self.carry_out(batch, sweep)
         return [_returned(job) for job in batch]
 
     def carry_out(self, batch: Sequence[Job], sweep: Sweep) -> None:

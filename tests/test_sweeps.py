@@ -2,7 +2,9 @@
 one that writes a record."""
 
 import json
+import os
 import pickle
+import signal
 import sys
 from pathlib import Path
 
@@ -152,6 +154,20 @@ def test_a_failing_job_is_recorded_and_the_others_go_on_whatever_the_launcher(sw
     names, _, status = sweep("seed=12,13,14", f"hydra/launcher={where}")
     assert ([name.split("-")[0] for name in names], status) == (["s/seed=13"], 1)  # what is done is not done again
     assert "done before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("where", ["local", "basic"])
+def test_a_signal_ends_the_batches_that_are_left_too(sweep, where, monkeypatch):
+    process = jobs.run_process
+
+    def stopped(*arguments):
+        process(*arguments)
+        os.kill(os.getpid(), signal.SIGINT)
+        return 0
+
+    monkeypatch.setattr(jobs, "run_process", stopped)
+    names, _, status = sweep("seed=1,2,3", f"hydra/launcher={where}", "hydra.sweeper.max_batch_size=1")
+    assert (len(names), status) == (1, 130)
 
 
 def test_b23_a_study_goes_on_past_a_failing_trial_and_reports_once(sweep, capsys):
