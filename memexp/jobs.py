@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from memexp.choices import STARTS
 from memexp.config import ConfigError, compose, compose_unchecked, config_hash
 from memexp.overriding import quoted
-from memexp.record import SCHEMA, read_json, write_json
+from memexp.record import SCHEMA, in_use, read_json, write_json
 
 DISCARDED = ("nan", "oom")  # statuses after which going on from the checkpoint would end the same way
 
@@ -92,8 +92,9 @@ def carry_out(job: Job, sweep: Sweep, own_session: bool = True) -> None:
     asks the job to stop.
     """
     try:
-        begun = starts_from(job, [other for other in sweep.jobs if other.number < job.number], sweep)
-        for other in begun:  # jobs begin in their order, so that what is waited for has begun
+        before = [other for other in sweep.jobs if other.number < job.number]
+        begun = starts_from(job, before, sweep)
+        for other in (*begun, *_the_same(job, before)):  # jobs begin in their order: what is waited for has begun
             other.ended.wait()
         if job.problem is not None:  # the run that it starts from may be there by now
             identify(job, sweep)
@@ -116,24 +117,33 @@ def starts_from(job: Job, others: Sequence[Job], sweep: Sweep) -> list[Job]:
     return [other for other in others if os.path.abspath(other.directory) in named]
 
 
+def _the_same(job: Job, others: Sequence[Job]) -> list[Job]:
+    """Those of the others that are this very job once more: a search may draw the same settings twice."""
+    return [other for other in others if other.directory == job.directory]
+
+
 def in_turn(batch: Sequence[Job], sweep: Sweep) -> list[list[Job]]:
-    """The batch in parts, in order, none of which has a job that starts from another one of it."""
+    """The batch in parts, in order, none of which has a job that starts from another one of it, or is the same."""
     parts: list[list[Job]] = [[]]
     for job in batch:
-        if starts_from(job, parts[-1], sweep):
+        if starts_from(job, parts[-1], sweep) or _the_same(job, parts[-1]):
             parts.append([])
         parts[-1].append(job)
     return parts
 
 
-def judge(job: Job, sweep: Sweep, code: int | None) -> str:
+def judge(job: Job, sweep: Sweep, code: int | None, before: dict[str, Any] | None = None) -> str:
     """The status of a job whose process has ended with `code` (None: not known), from its record; it is given one if it left
-    none.
+    none. before: its record as the process found it; of one that was refused before it wrote any it stays as it was.
     """
     results = job.results
     status = str(results.get("status", "running"))
     if status != "running":
+        if code and results == before and sweep.stopped is None:
+            return "failed"
         return "failed" if code != 0 and code is not None and status == "done" else status
+    if in_use(job.directory):
+        return "running"
     if sweep.stopped is not None:
         if results and code is not None:  # ended before it could say so
             record_end(job, "interrupted", f"stopped by {signal.Signals(sweep.stopped).name}, without saving", results)
@@ -169,8 +179,13 @@ def _status(job: Job, sweep: Sweep, own_session: bool, begun: Sequence[Job]) -> 
         return "refused"
     same = before is not None and before.get("config_hash") == job.hash
     if same and kept:
-        say(f"{title}\n  done before, in {job.directory}")
+        asked = any(text.lstrip("+") == "overwrite=true" for text in job.overrides)
+        told = "; overwrite=true does no job of a sweep again: remove its folder for that" if asked else ""
+        say(f"{title}\n  done before, in {job.directory}{told}")
         return "done"
+    if in_use(job.directory):  # of another sweep perhaps, whose record this is
+        say(f"{title}\n  not run: {job.directory} is in use by another run")
+        return "running"
     if (start := next((other for other in begun if other.status != "done"), None)) is not None:
         reason = f"it starts from {start.directory}, and that job of the sweep is {start.status}, not done"
         say(f"{title}\n  not run: {reason}")
@@ -201,7 +216,7 @@ def _status(job: Job, sweep: Sweep, own_session: bool, begun: Sequence[Job]) -> 
         if gpu is not None:
             sweep.gpus.append(gpu)
     job.seconds = time.monotonic() - started
-    return "interrupted" if code is None else judge(job, sweep, code)
+    return "interrupted" if code is None else judge(job, sweep, code, before)
 
 
 def run_process(job: Job, sweep: Sweep, go_on: bool, own_session: bool = True, gpu: str | None = None) -> int | None:
@@ -212,8 +227,9 @@ def run_process(job: Job, sweep: Sweep, go_on: bool, own_session: bool = True, g
     else:
         flags = ["--config-name", sweep.config_name, *directories]
         command = ["train", *flags, *job.overrides, f"hydra.run.dir={quoted(str(job.directory))}", "hydra.mode=RUN"]
-        before = read_json(job.directory / "results.json")
-        if before is not None and before.get("status") != "done":  # what of it can be gone on with has been looked at
+        before = read_json(job.directory / "results.json") or {}
+        # what of it can be gone on with has been looked at; what was trained by other settings is not thrown away
+        if before.get("status", "done") != "done" and before.get("config_hash") == job.hash:
             command.append("overwrite=true")
     environment = dict(os.environ)
     if sweep.at_a_time > 1:  # jobs side by side share the cores instead of fighting for them

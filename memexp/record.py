@@ -102,6 +102,21 @@ def _refuse_link(path: Path) -> None:
         raise RunDirectoryError(f"{path} is a symbolic link, and nothing is written through one; remove it.")
 
 
+def in_use(path: Path) -> bool:
+    """Whether a run holds the lock of this directory."""
+    try:
+        lock = os.open(path / ".lock", os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """What `path` holds, or None where there is no readable JSON object."""
     try:

@@ -16,7 +16,7 @@ from memexp.config import ConfigError
 from memexp.jobs import Job, Sweep
 from memexp.launcher import LocalLauncher
 from memexp.onlooker import Onlooker
-from memexp.record import SCHEMA, read_json, write_json
+from memexp.record import SCHEMA, RunDirectory, read_json, write_json
 
 
 @pytest.fixture
@@ -110,6 +110,48 @@ def test_a_processs_own_record_of_its_end_stands(job, run, status):
 def test_a_job_that_ends_badly_after_it_was_done_fails_but_keeps_its_results(job, run):
     assert run(Processes(1, "done")) == "failed"
     assert results(job)["status"] == "done"
+
+
+@pytest.mark.parametrize("status", ["interrupted", "nan", "oom", "failed"])
+def test_a_process_that_was_refused_before_it_wrote_anything_has_failed_and_leaves_the_record(job, run, status):
+    """Whatever an earlier one ended with: it was told as how this one had ended."""
+    record(job, status, steps=7)
+    before = results(job)
+    assert run(Processes(2, None)) == "failed"
+    assert results(job) == before
+
+
+def test_a_job_that_another_sweep_is_running_is_let_alone_with_its_record(job, run, capsys):
+    """It was called failed, there too."""
+    processes = Processes(1, "running")
+    with RunDirectory(job.directory):
+        record(job, "running")
+        assert run(processes) == "running"
+        assert jobs.judge(job, Sweep("config", []), None) == "running"
+    assert (processes.resumed, results(job)["status"]) == ([], "running")
+    assert "is in use by another run" in capsys.readouterr().out
+    assert run(processes) == "failed"
+
+
+def test_a_job_that_is_drawn_twice_is_run_once(tmp_path, monkeypatch):
+    """By a search with few choices; side by side, the second was refused, and its record stood over the first one's."""
+    batch = [Job(n, ["model.depth=8"], tmp_path / "job", hash="abc") for n in (0, 1)]
+    processes, sweep = Processes(), Sweep("config", [], batch, total=2)
+    monkeypatch.setattr(jobs, "run_process", processes)
+    LocalLauncher(2).carry_out(batch, sweep)
+    assert (len(processes.resumed), [job.status for job in batch]) == (1, ["done", "done"])
+    assert jobs.in_turn(batch, sweep) == [batch[:1], batch[1:]]
+
+
+@pytest.mark.parametrize(
+    ("status", "settings", "thrown"),
+    [("interrupted", "abc", True), ("nan", "abc", True), ("interrupted", "other", False), ("done", "other", False)],
+)
+def test_what_was_trained_by_other_settings_is_not_thrown_away_unasked(job, started, status, settings, thrown):
+    """Where a job's folder has the same name for both, as those of experiments have."""
+    record(job, status, config_hash=settings)
+    jobs.run_process(job, Sweep("config", []), go_on=False)
+    assert ("overwrite=true" in started[0][0]) == thrown
 
 
 def test_a_job_that_is_done_is_not_run_again_unless_its_settings_changed(job, run):

@@ -55,7 +55,7 @@ def sweep(tmp_path, monkeypatch, capsys):
     return carry_out
 
 
-def test_b12_swept_keys_come_first_and_constants_are_in_the_hash(sweep, tmp_path):
+def test_b12_swept_keys_come_first_and_constants_are_in_the_hash(sweep, tmp_path, capsys):
     names, reports, status = sweep("seed=1,2", "batch_size=16", "clip_grad=1.0")
     assert [name.rpartition("-")[0] for name in names] == ["s/seed=1", "s/seed=2"]
     assert (status, [count for _, count in reports]) == (0, [2])
@@ -66,8 +66,10 @@ def test_b12_swept_keys_come_first_and_constants_are_in_the_hash(sweep, tmp_path
     assert (Path(reports[0][0]) / "multirun.yaml").is_file()
     (Path(reports[0][0]) / "multirun.yaml").unlink()
     (Path(reports[0][0]) / "multirun.yaml").symlink_to(tmp_path / "elsewhere")
+    capsys.readouterr()
     again, same, _ = sweep("seed=1,2", "batch_size=16", "clip_grad=1.0", "overwrite=true")
     assert (again, same) == ([], reports)  # all are done
+    assert capsys.readouterr().out.count("overwrite=true does no job of a sweep again") == 2
     assert not (tmp_path / "elsewhere").exists()
 
 
