@@ -55,7 +55,7 @@ def prepare(
     if to_train:
         train.foresee(cfg)
         listen(device)
-    _seed(cfg)
+    seed(cfg)
     if cfg.memory.enforce and to_train:  # a budget's limit is known once it is planned
         hold(None if cfg.memory.limit is None else parse_bytes(cfg.memory.limit), device)
     path, state = _standing(directory, start, to_train)
@@ -279,7 +279,8 @@ def check_schedules(current: Run, keys: Sequence[str]) -> None:
         raise ConfigError(problems)
 
 
-def _seed(cfg: DictConfig) -> None:
+def seed(cfg: DictConfig) -> None:
+    """Seeds this process, and sets it to deterministic kernels alone or not, as `cfg` asks."""
     torch.manual_seed(cfg.seed)
     if cfg.deterministic:
         os.environ.setdefault(

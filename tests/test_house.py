@@ -43,12 +43,13 @@ LINES = [
         f"memory.{name}" for name in ("trace", "estimate", "limit", "advice", "planner", "planned", "fitting")
     ],  # predicted, chosen
     ["report"],
-    ["bench", "studies"],
+    ["studies"],
     ["stages"],
     ["results", "prepared"],
     ["run"],
     ["saved"],
     ["hydra_app", "launcher", "onlooker", "sweeper", "jobs", "completion"],
+    ["bench"],
     ["commands", "explained"],
     ["cli", "plugins"],
     ["__init__", "__main__"],

@@ -20,6 +20,7 @@ from memexp.record import environment, write_text
 from memexp.report.files import as_it_is, save
 from memexp.report.plots import COLOURS, MARKERS
 from memexp.report.tables import Table, markdown
+from memexp.sweeper import with_arm
 from memexp.units import shown_bytes, shown_figure
 
 
@@ -83,7 +84,7 @@ def cases(
     directories: Sequence[str] = (),
 ) -> list[Case]:
     """One for each strategy (None: all that are valid for the model), and `budgets` of them evenly between the least and the
-    stored peak. name, directories: as of `memexp.compose`.
+    stored peak. An arm of an experiment has its own settings, but for its strategy. name, directories: as of `memexp.compose`.
 
     Raises ConfigError for overrides that do not fit, a strategy included.
     """
@@ -91,6 +92,8 @@ def cases(
         raise ConfigError(
             ["backprop: bench compares strategies; name them with --strategies, such as stored,reversible"]
         )
+    own = with_arm(overrides, name, directories)
+    overrides = [text for text in own if text in overrides or not text.startswith("backprop")]
     if strategies is None:
         valid = families.of(compose(overrides, name, directories).model).strategies or ("stored",)
         strategies = [name for name in valid if name != "budget"]

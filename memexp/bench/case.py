@@ -22,6 +22,7 @@ from memexp.backprop.compiled import check_compiler, compiled
 from memexp.config import compose
 from memexp.memory import planned
 from memexp.memory.meter import Meter
+from memexp.prepared import seed
 from memexp.training import distribution, recipe
 from memexp.training.distribution import World
 from memexp.training.graphed import Graphed, check_recordable
@@ -33,7 +34,7 @@ WARM_UP = 2  # steps after these that are not timed
 def carry_out(cfg: DictConfig, steps: int) -> dict[str, Any]:
     """Memory (as in results.json), strategy (with a budget: plan and prediction), and the times of `steps` steps in seconds:
     their median and quartiles."""
-    torch.manual_seed(cfg.seed)
+    seed(cfg)
     device = distribution.choose_device(cfg.device, World.from_environment())
     if cfg.compile:
         check_compiler(device.type)

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import memexp
 from memexp import bench
+from memexp.bench import case
 from memexp.cli import main
 from memexp.config import ConfigError
 
@@ -35,6 +37,27 @@ def test_cases_are_what_the_model_allows_and_budgets_lie_between_the_ends():
         "light",
         "checkpointed",
     ]
+
+
+def test_an_arm_of_an_experiment_has_its_settings_but_for_its_strategy():
+    """It was the experiment's without those of any arm."""
+    typed = ["experiment=revnet/table3", "arm=RevNet-38, exact", "scale=laptop"]
+    first, second = (memexp.compose(case.overrides) for case in bench.cases(typed, ["stored", "reversible"], 0))
+    assert (first.model.depth, first.model.name, first.arm) == (38, "revnet", "RevNet-38, exact")
+    assert (first.backprop.name, second.backprop.name) == ("stored", "reversible")
+    (other,) = bench.cases(["experiment=revnet/table3", "arm=ResNet-32"], ["stored"], 0)
+    assert memexp.compose(other.overrides).model.depth == 32
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_case_is_measured_with_the_kernels_that_training_takes(deterministic):
+    asked = memexp.compose([*REVNET, f"deterministic={str(deterministic).lower()}", "device=cpu"])
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        case.carry_out(asked, 1)
+        assert torch.are_deterministic_algorithms_enabled() == deterministic
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 @pytest.mark.parametrize(
