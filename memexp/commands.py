@@ -174,6 +174,8 @@ def _estimate(arguments: list[str]) -> int:
     parser.add_argument("--trust", action="store_true", help=TRUST)
     options = parser.parse_intermixed_args(arguments)
     if options.overrides and Path(options.overrides[0]).is_dir():
+        if options.multirun:
+            parser.error(f"-m: {options.overrides[0]} is one run; estimate it with one value of each key at a time")
         return _estimate_run(Path(options.overrides[0]), options)
     from memexp.config import compose
     from memexp.sweeper import planned, with_arm
@@ -185,7 +187,7 @@ def _estimate(arguments: list[str]) -> int:
     from memexp.report import estimates
 
     if options.multirun:
-        print(estimates.sweep(planned(options.overrides, *named), *named))
+        print(estimates.sweep(planned(options.overrides, *named), *named, options.summary, options.json))
         return 0
     print(estimates.one(options.overrides, *named, options.summary, options.json))
     return 0

@@ -14,7 +14,7 @@ from memexp import data
 from memexp.config import ConfigError
 from memexp.edits import Edit
 from memexp.memory.planner import plan
-from memexp.memory.trace import trace
+from memexp.memory.trace import STEPS, trace
 from memexp.models import families
 from memexp.paths import CONF
 from memexp.units import shown_bytes
@@ -162,7 +162,7 @@ def _cost(cfg: DictConfig, edits: Sequence[Edit]) -> tuple[int, int]:
     """Peak bytes and adds-multiplies of a training step, with its plan where backprop=budget."""
     budget = cfg.backprop.name == "budget"
     report = (trace(cfg, plan(cfg, edits=edits).apply, edits) if budget else trace(cfg, edits=edits)).report
-    return report.peak, report.macs_forward + report.macs_backward
+    return report.peak, (report.macs_forward + report.macs_backward) // STEPS
 
 
 def _with(cfg: DictConfig, key: str, value: Any) -> DictConfig:

@@ -38,35 +38,61 @@ def shown(cfg: DictConfig, summary: bool, as_json: bool, edits: Sequence[Edit] |
         with without_data():
             built = network(cfg, classes, shape, edits)
         return text(summarise(built, shape))
-    found = estimate(cfg, edits)
-    limit = None if cfg.memory.limit is None else answer(cfg, parse_bytes(cfg.memory.limit), edits)
+    found, limit = _found(cfg, edits)
     if as_json:
-        return json.dumps(
-            found | ({"limit": vars(limit) | {"fits": limit.fits, "fastest": limit.fastest}} if limit else {})
-        )
+        return json.dumps(_record(found, limit))
     return "\n".join([_breakdown(cfg, found), *(_fits(cfg, limit) if limit else [])])
 
 
-def sweep(jobs: Iterable[list[str]], name: str, directories: Sequence[str]) -> str:
+def _found(cfg: DictConfig, edits: Sequence[Edit]) -> tuple[dict[str, Any], Answer | None]:
+    """The estimate, and what fits the limit if there is one."""
+    limit = None if cfg.memory.limit is None else answer(cfg, parse_bytes(cfg.memory.limit), edits)
+    return estimate(cfg, edits), limit
+
+
+def _record(found: dict[str, Any], limit: Answer | None) -> dict[str, Any]:
+    return found | ({"limit": vars(limit) | {"fits": limit.fits, "fastest": limit.fastest}} if limit else {})
+
+
+def sweep(
+    jobs: Iterable[list[str]], name: str, directories: Sequence[str], summary: bool = False, as_json: bool = False
+) -> str:
     """A table of a sweep's jobs (memexp.sweeper.planned), and plots of memory against depth and batch in
-    outputs/estimate/<time>.
+    outputs/estimate/<time>; or the summary of each, or a JSON list of a record a job, with its overrides.
     """
-    runs = []
+    runs: list[Run] = []
+    records: list[dict[str, Any]] = []
+    summaries: list[str] = []
     problems: list[str] = []
+    too_large: list[str] = []
     for job in jobs:
+        told = " ".join(job)
         try:
             cfg = config.compose(job, name, directories)
-            runs.append(_as_run(cfg, job, estimate(cfg)))
+            if as_json:
+                records.append({"overrides": job, **_record(*_found(cfg, build.start_edits(cfg)))})
+            elif summary:
+                summaries.append(f"{told}\n{shown(cfg, True, False)}\n")
+            else:
+                runs.append(_as_run(cfg, job, estimate(cfg)))
+                limit, peak = cfg.memory.limit, runs[-1].get("memory.peak")
+                if limit is not None and peak > parse_bytes(limit):
+                    too_large.append(f"{told}: {shown_bytes(peak)} is more than memory.limit={limit}")
         except ConfigError as error:
-            problems += [f"{' '.join(job)}: {problem}" for problem in error.problems]
-    if not runs:
+            problems += [f"{told}: {problem}" for problem in error.problems]
+            records.append({"overrides": job, "problems": error.problems})
+    if not (runs or summaries or any("peak" in record for record in records)):
         raise ConfigError(problems)
+    if as_json:
+        return json.dumps(records)
+    if summary:
+        return "\n".join([*summaries, *problems])
     groups = group(runs)
     directory = Path("outputs") / "estimate" / time.strftime("%Y-%m-%d_%H-%M-%S")
     with writing(directory, "run from a directory that you may write"):
         pictures = draw(groups, directory)
     table = of_groups(groups)
-    table.notes += [f"not in it: {NOT_IN_IT}", *problems]
+    table.notes += [f"not in it: {NOT_IN_IT}", *too_large, *problems]
     return "\n".join([terminal(table), *map(str, pictures)])
 
 

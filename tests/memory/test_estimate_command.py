@@ -26,6 +26,29 @@ def test_json_holds_what_the_table_says(capsys):
     assert "not in it: scratch space inside kernels" in table
 
 
+def test_a_sweep_heeds_what_one_configuration_does(tmp_path, monkeypatch, capsys):
+    """--json, --summary and memory.limit were left out without a word."""
+    monkeypatch.chdir(tmp_path)
+    both = ["estimate", "-m", *SMALL[:-1], "batch_size=4,8"]
+    assert main([*both, "--json", "memory.limit=10MB", "model.depth=8,9"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [("batch_size=4" in one["overrides"], "problems" in one) for one in found] == [
+        (True, False),
+        (True, True),
+        (False, False),
+        (False, True),
+    ]
+    assert found[0]["limit"]["fits"]
+    name, peak, macs = found[0]["limit"]["strategies"][0]
+    assert (name, peak, macs) == ("stored", found[0]["peak"], found[0]["macs_forward"] + found[0]["macs_backward"])
+    assert main([*both, "--summary"]) == 0
+    assert capsys.readouterr().out.count("total parameters") == 2
+    assert main([*both, "memory.limit=5MB"]) == 0
+    assert capsys.readouterr().out.count("is more than memory.limit=5MB") == 1
+    assert main(["estimate", "-m", str(tmp_path), "backprop=stored,light"]) == 2
+    assert "is one run" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
