@@ -8,13 +8,14 @@ from memexp import config, options, overriding, schema
 from memexp.choices import GROUPS
 
 PATHS = ("resume", "evaluate", "report", "export")  # commands that take run directories
-NO_KEYS = ("report", "experiments", "export")
+NO_KEYS = ("report", "experiments")
 FLAGS = {
     "train": ("--multirun", "--cfg", "--info", "--config-dir", "--config-name", "--help"),
-    "estimate": ("--multirun", "--summary", "--json", "--config-dir", "--config-name", "--help"),
+    "estimate": ("--multirun", "--summary", "--json", "--config-dir", "--config-name", "--trust", "--help"),
     "bench": ("--strategies", "--budgets", "--steps", "--output", "--config-dir", "--config-name", "--help"),
     "resume": ("--config-dir", "--trust", "--help"),
     "evaluate": ("--split", "--checkpoint", "--config-dir", "--trust", "--help"),
+    "export": ("--checkpoint", "--output", "--merge", "--config-dir", "--trust", "--help"),
     "report": ("--paper", "--format", "--output", "--no-plots", "--config-dir", "--help"),
     "experiments": ("--config-dir", "--help"),
 }

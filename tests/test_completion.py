@@ -1,5 +1,7 @@
 """What TAB offers (B13)."""
 
+import re
+
 import pytest
 
 from memexp import completion
@@ -26,6 +28,7 @@ def place(tmp_path, monkeypatch):
         ("memexp resume nowhere/", []),
         ("memexp evaluate outputs/run --sp", ["--split"]),
         ("memexp estimate model=rev", ["model=revnet"]),
+        ("memexp export outputs/run dataset.im", ["dataset.image_size="]),
         ("memexp bench -cd mine model=o", ["model=own"]),
         ("memexp train model=resnet,rev", ["model=resnet,revnet"]),
         ("memexp train experiment=revnet/t", ["experiment=revnet/table3"]),
@@ -40,6 +43,13 @@ def place(tmp_path, monkeypatch):
 )
 def test_b13_what_may_follow(line, found):
     assert completion.words(line, COMMANDS) == found
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "train"])
+def test_b13_the_flags_of_a_command_are_those_of_its_help(command, capsys):
+    assert main([command, "--help"]) == 0
+    told = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", capsys.readouterr().out.partition("examples:")[0]))
+    assert set(completion.words(f"memexp {command} --", COMMANDS)) == told
 
 
 def test_b13_keys_and_groups():

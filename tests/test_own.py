@@ -154,7 +154,7 @@ EXPERIMENT = """# @package _global_
 # time: paper 1 hour
 case: {what: 3}
 model: {units: [1, 1, 1], channels: [4, 4, 4, 8]}
-hydra: {sweeper: {params: {seed: "0,1"}}}
+hydra: {sweeper: {params: {seed: "0,1", epochs: "${epochs}"}}}
 """
 PUBLISHED = "source: my book\nrows:\n- {label: net, match: {model: revnet}, quantity: steps, unit: '', value: 3}\n"
 

@@ -47,15 +47,23 @@ def listing(conf: Path) -> list[tuple[str, str]]:
 def expected(conf: Path, identifier: str, count: Callable[[Mapping[str, Any]], int]) -> dict[str, tuple[int, str]]:
     """scale -> (number of runs, time), as the file says and its sweep comes to.
 
-    count: the number of jobs of a sweep with these settings (memexp.sweeper.count).
+    count: the number of jobs of a sweep with these settings (memexp.sweeper.count). A user's own file may take settings from
+    elsewhere, and is composed, which takes longer than to read one of those that are shipped.
     """
     from omegaconf import OmegaConf
+
+    from memexp.config import CONFIG_NAME, sweeper_of
+    from memexp.paths import CONF
 
     path = conf / "experiment" / f"{identifier}.yaml"
     line = next((text for text in _comment(path) if text.startswith("time:")), "time:")
     times = dict(part.strip().split(" ", 1) for part in line.removeprefix("time:").split("|") if " " in part.strip())
     found = {}
     for scale in SCALES:
+        if conf != CONF:
+            own = sweeper_of([f"experiment={identifier}", f"scale={scale}"], CONFIG_NAME, [conf])
+            found[scale] = count(own), times.get(scale, "-")
+            continue
         made = OmegaConf.merge({"hydra": {"sweep": {"dir": "outputs"}}}, OmegaConf.load(path), {"scale": scale})
         told = OmegaConf.to_container(OmegaConf.select(made, "hydra.sweeper") or OmegaConf.create({}), resolve=True)
         assert isinstance(told, dict)
