@@ -47,12 +47,16 @@ class TaylorWeight(OfElements):
 
 
 class Snip(OfElements):
-    """sum |w dL/dw| at initialisation, before any training (Lee et al. 2019, arXiv 1810.02340, without its normalisation)."""
+    """sum |w dL/dw| at initialisation, before any training (Lee et al. 2019, arXiv 1810.02340).
+
+    Without the paper's division by the sum over all weights, which changes no order. As there, BN that has not been trained
+    normalises each batch by itself, so that scores depend on the batches' size as training does; where it has, in eval mode.
+    """
 
     needs_data = True
 
     def terms(self, network: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
-        found = gradients(network, names, calibration)
+        found = gradients(network, names, calibration, untrained=True)
         return {name: (tensor_of(network, name).detach() * gradient).abs() for name, gradient in found.items()}
 
 
