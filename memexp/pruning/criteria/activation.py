@@ -177,7 +177,11 @@ class OfProducts(OfActivations):
 
 
 class TaylorActivation(OfProducts):
-    """|mean over the map of a dL/da|, averaged over samples (Molchanov et al. 2017, arXiv 1611.06440, eq. 8)."""
+    """|mean over the map of a dL/da|, averaged over samples (Molchanov et al. 2017, arXiv 1611.06440, eq. 8).
+
+    To compare layers the paper divides by the l2 norm of a layer's scores, scope=global by their root mean square: the norm
+    divided by the root of the layer's width, so that a layer does not lose more for being wide.
+    """
 
     comparable = False
 
@@ -196,7 +200,8 @@ class Skeletonization(OfProducts):
     """-sum over the map of a dL/da, averaged over samples (Mozer and Smolensky 1988).
 
     To first order what the loss grows by without the channel, -dL/dgate at gate = 1: where it is negative, the loss is less
-    without it, and it goes first.
+    without it, and it goes first. The paper takes the sum of absolute errors for L, as the squared one's slope vanishes where
+    targets are met, and averages over training with a decay; here L is the loss, and the weights are those given.
     """
 
     def of(self, products: Tensor, positions: int) -> Tensor:

@@ -17,6 +17,7 @@ from memexp.pruning.filters import combined, layer_of, normalised, rows, tensor_
 class TaylorWeight(OfElements):
     """(sum w dL/dw)^2, with the gradient of the mean loss over all the data (Molchanov et al. 2019, arXiv 1906.10771, eq. 8).
 
+    The paper averages the squares of many minibatches while it trains; of all data at once no score depends on their size.
     gates: of a gate behind each normalisation in place of the filter: (gamma dL/dgamma + beta dL/dbeta)^2, the paper's
     Taylor-FO-BN.
     """
@@ -65,7 +66,8 @@ class Obd(OfElements):
     """sum h_ii w_i^2 / 2 with the diagonal of the loss's Hessian (LeCun, Denker, Solla 1990).
 
     The diagonal is the mean of v * (H v) over `probes` vectors v of random signs (Hutchinson 1990), the same for every batch:
-    unbiased, and H v is summed over all the data. It is of the Hessian itself, so away from a minimum a score may be negative.
+    unbiased, and H v is summed over all the data. It is of the Hessian itself, not of the paper's approximation without the
+    activations' curvature, so away from a minimum a score may be negative.
     """
 
     probes: int = 8
