@@ -275,7 +275,10 @@ class Record:
 
 def _normalises(module: nn.Module) -> bool:
     """Whether it is a layer that in training reads the batch's statistics alone, as one with a user's forward may not."""
-    return isinstance(module, _NormBase) and module.forward.__module__.startswith(("torch.", "memexp."))
+    if not isinstance(module, _NormBase):
+        return False
+    forwards = type(module).forward, module.forward  # a Chain may stand before the class's own
+    return all([forward.__module__.startswith(("torch.", "memexp.")) for forward in forwards])
 
 
 def substituted(values: Values) -> AbstractContextManager[None]:

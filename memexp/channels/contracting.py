@@ -7,7 +7,7 @@ from torch import Tensor
 
 from memexp.channels.planes import Plane, Planes, distinct, merge, varies
 from memexp.channels.rules import SUMMED, SUMMED_WEIGHTS, Call, along, flat, rule
-from memexp.channels.sizes import Attribute, Size
+from memexp.channels.sizes import Attribute
 
 Shape = tuple[int, ...]
 
@@ -95,10 +95,8 @@ def _grouped(
         call.freeze(whole, "its filters are a constant, of that many channels")
     if isinstance(origin, Attribute):
         call.tape.use(origin, whole, 0)
-    elif isinstance(origin, Size):
-        call.tape.doubtful = True
     else:
-        call.freeze(whole, "the number of groups is fixed in the source")
+        call.tape.doubtful = True  # of a plain number nobody knows whether it follows (len(weight)) or is fixed
     if 0 in sides and not transposed:
         return sides[0]
     return np.repeat(whole, call.out.shape[1] // groups)

@@ -140,8 +140,7 @@ class _IntegralBatchNorm(Integral, nn.modules.batchnorm._BatchNorm):
     def _positive(self, var: Tensor) -> Tensor:
         """Between nodes u overshoots, and a variance must not."""
         assert self.running_var is not None
-        segments = self.axes["running_var"][0].segments
-        if len(var) == len(self.running_var) and all(s.group is None or s.group.nodes is None for s in segments):
+        if self.axes["running_var"][0].native(self.drawn):
             return var  # of the native nodes, what it was made continuous from
         return var.maximum(self.running_var.min().clamp_min(0))
 

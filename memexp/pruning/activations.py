@@ -1,8 +1,9 @@
-"""Where a layer's activation is read: after the ReLU that follows it.
+"""Where a layer's activation is read: after the activation function that follows it, which is 0 for a channel that is removed.
 
 Found by following the layer's output through what keeps each number at its place or moves whole dimensions (pointwise
-functions, normalisations, sums, pooling of stride 1, transpositions) to the first ReLU, module or function, in place or not. Of
-a group in which no layer's output meets one before something else, the activation is the layers' own output.
+functions, normalisations, sums, pooling of stride 1, transpositions) to the first such function, module or not, in place or
+not; where zeros are counted, to the first ReLU. Of a group in which no layer's output meets one before something else, the
+activation is the layers' own output.
 
 Which dimension has the channels is known from the layer that makes them. That the first one has the samples is tried out, by
 another number of samples: lengths may coincide.
@@ -27,6 +28,8 @@ from memexp.channels import called
 aten = torch.ops.aten
 # exactly 0 on a whole interval, with some bounds; by name, without the underscores of those in place and of hidden ones
 RELUS = frozenset({"relu", "relu6", "hardtanh", "hardswish", "threshold"})
+# 0 at 0, and there alone
+OTHERS = frozenset({"elu", "selu", "celu", "gelu", "silu", "mish", "leaky_relu", "rrelu", "prelu", "tanh", "softsign"})
 # functions of torch that keep each number, or the window around it, at its place, though made of operations that do not
 KEEPING = (
     *("batch_norm", "instance_norm", "layer_norm", "group_norm", "rms_norm", "local_response_norm", "normalize"),
@@ -45,14 +48,17 @@ class Activations(TorchFunctionMode):
     """While entered, calls `read(place, activation)` at each activation, (samples, channels, ...); what it returns takes its
     place.
 
-    after_relu: layers that are read after the ReLU that follows; those whose outputs meet in a sum come to one place.
-    own: layers that are read at their own output. called: the layers that gave an output with a row for each sample.
+    after: layers that are read after the activation function that follows; those whose outputs meet in a sum come to one
+    place. own: layers that are read at their own output. zeros: only a ReLU ends what is followed, as zeros are counted behind
+    it. called: the layers that gave an output with a row for each sample.
     """
 
-    def __init__(self, network: nn.Module, after_relu: Iterable[str], own: Iterable[str], read: Read) -> None:
+    def __init__(
+        self, network: nn.Module, after: Iterable[str], own: Iterable[str], read: Read, zeros: bool = False
+    ) -> None:
         super().__init__()
-        self._network, self._own, self._read = network, frozenset(own), read
-        self._layers = sorted({*after_relu, *self._own})
+        self._network, self._own, self._read, self._zeros = network, frozenset(own), read, zeros
+        self._layers = sorted({*after, *self._own})
         self._from = WeakTensorKeyDictionary()  # tensor -> by layer whose output has come to it: the axes
         self._waiting: set[str] = set()
         self.called: set[str] = set()
@@ -77,15 +83,16 @@ class Activations(TorchFunctionMode):
         if not before:
             return func(*args, **kwargs)
         name = getattr(func, "__name__", "").strip("_")
-        is_relu = name in RELUS and _is_zero_somewhere(func, args, kwargs)
+        ends = name in RELUS and _is_zero(func, args, kwargs, not self._zeros)
+        ends |= name in OTHERS and not self._zeros
         with _Operations() as operations:
             out = func(*args, **kwargs)
         if not isinstance(out, Tensor):
             return out
-        if is_relu or name.startswith(KEEPING):
+        if ends or name.startswith(KEEPING):
             operations.found.clear()
         here = self._here(before, operations, out)
-        if not is_relu:
+        if not ends:
             self._from[out] = here
             return out
         self._waiting -= here.keys()
@@ -154,28 +161,31 @@ class _Operations(TorchDispatchMode):
         return list(range(len(shape))) if keeps and shape == result else []
 
 
-def places(network: nn.Module, groups: Sequence[Sequence[str]], inputs: called.Inputs) -> tuple[set[str], set[str]]:
-    """Where the activations of groups of layers are read: the layers after whose ReLU, and those at whose own output.
+def places(
+    network: nn.Module, groups: Sequence[Sequence[str]], inputs: called.Inputs, zeros: bool = False
+) -> tuple[set[str], set[str]]:
+    """Where the activations of groups of layers are read: the layers after whose activation function, and those at whose own
+    output. zeros: as of Activations.
 
     Raises ValueError for an activation of which the samples are not the rows, and where that cannot be tried out.
     """
-    after_relu: set[str] = set()
+    after: set[str] = set()
 
     def read(place: Place, activation: Tensor) -> Tensor:
-        after_relu.update(place)
+        after.update(place)
         return activation
 
     with torch.no_grad():
-        with Activations(network, {layer for layers in groups for layer in layers}, (), read) as found:
+        with Activations(network, {layer for layers in groups for layer in layers}, (), read, zeros) as found:
             network(*called.copied(inputs))
-        own = {layer for layers in groups if not after_relu & set(layers) for layer in layers if layer in found.called}
+        own = {layer for layers in groups if not after & set(layers) for layer in layers if layer in found.called}
         other = 3 if called.rows(inputs) == 2 else 2
 
         def check(place: Place, activation: Tensor) -> Tensor:
             check_rows(place, activation, other)
             return activation
 
-        with Activations(network, after_relu, own, check):
+        with Activations(network, after, own, check, zeros):
             try:
                 network(*called.mapped(lambda x: x[:1].repeat_interleave(other, 0), inputs))
             except RuntimeError as fault:
@@ -183,7 +193,7 @@ def places(network: nn.Module, groups: Sequence[Sequence[str]], inputs: called.I
                     f"the network cannot be called with {other} samples ({str(fault).partition(chr(10))[0]}), and to tell them "
                     "apart in an activation their number must be free: choose a criterion that reads weights"
                 ) from fault
-    return after_relu, own
+    return after, own
 
 
 def check_rows(place: Place, activation: Tensor, samples: int) -> None:
@@ -207,9 +217,9 @@ def _axes(module: nn.Module, output: Tensor) -> Axes | None:
     return (0, output.ndim - 1) if output.ndim > 1 else None
 
 
-def _is_zero_somewhere(func: Any, args: Any, kwargs: Any) -> bool:
-    """Whether the function, with its bounds, is 0 for all numbers below or above some: Hardtanh(-1, 1) is not."""
+def _is_zero(func: Any, args: Any, kwargs: Any, at_0: bool) -> bool:
+    """Whether the function, with its bounds, is 0 for all numbers below or above some, or at_0: Hardtanh(-1, 1) is there."""
     x = args[0] if args else kwargs["input"]
-    ends = x.new_tensor([-1e4, 1e4])
-    found = func(ends, *args[1:], **kwargs) if args else func(**kwargs | {"input": ends})
+    numbers = x.new_tensor([-1e4, 1e4, 0] if at_0 else [-1e4, 1e4])
+    found = func(numbers, *args[1:], **kwargs) if args else func(**kwargs | {"input": numbers})
     return bool((found == 0).any())

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 from memexp.backprop import chains
 from memexp.channels import hooked
 from memexp.channels.called import copied, rows
-from memexp.modes import evaluating
+from memexp.modes import as_trained, evaluating
 from memexp.pruning.filters import tensor_of
 
 Batch = tuple[Tensor | Sequence[Tensor], Tensor]  # of a network of several inputs, as many tensors
@@ -82,9 +83,46 @@ def calibrating(network: nn.Module) -> Iterator[None]:
                         setattr(module, name, value.detach())
 
 
-def gradients(network: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
-    """The gradient of the mean loss over all samples of the data, by effective name; `p.grad` is left alone."""
-    with calibrating(network), torch.enable_grad():
+@contextmanager
+def normalising_batches(network: nn.Module) -> Iterator[None]:
+    """Inside, batch normalisations whose running statistics are as they were made (0 and 1) take those of each batch, as in
+    training; nothing of theirs moves. Entered within `calibrating`. Layers that do not train so are left alone.
+
+    In eval mode they normalise nothing before they have been trained: the scores of a ResNet-110 are then in the thousands.
+    """
+    with as_trained(network):
+        layers = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.training]
+    made = [layer for layer in layers if layer.track_running_stats and _as_made(layer)]
+    hooks = [layer.register_forward_pre_hook(_by_batch) for layer in made]
+    for layer in made:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer, hook in zip(made, hooks, strict=True):
+            hook.remove()
+            layer.training, layer.track_running_stats = False, True
+
+
+def _by_batch(layer: nn.Module, inputs: tuple[Tensor]) -> None:
+    """One value a channel (a last batch of one sample, behind all pooling) has no variance."""
+    layer.training = inputs[0].numel() > inputs[0].shape[1]
+
+
+def _as_made(layer: _BatchNorm) -> bool:
+    mean, variance = layer.running_mean, layer.running_var
+    return mean is not None and variance is not None and not mean.any() and bool((variance == 1).all())
+
+
+def gradients(
+    network: nn.Module, names: Sequence[str], calibration: Calibration, untrained: bool = False
+) -> dict[str, Tensor]:
+    """The gradient of the mean loss over all samples of the data, by effective name; `p.grad` is left alone.
+
+    untrained: what BN knows nothing of yet, it takes from each batch (normalising_batches).
+    """
+    inside = normalising_batches(network) if untrained else nullcontext()
+    with calibrating(network), inside, torch.enable_grad():
         tensors = [tensor_of(network, name) for name in names]
         totals = [torch.zeros_like(t, dtype=torch.float64) for t in tensors]
         samples = 0

@@ -2,7 +2,8 @@
 
 A step asks of every layer how many of its channels, least scores first, must go for the predicted latency to fall by the step,
 and takes the layer with which the loss on the data is then the least. Between steps the network may be tuned for a short time.
-Loss is what the paper's accuracy is here, before tuning; the paper tunes every candidate.
+Loss is what the paper's accuracy is here, before tuning; the paper tunes every candidate. Steps are equal, where the paper's
+may shrink, and a filter's score is the criterion's, where the paper's is its l2 norm.
 """
 
 import copy

@@ -89,7 +89,7 @@ def of_groups(groups: Sequence[Group]) -> Table:
 
 
 def _of_no_test(groups: Sequence[Group]) -> Iterator[str]:
-    """Which runs have an accuracy on the images that choose their best weights."""
+    """Which runs have an accuracy on other images than the test split's, as no stage evaluate comes last."""
     done = [run for group in groups for run in group.done]
     for split in dict.fromkeys(split_of(run) for run in done):
         named = [run.name for run in done if split_of(run) == split]
@@ -99,7 +99,7 @@ def _of_no_test(groups: Sequence[Group]) -> Iterator[str]:
                 if len(named) == len(done)
                 else f" of {', '.join(named[:5])}{' and others' if len(named) > 5 else ''}"
             )
-            yield f"top-1 and error{which}: of {split} images; no stage has looked at the test split."
+            yield f"top-1 and error{which}: of {split} images, not of the test split."
 
 
 def _smaller_batch(run: Run) -> str:

@@ -79,6 +79,11 @@ class Renorm(nn.BatchNorm1d):
         return super().forward(x) + off * torch.rsqrt(self.running_var + self.eps)
 
 
+class SquashedRenorm(Renorm):
+    def forward(self, x):
+        return torch.tanh(super().forward(x))
+
+
 class OfAUsersNorm(Block):
     def make(self):
         self.norm = Renorm(4)
@@ -117,6 +122,16 @@ def test_also_where_the_step_is_undone(kind):
     undone = trained(Chain(copy.deepcopy(steps), "reversible", exact=True), streams)
     assert all(map(torch.equal, undone[0], stored[0]))
     assert all(map(torch.equal, undone[1], stored[1]))
+
+
+@pytest.mark.parametrize("backprop", ["light", "checkpointed"])
+def test_also_where_a_users_norm_is_the_block(backprop):
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(4, 4), SquashedRenorm(4)), torch.randn(5, 4)
+    expected = trained(copy.deepcopy(network), (x,))
+    found = trained(apply(network, backprop, blocks=[SquashedRenorm]), (x,))
+    for a, b in zip(found, expected, strict=True):
+        assert all(map(torch.equal, a, b))
 
 
 class Warm(nn.Module):

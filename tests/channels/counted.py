@@ -120,6 +120,7 @@ class OwnGroups(Network):
     def forward(self, x: Tensor) -> Tensor:
         x = functional.conv2d(self.a(x).relu(), self.weight, None, self.stride, groups=self.groups)
         x = functional.conv2d(self.b(x).relu(), self.blur, None, 1, 1, 1, self.blur.shape[0])
+        x = functional.conv2d(x, self.blur, padding=1, groups=len(self.blur))
         return self.c(functional.conv2d(x, self.blur, padding=1, groups=x.shape[1]))
 
 

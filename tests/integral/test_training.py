@@ -88,6 +88,21 @@ def test_two_passes_before_one_backward_have_one_size(backprop: str) -> None:
         torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-12)
 
 
+def test_a_loss_of_features_inside_draws_anew_in_each_step_though_outputs_are_kept() -> None:
+    network, kept, sizes = small(), [], set()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    for layer in network.integral_layers()[:1]:
+        layer.register_forward_hook(lambda layer, inputs, y: kept.append(y))
+    for _ in range(4):
+        outputs = network(torch.randn(2, 3, 10, 10))
+        kept.pop().square().mean().backward()
+        optimizer.step()
+        sizes.add(tuple(drawn(network).values()))
+    assert outputs.requires_grad
+    assert int(network.steps) == 4
+    assert len(sizes) > 1
+
+
 def test_evaluation_between_forward_and_backward_changes_no_gradient() -> None:
     grads = []
     for between in (False, True):

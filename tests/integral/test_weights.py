@@ -203,6 +203,18 @@ def test_sampled_variance_is_never_below_the_least(nodes: tuple[float, ...] | No
     assert float(sampled.min()) >= 0.99e-4
 
 
+@pytest.mark.parametrize(
+    "groups", [[group(9, name="gauss_legendre")], [group(5, 6), group(4, 3)]], ids=["other nodes", "other sizes"]
+)
+def test_nor_is_it_where_as_many_nodes_as_native_ones_stand_elsewhere(groups: list[Continuum]) -> None:
+    """After training it was negative between them, and scores were no numbers."""
+    layer = continue_(nn.BatchNorm2d(9), {"running_var": (axis(0, *map(Segment, groups)),)}).eval()
+    layer.running_var.copy_(torch.tensor([1e-4, 9, 1e-4, 1e-4, 9, 9, 1e-4, 9, 1e-4]))  # type: ignore[operator, union-attr]
+    sampled = layer.sampled("running_var")
+    assert sampled is not None
+    assert float(sampled.min()) >= 0.99e-4
+
+
 def test_other_layers_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="ConvTranspose2d has no integral form"):
         continue_(nn.ConvTranspose2d(4, 4, 1), {})

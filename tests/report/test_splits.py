@@ -26,15 +26,15 @@ def test_accuracy_before_a_stage_that_looks_at_other_images_is_not_known(tmp_pat
     ("splits", "told"),
     [
         (["test", "test"], None),
-        (["val", "val"], "top-1 and error: of val images; no stage has looked at the test split."),
-        (["val", "test"], "top-1 and error of run0: of val images; no stage has looked at the test split."),
+        (["val", "val"], "top-1 and error: of val images, not of the test split."),
+        (["val", "test"], "top-1 and error of run0: of val images, not of the test split."),
     ],
 )
 def test_accuracy_of_runs_without_the_stage_evaluate_is_said_to_be_of_val_images(tmp_path, splits, told):
     for i, split in enumerate(splits):
         add(tmp_path, f"run{i}", depth=32 + i, accuracy={"top1": 50.0, "split": split})
     lines = write_report([tmp_path], tmp_path / "out", form="markdown", plots=False).splitlines()
-    assert [line for line in lines if "images; no stage" in line] == ([told] if told else [])
+    assert [line for line in lines if "images, not of" in line] == ([told] if told else [])
     assert [run["accuracy.split"] for run in report(tmp_path)["runs"]] == splits
 
 

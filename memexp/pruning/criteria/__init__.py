@@ -88,7 +88,8 @@ def scored(criterion: Criterion, network: nn.Module, groups: Sequence[Group], ca
     if alike:
         log.warning(
             "criterion=%s gives all channels of a layer the same score (%s), so which of them go is by their number "
-            "alone: its weights, or what the loss says of them, are all zero, or as they were before training",
+            "alone: the weights, activations or gradients that it reads do not tell them apart, as where they are all zero, as "
+            "they were before training, or of one sample",
             name_of(criterion),
             few(alike),
         )

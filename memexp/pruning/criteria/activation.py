@@ -1,7 +1,8 @@
 """Criteria that read a channel's activation a, or its product with the loss's gradient, sample by sample.
 
-The activation is the one after the ReLU that follows (memexp.pruning.activations). The product summed over the positions of
-a map is the gradient of a gate that multiplies the channel: sum_hw a dL/da = dL/dgate at gate = 1, for each sample by itself.
+The activation is the one behind the activation function that follows (memexp.pruning.activations). The product summed over
+the positions of a map is the gradient of a gate that multiplies the channel: sum_hw a dL/da = dL/dgate at gate = 1, for each
+sample by itself.
 """
 
 from abc import abstractmethod
@@ -9,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ class OfActivations(Criterion):
     """A figure for each sample and channel at each activation of a group; its mean over the samples is the score there."""
 
     needs_data = True
+    zeros: ClassVar[bool] = False  # whether it is read after a ReLU alone
 
     def scores(self, network: nn.Module, groups: Sequence[Group], calibration: Calibration) -> list[Tensor]:
         makers = [
@@ -38,15 +41,15 @@ class OfActivations(Criterion):
         kept: dict[tuple[int, Place], list[Tensor]] = defaultdict(list)
         samples = 0
         with calibrating(network):
-            after_relu, own = places(network, [list(members) for members in makers], inputs)
+            after, own = places(network, [list(members) for members in makers], inputs, self.zeros)
             for members, group in zip(makers, groups, strict=True):
-                if not members.keys() & (after_relu | own):
+                if not members.keys() & (after | own):
                     raise ValueError(
                         f"layer {layers(group)[0]} never gave an activation of its own (a module's output with a row for "
                         "each sample): choose a criterion that reads weights"
                     )
             for batch in calibration.data:
-                for place, figures in self.figures(network, after_relu, own, batch, calibration).items():
+                for place, figures in self.figures(network, after, own, batch, calibration).items():
                     for number, members in enumerate(makers):
                         if maker := next((layer for layer in place if layer in members), None):
                             kept[number, place].append(self.keep(_owned(figures, members[maker])))
@@ -58,7 +61,7 @@ class OfActivations(Criterion):
 
     @abstractmethod
     def figures(
-        self, network: nn.Module, after_relu: set[str], own: set[str], batch: Batch, calibration: Calibration
+        self, network: nn.Module, after: set[str], own: set[str], batch: Batch, calibration: Calibration
     ) -> dict[Place, Tensor]:
         """(samples, width) at each activation, for one batch."""
 
@@ -75,7 +78,7 @@ class OfValues(OfActivations):
     """A function of each sample's map."""
 
     def figures(
-        self, network: nn.Module, after_relu: set[str], own: set[str], batch: Batch, calibration: Calibration
+        self, network: nn.Module, after: set[str], own: set[str], batch: Batch, calibration: Calibration
     ) -> dict[Place, Tensor]:
         maps: dict[Place, list[Tensor]] = defaultdict(list)
         inputs, samples = called.copied(batch[0]), called.rows(batch[0])
@@ -85,7 +88,7 @@ class OfValues(OfActivations):
             maps[place].append(self.of(activation[..., None].flatten(2)).double())
             return activation
 
-        with torch.no_grad(), Activations(network, after_relu, own, read):
+        with torch.no_grad(), Activations(network, after, own, read, self.zeros):
             network(*inputs)
         return {place: torch.stack(found).mean(0) for place, found in maps.items()}
 
@@ -101,18 +104,20 @@ class Apoz(OfValues):
     group behind which no ReLU follows.
     """
 
+    zeros = True
+
     def of(self, maps: Tensor) -> Tensor:
         return (maps != 0).double().mean(2)
 
     def figures(
-        self, network: nn.Module, after_relu: set[str], own: set[str], batch: Batch, calibration: Calibration
+        self, network: nn.Module, after: set[str], own: set[str], batch: Batch, calibration: Calibration
     ) -> dict[Place, Tensor]:
         if own:
             raise ValueError(
                 f"criterion=apoz counts zeros after a ReLU, and none follows layer {sorted(own)[0]}: choose another "
                 "criterion, or leave that layer out by scope={LAYER: ratio}"
             )
-        return super().figures(network, after_relu, own, batch, calibration)
+        return super().figures(network, after, own, batch, calibration)
 
 
 @dataclass
@@ -144,7 +149,7 @@ class OfProducts(OfActivations):
     """A function of each sample's sum over the map of a dL/da, L that sample's loss."""
 
     def figures(
-        self, network: nn.Module, after_relu: set[str], own: set[str], batch: Batch, calibration: Calibration
+        self, network: nn.Module, after: set[str], own: set[str], batch: Batch, calibration: Calibration
     ) -> dict[Place, Tensor]:
         inputs, samples = called.copied(batch[0]), called.rows(batch[0])
         gates: dict[Place, list[tuple[Tensor, int]]] = defaultdict(list)
@@ -155,7 +160,7 @@ class OfProducts(OfActivations):
             gates[place].append((gate, activation[0, 0].numel()))
             return activation * gate.view(gate.shape + (1,) * (activation.ndim - 2))
 
-        with torch.enable_grad(), Activations(network, after_relu, own, read):
+        with torch.enable_grad(), Activations(network, after, own, read, self.zeros):
             loss = calibration.loss_fn(network(*inputs), batch[1]) * samples
         flat = [gate for found in gates.values() for gate, _ in found]
         gradients = iter(torch.autograd.grad(loss, flat, allow_unused=True))
@@ -164,7 +169,7 @@ class OfProducts(OfActivations):
             own_gradients = list(islice(gradients, len(found)))
             if any(gradient is None for gradient in own_gradients):
                 raise ValueError(
-                    f"the loss does not depend on the activation of layer {place[0]} as its ReLU returned it: choose a "
+                    f"the loss does not depend on the activation of layer {place[0]} as its function returned it: choose a "
                     "criterion that reads weights"
                 )
             total = torch.stack([gradient.double() for gradient in own_gradients]).sum(0)
@@ -177,7 +182,11 @@ class OfProducts(OfActivations):
 
 
 class TaylorActivation(OfProducts):
-    """|mean over the map of a dL/da|, averaged over samples (Molchanov et al. 2017, arXiv 1611.06440, eq. 8)."""
+    """|mean over the map of a dL/da|, averaged over samples (Molchanov et al. 2017, arXiv 1611.06440, eq. 8).
+
+    To compare layers the paper divides by the l2 norm of a layer's scores, scope=global by their root mean square: the norm
+    divided by the root of the layer's width, so that a layer does not lose more for being wide.
+    """
 
     comparable = False
 
@@ -196,7 +205,8 @@ class Skeletonization(OfProducts):
     """-sum over the map of a dL/da, averaged over samples (Mozer and Smolensky 1988).
 
     To first order what the loss grows by without the channel, -dL/dgate at gate = 1: where it is negative, the loss is less
-    without it, and it goes first.
+    without it, and it goes first. The paper takes the sum of absolute errors for L, as the squared one's slope vanishes where
+    targets are met, and averages over training with a decay; here L is the loss, and the weights are those given.
     """
 
     def of(self, products: Tensor, positions: int) -> Tensor:

@@ -17,6 +17,7 @@ from memexp.pruning.filters import combined, layer_of, normalised, rows, tensor_
 class TaylorWeight(OfElements):
     """(sum w dL/dw)^2, with the gradient of the mean loss over all the data (Molchanov et al. 2019, arXiv 1906.10771, eq. 8).
 
+    The paper averages the squares of many minibatches while it trains; of all data at once no score depends on their size.
     gates: of a gate behind each normalisation in place of the filter: (gamma dL/dgamma + beta dL/dbeta)^2, the paper's
     Taylor-FO-BN.
     """
@@ -47,12 +48,16 @@ class TaylorWeight(OfElements):
 
 
 class Snip(OfElements):
-    """sum |w dL/dw| at initialisation, before any training (Lee et al. 2019, arXiv 1810.02340, without its normalisation)."""
+    """sum |w dL/dw| at initialisation, before any training (Lee et al. 2019, arXiv 1810.02340).
+
+    Without the paper's division by the sum over all weights, which changes no order. As there, BN that has not been trained
+    normalises each batch by itself, so that scores depend on the batches' size as training does; where it has, in eval mode.
+    """
 
     needs_data = True
 
     def terms(self, network: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
-        found = gradients(network, names, calibration)
+        found = gradients(network, names, calibration, untrained=True)
         return {name: (tensor_of(network, name).detach() * gradient).abs() for name, gradient in found.items()}
 
 
@@ -61,7 +66,8 @@ class Obd(OfElements):
     """sum h_ii w_i^2 / 2 with the diagonal of the loss's Hessian (LeCun, Denker, Solla 1990).
 
     The diagonal is the mean of v * (H v) over `probes` vectors v of random signs (Hutchinson 1990), the same for every batch:
-    unbiased, and H v is summed over all the data. It is of the Hessian itself, so away from a minimum a score may be negative.
+    unbiased, and H v is summed over all the data. It is of the Hessian itself, not of the paper's approximation without the
+    activations' curvature, so away from a minimum a score may be negative.
     """
 
     probes: int = 8

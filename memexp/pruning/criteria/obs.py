@@ -3,7 +3,8 @@
 Removing the weights w_Q of a layer while its others move freely costs least, to second order,
     L_Q = 1/2 w_Q^T ([H^-1]_QQ)^-1 w_Q      with      dw = -H^-1[:, Q] ([H^-1]_QQ)^-1 w_Q,
 which for one weight is the paper's w_q^2 / (2 [H^-1]_qq). H is that of the mean loss over all the data with respect to the
-layer's weights, plus `damping` on its diagonal: N^2 numbers for N weights, so it fits small layers only.
+layer's weights, plus `damping` on its diagonal (the paper's is of the whole network, a sum of outer products of first
+derivatives): N^2 numbers for N weights, so it fits small layers only.
 """
 
 from collections.abc import Sequence
