@@ -260,7 +260,7 @@ def _title(job: Job, sweep: Sweep) -> str:
 
 def _tell_the_end(job: Job, sweep: Sweep) -> None:
     """One line: how it ended, how far the sweep has come, and how long it will take, by the jobs so far."""
-    if job.seconds is None:
+    if job.seconds is None or job.status == "running":  # it never began, or another run was quicker
         return
     top1 = (job.results.get("accuracy") or {}).get("top1")
     figure = f", top-1 {top1:.2f} %" if job.status == "done" and isinstance(top1, int | float) else ""
