@@ -85,7 +85,7 @@ def test_reversible_and_stored_agree_to_the_last_bit(kind, autocast):
 @pytest.mark.long
 @pytest.mark.parametrize("autocast", [False, True])
 def test_reversible_and_stored_agree_to_the_last_bit_when_deep(autocast):
-    check_bits(units=82, kind=bottleneck, autocast=autocast, steps=10, lr=1e-3)
+    check_bits(units=82, kind=bottleneck, autocast=autocast, steps=10, lr=1e-4)  # more, and streams leave the range
 
 
 @pytest.mark.parametrize("exact", [False, True])
