@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def evaluating(network: nn.Module) -> AbstractContextManager[None]:
@@ -14,6 +15,12 @@ def evaluating(network: nn.Module) -> AbstractContextManager[None]:
 def as_trained(network: nn.Module) -> AbstractContextManager[None]:
     """The same in training mode, but for the modules that the network itself keeps in eval mode, as it may in its `train`."""
     return _in_mode(network, True)
+
+
+def trained_normalisations(network: nn.Module) -> list[_BatchNorm]:
+    """Batch normalisations that are in training mode where the network is."""
+    with as_trained(network):
+        return [module for module in network.modules() if isinstance(module, _BatchNorm) and module.training]
 
 
 @contextmanager

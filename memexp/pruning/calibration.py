@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from memexp.backprop import chains
 from memexp.channels import hooked
 from memexp.channels.called import copied, rows
-from memexp.modes import as_trained, evaluating
+from memexp.modes import evaluating, trained_normalisations
 from memexp.pruning.filters import tensor_of
 
 Batch = tuple[Tensor | Sequence[Tensor], Tensor]  # of a network of several inputs, as many tensors
@@ -90,8 +90,7 @@ def normalising_batches(network: nn.Module) -> Iterator[None]:
 
     In eval mode they normalise nothing before they have been trained: the scores of a ResNet-110 are then in the thousands.
     """
-    with as_trained(network):
-        layers = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.training]
+    layers = trained_normalisations(network)
     made = [layer for layer in layers if layer.track_running_stats and _as_made(layer)]
     hooks = [layer.register_forward_pre_hook(_by_batch) for layer in made]
     for layer in made:

@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from memexp.backprop.compiled import uncompiled
 from memexp.data import Batches
-from memexp.modes import as_trained, evaluating
+from memexp.modes import evaluating, trained_normalisations
 from memexp.training import distribution
 from memexp.training.distribution import World
 from memexp.training.precision import Precision
@@ -174,8 +174,7 @@ def _set(layer: nn.Module, moments: _Moments, world: World) -> None:
 
 def _layers(network: nn.Module) -> list[_BatchNorm]:
     """Those whose running averages move in training."""
-    with as_trained(network):
-        found = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.training]
+    found = trained_normalisations(network)
     return [layer for layer in found if layer.running_mean is not None and layer.momentum != 0]
 
 
