@@ -39,9 +39,17 @@ def check_recordable(device: torch.device, processes: int) -> None:
 
 def cuda_graph(function: Callable[[], Tensor], pool: Any) -> tuple[Any, Tensor]:
     """A CUDA graph of `function()`, which is recorded and not carried out, and what it will give. pool: of memory, or None."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        result = function()
+    graph, failed = torch.cuda.CUDAGraph(), list[Exception]()
+    try:
+        # other threads go on meanwhile: a loader's pins what workers have read, by which the recording would break off
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            try:
+                result = function()
+            except Exception as error:
+                failed.append(error)
+                raise
+    except Exception as error:  # the end of a recording that has broken off fails, too
+        raise (failed[0] if failed else error) from None
     return graph, result
 
 
@@ -130,7 +138,7 @@ class Graphed:
             raise ConfigError(
                 [
                     f"cuda_graph: true: this step cannot be recorded ({str(error).strip().splitlines()[0]}): it waits for the "
-                    "device, or draws random numbers in a step that is recomputed; use cuda_graph=false."
+                    "device, or with torch before 2.10 draws random numbers in a step that is recomputed; use cuda_graph=false."
                 ]
             ) from error
         verdicts = []

@@ -224,6 +224,48 @@ def test_a_step_that_cannot_be_recorded_is_refused_with_the_reason():
         trained(network, [[batch(n)] for n in range(5)], Graphed(network, capture=full))
 
 
+class Breaking:
+    """torch.cuda.graph where what is inside fails: the end of the recording fails, too, and hides why."""
+
+    modes = []
+
+    def __init__(self, graph, pool=None, capture_error_mode="global"):
+        self.modes.append(capture_error_mode)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if error is not None:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "said"),
+    [
+        (RuntimeError("Cannot copy between CPU and CUDA"), ConfigError, "cannot be recorded \\(Cannot copy between"),
+        (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError, "CUDA out of memory"),
+        (ValueError("no such layer"), ValueError, "no such layer"),
+    ],
+    ids=["waits", "memory", "of its own"],
+)
+def test_a_recording_that_breaks_off_tells_what_broke_it(monkeypatch, error, told, said):
+    """And threads beside it, such as a loader's that pins batches, do not break it."""
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", Breaking)
+    network, calls = plain(), []
+
+    def fail(module, inputs):
+        calls.append(module)
+        if len(calls) > WARM_UP:
+            raise error
+
+    network.register_forward_pre_hook(fail)
+    with pytest.raises(told, match=said):
+        trained(network, [[batch(n)] for n in range(WARM_UP + 1)], Graphed(network))
+    assert set(Breaking.modes) == {"thread_local"}
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
