@@ -17,6 +17,7 @@ from memexp.backprop import late
 from memexp.backprop.compiled import Compilation, uncompiled
 from memexp.data import Batches, DataError
 from memexp.training import distribution, statistics
+from memexp.training.ahead import Mark, Taken
 from memexp.training.checkpoint import CheckpointError
 from memexp.training.console import Console
 from memexp.training.evaluation import Evaluation, evaluate
@@ -59,7 +60,9 @@ class Trainer:
         self.compilation: Compilation | None = None  # where steps are compiled as they are first needed
         self.progress = Progress()
         self.durations: list[float] = []
-        self._unchecked: tuple[int, Tensor, late.Verdicts] | None = None
+        self._taken: Taken | None = None  # the latest step
+        self._begun = 0  # steps of this process, that one included
+        self._since = 0.0  # when the step before it ended, or the work beside training
         self._verdicts: late.Verdicts = []  # of the engine, on a device that is not to be waited for
         self._lambda: float | None = None  # of vanishing activations, in the latest step
         self._images = 0  # of the latest step, in all processes
@@ -148,51 +151,57 @@ class Trainer:
         """The steps that are left of this epoch."""
         done, settings = self.progress, self.settings
         self.model.train()
-        before = self._clock()
+        self._since = self._clock()
         for batches in self._groups(self.place.splits.train, done.epoch, done.position):
             if self._finished():
                 break
             loss = self._step(batches)
-            self._check_loss()
-            done.step, done.position, done.evaluation = done.step + 1, done.position + 1, None
-            self._unchecked = (done.step, loss, self._verdicts.copy())
+            mark, verdicts = Mark(self.precision.device), self._verdicts.copy()
             self._verdicts.clear()
-            now = self._clock()
-            self.durations.append(now - before)
-            done.seconds += now - before
-            before = now
+            self._settle()
+            done.step, done.position, done.evaluation = done.step + 1, done.position + 1, None
+            self._taken = Taken(done.step, loss, verdicts, mark)
+            if not mark.ahead:
+                self._settle()
             if done.step % settings.log_every == 0 or self._finished():
-                self._log(console, self._check_loss())
+                self._log(console, self._settle())
             if self.monitor is not None and settings.monitor_every and (done.step - 1) % settings.monitor_every == 0:
+                self._settle()
                 with self.place.meter.aside(), uncompiled(self.recipe.network):
                     done.strategy.update(self.monitor(*batches[0]))
                 self._append("strategy", **done.strategy)
                 self._scalars({f"strategy/{name}": figure for name, figure in done.strategy.items()})
-                before = self._clock()
+                self._since = self._clock()
             if settings.checkpoint_every and done.step % settings.checkpoint_every == 0:
                 self.save()
-                before = self._clock()
+                self._since = self._clock()
             distribution.heed(self.place.stop, self.place.world)
+        self._settle()
 
-    def _check_loss(self) -> float:
-        """The latest loss not yet looked at. Reading it a step late leaves the device work to do meanwhile.
+    def _settle(self) -> float:
+        """The loss of the latest step, read if it was not yet: there the step's time ends. Between two steps that is when the
+        second is launched, which leaves the device work to do meanwhile.
 
         Raises NotFinite, in all processes as it is of all of them, and what the engine finds wrong with the step.
         """
-        if self._unchecked is None:
+        taken = self._taken
+        if taken is None:
             return math.nan
-        step, loss, verdicts = self._unchecked
-        value = float(loss)
-        late.judge(verdicts)
-        if not math.isfinite(value):
-            raise NotFinite(f"the loss of step {step} is {value}. {REMEDY}")
-        return value
+        loss = taken.value
+        if loss is None:
+            loss, now = taken.read(), self._clock()
+            self.durations.append(now - self._since)
+            self.progress.seconds += now - self._since
+            self._since = now
+        if not math.isfinite(loss):
+            raise NotFinite(f"the loss of step {taken.number} is {loss}. {REMEDY}")
+        return loss
 
     def _step(self, batches: list[tuple[Tensor, Tensor]]) -> Tensor:
         self._schedule()
         prepared = [self.recipe.prepared(images, labels) for images, labels in batches]
         self._images = sum(len(images) for images, _ in prepared) * self.place.world.size
-        number = len(self.durations)
+        number, self._begun = self._begun, self._begun + 1
         traced = self.trace.step(number) if self.trace is not None else nullcontext()
         with traced, self.place.meter.step(number, self.recipe.network, self.recipe.optimizer, prepared):
             loss = self.recipe.step(self.model, prepared)
@@ -229,7 +238,7 @@ class Trainer:
         self._scalars(curves | moving | {"memory/peak_MiB": peak, "memory/activations_MiB": activations})
 
     def _evaluate(self) -> None:
-        self._check_loss()  # of a step that was wrong, no weights are the best
+        self._settle()  # of a step that was wrong, no weights are the best
         done = self.progress
         # once for both, as its statistics may be estimated
         with self.place.meter.aside(), self.deployed(self.place.stop) as model:
@@ -285,7 +294,7 @@ class Trainer:
 
     def save(self) -> None:
         """Writes checkpoints/last.pt, once the loss and the weights behind it are known to be finite."""
-        self._check_loss()
+        self._settle()
         weights = {name: w for name, w in self.recipe.network.state_dict().items() if w.is_floating_point()}
         sound = torch.stack([torch.isfinite(w).all() for w in weights.values()]).tolist()  # read from the device once
         if distribution.agree(not all(sound), self.place.world):  # each process has statistics of its own
