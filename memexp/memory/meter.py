@@ -37,8 +37,9 @@ class Meter:
     ) -> "Meter":
         """The device's own counters, or the tracker over the first `steps` training steps.
 
-        timeline: follow these steps with the tracker on any device. snapshots: of a CUDA device. held: tensors of the data set
-        that stay on the device; an accelerator's peak holds them, the tracker's does not, as it follows the training step.
+        timeline: follow these steps with the tracker on any device. snapshots: of a CUDA device. held: tensors of the data set,
+        of a teacher, averaged weights, that stay on the device; an accelerator's peak holds them, the tracker's does not, as it
+        follows the training step.
         """
         if device.type == "cpu":
             return TrackingMeter(steps, held)
@@ -85,7 +86,7 @@ class TrackingMeter(Meter):
 
     def __init__(self, steps: int, held: Sequence[Tensor] = ()) -> None:
         self.tracked_steps = steps
-        self._data = _storage_bytes(held)
+        self._data = storage_bytes(held)
         self._tracker: Tracker | None = None
         self._report: Report | None = None
         self._before: dict[str, Any] | None = None
@@ -163,7 +164,7 @@ class AcceleratorMeter(Meter):
         self._optimizer: torch.optim.Optimizer | None = None
         self._before = (0, 0)
         self._figures: dict[str, Any] | None = None
-        self._data = _storage_bytes([tensor for tensor in held if tensor.device.type == device.type])
+        self._data = storage_bytes([tensor for tensor in held if tensor.device.type == device.type])
         counters.reset_peak_memory_stats(device)
 
     @contextmanager
@@ -264,7 +265,7 @@ def resident_peak() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _storage_bytes(tensors: Sequence[Tensor]) -> int:
+def storage_bytes(tensors: Sequence[Tensor]) -> int:
     """Of tensors that may share memory."""
     storages = {storage._cdata: storage.nbytes() for storage in (t.untyped_storage() for t in tensors)}
     return sum(storages.values())

@@ -7,12 +7,13 @@ from contextlib import nullcontext
 from typing import Any
 
 from omegaconf import DictConfig
+from torch import Tensor
 
 from memexp.backprop.compiled import check_compiler, compiled
 from memexp.config import ConfigError
 from memexp.memory import planned
 from memexp.memory.limit import check_holdable, hold
-from memexp.memory.meter import Meter
+from memexp.memory.meter import Meter, storage_bytes
 from memexp.memory.snapshot import Snapshots
 from memexp.models import families
 from memexp.models.vanishing import VanishingReLU, returning, vanishing
@@ -56,9 +57,9 @@ def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:
     text = families.caution(cfg.model, cfg.backprop.name)
     if text is not None:
         log.warning("warning: %s", text)
-    run.meter = _meter(run, cfg)
     run.trained = None
     trainer = trainer_for(run, cfg)
+    run.meter = _meter(run, cfg, trainer.recipe)
     if cfg.cuda_graph:
         trainer.recipe.graphed = Graphed(run.network, run.meter.tracked_steps)
     if cfg.backprop.name == "budget":
@@ -162,14 +163,18 @@ def trainer_for(run: Run, cfg: DictConfig, total: int | None = None) -> Trainer:
     return Trainer(run, made, model, monitor, total)
 
 
-def _meter(run: Run, cfg: DictConfig) -> Meter:
+def _beside(run: Run, made: recipe.Recipe) -> list[Tensor]:
+    """What stays on the device beside the training step: the data set, the teacher, averaged weights."""
+    networks = [network for network in (made.teacher, made.average) if network is not None]
+    return [*run.splits.held, *(tensor for network in networks for tensor in network.state_dict().values())]
+
+
+def _meter(run: Run, cfg: DictConfig, made: recipe.Recipe) -> Meter:
     """Each stage measures its own memory."""
     snapshots = None
     if cfg.memory.snapshot:
         snapshots = Snapshots(run.device, run.directory.path, cfg.memory.steps, _of_stage(run.key))
-    beside = list(run.teacher.state_dict().values()) if run.teacher is not None else []
-    held = [*run.splits.held, *beside]
-    return Meter.for_device(run.device, cfg.memory.steps, cfg.memory.timeline, snapshots, held)
+    return Meter.for_device(run.device, cfg.memory.steps, cfg.memory.timeline, snapshots, _beside(run, made))
 
 
 def _measure(run: Run, trainer: Trainer) -> None:
@@ -219,7 +224,7 @@ def _plan(run: Run, cfg: DictConfig, trainer: Trainer) -> dict[str, Any]:
     strategy = run.results["strategy"] if run.results["strategy"].get("stage") == run.key else {}
     with run.meter.aside():
         made = trainer.recipe
-        beside = 0 if run.device.type == "cpu" else sum(tensor.nbytes for tensor in run.splits.held)
+        beside = 0 if run.device.type == "cpu" else storage_bytes(_beside(run, made))
         found = planned.set_up(cfg, run.network, made.loss_fn, batch, made.precision, strategy, run.edits, beside)
     shared = distribution.agreed(found | {"stage": run.key}, run.world)
     planned.follow(run.network, shared)

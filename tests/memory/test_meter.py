@@ -1,8 +1,9 @@
 """The seam over an accelerator, with stand-ins for its counters; what a run records of its memory, and says without enough."""
 
+import importlib
 import json
 import pickle
-import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,10 +18,12 @@ from memexp.memory import snapshot
 from memexp.memory.advice import after_out_of_memory
 from memexp.memory.meter import AcceleratorMeter, Meter, TrackingMeter
 from memexp.memory.snapshot import Failures, Snapshots
+from memexp.stages import train
 from memexp.training import loop
+from memexp.training.distribution import World
 
-runs = sys.modules["memexp.results"]
-runs_module = sys.modules["memexp.run"]
+runs = importlib.import_module("memexp.results")
+runs_module = importlib.import_module("memexp.run")
 
 SMALL = ["dataset=digits", "dataset.limit=64", "dataset.test_limit=10", "batch_size=8", "device=cpu", "monitor_every=0"]
 NETWORK = ["model=resnet", "model.depth=8", "max_steps=2", "memory.steps=2"]
@@ -98,6 +101,29 @@ def test_work_beside_training_leaves_no_trace_in_the_peaks():
     assert (meter.peak(), meter.results()["reserved"]) == (100, 200)
     counters.allocated = 150
     assert meter.peak() == 150
+
+
+@pytest.mark.parametrize(("beside", "images"), [((), 0), (("teacher",), 1), (("teacher", "average"), 2)])
+def test_a_budget_and_the_measured_split_have_the_same_things_beside_the_step(monkeypatch, beside, images):
+    """The data set, a teacher, averaged weights: they stand on the device, and the step has what is left."""
+    seen = []
+    monkeypatch.setattr(train.planned, "set_up", lambda *given: seen.append(given[-1]) or {})
+    monkeypatch.setattr(train.planned, "follow", lambda *_: None)
+    held, network = [torch.zeros(10)], nn.Linear(4, 3, bias=False)
+    made = SimpleNamespace(loss_fn=None, precision=None, teacher=None, average=None)
+    for name in beside:
+        setattr(made, name, nn.Linear(4, 3, bias=False))
+    settings = SimpleNamespace(steps=1, timeline=False, snapshot=False, enforce=False, limit=None)
+    splits = SimpleNamespace(held=held, train=SimpleNamespace(epoch=lambda number: iter([None])))
+    run = SimpleNamespace(
+        splits=splits, device=torch.device("cpu"), network=network, edits=[], key="train", world=World()
+    )
+    run.results, cfg = {"strategy": {}}, SimpleNamespace(memory=settings)
+    run.meter = train._meter(run, cfg, made)
+    assert run.meter.results()["data"] == 40 + 48 * images
+    run.device = CUDA
+    train._plan(run, cfg, SimpleNamespace(recipe=made))
+    assert seen == [40 + 48 * images]
 
 
 def test_figures_of_a_training_that_is_gone_on_with_stay_until_a_further_step_is_taken():
@@ -274,3 +300,23 @@ def test_the_cpus_own_failure_to_allocate_counts_as_out_of_memory():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 55)
     assert status(caught.value) == "oom"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        torch.AcceleratorError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=["allocator", "runtime", "cuBLAS", "cuDNN", "Triton", "CPU"],
+)
+def test_want_of_memory_is_known_by_whoever_tells_it(error):
+    assert status(error) == "oom"
+
+
+def test_other_errors_of_a_device_are_none_of_memory():
+    assert status(torch.AcceleratorError("CUDA error: device-side assert triggered")) == "failed"
