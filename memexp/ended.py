@@ -32,8 +32,8 @@ def status(error: BaseException) -> str:
     for kind, found in STATUS.items():
         if isinstance(error, kind):
             return found
-    # the CPU's allocators have no exception type of their own
-    words = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")
+    # neither the CPU's allocators nor what CUDA takes beside torch's own have an exception type of their own
+    words = ("can't allocate memory", "bad_alloc", "Cannot allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
     out_of_memory = isinstance(error, RuntimeError | OSError) and any(word in str(error) for word in words)
     return "oom" if out_of_memory else "failed"
 
