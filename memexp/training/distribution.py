@@ -55,8 +55,8 @@ def choose_device(name: str, world: World) -> torch.device:
         device = torch.device(name)
         if device.type not in ("cpu", found.type if found is not None else "cpu"):
             raise NotImplementedError(f"torch knows {device.type}, where nothing is computed")  # such as meta
-        if device.type != "cpu" and device.index is None:
-            device = torch.device(device.type, world.local_rank)
+        if device.type != "cpu":
+            device = _own(device, world)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         has = f"cpu and {found.type}" if found is not None else "cpu only"
@@ -64,6 +64,19 @@ def choose_device(name: str, world: World) -> torch.device:
     if device.type != "cpu":
         torch.accelerator.set_device_index(device.index)
     return device
+
+
+def _own(device: torch.device, world: World) -> torch.device:
+    """The one that this process has for itself. Raises ValueError where processes of this machine would share one."""
+    count, processes = torch.accelerator.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    each = f"each of the {processes} processes on this machine takes one for itself"
+    if world.size > 1 and device.index is not None and processes > 1:
+        raise ValueError(f"device: '{device}' is one device, and {each}; set device={device.type}")
+    if device.index is not None:
+        return device
+    if world.size > 1 and world.local_rank >= count:
+        raise ValueError(f"device: {device.type} counts {count} here, and {each}; start as many, or set device=cpu")
+    return torch.device(device.type, world.local_rank)
 
 
 def device_name(name: str, world: World) -> str:
