@@ -18,6 +18,8 @@ before: torch looks at none that come after its first call.
 """
 
 import logging
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +28,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._triton import has_triton_package
 
 from memexp.backprop.chain import Chain
 from memexp.backprop.plan import Keep, is_single
@@ -40,7 +43,11 @@ VARIANTS = 1024  # of one piece of code (shapes, modes, types); torch goes on un
 
 def check_compiler(device: str) -> None:
     """Raises ValueError where code for this kind of device cannot be compiled here."""
-    if device != "cpu" or COMPILER != "inductor":
+    if COMPILER != "inductor":
+        return
+    if device == "cuda":
+        _check_triton()
+    if device != "cpu":
         return
     from torch._inductor import config, cpp_builder, exc
 
@@ -52,6 +59,19 @@ def check_compiler(device: str) -> None:
             f"compile: true needs a C++ compiler on the CPU, and there is none (tried {tried}): install g++ or clang, name it "
             "in the environment variable CXX, or use compile=false."
         ) from None
+
+
+def _check_triton() -> None:
+    """Triton compiles what launches its kernels by a C compiler, as it looks for it here."""
+    if not has_triton_package():
+        raise ValueError(
+            "compile: true needs Triton on a GPU, and it cannot be imported: pip install triton, or use compile=false."
+        )
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        raise ValueError(
+            "compile: true needs a C compiler for Triton on a GPU, and there is none (tried gcc, clang): install one, name it "
+            "in the environment variable CC, or use compile=false."
+        )
 
 
 class Compilation:

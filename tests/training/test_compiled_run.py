@@ -1,5 +1,7 @@
 """compile=true in a run: timed apart, left behind at the end of a stage, and exact stays exact."""
 
+import contextlib
+
 import pytest
 import torch
 import torch._inductor.config
@@ -91,6 +93,23 @@ def test_a_machine_without_a_compiler_is_told_before_anything_is_made():
         pytest.raises(ConfigError, match=r"needs a C\+\+ compiler .*tried /nonexistent.*or use compile=false"),
     ):
         stages.foresee(cfg)
+
+
+@pytest.mark.parametrize(
+    ("triton", "environment", "found", "said"),
+    [
+        (False, {"CC": "gcc"}, ["gcc"], "needs Triton on a GPU"),
+        (True, {}, [], "needs a C compiler for Triton .*tried gcc, clang.*CC, or use compile=false"),
+        (True, {"CC": "/opt/cc"}, [], None),
+        (True, {}, ["clang"], None),
+    ],
+)
+def test_a_gpu_without_what_triton_needs_is_told_before_anything_is_made(monkeypatch, triton, environment, found, said):
+    monkeypatch.setattr(compiled, "has_triton_package", lambda: triton)
+    monkeypatch.setattr(compiled.os, "environ", environment)
+    monkeypatch.setattr(compiled.shutil, "which", lambda name: name if name in found else None)
+    with pytest.raises(ValueError, match=said) if said else contextlib.nullcontext():
+        compiled.check_compiler("cuda")
 
 
 @pytest.mark.long
