@@ -7,6 +7,7 @@ as a share of what the device can. What a strategy computes again is no part of 
 PEAKS: tuple[tuple[str, tuple[float, float | None, float]], ...] = (
     ("H100 PCIe", (51.0, 378.0, 756.0)),
     ("H100 NVL", (60.0, 417.5, 835.0)),
+    ("H200 NVL", (60.0, 417.5, 835.0)),
     ("H200", (67.0, 494.5, 989.0)),
     ("H100", (67.0, 494.5, 989.0)),
     ("A100", (19.5, 156.0, 312.0)),
@@ -21,6 +22,8 @@ def peak(name: str, precision: str) -> float | None:
     """FLOPs a second of the device called `name` at most, in this precision; None where they are not known."""
     if "V100" in name and precision == "bf16":
         return None  # it has no such arithmetic
+    if "MIG" in name:
+        return None  # a part of a GPU, whose share is not in its name alone
     place = {"fp32": 0, "tf32": 1, "bf16": 2, "fp16": 2}.get(precision)
     found = next((peaks for part, peaks in PEAKS if part in name), None)
     value = None if found is None or place is None else found[place]

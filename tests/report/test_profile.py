@@ -54,3 +54,16 @@ def test_e9_utilisation_is_of_the_models_own_flops_and_only_where_the_peak_is_kn
     assert utilisation.peak("NVIDIA H100 80GB HBM3", "fp32") == 67e12
     for name, precision in (("NVIDIA GeForce GTX 1080", "fp32"), ("Tesla V100-SXM2-16GB", "bf16"), ("V100", "tf32")):
         assert utilisation.utilisation(1e12, 10.0, utilisation.peak(name, precision)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H200 NVL", 835e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+    ],
+)
+def test_the_peak_is_that_of_the_device_and_of_a_part_of_one_not_known(name, expected):
+    assert utilisation.peak(name, "bf16") == expected
