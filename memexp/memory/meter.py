@@ -67,6 +67,9 @@ class Meter:
         steps: that are not to be followed once more.
         """
 
+    def close(self) -> None:
+        """The stage is over."""
+
     def peak(self) -> int:
         """Bytes at the peak so far."""
         raise NotImplementedError
@@ -195,6 +198,10 @@ class AcceleratorMeter(Meter):
 
     def go_on(self, steps: int, figures: dict[str, Any] | None) -> None:
         self._figures = figures
+
+    def close(self) -> None:
+        if self._snapshots is not None:
+            self._snapshots.close()
 
     def peak(self) -> int:
         return max(self._before[0], int(self._counters.max_memory_allocated(self.device)))

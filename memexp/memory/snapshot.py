@@ -35,11 +35,18 @@ class Snapshots:
     ) -> None:
         self.device, self.steps, self._memory = device.index or 0, steps, memory
         self._path = directory / f"{prefix}memory-snapshot-{self.device}.pickle"
+        self._recording = True
         memory._record_memory_history(max_entries=ENTRIES)
 
     def after(self, number: int) -> None:
         """Called when step `number` (from 0) is done."""
         if number + 1 == self.steps:
+            self.close()
+
+    def close(self) -> None:
+        """Writes what has been recorded; a stage may have fewer steps, or end before them."""
+        if self._recording:
+            self._recording = False
             _write(_taken(self._memory), self._path)
             self._memory._record_memory_history(enabled=None)
 

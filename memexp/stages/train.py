@@ -93,6 +93,7 @@ def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:
         with compiled(run.network) if cfg.compile else nullcontext() as trainer.compilation:
             watched = trainer.train()
     finally:
+        run.meter.close()
         _measure(run, trainer)
         if trainer.trace is not None:
             trainer.trace.close()

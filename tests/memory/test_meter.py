@@ -161,6 +161,17 @@ def test_a_snapshot_on_request_holds_the_first_steps_and_no_more(tmp_path):
     assert meter.tracked_steps == 2  # recorded steps are slower, so they are left out of the step time
 
 
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_a_snapshot_is_of_the_steps_that_there_were(tmp_path, steps):
+    memory = CudaMemory()
+    meter = AcceleratorMeter(CUDA, Counters(), Snapshots(CUDA, tmp_path, 2, memory=memory))
+    trained(meter, steps)
+    for _ in range(2):
+        meter.close()
+    assert memory.calls == [("record", "all"), ("record", None)]
+    assert number_of(tmp_path / "memory-snapshot-1.pickle") == memory.taken == 1
+
+
 @pytest.fixture
 def observers(monkeypatch):
     """The observers that torch has been given, on a build with CUDA."""
