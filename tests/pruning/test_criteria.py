@@ -1,4 +1,4 @@
-"""Each criterion against scores computed by hand on tiny layers, and against another way to compute it on a network."""
+"""Each criterion against scores computed by hand on tiny layers."""
 
 import copy
 import math
@@ -167,12 +167,6 @@ def test_obs_saliency_is_what_the_loss_grows_by_after_the_update():
         obs.compensate(pruned, filters, [unit])
         assert pruned[0].weight[unit].abs().max() < 1e-6
         assert mse(pruned(inputs), targets).item() == pytest.approx(scores[unit].item(), rel=1e-4, abs=1e-8)
-
-
-IMAGES, LABELS = (
-    torch.randn(6, 3, 6, 6, generator=torch.Generator().manual_seed(1)).double(),
-    torch.tensor([0, 1, 2, 0, 1, 2]),
-)
 
 
 def test_random_scores_are_the_seeds():

@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from criteria_groups import Tiny, group, quadratic, scored
-from removal_networks import IMAGES, LABELS
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -48,6 +47,10 @@ def net() -> Net:
 GROUPS = (
     group(5, ("conv1.weight", "conv2.weight"), ("bn1.weight", "bn1.bias", "bn2.weight", "bn2.bias")),
     group(4, ("inner.weight",), ("bn1.weight",)),
+)
+IMAGES, LABELS = (
+    torch.randn(6, 3, 6, 6, generator=torch.Generator().manual_seed(1)).double(),
+    torch.tensor([0, 1, 2, 0, 1, 2]),
 )
 
 
