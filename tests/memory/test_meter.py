@@ -13,7 +13,6 @@ from torch.nn import functional
 import memexp
 from memexp.cli import main
 from memexp.config import ConfigError
-from memexp.ended import status
 from memexp.memory import snapshot
 from memexp.memory.advice import after_out_of_memory
 from memexp.memory.meter import AcceleratorMeter, Meter, TrackingMeter
@@ -305,29 +304,3 @@ def test_where_the_estimate_fits_other_causes_are_named():
     assert "that should fit" in advice
     least = after_out_of_memory(memexp.compose([*SMALL, *NETWORK, "memory.limit=10kB"]), torch.device("cpu"))
     assert "is below the least that this network takes" in least
-
-
-def test_the_cpus_own_failure_to_allocate_counts_as_out_of_memory():
-    with pytest.raises(RuntimeError) as caught:
-        torch.empty(1 << 55)
-    assert status(caught.value) == "oom"
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-        torch.AcceleratorError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
-        RuntimeError("Triton Error [CUDA]: out of memory"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
-    ],
-    ids=["allocator", "runtime", "cuBLAS", "cuDNN", "Triton", "CPU"],
-)
-def test_want_of_memory_is_known_by_whoever_tells_it(error):
-    assert status(error) == "oom"
-
-
-def test_other_errors_of_a_device_are_none_of_memory():
-    assert status(torch.AcceleratorError("CUDA error: device-side assert triggered")) == "failed"
