@@ -49,7 +49,7 @@ def settle(network: nn.Module, tape: Tape, inputs: Sequence[Any], outputs: Any) 
 def _trained(
     network: nn.Module, tape: Tape, graph: Graph, inputs: Sequence[Any], never: tuple[str, ...]
 ) -> tuple[Graph, tuple[str, ...]]:
-    """What does not become fewer where the forward in training mode runs stays; and those of `never` that it does not run either.
+    """What the forward in training mode does not run with fewer of stays; and those of `never` that it does not run either.
 
     Where that forward asks for more than the inputs, nothing is known of it.
     """
