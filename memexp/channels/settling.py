@@ -8,7 +8,6 @@ The forward in training mode is tried likewise, where that in evaluation mode do
 what an auxiliary head takes stays, and what noise of a written width is added to in training alone.
 """
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from memexp.channels.applying import narrow
 from memexp.channels.called import copied
 from memexp.channels.graph import NOT_RUN, ChannelError, Graph, assemble
+from memexp.channels.hooked import twin
 from memexp.channels.narrowing import narrow_edit
 from memexp.channels.outputs import tensors_in
 from memexp.channels.skipping import ShapesOnly
@@ -59,6 +59,8 @@ def _trained(
     except Exception:
         return graph, never
     left = unread(network, lambda tensor: tape.known(tensor).read or id(tensor) in reading.read)
+    if left == never and not _asks(network):
+        return graph, never
     run = ", ".join(name for name in never if name not in left)
     which = f", which runs {run}," if run else ""
     why = f"the forward in training mode{which} does not run with fewer of them"
@@ -129,7 +131,7 @@ def _run(
     """What a copy returns, narrowed by `edit`. In training mode it has buffers of its own, as statistics are written there."""
     tensors = [t for t in network.state_dict(keep_vars=True).values() if isinstance(t, Tensor)]
     shared: dict[int, Any] = {id(t): t for t in tensors if not training or isinstance(t, nn.Parameter)}
-    tried = copy.deepcopy(network, shared)
+    tried = twin(network, shared)
     if edit is not None:
         narrow(tried, edit)
     devices = {t.device.index for t in tensors if t.is_cuda}

@@ -3,7 +3,6 @@
 A forward that reads values, to go one way or another by them, is run with those that it has.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from memexp.channels import Graph, narrow_edit
 from memexp.channels.applying import narrow
 from memexp.channels.called import copied, mapped, samples
-from memexp.channels.hooked import make
+from memexp.channels.hooked import make, twin
 from memexp.memory import flops
 from memexp.memory.fake import without_data
 from memexp.pruning.selection import Kept
@@ -141,7 +140,7 @@ def remade(module: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
             made = make(tensor)
         memo[id(tensor)] = nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
     with _disable_current_modes():
-        return copy.deepcopy(module, memo)
+        return twin(module, memo)
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from memexp.pruning import Settings, remove
 from memexp.pruning.counting import macs_of
 
-
 Way = Callable[["Ways", Tensor, Tensor], Tensor]
 
 
