@@ -25,18 +25,23 @@ from memexp.pruning.selection import Kept
 
 @dataclass(frozen=True)
 class Use:
-    """One call of a module that has no modules inside: the module, narrowed and without data, its arguments, its output."""
+    """One call of a layer: the module, narrowed and without data, its arguments, its output."""
 
     name: str
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    output: Tensor
+    output: Any
 
     @property
     def inputs(self) -> list[Tensor]:
         """The tensors among the arguments: at least one."""
         return [value for value in tree_leaves((self.args, self.kwargs)) if isinstance(value, Tensor)]
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        """Those of what it gave: at least one; of a recurrent layer its states too."""
+        return [value for value in tree_leaves(self.output) if isinstance(value, Tensor)]
 
 
 class Skeleton:
@@ -109,21 +114,26 @@ class Skeleton:
             return samples(inputs, self.narrowed({})(*inputs))
 
     def uses(self, kept: Kept) -> list[Use]:
-        """The innermost modules that a forward pass calls with tensors, in order."""
+        """The layers that a forward pass calls with tensors, in order: modules that have none inside, and attention of torch's,
+        which reads the weights of the one that it has."""
         network = self.narrowed(kept)
         found: list[Use] = []
 
         def hook(name: str) -> Any:
             def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-                if isinstance(output, Tensor) and (use := Use(name, module, args, kwargs, output)).inputs:
+                use = Use(name, module, args, kwargs, output)
+                if use.inputs and use.outputs:
                     found.append(use)
 
             return note
 
+        modules = dict(network.named_modules())
+        attention = {module for module in modules.values() if isinstance(module, nn.MultiheadAttention)}
         hooks = [
             module.register_forward_hook(hook(name), with_kwargs=True)
-            for name, module in network.named_modules()
-            if not any(child != "parametrizations" for child, _ in module.named_children())
+            for name, module in modules.items()
+            if (module in attention or not any(child != "parametrizations" for child, _ in module.named_children()))
+            and modules[name.rpartition(".")[0]] not in attention
         ]
         with torch.no_grad():
             network(*self.inputs)
