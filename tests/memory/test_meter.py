@@ -12,11 +12,11 @@ from torch.nn import functional
 import memexp
 from memexp.cli import main
 from memexp.config import ConfigError
+from memexp.ended import status
 from memexp.memory import snapshot
 from memexp.memory.advice import after_out_of_memory
 from memexp.memory.meter import AcceleratorMeter, Meter, TrackingMeter
 from memexp.memory.snapshot import Failures, Snapshots
-from memexp.run import _status
 from memexp.training import loop
 
 runs = sys.modules["memexp.results"]
@@ -273,4 +273,4 @@ def test_where_the_estimate_fits_other_causes_are_named():
 def test_the_cpus_own_failure_to_allocate_counts_as_out_of_memory():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 55)
-    assert _status(caught.value) == "oom"
+    assert status(caught.value) == "oom"

@@ -11,7 +11,7 @@ from report_runs import add, log
 import memexp
 from memexp import unread
 from memexp.overriding import quoted
-from memexp.report import plots, published, report, tables, write_report
+from memexp.report import looks, plots, published, report, tables, write_report
 from memexp.report.collect import Run, find, group
 from memexp.report.experiments import shown
 from memexp.report.settings import varying
@@ -174,7 +174,7 @@ def test_curves_leave_out_a_panel_that_would_be_empty(tmp_path):
 
 
 def test_points_of_many_groups_can_be_told_apart():
-    styles = [(style["color"], style["marker"], style["linestyle"]) for style in map(plots._style, range(24))]
+    styles = [(style["color"], style["marker"], style["linestyle"]) for style in map(looks.style_of, range(24))]
     assert len({style[:2] for style in styles}) == 24
     assert len({(colour, line) for colour, _, line in styles}) == 24
 

@@ -13,8 +13,8 @@ from torch import nn
 import memexp
 from memexp import commands
 from memexp.config import ConfigError
+from memexp.ended import AGREED
 from memexp.prepared import keep_batch
-from memexp.run import AGREED
 from memexp.training import distribution
 from memexp.training.distribution import ProcessLost, World
 from memexp.training.loop import NotFinite, Trainer
