@@ -1,8 +1,8 @@
 """The seam over an accelerator, with stand-ins for its counters; what a run records of its memory, and says without enough."""
 
+import importlib
 import json
 import pickle
-import sys
 
 import pytest
 import torch
@@ -19,8 +19,8 @@ from memexp.memory.meter import AcceleratorMeter, Meter, TrackingMeter
 from memexp.memory.snapshot import Failures, Snapshots
 from memexp.training import loop
 
-runs = sys.modules["memexp.results"]
-runs_module = sys.modules["memexp.run"]
+runs = importlib.import_module("memexp.results")
+runs_module = importlib.import_module("memexp.run")
 
 SMALL = ["dataset=digits", "dataset.limit=64", "dataset.test_limit=10", "batch_size=8", "device=cpu", "monitor_every=0"]
 NETWORK = ["model=resnet", "model.depth=8", "max_steps=2", "memory.steps=2"]
