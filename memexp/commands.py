@@ -137,7 +137,12 @@ def _estimate(arguments: list[str]) -> int:
         "  memexp estimate RUN                                                               a run's network as it stands",
     )
     parser.add_argument("overrides", nargs="*", help="key=value, behind a run directory or alone")
-    parser.add_argument("-m", "--multirun", action="store_true", help="every combination of comma-separated values")
+    parser.add_argument(
+        "-m",
+        "--multirun",
+        action="store_true",
+        help="every combination of comma-separated values; one that is refused is named, and makes the exit status 1",
+    )
     parser.add_argument("--summary", action="store_true", help="layers, their output shapes and parameters")
     parser.add_argument("--json", action="store_true", help="for programs")
     composed(parser)
@@ -157,8 +162,10 @@ def _estimate(arguments: list[str]) -> int:
     from memexp.report import estimates
 
     if options.multirun:
-        print(estimates.sweep(planned(options.overrides, *named), *named, options.summary, options.json))
-        return 0
+        jobs = planned(options.overrides, *named)
+        shown, status = estimates.sweep(jobs, *named, options.summary, options.json)
+        print(shown)
+        return status
     print(estimates.one(options.overrides, *named, options.summary, options.json))
     return 0
 

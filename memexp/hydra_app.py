@@ -93,6 +93,9 @@ def train(arguments: list[str], hydra_only: bool) -> int:
             f"{error.filename} cannot be written: {error.strerror}. Choose another directory with hydra.run.dir=DIR (of a "
             "sweep: hydra.sweep.dir=DIR), or run from one that you may write."
         ) from error
+    except KeyboardInterrupt:
+        if not multirun or started.stopped is None:  # else the exit status of the sweep says so
+            raise
     except ValueError as error:
         # a study of which no trial was done has no best one
         if isinstance(error, config.ConfigError) or not (multirun and launcher.nothing_done()):

@@ -108,13 +108,14 @@ class _Recorded(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         sweep = Sweeps.current
         assert sweep is not None
+        if sweep.stopped is not None:  # in a batch before this one; what the sweeper still asks for is not looked at
+            raise KeyboardInterrupt
         batch = [self._job(initial_job_idx + i, list(overrides)) for i, overrides in enumerate(job_overrides)]
         _each_its_folder([*sweep.jobs, *batch])
         write_text(make_folder() / "multirun.yaml", OmegaConf.to_yaml(self.config))
         sweep.jobs += batch
         sweep.total = max(sweep.total, len(sweep.jobs))
-        if sweep.stopped is None:  # else in a batch before this one
-            self.carry_out(batch, sweep)
+        self.carry_out(batch, sweep)
         return [_returned(job) for job in batch]
 
     def carry_out(self, batch: Sequence[Job], sweep: Sweep) -> None:

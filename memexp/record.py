@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -17,6 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from memexp.environment import environment
+from memexp.sequence import STAGES
 from memexp.units import shown_figure
 from memexp.visible import visible
 
@@ -25,6 +27,11 @@ READABLE = (1, 2)  # schemas of results.json that are still read
 FINISHED = "results.finished.json"  # the record of a finished run that is made longer
 GROWING = ("metrics.jsonl", "events.out.tfevents.*")  # files that a run appends to
 OPENED = (".lock", "train.log", *GROWING, ".hydra", "checkpoints", "plots")  # of a run, which are not replaced whole
+_OF_STAGE = rf"(?:{'|'.join(STAGES)})(?:-\d+)?-"
+MADE = re.compile(  # what else a run leaves of its own, by place and name; a person's files lie beside it
+    rf"checkpoints/.+\.pt(\.aside)?|plots/(({_OF_STAGE})?(timeline|tsne-\d+)|{_OF_STAGE}(scores|weights)|fig2|fig3c)\.(png|svg|pdf)"
+    rf"|{_OF_STAGE}\d+\.pt\.trace\.json|({_OF_STAGE})?(memory|oom)-snapshot-\d+\.pickle"
+)
 STATUSES = ("running", "done", "failed", "oom", "nan", "interrupted")
 log = logging.getLogger("memexp")
 
@@ -203,14 +210,15 @@ class RunDirectory:
                 os.truncate(path, appended[path.name])
 
     def clear(self) -> None:
-        """Removes what an unfinished run left here, so that a fresh one does not mix with it."""
+        """Removes what an earlier run left here, so that a fresh one does not mix with it; of train.log both are told."""
         for path in self.left():
             path.unlink()
 
     def left(self) -> list[Path]:
         """The files that `clear` removes."""
-        checkpoints = [path for path in sorted(self.checkpoints.glob("*")) if not path.is_dir()]
-        return [*self._growing(), *checkpoints, *self.path.glob(FINISHED)]
+        places = [path for folder in (self.checkpoints, self.path / "plots", self.path) for path in folder.glob("*")]
+        made = [path for path in sorted(places) if MADE.fullmatch(path.relative_to(self.path).as_posix())]
+        return [*self._growing(), *(path for path in made if not path.is_dir()), *self.path.glob(FINISHED)]
 
     def _growing(self) -> list[Path]:
         return [path for pattern in GROWING for path in sorted(self.path.glob(pattern))]

@@ -159,8 +159,25 @@ def test_a_failing_job_is_recorded_and_the_others_go_on_whatever_the_launcher(sw
 
 
 @pytest.mark.parametrize("where", ["local", "basic"])
-def test_a_signal_ends_the_batches_that_are_left_too(sweep, where, monkeypatch):
-    process = jobs.run_process
+@pytest.mark.parametrize(
+    "swept",
+    [
+        ["seed=1,2,3", "hydra.sweeper.max_batch_size=1"],
+        [
+            "hydra/sweeper=optuna",
+            "hydra.sweeper.n_trials=3",
+            "hydra.sweeper.n_jobs=1",
+            "optimizer.lr=interval(0.01,0.1)",
+        ],
+    ],
+)
+def test_a_signal_ends_the_batches_that_are_left_too(sweep, swept, where, monkeypatch):
+    """A search still composed the trials that were left, a third of a second each."""
+    if "hydra/sweeper=optuna" in swept:
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    process, composed = jobs.run_process, []
+    whole = launcher._Recorded._job
+    monkeypatch.setattr(launcher._Recorded, "_job", lambda *of: composed.append(of) or whole(*of))
 
     def stopped(*arguments):
         process(*arguments)
@@ -168,8 +185,9 @@ def test_a_signal_ends_the_batches_that_are_left_too(sweep, where, monkeypatch):
         return 0
 
     monkeypatch.setattr(jobs, "run_process", stopped)
-    names, _, status = sweep("seed=1,2,3", f"hydra/launcher={where}", "hydra.sweeper.max_batch_size=1")
-    assert (len(names), status) == (1, 130)
+    names, reports, status = sweep(*swept, f"hydra/launcher={where}")
+    assert (len(names), len(composed), status) == (1, 1, 130)
+    assert [count for _, count in reports] == [1]
 
 
 def test_b23_a_study_goes_on_past_a_failing_trial_and_reports_once(sweep, capsys):

@@ -21,6 +21,7 @@ from memexp.record import write_text
 from memexp.report.files import as_it_is, save
 from memexp.report.looks import COLOURS, MARKERS
 from memexp.report.tables import Table, markdown
+from memexp.stages.train import foresee
 from memexp.sweeper import with_arm
 from memexp.units import shown_bytes, shown_figure
 
@@ -87,7 +88,7 @@ def cases(
     """One for each strategy (None: all that are valid for the model), and `budgets` of them evenly between the least and the
     stored peak. An arm of an experiment has its own settings, but for its strategy. name, directories: as of `memexp.compose`.
 
-    Raises ConfigError for overrides that do not fit, a strategy included.
+    Raises ConfigError for overrides that do not fit, a strategy included, and for what the device cannot do.
     """
     if any(text.startswith("backprop=") for text in overrides):
         raise ConfigError(
@@ -100,7 +101,7 @@ def cases(
         strategies = [name for name in valid if name != "budget"]
     found = [Case(name, [*overrides, f"backprop={name}"]) for name in strategies]
     for case in found:
-        compose(case.overrides, name, directories)
+        foresee(compose(case.overrides, name, directories))
     if budgets:
         least_budget = [*overrides, "backprop=budget", "backprop.limit=0.0"]
         plan = estimate(compose(least_budget, name, directories))["plan"]
@@ -161,6 +162,10 @@ def table(found: Sequence[Case]) -> Table:
         f"peak: {', '.join(sorted(how)) or 'not measured'}; MiB is 2^20 bytes. step: median of {steps} training steps"
     ]
     notes[0] += " on random images, after warm-up; each case in a process of its own."
+    for case in found:
+        limit = case.result["memory"].get("limit") if case.result else None
+        if limit is not None and case.peak > limit:
+            notes.append(f"{case.name}: {shown_bytes(case.peak)} is more than memory.limit={shown_bytes(limit)}.")
     return Table(headings, rows, "", notes)
 
 

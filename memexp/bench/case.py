@@ -18,28 +18,30 @@ from torch import Tensor
 
 from memexp import build, data
 from memexp.backprop import late
-from memexp.backprop.compiled import check_compiler, compiled
+from memexp.backprop.compiled import compiled
 from memexp.config import compose
 from memexp.memory import planned
+from memexp.memory.limit import hold, hold_to_budget
 from memexp.memory.meter import Meter
 from memexp.prepared import seed
 from memexp.training import distribution, recipe
 from memexp.training.distribution import World
-from memexp.training.graphed import Graphed, check_recordable
+from memexp.training.graphed import Graphed
+from memexp.units import parse_bytes
 
 TRACKED = 2  # steps whose memory is followed on a device that does not count it: the second has the optimizer's state
 WARM_UP = 2  # steps after these that are not timed
 
 
 def carry_out(cfg: DictConfig, steps: int) -> dict[str, Any]:
-    """Memory (as in results.json), strategy (with a budget: plan and prediction), and the times of `steps` steps in seconds:
-    their median and quartiles."""
+    """Memory (as in results.json, and memory.limit in bytes), strategy (with a budget: plan and prediction), and the times of
+    `steps` steps in seconds: their median and quartiles. memexp.stages.train.foresee has looked at `cfg`.
+    """
     seed(cfg)
     device = distribution.choose_device(cfg.device, World.from_environment())
-    if cfg.compile:
-        check_compiler(device.type)
-    if cfg.cuda_graph:
-        check_recordable(device, 1)
+    limit = None if cfg.memory.limit is None else parse_bytes(cfg.memory.limit)
+    if cfg.memory.enforce:
+        hold(limit, device)
     classes, shape = data.describe(cfg.dataset)
     edits = build.start_edits(cfg)
     network = build.network(cfg, edits, classes, shape).to(device)
@@ -63,6 +65,7 @@ def carry_out(cfg: DictConfig, steps: int) -> dict[str, Any]:
     if cfg.backprop.name == "budget":
         with meter.aside():
             strategy = planned.set_up(cfg, network, made.loss_fn, batches[0], made.precision, {}, edits)
+        hold_to_budget(cfg, strategy, 0, device)
     synchronise: Callable[[], object] = torch.accelerator.synchronize if device.type != "cpu" else lambda: None
     times = []
     latest: Tensor | None = None  # the training loop holds a loss until the next step is done, too
@@ -80,7 +83,7 @@ def carry_out(cfg: DictConfig, steps: int) -> dict[str, Any]:
     quartiles = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3
     images = cfg.batch_size * cfg.accumulate
     return {
-        "memory": meter.results(),
+        "memory": meter.results() | {"limit": limit},
         "strategy": strategy,
         "time": {
             "step_median": quartiles[1],

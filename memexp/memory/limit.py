@@ -3,7 +3,7 @@ that is held to it.
 """
 
 import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +103,25 @@ def hold(limit: int | None, device: torch.device) -> None:
     torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
     _before.setdefault(device, torch.cuda.get_per_process_memory_fraction(device))
     torch.cuda.set_per_process_memory_fraction(limit / total, device)
+
+
+def hold_to_budget(cfg: DictConfig, figures: Mapping[str, Any], beside: int, device: torch.device) -> None:
+    """Holds this process to the budget of its plan, where memory.enforce asks for that and there is no memory.limit.
+
+    figures: of the plan, as memexp.memory.planned.set_up returns them. beside: bytes on the device that are not in it. Raises
+    ConfigError for a budget below the least that the run takes.
+    """
+    if not cfg.memory.enforce or cfg.memory.limit is not None:
+        return
+    if figures["least_peak"] > figures["budget"]:  # it would be out of memory at once
+        raise ConfigError(
+            [
+                f"memory.enforce: true would hold this run to its budget of {shown_bytes(figures['budget'])}, and the "
+                f"least that it takes is {shown_bytes(figures['least_peak'])}; give at least that as backprop.limit, or "
+                "use memory.enforce=false."
+            ]
+        )
+    hold(figures["budget"] + beside, device)
 
 
 def release() -> None:

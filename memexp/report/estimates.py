@@ -56,9 +56,10 @@ def _record(found: dict[str, Any], limit: Answer | None) -> dict[str, Any]:
 
 def sweep(
     jobs: Iterable[list[str]], name: str, directories: Sequence[str], summary: bool = False, as_json: bool = False
-) -> str:
+) -> tuple[str, int]:
     """A table of a sweep's jobs (memexp.sweeper.planned), and plots of memory against depth and batch in
-    outputs/estimate/<time>; or the summary of each, or a JSON list of a record a job, with its overrides.
+    outputs/estimate/<time>; or the summary of each, or a JSON list of a record a job, with its overrides. And the exit status:
+    1 where some are refused, which are named. Raises ConfigError where all are.
     """
     runs: list[Run] = []
     records: list[dict[str, Any]] = []
@@ -78,22 +79,24 @@ def sweep(
                 limit, peak = cfg.memory.limit, runs[-1].get("memory.peak")
                 if limit is not None and peak > parse_bytes(limit):
                     too_large.append(f"{told}: {shown_bytes(peak)} is more than memory.limit={limit}")
-        except ConfigError as error:
-            problems += [f"{told}: {problem}" for problem in error.problems]
-            records.append({"overrides": job, "problems": error.problems})
+        except (ConfigError, data.DataError) as error:
+            refused = getattr(error, "problems", [str(error)])
+            problems += [f"{told}: {problem}" for problem in refused]
+            records.append({"overrides": job, "problems": refused})
     if not (runs or summaries or any("peak" in record for record in records)):
         raise ConfigError(problems)
+    status = int(bool(problems))
     if as_json:
-        return json.dumps(records)
+        return json.dumps(records), status
     if summary:
-        return "\n".join([*summaries, *problems])
+        return "\n".join([*summaries, *problems]), status
     groups = group(runs)
     directory = Path("outputs") / "estimate" / time.strftime("%Y-%m-%d_%H-%M-%S")
     with writing(directory, "run from a directory that you may write"):
         pictures = draw(groups, directory)
     table = of_groups(groups)
     table.notes += [f"not in it: {NOT_IN_IT}", *too_large, *problems]
-    return "\n".join([terminal(table), *map(str, pictures)])
+    return "\n".join([terminal(table), *map(str, pictures)]), status
 
 
 def _breakdown(cfg: DictConfig, found: dict[str, Any]) -> str:

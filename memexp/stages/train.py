@@ -12,7 +12,7 @@ from torch import Tensor
 from memexp.backprop.compiled import check_compiler, compiled
 from memexp.config import ConfigError
 from memexp.memory import planned
-from memexp.memory.limit import check_holdable, hold
+from memexp.memory.limit import check_holdable, hold_to_budget
 from memexp.memory.meter import Meter, storage_bytes
 from memexp.memory.snapshot import Snapshots
 from memexp.models import families
@@ -229,16 +229,7 @@ def _plan(run: Run, cfg: DictConfig, trainer: Trainer) -> dict[str, Any]:
         found = planned.set_up(cfg, run.network, made.loss_fn, batch, made.precision, strategy, run.edits, beside)
     shared = distribution.agreed(found | {"stage": run.key}, run.world)
     planned.follow(run.network, shared)
-    if cfg.memory.enforce and cfg.memory.limit is None:
-        if shared["least_peak"] > shared["budget"]:  # it would be out of memory at once
-            raise ConfigError(
-                [
-                    f"memory.enforce: true would hold this run to its budget of {shown_bytes(shared['budget'])}, and the "
-                    f"least that it takes is {shown_bytes(shared['least_peak'])}; give at least that as backprop.limit, or "
-                    "use memory.enforce=false."
-                ]
-            )
-        hold(shared["budget"] + beside, run.device)
+    hold_to_budget(cfg, shared, beside, run.device)
     return shared
 
 

@@ -66,6 +66,8 @@ def test_a_case_is_measured_with_the_kernels_that_training_takes(deterministic):
         (["backprop=stored"], None, "name them with --strategies"),
         (["model=vgg16"], ["reversible"], "'reversible' is not valid for model=vgg16"),
         (["batch_size=0"], None, "batch_size: 0 is not allowed"),
+        (["memory.enforce=true", "memory.limit=1GB", "device=cpu"], None, "memory.enforce: true needs CUDA"),
+        (["cuda_graph=true", "device=cpu"], None, "needs one process on a GPU of NVIDIA's, and the device is cpu"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_runs(overrides, strategies, message):
@@ -148,7 +150,16 @@ def test_e8_a_users_own_model_is_measured_too(tmp_path, monkeypatch):
     assert "| stored |" in document
 
 
-def test_a_case_that_needs_a_gpu_says_so():
-    cases = bench.cases([*REVNET, "cuda_graph=true", "device=cpu"], ["stored"], 0)
-    bench.measure(cases, 1, lambda text: None)
-    assert "needs one process on a GPU of NVIDIA's, and the device is cpu" in str(cases[0].error)
+def test_a_case_above_memory_limit_is_told_and_held_to_it_where_that_is_asked(monkeypatch):
+    """Both keys were taken and nothing came of them."""
+    held = []
+    monkeypatch.setattr(case, "hold", lambda limit, device: held.append(limit))
+    limited = [*REVNET, "device=cpu", "memory.limit=100kB"]
+    for more, expected in ([], []), (["memory.enforce=true"], [100_000]):
+        result = case.carry_out(memexp.compose([*limited, *more]), 1)
+        (note,) = bench.table([bench.Case("stored", [], result)]).notes[1:]
+        assert note.startswith("stored: ")
+        assert note.endswith(" is more than memory.limit=0.095 MiB.")
+        assert held == expected
+    roomy = case.carry_out(memexp.compose([*limited, "memory.limit=1GB"]), 1)
+    assert len(bench.table([bench.Case("stored", [], roomy)]).notes) == 1

@@ -138,7 +138,8 @@ def test_bytes_as_people_write_them():
 def test_a_sweep_becomes_a_table_and_plots(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     overrides = [*SMALL[:-1], "model=resnet", "model.depth=8,14", "batch_size=4,8"]
-    text = estimates.sweep(planned(overrides, "config", []), "config", [])
+    text, status = estimates.sweep(planned(overrides, "config", []), "config", [])
+    assert status == 0
     assert text.count("estimated") == 1
     assert len(list(tmp_path.glob("outputs/estimate/*/memory-depth.png"))) == 1
     assert len(list(tmp_path.glob("outputs/estimate/*/memory-batch.png"))) == 1

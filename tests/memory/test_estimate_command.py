@@ -32,7 +32,7 @@ def test_a_sweep_heeds_what_one_configuration_does(tmp_path, monkeypatch, capsys
     """--json, --summary and memory.limit were left out without a word."""
     monkeypatch.chdir(tmp_path)
     both = ["estimate", "-m", *SMALL[:-1], "batch_size=4,8"]
-    assert main([*both, "--json", "model.depth=8,9"]) == 0
+    assert main([*both, "--json", "model.depth=8,9"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert [("batch_size=4" in one["overrides"], "problems" in one) for one in found] == [
         (True, False),
@@ -46,6 +46,32 @@ def test_a_sweep_heeds_what_one_configuration_does(tmp_path, monkeypatch, capsys
     assert capsys.readouterr().out.count("is more than memory.limit=5MB") == 1
     assert main(["estimate", "-m", str(tmp_path), "backprop=stored,light"]) == 2
     assert "is one run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "swept", "refused", "why"),
+    [
+        ([], "model.depth=8,9", "model.depth=9", "depth=9 is not a ResNet for small images"),
+        (
+            ["model.units=[1]", "model.channels=[4,8]"],
+            "dataset=digits,imagefolder",
+            "dataset=imagefolder",
+            "nothing at data/imagefolder",
+        ),
+    ],
+)
+@pytest.mark.parametrize("form", ["--json", "--summary", "table"])
+def test_a_sweep_of_which_some_are_refused_tells_the_others_and_ends_with_1(
+    tmp_path, monkeypatch, capsys, more, swept, refused, why, form
+):
+    """It ended with 0; and a data set that is not there ended the command at its job."""
+    monkeypatch.chdir(tmp_path)
+    kept = [text for text in SMALL if text.partition("=")[0] != swept.partition("=")[0]]
+    assert main(["estimate", "-m", *kept, *more, swept, *([form] if form != "table" else [])]) == 1
+    said = capsys.readouterr().out
+    assert refused in said
+    assert why in said
+    assert {"--json": '"peak"', "--summary": "total parameters", "table": "parameters"}[form] in said
 
 
 @pytest.mark.parametrize(

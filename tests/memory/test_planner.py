@@ -299,7 +299,7 @@ def test_advice_is_for_what_the_process_may_have_of_the_card(monkeypatch, share,
 @pytest.mark.parametrize("limit", [None, "2GB"])
 def test_a_run_is_held_to_its_limit_or_to_its_budget(tmp_path, monkeypatch, limit):
     held = []
-    for module in ("memexp.prepared", "memexp.stages.train"):
+    for module in ("memexp.prepared", "memexp.memory.limit"):
         monkeypatch.setattr(importlib.import_module(module), "hold", lambda limit, device: held.append(limit))
     monkeypatch.setattr("memexp.stages.train.check_holdable", lambda device: None)
     monkeypatch.setattr(limits, "release", lambda: held.append("released"))
@@ -309,7 +309,7 @@ def test_a_run_is_held_to_its_limit_or_to_its_budget(tmp_path, monkeypatch, limi
 
 
 def test_a_run_is_not_held_to_less_than_it_takes(tmp_path, monkeypatch):
-    for module in ("memexp.prepared", "memexp.stages.train"):
+    for module in ("memexp.prepared", "memexp.memory.limit"):
         monkeypatch.setattr(importlib.import_module(module), "hold", lambda limit, device: None)
     monkeypatch.setattr("memexp.stages.train.check_holdable", lambda device: None)
     more = ["backprop=budget", "backprop.limit=0.1", "memory.enforce=true"]

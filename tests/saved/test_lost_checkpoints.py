@@ -13,7 +13,7 @@ import memexp
 from memexp import build, saved
 from memexp.cli import main
 from memexp.config import ConfigError
-from memexp.record import RunDirectoryError
+from memexp.record import RunDirectory, RunDirectoryError
 from memexp.stages.handed import Run
 from memexp.training.checkpoint import CheckpointError
 
@@ -51,6 +51,23 @@ def test_b17_b21_nothing_trained_is_thrown_away_unasked(run):
         memexp.run(cfg, run)
     cfg.overwrite = True
     assert memexp.run(cfg, run)["seed"] == 1
+
+
+def test_a_run_that_is_thrown_away_leaves_no_picture_and_no_trace_and_a_persons_own_files_stay(tmp_path):
+    """Pictures of the old run stood beside the new one's figures; and whatever lay in checkpoints/ went."""
+    made = ["timeline.png", "tune-1-timeline.svg", "tsne-12.pdf", "tune-tsne-3.png", "prune-2-scores.png"]
+    made = [f"plots/{name}" for name in [*made, "prune-weights.pdf", "fig3c.svg"]]
+    made += ["checkpoints/last.pt", "checkpoints/train.pt.aside", "metrics.jsonl", "results.finished.json"]
+    made += ["train-0.pt.trace.json", "tune-1-0.pt.trace.json", "memory-snapshot-0.pickle", "oom-snapshot-1.pickle"]
+    made += ["tune-memory-snapshot-0.pickle", "events.out.tfevents.0000000001.7"]
+    own = ["plots/mine.png", "plots/fig1.png", "plots/my-weights.png", "plots/timeline.txt", "checkpoints/notes.txt"]
+    own += ["network.onnx", "report.md", "plots/curves.png", "plots/train-0.pt.trace.json", "mine.pickle", "train.log"]
+    for name in (*made, *own):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "plots/timeline.pdf").mkdir()
+    RunDirectory(tmp_path).clear()
+    assert sorted(contents(tmp_path)) == sorted(own)
 
 
 def test_a_cut_off_last_checkpoint_falls_back_and_a_damaged_one_names_the_others(run, caplog):
