@@ -9,26 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from memexp.arguments import TRUST, composed, directories, own_names, parser_of, whole
 from memexp.explained import fail
-
-TRAIN_HELP = """usage: memexp train [Hydra flags] [key=value ...]
-
-Trains one network, evaluates it and records accuracy, peak memory and step time in a run directory.
-
-  memexp train                                             the default run: handwritten digits, about a minute
-  memexp train model=resnet model.depth=32 dataset=cifar10 dataset.root=DIR epochs=3
-  memexp train model=vgg16 dataset=imagenet dataset.root=DIR max_steps=2 batch_size=2
-  memexp train -m model=resnet model.depth=20,32 seed=0,1  a sweep: every combination, in processes of their own
-  memexp train -m experiment=resnet/baselines              a published comparison (`memexp experiments` lists them)
-  memexp train model=resnet --cfg job                      shows the configuration and stops
-
-Groups and their options (memexp train GROUP=OPTION, then GROUP.KEY=VALUE):
-{groups}
-
-Hydra flags: -m (sweep), --cfg job|hydra|all, --info, -cn NAME, --config-dir DIR (your own configs), --hydra-help,
-  --shell-completion (tab completion: eval "$(memexp -sc install=bash)")
-A sweep started again runs only what is not done. Jobs at a time: hydra.launcher.n_jobs=2.
-"""
+from memexp.paths import CONF
+from memexp.train_help import train_help
 
 HYDRA_ONLY = ("--hydra-help", "--info", "-i", "--shell-completion", "-sc", "--version")
 
@@ -42,7 +26,7 @@ def _train(arguments: list[str]) -> int:
     if follows():
         return _join()
     if "-h" in arguments or "--help" in arguments:
-        print(TRAIN_HELP.format(groups=_groups()))
+        print(train_help())
         return 0
     if "experiment=list" in arguments:
         return _experiments([])
@@ -52,7 +36,8 @@ def _train(arguments: list[str]) -> int:
 
 
 def _join() -> int:
-    from memexp.run import AGREED, join
+    from memexp.ended import AGREED
+    from memexp.run import join
     from memexp.training.distribution import World
 
     try:
@@ -62,25 +47,10 @@ def _join() -> int:
     return 0
 
 
-def _conf() -> Path:
-    from memexp.paths import CONF
-
-    return CONF
-
-
-def _groups() -> str:
-    lines = []
-    for group in sorted(
-        path for path in _conf().iterdir() if path.is_dir() and path.name not in ("experiment", "hydra")
-    ):
-        lines.append(f"  {group.name:<10} {', '.join(sorted(path.stem for path in group.glob('*.yaml')))}")
-    return "\n".join(lines)
-
-
 def _resume(arguments: list[str]) -> int:
     if follows():
         return _join()
-    parser = _parser(
+    parser = parser_of(
         "resume",
         "Goes on with a stopped or killed run from its last checkpoint, in its own directory.",
         "memexp resume outputs/revnet-digits/2026-01-31_12-00-00-0123abcd\n"
@@ -88,7 +58,7 @@ def _resume(arguments: list[str]) -> int:
     )
     parser.add_argument("run", type=Path, help="the run directory")
     parser.add_argument("overrides", nargs="*", help="key=value")
-    _own(parser)
+    own_names(parser)
     options = parser.parse_intermixed_args(arguments)
     from memexp import saved
     from memexp.record import summary
@@ -101,7 +71,7 @@ def _resume(arguments: list[str]) -> int:
 
 
 def _evaluate(arguments: list[str]) -> int:
-    parser = _parser(
+    parser = parser_of(
         "evaluate",
         "Accuracy of a run's checkpoint, on any split and any data set of the same classes.",
         "memexp evaluate RUN\n  memexp evaluate RUN --split val --checkpoint best dataset.root=DIR",
@@ -110,7 +80,7 @@ def _evaluate(arguments: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", help="key=value")
     parser.add_argument("--split", choices=("train", "val", "test"), default="test")
     parser.add_argument("--checkpoint", default="last", help="last, best, or the key of a stage, such as train")
-    _own(parser)
+    own_names(parser)
     options = parser.parse_intermixed_args(arguments)
     from memexp import saved
 
@@ -126,7 +96,7 @@ def _evaluate(arguments: list[str]) -> int:
 
 
 def _export(arguments: list[str]) -> int:
-    parser = _parser(
+    parser = parser_of(
         "export",
         "The trained, pruned, fused or discretised network of a run as ONNX and torch.export files, for any batch size,\n"
         "checked against it on real images. Class names and preprocessing are in their metadata.\n"
@@ -141,7 +111,7 @@ def _export(arguments: list[str]) -> int:
     parser.add_argument(
         "--merge", choices=("none", "block", "all", "no"), default="block", help="no: nothing is fused first"
     )
-    _own(parser)
+    own_names(parser)
     options = parser.parse_intermixed_args(arguments)
     from memexp import saved
 
@@ -157,7 +127,7 @@ def _export(arguments: list[str]) -> int:
 
 
 def _estimate(arguments: list[str]) -> int:
-    parser = _parser(
+    parser = parser_of(
         "estimate",
         "Peak memory and compute of a training step, without training it, without a GPU and without data.",
         "memexp estimate model=revnet model.depth=104 dataset=imagenet batch_size=256\n"
@@ -170,7 +140,7 @@ def _estimate(arguments: list[str]) -> int:
     parser.add_argument("-m", "--multirun", action="store_true", help="every combination of comma-separated values")
     parser.add_argument("--summary", action="store_true", help="layers, their output shapes and parameters")
     parser.add_argument("--json", action="store_true", help="for programs")
-    _composed(parser)
+    composed(parser)
     parser.add_argument("--trust", action="store_true", help=TRUST)
     options = parser.parse_intermixed_args(arguments)
     if options.overrides and Path(options.overrides[0]).is_dir():
@@ -205,7 +175,7 @@ def _estimate_run(run: Path, options: argparse.Namespace) -> int:
 
 
 def _bench(arguments: list[str]) -> int:
-    parser = _parser(
+    parser = parser_of(
         "bench",
         "Step time and peak memory of several strategies and budgets side by side, each in a process of its own, on random "
         "images.\nA table, bench.json, and a plot of peak memory against step time are written to outputs/bench/.",
@@ -215,10 +185,10 @@ def _bench(arguments: list[str]) -> int:
     )
     parser.add_argument("overrides", nargs="*", help="key=value, backprop left out")
     parser.add_argument("--strategies", type=lambda text: text.split(","), help="by default all that fit the model")
-    parser.add_argument("--budgets", type=_count, default=0, metavar="N", help="budgets between least and stored peak")
-    parser.add_argument("--steps", type=_count, default=10, metavar="N", help="timed training steps of a case (10)")
+    parser.add_argument("--budgets", type=whole, default=0, metavar="N", help="budgets between least and stored peak")
+    parser.add_argument("--steps", type=whole, default=10, metavar="N", help="timed training steps of a case (10)")
     parser.add_argument("--output", type=Path, help="by default outputs/bench/<time>")
-    _composed(parser)
+    composed(parser)
     options = parser.parse_intermixed_args(arguments)
     if options.steps < 1:
         parser.error("--steps: at least 1")
@@ -243,14 +213,8 @@ def _bench(arguments: list[str]) -> int:
     return int(any(case.error for case in cases))
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
-
-
 def _report(arguments: list[str]) -> int:
-    parser = _parser(
+    parser = parser_of(
         "report",
         "Tables and plots of finished runs; report.md and plots/ are written beside them.",
         "memexp report outputs/resnet-digits\n"
@@ -262,7 +226,7 @@ def _report(arguments: list[str]) -> int:
     parser.add_argument("--format", default="terminal", help="terminal, markdown or latex; csv, json for programs")
     parser.add_argument("--output", type=Path, help="where report.md, exports and plots/ go; by default the first PATH")
     parser.add_argument("--no-plots", action="store_true", help="the table only")
-    _directories(parser, "your own configs, whose published/ID.yaml --paper may name")
+    directories(parser, "your own configs, whose published/ID.yaml --paper may name")
     options = parser.parse_args(arguments)
     from memexp.record import NotWritten
     from memexp.report import write_report
@@ -287,19 +251,19 @@ def _report(arguments: list[str]) -> int:
 
 
 def _experiments(arguments: list[str]) -> int:
-    parser = _parser(
+    parser = parser_of(
         "experiments",
         "Lists the published results that are one command each.",
         "memexp experiments\n  memexp experiments --config-dir DIR      your own among them",
     )
-    _directories(parser, "your own configs")
+    directories(parser, "your own configs")
     options = parser.parse_args(arguments)
     from memexp.report.experiments import SCALES, expected, listing
     from memexp.report.tables import Table, terminal
     from memexp.sweeper import count
 
     rows = []
-    places = [_conf(), *map(Path, options.config_dir)]
+    places = [CONF, *map(Path, options.config_dir)]
     listed = [(root, *entry) for root in places for entry in listing(root)]
     for place, name, text in listed:
         told = expected(place, name, count)
@@ -308,40 +272,6 @@ def _experiments(arguments: list[str]) -> int:
     print(terminal(Table(["id", "shows", "runs (paper / laptop)", *(f"time, {scale}" for scale in SCALES)], rows)))
     print("\nmemexp train -m experiment=ID [scale=laptop]; the file conf/experiment/ID.yaml says what to expect")
     return 0
-
-
-TRUST = "import what the run names; only for runs of your own"
-
-
-def _composed(parser: argparse.ArgumentParser) -> None:
-    """The flags of `train` that say where the configuration comes from."""
-    parser.add_argument("-cn", "--config-name", default="config", help="the configuration to begin with")
-    _directories(parser, "your own configs")
-
-
-def _directories(parser: argparse.ArgumentParser, told: str) -> None:
-    parser.add_argument("-cd", "--config-dir", type=_directory, action="append", default=[], metavar="DIR", help=told)
-
-
-def _directory(text: str) -> str:
-    if not Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f"there is no directory {text}")
-    return text
-
-
-def _own(parser: argparse.ArgumentParser) -> None:
-    """The flags by which a user names classes and functions of their own again."""
-    _directories(parser, "your own configs, which the run used")
-    parser.add_argument("--trust", action="store_true", help=TRUST)
-
-
-def _parser(command: str, description: str, examples: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
-        prog=f"memexp {command}",
-        description=description,
-        epilog=f"examples:\n  {examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
 
 
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], Any]]] = {

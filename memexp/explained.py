@@ -33,8 +33,8 @@ def _explain(error: Exception) -> int:
     if isinstance(error, RunDirectoryError | NotWritten):
         return fail(str(error), 2 if isinstance(error, NotWritten) else 1)
     if "torch" in sys.modules:
+        from memexp.ended import EXPLAINED
         from memexp.memory import advice
-        from memexp.run import EXPLAINED
         from memexp.training.signals import Interrupted
 
         if isinstance(error, Interrupted):

@@ -5,15 +5,10 @@ leaves nothing half written.
 """
 
 import fcntl
-import importlib.metadata
 import json
 import logging
 import math
 import os
-import platform
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -21,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from memexp.environment import environment
 from memexp.units import shown_figure
-from memexp.version import version
 from memexp.visible import visible
 
 SCHEMA = 2
@@ -243,56 +238,6 @@ class RunDirectory:
 
     def write_environment(self, **more: Any) -> None:
         write_json(self.path / "environment.json", {**environment(), **more})
-
-
-def environment() -> dict[str, Any]:
-    """Where a run took place: code, versions, machine, command line."""
-    return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "argv": sys.argv,
-        "git": _git(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cpu_count": os.cpu_count(),
-        "versions": {
-            "memexp": version(),
-            **{name: _version(name) for name in ("torch", "torchvision", "hydra-core", "numpy")},
-        },
-        "slurm_job": os.environ.get("SLURM_JOB_ID"),
-    }
-
-
-def _git() -> dict[str, Any] | None:
-    """Commit of memexp's own source and whether it was changed; None for an installed wheel or without git."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout
-
-    try:
-        return {"commit": git("rev-parse", "HEAD").strip(), "dirty": bool(git("status", "--porcelain").strip())}
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _finite(data: Any) -> Any:

@@ -1,6 +1,5 @@
 """One run, from configuration to record: its directory locked, its stages in order, how it ended written down."""
 
-import errno
 import logging
 import sys
 import time
@@ -13,37 +12,24 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from memexp import build, given, sequence, stages, unread
-from memexp.backprop import StepError
+from memexp import build, ended, given, sequence, stages, unread
 from memexp.calling import CallableModule
-from memexp.channels import ChannelError
-from memexp.config import ConfigError, run_name
-from memexp.data import DataError
-from memexp.fusing import ExportError, FusingError
+from memexp.config import run_name
 from memexp.memory import advice, limit
 from memexp.memory.snapshot import Failures
 from memexp.prepared import check_schedules, prepare
 from memexp.record import FINISHED, RunDirectory, RunDirectoryError, write_json
 from memexp.recorded import as_config
 from memexp.results import describe, estimated_peak, remember, skeleton
-from memexp.stages import prune, study
+from memexp.stages import study
 from memexp.stages.handed import Run
 from memexp.training import board, distribution
-from memexp.training.checkpoint import CheckpointError
 from memexp.training.console import spoken
-from memexp.training.distribution import ProcessLost, World
-from memexp.training.loop import NotFinite
+from memexp.training.distribution import World
 from memexp.training.precision import Precision
-from memexp.training.signals import Interrupted, StopRequest
+from memexp.training.signals import StopRequest
 
 log = logging.getLogger("memexp")
-# What a run may end with that its message explains in full; anything else is a fault and shows its traceback.
-EXPLAINED: tuple[type[Exception], ...] = (ConfigError, StepError, DataError, CheckpointError, RunDirectoryError)
-EXPLAINED += (NotFinite, Interrupted, ProcessLost)
-EXPLAINED += (ChannelError, prune.PruneError, FusingError, ExportError)
-AGREED = (NotFinite, Interrupted)  # what ends all processes of a run at once
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of a disk, whatever was being written
-STATUS = {Interrupted: "interrupted", NotFinite: "nan", torch.OutOfMemoryError: "oom", MemoryError: "oom"}
 
 
 def run(
@@ -150,25 +136,15 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
                 _stages(current, keys)
             results["status"] = "done"
         except BaseException as raised:
-            error = raised
-            if distribution.lost(raised, world):
-                error = ProcessLost(
-                    f"another of the {world.size} processes of this run has ended or cannot be reached; its own messages say "
-                    f"why. Start all of them again with `torchrun ... -m memexp resume {directory.path}`"
-                )
-            elif isinstance(raised, OSError) and raised.errno in FULL:
-                error = RunDirectoryError(
-                    f"{directory.path} cannot be written any more: {raised.strerror}. What its last checkpoint holds is kept: "
-                    f"free space, then go on with `memexp resume {directory.path}`"
-                )
-            results["status"] = _status(error)
+            error = ended.told(raised, world, directory.path)
+            results["status"] = ended.status(error)
             results["error"] = advice.brief(error)
             told = failures.fatal() if isinstance(error, torch.OutOfMemoryError) else ""
             if results["status"] == "oom" and world.is_main:
                 lines = [told, _advice(cfg, results["strategy"], current)]
                 results["error"] = "\n".join([results["error"], *filter(None, lines)])
                 log.error("%s", "\n".join(["out of memory", *filter(None, lines)]))
-            if not isinstance(error, EXPLAINED):
+            if not isinstance(error, ended.EXPLAINED):
                 log.debug("%s", traceback.format_exc())
                 if world.is_main:  # whose log it is
                     error.add_note(f"the traceback is in {directory.path / 'train.log'}")
@@ -304,13 +280,3 @@ def _advice(cfg: DictConfig, strategy: Mapping[str, Any], current: Run | None) -
         return advice.after_out_of_memory(cfg, device, edits, planned)
     except Exception as error:  # what happened matters more than what to do about it
         return f"no estimate of what would fit: {error}"
-
-
-def _status(error: BaseException) -> str:
-    for kind, status in STATUS.items():
-        if isinstance(error, kind):
-            return status
-    # the CPU's allocators have no exception type of their own
-    words = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")
-    told = isinstance(error, RuntimeError | OSError) and any(word in str(error) for word in words)
-    return "oom" if told else "failed"

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import memexp
+from memexp import ended
 from memexp.memory import advice
 from memexp.training import distribution
 from memexp.training.distribution import ProcessLost, World
@@ -65,7 +66,7 @@ def test_b20_the_others_say_so_and_how_to_go_on(tmp_path, monkeypatch):
     ],
 )
 def test_b18_want_of_memory_is_known_by_any_of_its_names(error, status):
-    assert run_module._status(error) == status
+    assert ended.status(error) == status
 
 
 def test_b18_advice_fits_the_limit_of_the_process(monkeypatch):

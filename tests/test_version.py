@@ -5,7 +5,7 @@ import importlib.metadata
 import pytest
 
 import memexp
-from memexp import cli, record
+from memexp import cli, environment
 from memexp import version as module
 from memexp.report.document import document
 
@@ -16,7 +16,7 @@ def told(place, capsys, tmp_path):
         return capsys.readouterr().out
     if place == "report":
         return document([tmp_path], [], [], [], tmp_path)
-    return record.environment()["versions"]["memexp"] if place == "environment" else memexp.__version__
+    return environment.environment()["versions"]["memexp"] if place == "environment" else memexp.__version__
 
 
 @pytest.fixture

@@ -14,11 +14,12 @@ from matplotlib.figure import Figure
 from memexp import given
 from memexp.calling import CallableModule
 from memexp.config import CONFIG_NAME, ConfigError, compose
+from memexp.environment import environment
 from memexp.memory.estimate import estimate
 from memexp.models import families
-from memexp.record import environment, write_text
+from memexp.record import write_text
 from memexp.report.files import as_it_is, save
-from memexp.report.plots import COLOURS, MARKERS
+from memexp.report.looks import COLOURS, MARKERS
 from memexp.report.tables import Table, markdown
 from memexp.sweeper import with_arm
 from memexp.units import shown_bytes, shown_figure

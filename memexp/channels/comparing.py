@@ -4,7 +4,6 @@ A number that the forward makes of a width is not always seen in a trace: 0.5 * 
 that a layer of torch says of itself (self.conv.out_channels). It would change with the width, and what is computed with it.
 """
 
-import copy
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from memexp.channels.applying import narrow
 from memexp.channels.called import copied
 from memexp.channels.graph import Graph
+from memexp.channels.hooked import twin
 from memexp.channels.narrowing import masked, narrow_edit
 from memexp.channels.outputs import tensors_in
 from memexp.channels.settling import some
@@ -37,7 +37,7 @@ def changing(network: nn.Module, graph: Graph, *example_inputs: Any) -> list[int
 def _differs(network: nn.Module, graph: Graph, groups: Iterable[int], inputs: tuple[Any, ...]) -> bool:
     kept = {number: range(some(number, graph.groups[number].size)) for number in groups}
     parameters: dict[int, Any] = {id(p): p for p in network.parameters()}
-    narrowed = narrow(copy.deepcopy(network, parameters), narrow_edit(graph, kept)).eval()
+    narrowed = narrow(twin(network, parameters), narrow_edit(graph, kept)).eval()
     reference = masked(network, graph, kept).eval()
     with torch.random.fork_rng(devices=[]):
         expected, again = (_outputs(reference, inputs) for _ in range(2))

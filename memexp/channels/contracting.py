@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from memexp.channels.call import Call
 from memexp.channels.planes import Plane, Planes, distinct, merge, varies
-from memexp.channels.rules import SUMMED, SUMMED_WEIGHTS, Call, along, flat, rule
+from memexp.channels.rules import SUMMED, SUMMED_WEIGHTS, along, flat, rule
 from memexp.channels.sizes import Attribute
 
 Shape = tuple[int, ...]

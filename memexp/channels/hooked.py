@@ -1,15 +1,17 @@
 """Weights that are no parameters: torch.nn.utils.prune, weight_norm and spectral_norm make them in a hook before a forward."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._pytree import tree_leaves
 
 Make = Callable[[nn.Module], Tensor]
 ENDINGS = ("_orig", "_mask", "_g", "_v", "_u")  # of what they are made of
@@ -44,7 +46,17 @@ def duplicate(network: nn.Module) -> nn.Module:
     """A deep copy, for which such weights are made now: with the graph of a forward, as it has left them, torch copies none."""
     for module in network.modules():
         make(module)
-    return copy.deepcopy(network)
+    return twin(network)
+
+
+def twin(network: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module:
+    """A deep copy, in which tensors that a forward has left in attributes are without their graph: torch copies none with it.
+
+    memo: by id, what takes the place of a tensor.
+    """
+    held = [leaf for module in network.modules() for leaf in tree_leaves(list(vars(module).values()))]
+    graphs = {id(x): x.detach().clone() for x in held if isinstance(x, Tensor) and x.grad_fn is not None}
+    return copy.deepcopy(network, graphs | dict(memo or {}))
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """From a choice of channels to the edit that carries it out, and the network in which the others are zero."""
 
-import copy
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from memexp.channels.graph import ChannelError, Graph, Group, Member
+from memexp.channels.hooked import twin
 
 Kept = Mapping[int, Sequence[int]]
 NORMS: dict[Any, tuple[str, int]] = {  # by function: how it calls what it is over, and the channels' dimension
@@ -86,7 +86,7 @@ class masked(nn.Module):  # noqa: N801  (it reads as what it returns)
 
     def __init__(self, network: nn.Module, graph: Graph, kept: Kept) -> None:
         super().__init__()
-        self.network = copy.deepcopy(network)
+        self.network = twin(network)
         tensors = self.network.state_dict(keep_vars=True)
         makers = {m.name for group in graph.groups for m in group.members if m.role in ("out", "bias")}
         self._kept: dict[str, Tensor] = {}  # by name, which a copy has too

@@ -4,8 +4,9 @@ from typing import Any
 
 from torch import Tensor
 
+from memexp.channels.call import Call
 from memexp.channels.planes import Planes, lift, merge, varies
-from memexp.channels.rules import Call, along, rule
+from memexp.channels.rules import along, rule
 from memexp.channels.sizes import Attribute, Size
 
 

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from memexp.channels.call import Call
 from memexp.channels.planes import Planes, lift, merge, tidy, varies
-from memexp.channels.rules import Call, full, positions, rule
+from memexp.channels.rules import full, positions, rule
 
 
 @rule("select")

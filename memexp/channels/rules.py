@@ -1,9 +1,9 @@
 """What each ATen operation says about channels: how planes pass, unite or end.
 
 A rule takes the call and returns the planes of its output, or of each output. The names are ATen's, without overload and
-without the underscore of operations in place. Rules that move data are in memexp.channels.moving, those that contract
-(convolution, products, attention) in contracting, those of normalisations in normalising, and those that pick by number in
-picking; they register themselves here.
+without the underscore of operations in place. Rules that move data are in memexp.channels.moving, those that cut it in
+slicing, those that contract (convolution, products, attention) in contracting, those of normalisations in normalising, and
+those that pick by number in picking; they register themselves here.
 """
 
 import math
@@ -16,56 +16,9 @@ import torch
 from torch import Tensor
 
 from memexp.backprop.cheap import is_pointwise
+from memexp.channels.call import Call
 from memexp.channels.planes import Plane, Planes, lift, merge, varies
-from memexp.channels.tape import Role, Tape
-
-
-@cache
-def _defaults(func: Any) -> dict[str, Any]:
-    """The arguments of an operation in order, and their defaults."""
-    arguments = func._schema.arguments
-    return {a.name: a.default_value if a.has_default_value() else None for a in arguments}
-
-
-_name = cache(str)
-
-
-class Call:
-    """One operation: its arguments by name, its output, and the tape."""
-
-    def __init__(self, tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        self.tape, self.func, self.out = tape, func, out
-        self.arguments: dict[str, Any] = dict(_defaults(func))
-        self.arguments.update(zip(self.arguments, args, strict=False))
-        self.arguments.update(kwargs)
-        self._planes: dict[int, tuple[Tensor, Planes]] = {}  # looked up once: by id of a tensor that is held here
-
-    def __getitem__(self, name: str) -> Any:
-        return self.arguments[name]
-
-    @property
-    def first(self) -> Any:
-        return next(iter(self.arguments.values()))
-
-    @property
-    def name(self) -> str:
-        return _name(self.func)
-
-    def planes(self, tensor: Tensor | None) -> Planes:
-        if tensor is None:
-            return []
-        if id(tensor) not in self._planes:
-            self._planes[id(tensor)] = tensor, self.tape.planes(tensor)
-        return self._planes[id(tensor)][1]
-
-    def freeze(self, plane: Plane, why: str) -> None:
-        self.tape.atoms.freeze(plane, f"{self.name}: {why}")
-
-    def dim(self, dim: int, tensor: Tensor | None = None) -> int:
-        """A dimension counted from the front."""
-        ndim = (self.first if tensor is None else tensor).ndim
-        return dim + ndim if dim < 0 else dim
-
+from memexp.channels.tape import Role
 
 SUMMED = "its channels are not zero where their filters are, and are summed as they are"
 SUMMED_WEIGHTS = "the norm of the weight is taken over it, or another sum of weights alone"

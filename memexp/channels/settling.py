@@ -4,10 +4,10 @@ Only where a length is written next to channels: views, slices, splits, pads. Th
 another share of each group's channels. Where that fails, the groups that fail by themselves are found by halves and frozen with
 the error as the reason, and the rest is tried again.
 
-What the one forward in evaluation mode does not run is tried in training mode, likewise: what an auxiliary head takes stays.
+The forward in training mode is tried likewise, where that in evaluation mode does not run all or a module asks which it is in:
+what an auxiliary head takes stays, and what noise of a written width is added to in training alone.
 """
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from memexp.channels.applying import narrow
 from memexp.channels.called import copied
 from memexp.channels.graph import NOT_RUN, ChannelError, Graph, assemble
+from memexp.channels.hooked import twin
 from memexp.channels.narrowing import narrow_edit
 from memexp.channels.outputs import tensors_in
 from memexp.channels.skipping import ShapesOnly
@@ -37,7 +38,7 @@ def settle(network: nn.Module, tape: Tape, inputs: Sequence[Any], outputs: Any) 
         if fault is not None:
             raise ChannelError(f"each group of channels can be narrowed by itself, but not all together: {fault}")
     never = unread(network, lambda tensor: tape.known(tensor).read)
-    if never:
+    if never or _asks(network):
         graph, never = _trained(network, tape, graph, inputs, never)
         tensors = network.state_dict(keep_vars=True)
         idle = {key for key in graph.frozen if not tape.known(tensors[key[0]]).read}
@@ -48,7 +49,7 @@ def settle(network: nn.Module, tape: Tape, inputs: Sequence[Any], outputs: Any) 
 def _trained(
     network: nn.Module, tape: Tape, graph: Graph, inputs: Sequence[Any], never: tuple[str, ...]
 ) -> tuple[Graph, tuple[str, ...]]:
-    """What some of `never` take stays, where the forward in training mode runs them; and those that it does not run either.
+    """What the forward in training mode does not run with fewer of stays; and those of `never` that it does not run either.
 
     Where that forward asks for more than the inputs, nothing is known of it.
     """
@@ -58,12 +59,21 @@ def _trained(
     except Exception:
         return graph, never
     left = unread(network, lambda tensor: tape.known(tensor).read or id(tensor) in reading.read)
-    if left == never:
+    if left == never and not _asks(network):
         return graph, never
     run = ", ".join(name for name in never if name not in left)
-    why = f"the forward in training mode, which runs {run}, does not run with fewer of them"
+    which = f", which runs {run}," if run else ""
+    why = f"the forward in training mode{which} does not run with fewer of them"
     graph, fault = _tried(tape, graph, partial(_fault, network, inputs, outputs, training=True), why)
     return graph, left if fault is None else never
+
+
+def _asks(network: nn.Module) -> bool:
+    """Whether a class of the user's own reads the mode, be it to hand it to dropout: a second forward takes its time."""
+    kinds = {kind for module in network.modules() for kind in type(module).__mro__}
+    own = [kind for kind in kinds if not kind.__module__.startswith("torch.nn.")]
+    code = [getattr(value, "__code__", None) for kind in own for value in vars(kind).values()]
+    return any("training" in found.co_names for found in code if found is not None)
 
 
 def _tried(
@@ -121,7 +131,7 @@ def _run(
     """What a copy returns, narrowed by `edit`. In training mode it has buffers of its own, as statistics are written there."""
     tensors = [t for t in network.state_dict(keep_vars=True).values() if isinstance(t, Tensor)]
     shared: dict[int, Any] = {id(t): t for t in tensors if not training or isinstance(t, nn.Parameter)}
-    tried = copy.deepcopy(network, shared)
+    tried = twin(network, shared)
     if edit is not None:
         narrow(tried, edit)
     devices = {t.device.index for t in tensors if t.is_cuda}

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memexp.backprop.untouched import untouched
-from memexp.channels import contracting, moving, normalising, picking, rules  # noqa: F401  (rules register themselves)
+from memexp.channels import contracting, moving, normalising, picking, rules, slicing  # noqa: F401  (rules register themselves)
 from memexp.channels.attention import all_adapted
 from memexp.channels.called import apart, copied
 from memexp.channels.graph import OUTPUT, ChannelError, Graph

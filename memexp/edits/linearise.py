@@ -7,13 +7,14 @@
 Exact: A comes from one backward pass through the network in float64, k copies of the zero input at once.
 """
 
-import copy
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from memexp.channels.hooked import twin
 
 STEPS = (-1.0, 1e-2, -1e-2, 1e3, -1e3, 1e6, -1e6)
 
@@ -36,7 +37,7 @@ def apply(network: nn.Module, edit: Mapping[str, Any]) -> nn.Module:
 
 def exactly(network: nn.Module) -> nn.Module:
     """A copy in float64, on the CPU where its device has none."""
-    copied = copy.deepcopy(network)
+    copied = twin(network)
     return (copied.cpu() if any(p.device.type == "mps" for p in copied.parameters()) else copied).double()
 
 

@@ -142,6 +142,8 @@ def of_layer(network: nn.Module, name: str, width: int, like: Tensor) -> Kernel:
 
 def of_convolution(layer: nn.Conv2d, name: str) -> Kernel:
     """Its kernel, groups and dilation spelled out."""
+    if layer.weight.is_complex():
+        raise ValueError(f"{name} has complex weights, and only real ones are merged")
     size, dilation, g = layer.kernel_size, layer.dilation, layer.groups
     reach = [(k - 1) * d + 1 for k, d in zip(size, dilation, strict=True)]
     if layer.padding == "same" and any((r - 1) % 2 for r in reach):

@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ SUFFIXES = (".onnx", ".pt2")
 BATCHES = (1, 3, 64)
 BOUND = 1e-4
 Run = Callable[[Tensor], list[Tensor]]
+INPUT = "images"  # the name of what an .onnx file takes
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -49,7 +50,7 @@ def export(
     which are dimension 1, or the last of a sequence's (n, length, channels). preprocessing: plain data, such as size, mean and
     std. merge: how it is fused first (memexp.fusing.fuse); None leaves it as it is.
     Of a network that gives several tensors all are compared; in ONNX one alone is named scores, those of a tuple or list
-    scores_0, scores_1, ..., those of a dict by their keys.
+    scores_0, scores_1, ..., those of a dict by their keys ("images", which is the input, as images_).
     Returns {"files": {suffix: path}, "error": {suffix: largest difference at batch 1, 3 and 64, of the largest output},
     "fused": fuse's error or None, "edits": fuse's edits}.
 
@@ -162,13 +163,15 @@ def _pt2(program: Any, file: Path, notes: Mapping[str, str]) -> Run:
 
 def _onnx(program: Any, file: Path, notes: Mapping[str, str], names: Sequence[str]) -> Run:
     onnxruntime: Any = importlib.import_module("onnxruntime")
+    names = [_another(name, {INPUT, *names}) if name == INPUT else name for name in names]
     try:
-        exported = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["images"], output_names=names)
+        exported = torch.onnx.export(program, dynamo=True, verbose=False, input_names=[INPUT], output_names=names)
     except Exception as error:  # of many kinds
         raise ExportError(
             f"torch.onnx cannot write this network: {error}; a path that ends in .pt2 needs no ONNX"
         ) from error
     assert exported is not None
+    _set_apart(exported.model.graph, names)
     exported.model.metadata_props.update(notes)
     exported.save(str(file))
     try:
@@ -184,6 +187,24 @@ def _onnx(program: Any, file: Path, notes: Mapping[str, str], names: Sequence[st
         return [torch.from_numpy(found) for found in session.run(names, {name: images.numpy()})]
 
     return run
+
+
+def _set_apart(graph: Any, names: Sequence[str]) -> None:
+    """What lies within, a weight too, takes another name where an output has its own: in ONNX each name is there once."""
+    outputs = {id(value) for value in graph.outputs}
+    inner = [*(value for node in graph for value in node.outputs), *graph.initializers.values()]
+    used = {*names, *(value.name for value in inner)}
+    for value in inner:
+        if value.name in names and id(value) not in outputs:
+            value.name = _another(value.name, used)
+            used.add(value.name)
+
+
+def _another(name: str, used: Collection[str]) -> str:
+    """The name with as many lines behind it as make it one that is not used."""
+    while name in used:
+        name += "_"
+    return name
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ at the same tensor (branches side by side, with or without the identity). Neighb
 convolution where that is exact, and where modules can be found that hold just them, so that one can be replaced.
 """
 
-import copy
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from memexp.channels.hooked import twin
 from memexp.edits import merge
 from memexp.edits.merge import Kernel
 from memexp.fusing.flow import ACTIVATIONS, Call, Flow, Same, Span, Value
@@ -275,7 +275,7 @@ def _without_data(network: nn.Module) -> nn.Module:
     meta = {
         id(t): nn.Parameter(t.detach().to("meta")) if isinstance(t, nn.Parameter) else t.to("meta") for t in tensors
     }
-    return copy.deepcopy(network, meta)
+    return twin(network, meta)
 
 
 def _named(chain: list[Any]) -> str:

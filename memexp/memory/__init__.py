@@ -3,7 +3,8 @@
 from typing import Any
 
 from memexp.memory.meter import Meter
-from memexp.memory.tracker import Report, Tracker, track
+from memexp.memory.tracked import Report
+from memexp.memory.tracker import Tracker, track
 
 __all__ = ["Meter", "Report", "Tracker", "fit", "track"]
 

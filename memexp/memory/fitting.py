@@ -16,8 +16,9 @@ from memexp.backprop.apply import as_it_is
 from memexp.backprop.monitor import gradient
 from memexp.config import ConfigError
 from memexp.memory.fake import emptied, without_data
-from memexp.memory.planner import Plan, Steps, best, measure
+from memexp.memory.planner import Plan, Steps, best
 from memexp.memory.scratch import scratch
+from memexp.memory.timed import measure
 from memexp.memory.tracker import Tracker
 from memexp.units import parse_bytes, shown_bytes
 

@@ -15,7 +15,8 @@ from memexp.backprop.compiled import uncompiled
 from memexp.config import ConfigError
 from memexp.memory.fake import without_data
 from memexp.memory.snapshot import Snapshots
-from memexp.memory.tracker import Report, Tracker, track
+from memexp.memory.tracked import Report
+from memexp.memory.tracker import Tracker, track
 from memexp.modes import evaluating
 
 log = logging.getLogger("memexp")

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from memexp.backprop.monitor import gradient
 from memexp.edits import Edit
-from memexp.memory.planner import measure, plan, store
+from memexp.memory.planner import plan, store
 from memexp.memory.scratch import scratch
+from memexp.memory.timed import measure
 from memexp.training.precision import Precision
 from memexp.training.step import Loss
 from memexp.units import shown_bytes

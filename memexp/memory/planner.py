@@ -10,9 +10,8 @@ takes a step itself: then it is made again with the bytes corrected.
 Layers that the strategy recomputes together are chosen together.
 """
 
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain, product
@@ -293,45 +292,3 @@ class Steps:
         finally:
             for hook in hooks:
                 hook.remove()
-
-
-def measure(model: nn.Module, step: Callable[[], object], repeats: int = 3) -> tuple[float, list[float]]:
-    """Median seconds of `step()`, a forward and backward pass of `model`, and of each Chain step's forward in it.
-
-    The first call is warm-up and left out.
-    """
-    device = next(model.parameters()).device
-    synchronise = torch.accelerator.synchronize if device.type != "cpu" else lambda: None
-    rounds: list[tuple[float, list[float]]] = []
-    steps = list(chain.from_iterable(chains(model)))
-    spans = [0.0] * len(steps)
-
-    def begin(index: int) -> None:
-        if torch._C._current_graph_task_id() == -1:
-            synchronise()
-            spans[index] -= time.perf_counter()
-
-    def end(index: int) -> None:
-        if torch._C._current_graph_task_id() == -1:
-            synchronise()
-            spans[index] += time.perf_counter()
-
-    hooks = []
-    for index, module in enumerate(steps):
-        hooks.append(module.register_forward_pre_hook(lambda *_, i=index: begin(i)))
-        hooks.append(module.register_forward_hook(lambda *_, i=index: end(i)))
-    try:
-        for _ in range(repeats + 1):
-            spans[:] = [0.0] * len(steps)
-            synchronise()
-            started = time.perf_counter()
-            step()
-            synchronise()
-            rounds.append((time.perf_counter() - started, list(spans)))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    rounds = rounds[1:]
-    middle = len(rounds) // 2
-    whole = sorted(seconds for seconds, _ in rounds)[middle]
-    return whole, [sorted(column)[middle] for column in zip(*(spans for _, spans in rounds), strict=True)]

@@ -20,7 +20,8 @@ from memexp.backprop.plan import has_inverse
 from memexp.config import ConfigError
 from memexp.edits import Edit
 from memexp.memory.fake import emptied, without_data
-from memexp.memory.tracker import Report, Tracker
+from memexp.memory.tracked import Report
+from memexp.memory.tracker import Tracker
 from memexp.training import recipe
 from memexp.training.distillation import Taught
 from memexp.training.step import Batch

@@ -63,6 +63,7 @@ def calibrating(network: nn.Module) -> Iterator[None]:
     second derivatives.
     """
     frozen = [p for p in network.parameters() if not p.requires_grad]
+    held = {id(value) for module in network.modules() for value in vars(module).values()}
     with ExitStack() as stack:
         stack.enter_context(evaluating(network))
         for chain in chains(network):
@@ -79,7 +80,7 @@ def calibrating(network: nn.Module) -> Iterator[None]:
                 p.requires_grad_(False)
             for module in network.modules():  # what a forward or a hook of the user's has set, to be copied again
                 for name, value in vars(module).items():
-                    if isinstance(value, Tensor) and value.grad_fn is not None:
+                    if isinstance(value, Tensor) and value.grad_fn is not None and id(value) not in held:
                         setattr(module, name, value.detach())
 
 

@@ -21,7 +21,7 @@ def by_layer(uses: Iterable[Use], samples: int) -> dict[str, float]:
     energy: dict[str, float] = {}
     for use in uses:
         words = sum(p.numel() for p in use.module.parameters())
-        traffic = words + sum(t.numel() for t in (*use.inputs, use.output)) / samples
+        traffic = words + sum(t.numel() for t in (*use.inputs, *use.outputs)) / samples
         spent = _macs(use) / samples * (MULTIPLY + ADD) + traffic * DRAM
         energy[use.name] = energy.get(use.name, 0.0) + spent
     return energy

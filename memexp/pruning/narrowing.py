@@ -1,6 +1,5 @@
 """From a choice of channels to the smaller network: which groups can be chosen from, and the removal with its check."""
 
-import copy
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from memexp import edits
 from memexp.channels import Graph, Group, masked, narrow_edit
 from memexp.channels.comparing import WHY, changing
+from memexp.channels.hooked import twin
 from memexp.pruning.checking import CheckFailed, check
 from memexp.pruning.criteria import Criterion
 from memexp.pruning.criteria.obs import Obs
@@ -73,7 +73,7 @@ def carry_out(
 
     Raises CheckFailed where the two are not the same function.
     """
-    changed = copy.deepcopy(network)
+    changed = twin(network)
     if isinstance(criterion, Obs):
         for number, left in kept.items():
             group = graph.groups[number]

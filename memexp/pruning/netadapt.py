@@ -6,7 +6,6 @@ Loss is what the paper's accuracy is here, before tuning; the paper tunes every 
 may shrink, and a filter's score is the criterion's, where the paper's is its l2 norm.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from memexp import edits
 from memexp.channels import Graph, narrow_edit, trace
+from memexp.channels.hooked import twin
 from memexp.modes import evaluating
 from memexp.pruning.calibration import Calibration
 from memexp.pruning.counting import Skeleton, skeleton
@@ -58,7 +58,7 @@ def adapt(
     Raises ValueError where no layer can give the next step.
     """
     groups = prunable(network, graph)
-    now = Adapted(copy.deepcopy(network), {n: list(range(g.size)) for n, g in groups.items()}, [], {"error": 0.0})
+    now = Adapted(twin(network), {n: list(range(g.size)) for n, g in groups.items()}, [], {"error": 0.0})
     with skeleton(network, graph, inputs) as bones:
         whole = latency = table.predict(bones, {})
     goal = target.share * whole
@@ -127,7 +127,7 @@ def _fewest(
 
 
 def _loss(network: nn.Module, graph: Graph, kept: Kept, calibration: Calibration) -> float:
-    narrowed = edits.apply(copy.deepcopy(network), narrow_edit(graph, kept))
+    narrowed = edits.apply(twin(network), narrow_edit(graph, kept))
     total, samples = 0.0, 0
     with evaluating(narrowed), torch.no_grad():
         for loss, count in calibration.losses(narrowed):

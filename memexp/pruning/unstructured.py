@@ -6,7 +6,6 @@
 A network that comes back from its checkpoint has its zeros, and `Masks.of(network)` reads them.
 """
 
-import copy
 import difflib
 import logging
 import math
@@ -21,6 +20,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 from memexp.channels.called import apart
+from memexp.channels.hooked import twin
 from memexp.channels.unread import few
 from memexp.pruning import selection
 from memexp.pruning.calibration import Batch, Loss, given
@@ -104,7 +104,7 @@ def mask_weights(
     Settings(ratio=ratio, scope=scope, floor=floor).check()
     calibration = given(f"criterion={name_of(made)}", made.needs_data, data, loss_fn, seed)
     shares = _shares(network, maskable(network), scope, ratio)
-    pruned = copy.deepcopy(network)
+    pruned = twin(network)
     weights = maskable(pruned)
     scores = {name: score.detach().double() for name, score in made.elements(pruned, list(shares), calibration).items()}
     for name, score in scores.items():

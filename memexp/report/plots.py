@@ -5,20 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from memexp.report.collect import Group, Run, number, over
 from memexp.report.experiments import about
 from memexp.report.files import as_it_is, save
+from memexp.report.looks import legend, new_figure, prepare, style_of
 from memexp.report.settings import GROUPS, shared, varying
 from memexp.report.tables import figure_of
-
-# Okabe and Ito's colours, which colour-blind readers can tell apart
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-MARKERS = "osD^vPX*"
-
 
 Spec = Mapping[str, Any]
 ACCURACY: Spec = {"y": "accuracy.top1", "y_label": "top-1 accuracy (%)"}
@@ -67,17 +62,17 @@ def points(groups: Sequence[Group], spec: Spec) -> Figure | None:
     found = [(g, x, y) for g in groups if (x := figure_of(g, spec["x"])) and (y := figure_of(g, spec["y"]))]
     if len(found) < 2:
         return None
-    figure, axes = _axes(spec["x_label"], spec["y_label"])
+    figure, axes = new_figure(spec["x_label"], spec["y_label"])
     names = _names([group for group, *_ in found])
     for i, (group, x, y) in enumerate(found):
-        style = _style(i) | {"linestyle": "none", "label": names[id(group)]}
+        style = style_of(i) | {"linestyle": "none", "label": names[id(group)]}
         place, unit = x.mean / float(spec.get("x_divisor", 1)), float(spec.get("divisor", 1))
         axes.errorbar(place, y.mean / unit, yerr=(y.deviation or 0.0) / unit or None, capsize=3, **style)
     if spec.get("x_log"):
         axes.set_xscale("log")
     else:
         axes.set_xlim(left=0)
-    _legend(axes, [y.n for *_, y in found])
+    legend(axes, [y.n for *_, y in found])
     return figure
 
 
@@ -142,20 +137,20 @@ def lines(groups: Sequence[Group], spec: Spec) -> Figure | None:
     figure = Figure(figsize=(7 if len(panels) == 1 else 5.2 * len(panels) + 1.5, 4.5), layout="constrained")
     every = figure.subplots(1, len(panels), squeeze=False, sharey=len(panels) > 1)[0]
     for axes, (panel, drawn) in zip(every, found.items(), strict=True):
-        _prepare(axes, spec["x_label"], spec["y_label"])
+        prepare(axes, spec["x_label"], spec["y_label"])
         if panel:
             axes.set_title(as_it_is(panel), fontsize=9)
         for name, line in drawn.items():
             xs, ys, deviations = zip(*sorted(line), strict=True)
             bars = deviations if any(deviations) else None
-            axes.errorbar(xs, ys, yerr=bars, capsize=3, **_style(names.index(name)), markersize=4, label=name)
+            axes.errorbar(xs, ys, yerr=bars, capsize=3, **style_of(names.index(name)), markersize=4, label=name)
         if all(place == int(place) for line in drawn.values() for place, *_ in line):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         if spec.get("log"):
             axes.set_yscale("log")
         elif spec.get("from_zero", False):
             axes.set_ylim(bottom=0)
-    _legend(figure.axes[0], counts)
+    legend(figure.axes[0], counts)
     return figure
 
 
@@ -208,9 +203,9 @@ def _curves(groups: Sequence[Group], specs: Sequence[Spec]) -> Figure | None:
     figure = Figure(figsize=(width, 4.2), layout="constrained")
     counts = []
     for axes, (spec, drawn) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        _prepare(axes, "epoch", spec["y_label"])
+        prepare(axes, "epoch", spec["y_label"])
         for group, (xs, ys, band, n) in drawn:
-            style = _style(next(i for i, other in enumerate(shown) if other is group)) | {"marker": ""}
+            style = style_of(next(i for i, other in enumerate(shown) if other is group)) | {"marker": ""}
             axes.plot(xs, ys, **style, label=names[id(group)])
             counts.append(n)
             if n > 1:
@@ -225,7 +220,7 @@ def _curves(groups: Sequence[Group], specs: Sequence[Spec]) -> Figure | None:
             linear = float(spec.get("linear_below", 1e-3))
             axes.set_yscale("symlog", linthresh=linear)
             axes.set_ylim(bottom=-0.1 * linear)  # a line at 0 lies beside the axis, not on it
-    _legend(figure.axes[0], counts)
+    legend(figure.axes[0], counts)
     return figure
 
 
@@ -251,12 +246,6 @@ def _peak(groups: Sequence[Group]) -> str:
     """The axis of peak memory, with how it was measured."""
     how = sorted({str(run.get("memory.how")) for group in groups for run in group.done if run.get("memory.how")})
     return as_it_is(f"peak memory (MiB; {', '.join(how)})") if how else "peak memory (MiB)"
-
-
-def _style(i: int) -> dict[str, Any]:
-    """Colour, marker and line of the i-th group; those eight apart share a colour only."""
-    lines = ("-", "--", ":", "-.")
-    return {"color": COLOURS[i % 8], "marker": MARKERS[(i + i // 8) % 8], "linestyle": lines[i // 8 % 4]}
 
 
 def _names(groups: Sequence[Group]) -> dict[int, str]:
@@ -288,35 +277,3 @@ PLOTS: dict[str, tuple[str, Callable[[Sequence[Group]], Figure | None]]] = {
     "gradient-angle": ("Error of the gradient over training", gradient_angle),
 }
 KINDS: dict[str, Callable[[Sequence[Group], Spec], Figure | None]] = {"lines": lines, "points": points, "curve": curve}
-
-
-def _axes(x: str, y: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    _prepare(axes, x, y)
-    return figure, axes
-
-
-def _prepare(axes: Axes, x: str, y: str) -> None:
-    axes.set(xlabel=x, ylabel=y)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _legend(axes: Axes, counts: Sequence[int]) -> None:
-    """counts: measurements behind each point; with several, the points are means and the bars deviations, which it says.
-
-    A long legend stands beside the axes, where it hides nothing.
-    """
-    several = sorted({n for n in counts if n > 1})
-    title = f"mean, ± deviation over {' or '.join(map(str, several))} seeds" if several else None
-    figure = axes.get_figure()
-    assert figure is not None
-    every = [panel.get_legend_handles_labels() for panel in figure.axes]
-    named = {label: handle for panel in every for handle, label in zip(*panel, strict=True)}  # a panel may lack some
-    handles, labels = list(named.values()), list(named)
-    if len(labels) > 5 or len(figure.axes) > 1:
-        legend = figure.legend(handles, labels, fontsize=8, frameon=False, loc="outside right center", title=title)
-    else:
-        legend = axes.legend(handles, labels, fontsize=8, frameon=False, loc="best", title=title)
-    legend.get_title().set_fontsize(8)

@@ -5,8 +5,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from memexp.report.looks import COLOURS
 from memexp.report.panels import panels
-from memexp.report.plots import COLOURS
 
 
 def draw(groups: Sequence[Mapping[str, Any]], title: str) -> Figure:

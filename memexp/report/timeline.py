@@ -2,9 +2,11 @@
 
 from matplotlib.figure import Figure
 
-from memexp.memory.tracker import CATEGORIES, Report
+from memexp.memory.tracked import Report
+from memexp.memory.tracker import CATEGORIES
 from memexp.report.collect import Run
-from memexp.report.plots import COLOURS, entitle
+from memexp.report.looks import COLOURS
+from memexp.report.plots import entitle
 
 
 def draw(report: Report, run: Run) -> Figure:

@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from memexp.report.looks import COLOURS
 from memexp.report.panels import panels
-from memexp.report.plots import COLOURS
 
 BINS = 60
 

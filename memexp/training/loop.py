@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -215,7 +216,7 @@ class Trainer:
 
     def _log(self, console: Console, loss: float) -> None:
         done = self.progress
-        seconds = _median(self.durations[-self.settings.log_every :])
+        seconds = median(self.durations[-self.settings.log_every :])
         rate = self._images / seconds
         lr = self.recipe.optimizer.param_groups[0]["lr"]
         peak, activations = (self.place.meter.results()[key] / 2**20 for key in ("peak", "activations"))
@@ -269,12 +270,12 @@ class Trainer:
         skipped += self.recipe.graphed is not None  # the step that is recorded
         warm = self.durations[skipped:]
         steps = warm or self.durations
-        median = _median(steps) if steps else None
+        typical = median(steps) if steps else None
         return {
-            "step_median": median,
+            "step_median": typical,
             "steps_measured": len(steps),
             "warm_up_excluded": bool(warm),
-            "images_per_second": self._images / median if median else None,
+            "images_per_second": self._images / typical if typical else None,
             "compile_seconds": self.compilation.seconds if self.compilation is not None else None,
         }
 
@@ -302,9 +303,3 @@ class Trainer:
             self.progress = Progress(**state["progress"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"checkpoint {path} is of another optimizer: {error}") from error
-
-
-def _median(values: list[float]) -> float:
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

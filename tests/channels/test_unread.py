@@ -107,3 +107,33 @@ def test_the_outermost_module_and_single_parameters_are_named() -> None:
     network.b.add_module("inner", nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
     assert channels.trace(network, X).unread == ("b.spare", "b.inner", "aux")
     assert channels.trace(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(2, 3)).unread == ()
+
+
+class Disturbed(nn.Module):
+    """What happens to the first layer's channels in training alone has a length of its own: `how` is at fault."""
+
+    def __init__(self, how: Callable[["Disturbed", Tensor], Tensor]) -> None:
+        super().__init__()
+        self.how, self.width = how, 8
+        self.a, self.b, self.o = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 4, 1)
+        self.register_buffer("shares", torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        return self.o(self.b(self.how(self, y) if self.training else y).relu())
+
+
+DISTURBANCES: dict[str, Callable[[Disturbed, Tensor], Tensor]] = {
+    "noise of a width": lambda network, x: x * (1 + torch.randn(len(x), network.width, 1, 1)),
+    "a buffer": lambda network, x: x * nn.functional.dropout(network.get_buffer("shares"))[:, None, None],
+    "a number": lambda network, x: x.view(len(x), 8, -1).view(len(x), 8, *x.shape[2:]),
+}
+
+
+@pytest.mark.parametrize("how", DISTURBANCES.values(), ids=list(DISTURBANCES))
+def test_what_training_alone_does_to_channels_keeps_them(how: Callable[[Disturbed, Tensor], Tensor]) -> None:
+    network = Disturbed(how)
+    pruned, _ = prune(network, X, ratio=0.5)
+    assert [pruned.get_parameter(f"{name}.weight").shape[0] for name in "abo"] == [8, 3, 4]
+    assert pruned.train()(X).shape == network(X).shape
+    assert "the forward in training mode does not run" in channels.trace(network, X).frozen["a.weight", 0]

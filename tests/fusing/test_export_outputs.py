@@ -20,10 +20,10 @@ class Opaque:
 class Net(nn.Module):
     def __init__(self, gives) -> None:
         super().__init__()
-        self.c, self.gives = nn.Conv2d(3, 4, 3, padding=1), gives
+        self.c, self.scale, self.gives = nn.Conv2d(3, 4, 3, padding=1), nn.Parameter(torch.ones(4, 1, 1)), gives
 
     def forward(self, x: Tensor):
-        return self.gives(self.c(x))
+        return self.gives(self.c(x) * self.scale)
 
 
 OUTPUTS = {
@@ -33,6 +33,8 @@ OUTPUTS = {
     "dict": (lambda y: {"out": y, "aux": y * 2}, ["out", "aux"]),
     "nested": (lambda y: {"a": (y, y + 1), "b": [y]}, ["a_0", "a_1", "b_0"]),
     "the same name twice": (lambda y: {"a_0": y, "a": [y * 2]}, ["a_0", "a_0_"]),
+    "the input's name": (lambda y: {"images": y, "images_": y + 1}, ["images__", "images_"]),
+    "names within": (lambda y: {"scale": y, "conv2d": y + 1, "mul": [y * 2]}, ["scale", "conv2d", "mul_0"]),
     "truth values": (lambda y: y > 0, ["scores"]),
     "whole numbers": (lambda y: y.argmax(1), ["scores"]),
     "zeros": (lambda y: y * 0, ["scores"]),

@@ -1,8 +1,8 @@
 """The seam over an accelerator, with stand-ins for its counters; what a run records of its memory, and says without enough."""
 
+import importlib
 import json
 import pickle
-import sys
 
 import pytest
 import torch
@@ -12,15 +12,15 @@ from torch.nn import functional
 import memexp
 from memexp.cli import main
 from memexp.config import ConfigError
+from memexp.ended import status
 from memexp.memory import snapshot
 from memexp.memory.advice import after_out_of_memory
 from memexp.memory.meter import AcceleratorMeter, Meter, TrackingMeter
 from memexp.memory.snapshot import Failures, Snapshots
-from memexp.run import _status
 from memexp.training import loop
 
-runs = sys.modules["memexp.results"]
-runs_module = sys.modules["memexp.run"]
+runs = importlib.import_module("memexp.results")
+runs_module = importlib.import_module("memexp.run")
 
 SMALL = ["dataset=digits", "dataset.limit=64", "dataset.test_limit=10", "batch_size=8", "device=cpu", "monitor_every=0"]
 NETWORK = ["model=resnet", "model.depth=8", "max_steps=2", "memory.steps=2"]
@@ -273,4 +273,4 @@ def test_where_the_estimate_fits_other_causes_are_named():
 def test_the_cpus_own_failure_to_allocate_counts_as_out_of_memory():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 55)
-    assert _status(caught.value) == "oom"
+    assert status(caught.value) == "oom"

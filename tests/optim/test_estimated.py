@@ -10,7 +10,8 @@ from torch import nn
 import memexp
 from memexp import optim
 from memexp.memory.fake import without_data
-from memexp.memory.tracker import Report, Tracker
+from memexp.memory.tracked import Report
+from memexp.memory.tracker import Tracker
 from memexp.optim import kernels
 from memexp.training.precision import Precision
 

@@ -1,21 +1,15 @@
 """Tables and plots of runs, from results.json on."""
 
-import csv
-import io
 import json
-import sys
 
 import pytest
-from report_runs import add, log
+from report_runs import add
 
 import memexp
 from memexp import unread
-from memexp.overriding import quoted
 from memexp.report import plots, published, report, tables, write_report
-from memexp.report.collect import Run, find, group
-from memexp.report.experiments import shown
+from memexp.report.collect import find, group
 from memexp.report.settings import varying
-from memexp.units import shown_bytes, shown_figure
 
 
 def test_seeds_become_mean_and_sample_deviation_with_n(tmp_path):
@@ -54,19 +48,6 @@ def test_a_small_run_is_said_to_be_small(tmp_path):
     add(tmp_path, "a", depth=32, scale="laptop", name="revnet/table3")
     text = write_report([tmp_path], tmp_path, form="markdown", paper="revnet/table3")
     assert text.count("the small version (scale=laptop), not the published recipe") == 2
-
-
-def test_latex_escapes_and_markdown_is_written_with_its_plots(tmp_path):
-    for depth in (32, 110):
-        add(tmp_path, f"a{depth}", depth=depth, top1=70 + depth / 100)
-    text = write_report([tmp_path], tmp_path / "out", form="latex")
-    assert r"top-1 (\%)" in text
-    assert text.splitlines()[1].startswith(r"\begin{tabular}")
-    document = (tmp_path / "out" / "report.md").read_text()
-    for name in ("accuracy-memory", "memory-depth", "time-depth"):
-        assert f"plots/{name}.png" in document
-        for suffix in ("png", "svg"):
-            assert (tmp_path / "out" / "plots" / f"{name}.{suffix}").stat().st_size > 1000
 
 
 def test_every_published_file_is_sound():
@@ -158,68 +139,6 @@ def test_an_unknown_format_and_a_folder_without_runs_are_named(tmp_path):
         write_report([tmp_path], tmp_path, form="html")
 
 
-def test_curves_leave_out_a_panel_that_would_be_empty(tmp_path):
-    for folder, seed in (("a", 0), ("b", 1)):
-        add(tmp_path, folder, depth=32 + seed)
-    losses = [{"split": "train", "epoch": e, "loss": 2.0 - e / 2} for e in (1, 2)]
-    log(tmp_path, "a", *losses)
-    groups = group(find([tmp_path])[0])
-    figure = plots.curves(groups)
-    assert [axes.get_ylabel() for axes in figure.axes] == ["training loss"]
-    assert len(figure.axes[0].lines) == 1
-    log(tmp_path, "b", *losses, *({"split": "test", "epoch": e, "top1": 50.0 + e} for e in (1, 2)))
-    figure = plots.curves(groups)
-    assert [axes.get_ylabel() for axes in figure.axes] == ["training loss", "top-1 accuracy (%)"]
-    assert [len(axes.lines) for axes in figure.axes] == [2, 1]
-
-
-def test_points_of_many_groups_can_be_told_apart():
-    styles = [(style["color"], style["marker"], style["linestyle"]) for style in map(plots._style, range(24))]
-    assert len({style[:2] for style in styles}) == 24
-    assert len({(colour, line) for colour, _, line in styles}) == 24
-
-
-def test_a_line_against_depth_has_the_deviation_over_seeds_and_says_so(tmp_path):
-    for depth in (32, 110):
-        for seed, time in enumerate((1.0, 3.0)):
-            more = {"time": {"step_median": time * depth / 1000}}
-            add(tmp_path, f"{depth}-{seed}", depth=depth, seed=seed, **more)
-    axes = plots.time_against_depth(group(find([tmp_path])[0])).axes[0]
-    (line,) = axes.containers
-    assert line.lines[0].get_ydata().tolist() == pytest.approx([64.0, 220.0])  # ms
-    low, high = line.lines[2][0].get_segments()[0][:, 1]
-    assert (high - low) / 2 == pytest.approx(32 * 2**0.5)
-    assert axes.get_legend().get_title().get_text() == "mean, ± deviation over 2 seeds"
-
-
-def test_a_line_against_a_setting_that_is_a_list_has_its_mean(tmp_path):
-    for units in ([2, 2, 2, 2], [4, 4, 5, 3]):
-        told = [f"model.units={units}"]
-        add(tmp_path, f"{units}", config={"model": {"name": "resnet", "units": units}}, overrides=told)
-    (picture,) = [spec for spec in shown("node/fig3a")["pictures"] if not isinstance(spec, str)]
-    (line,) = plots.lines(group(find([tmp_path])[0]), picture).axes[0].containers
-    assert line.lines[0].get_xdata().tolist() == [2, 4]
-
-
-def test_a_legend_names_the_lines_of_every_panel(tmp_path):
-    for dataset, model in (("cifar10", "resnet"), ("digits", "resnet"), ("digits", "revnet")):
-        for depth in (8, 14):
-            add(tmp_path, f"{dataset}-{model}-{depth}", model=model, depth=depth, dataset=dataset)
-    spec = {"x": "model.depth", "x_label": "depth", "y": "accuracy.top1", "y_label": "%", "panels": "dataset"}
-    (legend,) = plots.lines(group(find([tmp_path])[0]), spec).legends
-    assert [text.get_text() for text in legend.get_texts()] == ["resnet", "revnet"]
-
-
-def test_a_legend_names_settings_outside_of_groups(tmp_path):
-    for i, batch in enumerate((50, 100)):
-        config = {"model": {"name": "resnet", "depth": 32}, "batch_size": batch}
-        overrides = ["model=resnet", "model.depth=32", f"batch_size={batch}"]
-        add(tmp_path, f"r{i}", config=config, overrides=overrides)
-    axes = plots.accuracy_against_memory(group(find([tmp_path])[0])).axes[0]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["batch_size 50", "batch_size 100"]
-    assert axes.get_xlabel() == "peak memory (MiB; tracked)"
-
-
 def test_e1_n_counts_distinct_seeds_and_a_repeat_is_said(tmp_path):
     add(tmp_path, "first", top1=70.0, seed=0)
     add(tmp_path, "again", top1=71.0, seed=0)
@@ -240,29 +159,6 @@ def test_e1_a_run_is_counted_once_however_it_is_named(tmp_path):
     add(tmp_path / "runs", "refused", status="failed", error="refused", config=None, accuracy=None)
     text = write_report([tmp_path / "runs"], tmp_path / "out", form="markdown", plots=False)
     assert "| 1 done, 1 failed | 1 | 70.00 |" in text
-
-
-def test_e2_exports_are_long_with_plain_numbers_and_a_file_a_table(tmp_path):
-    for seed in (0, 1):
-        add(tmp_path, f"a{seed}", depth=1001, seed=seed, top1=70.0 + seed)
-    add(tmp_path, "b", depth=110, status="oom", error="out of memory\ntry less, and again", memory=None, accuracy=None)
-    text = write_report([tmp_path], tmp_path / "out", form="csv", paper="revnet/table3")
-    files = {path.stem: list(csv.DictReader(path.open())) for path in (tmp_path / "out").glob("*.csv")}
-    assert sorted(files) == ["published", "runs"]
-    assert text == (tmp_path / "out" / "published.csv").read_text().rstrip("\n")
-    first, second, failed = files["runs"]
-    assert (first["seed"], second["seed"], first["model.depth"]) == ("0", "1", "1001")
-    assert float(first["memory.peak"]) == 1001 * 2**20
-    assert float(second["accuracy.top1"]) == 71
-    assert float(first["time.step_median"]) == pytest.approx(1.001)
-    assert (failed["status"], failed["memory.peak"], failed["error"]) == (
-        "oom",
-        "",
-        "out of memory\ntry less, and again",
-    )
-    told = json.loads(write_report([tmp_path], tmp_path / "out", form="json", plots=False))
-    assert told == json.loads((tmp_path / "out" / "report.json").read_text())
-    assert [row["memory.peak"] for row in told["runs"]] == [1001 * 2**20, 1001 * 2**20, None]
 
 
 def test_e3_only_settings_that_differ_and_matter_are_columns(tmp_path):
@@ -384,101 +280,6 @@ def test_what_is_deployed_stands_beside_what_was_trained(tmp_path):
     assert table[2] == "| 32 | deploy | trained | 2 | 1,000 | 5,000 | 5.00 ± 1.41 | 500.00 | 1.0 | 3.0 | - |"
     assert table[3].startswith("| 32 | deploy | auto | 2 | 600 | 5,000 | 2.50 ± 0.71 | 500.00 | 1.0 | 3.0 | 3.00 |")
     assert table[4] == ""
-
-
-@pytest.mark.parametrize(("done", "title"), [(["done"], "# Runs of net"), ([], "# Runs of runs")])
-def test_a_run_that_was_refused_before_it_had_a_name_is_in_no_title(tmp_path, done, title):
-    for folder in done:
-        add(tmp_path / "runs", folder, name="net")
-    add(tmp_path / "runs", "refused", status="failed", error="model: depth=8 is no RevNet")
-    write_report([tmp_path / "runs"], tmp_path / "out", plots=False)
-    assert (tmp_path / "out" / "report.md").read_text().splitlines()[0] == title
-
-
-def test_b16_a_report_is_understood_alone(tmp_path):
-    for depth in (32, 110):
-        add(tmp_path / "runs", f"d{depth}", depth=depth, name="resnet-cifar10")
-        environment = {
-            "git": {"commit": "0123abcd", "dirty": True},
-            "processor": "A CPU",
-            "started": "2026-01-31T12:00",
-        }
-        environment |= {"versions": {"memexp": "0.1.0", "torch": "2.14.1"}, "python": "3.12.1"}
-        (tmp_path / "runs" / f"d{depth}" / "environment.json").write_text(json.dumps(environment))
-    write_report([tmp_path / "runs"], tmp_path / "out")
-    document = (tmp_path / "out" / "report.md").read_text()
-    assert document.startswith("# Runs of resnet-cifar10\n")
-    for told in (
-        f"by `memexp report {tmp_path / 'runs'}`",
-        "2 runs, 2 done, started 2026-01-31.",
-        "Device: A CPU.",
-        "Code: commit 0123abcd with changes. memexp 0.1.0, torch 2.14.1",
-        "    memexp train model=resnet model.depth=110 seed=0",
-        "In all runs: model=resnet, dataset=cifar10",
-        "![time-depth](plots/time-depth.png)",
-    ):
-        assert told in document
-    assert "Step time against depth" in (tmp_path / "out" / "plots" / "time-depth.svg").read_text()
-
-
-@pytest.mark.parametrize(
-    ("value", "decimals", "text"),
-    [
-        (0.0423, 1, "0.042"),
-        (0.96, 1, "0.96"),
-        (12345.678, 1, "12,345.7"),
-        (3.0, 1, "3.0"),
-        (1000, 0, "1,000"),
-        (0, 1, "0.0"),
-        (0.000123, 2, "0.00012"),
-        (float("nan"), 1, "nan"),
-    ],
-)
-def test_b16_a_figure_has_two_significant_digits_at_least(value, decimals, text):
-    assert shown_figure(value, decimals) == text
-
-
-def test_b16_memory_is_told_in_one_unit():
-    assert [shown_bytes(count) for count in (1, 2**20, 11e9)] == ["0.00000095 MiB", "1.0 MiB", "10,490.4 MiB"]
-
-
-def test_e6_reports_are_records_for_programs_and_write_only_where_they_are_told(tmp_path):
-    add(tmp_path, "a")
-    found = memexp.report(tmp_path, paper="revnet/table3", plots=False)
-    assert [row["run"] for row in found["runs"]] == [str(tmp_path / "a")]
-    assert found["published"][0]["difference"] == pytest.approx(found["published"][0]["measured"] - 7.14)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
-    memexp.report([str(tmp_path)], output=str(tmp_path / "out"))
-    assert (tmp_path / "out" / "report.md").exists()
-
-
-def test_a_table_on_a_terminal_of_few_characters_is_drawn_with_those(monkeypatch):
-    table = tables.Table(["model", "top-1"], [["resnet", "92.1"]])
-    for encoding, drawn in (("utf-8", "┏"), ("ascii", "+"), ("latin-1", "+")):
-        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
-        assert tables.terminal(table).startswith(drawn)
-        tables.terminal(table).encode(encoding)
-
-
-@pytest.mark.parametrize("text", ["it's", "a\\b", "it\\'s", "end\\", "two\\\\", 'the "best"', "", "plain"])
-def test_an_override_is_told_as_hydra_reads_it(tmp_path, text):
-    results = {"schema": 2, "status": "failed", "overrides": [f"arm={quoted(text)}", r"name=a\,b"]}
-    assert Run(tmp_path, results).overrides == {"arm": text, "name": "a,b"}
-
-
-def test_what_a_job_without_a_configuration_was_told_stands_without_quotes(tmp_path):
-    told = ["arm='it\\'s 5, \\'a\\''", "prune.target=latency\\:0.7", 'model.width="2"', "seed=1"]
-    results = {"schema": 2, "status": "failed", "error": "refused", "overrides": told}
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    (run,), _ = find([tmp_path])
-    asked = ("arm", "prune.target", "model.width", "seed")
-    assert [run.setting(key) for key in asked] == ["it's 5, 'a'", "latency:0.7", "2", "1"]
-
-
-def test_figures_stand_to_the_right_in_latex_whatever_their_heading():
-    rows = [["ResNet-32", "done", "2", "93.1 ± 0.2", "464,154"], ["[4, 8]", "oom", "0", "-", "1.7e+06"]]
-    text = tables.latex(tables.Table(["model", "status", "n", "top-1 (%)", "parameters"], rows))
-    assert r"\begin{tabular}{llrrr}" in text
 
 
 SMALL = {"name": "resnet", "depth": 32, "units": [1, 1], "channels": [4, 4, 8]}

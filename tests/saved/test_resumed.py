@@ -9,7 +9,7 @@ import torch
 from saved_runs import OLD, TINY, contents, edit
 
 import memexp
-from memexp import config, recorded, saved
+from memexp import config, longer, recorded, saved
 from memexp.cli import main
 from memexp.config import ConfigError
 from memexp.training.signals import Interrupted
@@ -75,7 +75,7 @@ def test_each_stage_that_trains_may_be_made_longer_by_the_keys_of_its_recipe(sta
     start = [] if stages.startswith("[train") else ["init_from=somewhere"]
     before = config.compose_unchecked([*chosen, *start, f"stages={stages}", f"{key}=2"])
     after = config.compose_unchecked([*chosen, *start, f"stages={stages}", f"{key}=3"])
-    assert saved._made_longer(before, after)
+    assert longer.made_longer(before, after)
 
 
 def test_a_run_whose_steps_were_recorded_goes_on_elsewhere_only_without(run, caplog):

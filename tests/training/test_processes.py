@@ -1,7 +1,7 @@
 """How several processes agree, tried in one: what each would send stands in for what all have sent."""
 
+import importlib
 import math
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,8 @@ from torch import nn
 import memexp
 from memexp import commands
 from memexp.config import ConfigError
+from memexp.ended import AGREED
 from memexp.prepared import keep_batch
-from memexp.run import AGREED
 from memexp.training import distribution
 from memexp.training.distribution import ProcessLost, World
 from memexp.training.loop import NotFinite, Trainer
@@ -165,6 +165,6 @@ def test_in_a_script_every_process_does_what_the_first_says(monkeypatch, tmp_pat
     done, said = [], {"directory": "of the first"}
     monkeypatch.setattr(distribution, "start", lambda world: None)
     monkeypatch.setattr(distribution, "agreed", lambda order, world: said)
-    monkeypatch.setattr(sys.modules["memexp.run"], "_carry_out", lambda order, world: done.append(order))
+    monkeypatch.setattr(importlib.import_module("memexp.run"), "_carry_out", lambda order, world: done.append(order))
     memexp.run(memexp.compose(["device=cpu"]), tmp_path)
     assert done == [said]

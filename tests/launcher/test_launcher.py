@@ -1,72 +1,20 @@
 """What the launcher makes of a job's process: records, resuming, refusals, signals. Whole sweeps are in test_cli."""
 
 import os
-import pickle
 import re
 import signal
-import subprocess
-import sys
 import threading
 from unittest.mock import Mock
 
 import pytest
+from launcher_jobs import Processes, record, results
 
 from memexp import jobs, launcher
 from memexp.config import ConfigError
 from memexp.jobs import Job, Sweep
 from memexp.launcher import LocalLauncher
 from memexp.onlooker import Onlooker
-from memexp.record import SCHEMA, RunDirectory, read_json, write_json
-
-
-@pytest.fixture
-def job(tmp_path) -> Job:
-    return Job(0, ["model.depth=8"], tmp_path / "job", hash="abc")
-
-
-def results(job: Job) -> dict:
-    return read_json(job.directory / "results.json") or {}
-
-
-def record(job: Job, status: str, **more) -> None:
-    job.directory.mkdir(exist_ok=True)
-    write_json(job.directory / "results.json", {"schema": SCHEMA, "status": status, "config_hash": "abc"} | more)
-
-
-class Processes:
-    """In place of real ones: notes whether each was to go on, writes what it is told to, ends with `code`."""
-
-    def __init__(self, code: int = 0, status: str | None = "done") -> None:
-        self.code, self.status = code, status
-        self.resumed: list[bool] = []
-
-    def __call__(self, job: Job, sweep: Sweep, go_on: bool, own: bool, gpu: str | None) -> int:
-        self.resumed.append(go_on)
-        if self.status is not None:
-            record(job, self.status, steps=7)
-        return self.code
-
-
-@pytest.fixture
-def run(job, monkeypatch):
-    def carry_out(processes, sweep: Sweep | None = None) -> str:
-        monkeypatch.setattr(jobs, "run_process", processes)
-        jobs.carry_out(job, sweep or Sweep("config", []))
-        return str(job.status)
-
-    return carry_out
-
-
-def test_a_job_may_start_from_what_an_earlier_one_has_left(job, run, tmp_path):
-    first, sweep = tmp_path / "first", Sweep("config", [])
-    job.overrides = [f"init_from='{first}'", "model=resnet", "model.depth=8"]
-    jobs.identify(job, sweep)  # as all jobs are before the first one begins
-    assert "there is no run in" in str(job.problem)
-    assert run(Processes(), sweep) == "refused"
-    first.mkdir()
-    write_json(first / "results.json", {"schema": SCHEMA, "status": "done"})
-    assert run(Processes(), sweep) == "done"
-    assert job.problem is None
+from memexp.record import SCHEMA, RunDirectory
 
 
 @pytest.mark.parametrize(
@@ -86,19 +34,6 @@ def test_a_process_that_left_no_record_of_its_end_gets_one(job, run, code, befor
     assert error in results(job)["error"]
     assert results(job)["schema"] == SCHEMA
     assert results(job).get("steps") == (7 if before else None)  # what it had written stays
-
-
-def test_a_process_that_is_killed_as_its_sweep_is_stopped_is_recorded_as_stopped(job, run):
-    """By a second Ctrl-C; the sweep's table would have it running for good."""
-    sweep = Sweep("config", [])
-
-    def killed(*arguments) -> int:
-        sweep.stopped = signal.SIGINT
-        return Processes(-signal.SIGKILL, "running")(*arguments)
-
-    assert run(killed, sweep) == "interrupted"
-    assert (results(job)["status"], results(job)["steps"]) == ("interrupted", 7)
-    assert results(job)["error"] == "stopped by SIGINT, without saving"
 
 
 @pytest.mark.parametrize("status", ["oom", "nan", "interrupted", "failed"])
@@ -198,13 +133,6 @@ def test_a_refused_job_is_recorded_but_never_over_a_result(job, run):
     assert processes.resumed == []
 
 
-def test_after_a_signal_no_job_is_started(job, run):
-    processes = Processes()
-    assert run(processes, Sweep("config", [], stopped=signal.SIGTERM)) == "interrupted"
-    assert processes.resumed == []
-    assert not job.directory.exists()
-
-
 @pytest.mark.parametrize(
     ("statuses", "stopped", "status"),
     [
@@ -219,20 +147,6 @@ def test_after_a_signal_no_job_is_started(job, run):
 def test_the_exit_status_of_a_sweep(tmp_path, statuses, stopped, status):
     found = [Job(i, [], tmp_path, status=text) for i, text in enumerate(statuses)]
     assert launcher.sweep_status(Sweep("config", [], found, stopped=stopped)) == status
-
-
-@pytest.fixture
-def started(monkeypatch) -> list[tuple[list[str], dict]]:
-    """Commands and options of the processes that are started; in their place, one that does nothing."""
-    calls: list[tuple[list[str], dict]] = []
-    original = subprocess.Popen
-
-    def popen(command, **options):
-        calls.append((command[3:], options))
-        return original([sys.executable, "-c", "pass"])
-
-    monkeypatch.setattr(jobs.subprocess, "Popen", popen)
-    return calls
 
 
 def test_the_command_of_a_job_and_of_one_that_goes_on(tmp_path, started, monkeypatch):
@@ -257,156 +171,6 @@ def test_a_job_that_goes_on_is_resumed_and_shares_the_cores(tmp_path, started, m
     command, options = started[0]
     assert command == ["resume", str(job.directory)]
     assert options["env"]["OMP_NUM_THREADS"] == "4"
-
-
-@pytest.mark.parametrize("key", ["init_from", "model.init_from", "distill.teacher", "++init_from"])
-def test_a_job_waits_for_the_one_that_it_starts_from_and_no_other(tmp_path, monkeypatch, key):
-    first = Job(0, [], tmp_path / "first", hash="0")
-    resnet = ["model=resnet", "name=first"]
-    second = Job(1, [*resnet, f"{key}='{tmp_path}/x/../${{name}}'"], tmp_path / "second", hash="1")
-    third = Job(2, [*resnet, f"{key}={tmp_path}/elsewhere"], tmp_path / "third", hash="2")
-    order: list[str] = []
-
-    def carried_out(job, *_):
-        if job is first:  # it ends after the third
-            assert third.ended.wait(20)
-        order.append(job.directory.name)
-        return "done"
-
-    monkeypatch.setattr(jobs, "_status", carried_out)
-    sweep = Sweep("config", [], [first, second, third], total=3)
-    LocalLauncher(3).carry_out(sweep.jobs, sweep)
-    assert order == ["third", "first", "second"]
-
-
-@pytest.mark.parametrize(
-    ("left", "status"),
-    [
-        ("failed", "failed"),
-        ("nan", "nan"),
-        ("oom", "oom"),
-        ("done", "failed"),
-    ],  # at last: of other settings, in its place
-)
-def test_a_job_does_not_start_from_one_that_has_not_come_to_its_end(tmp_path, monkeypatch, left, status):
-    first = Job(0, ["model.depth=8"], tmp_path / "first", hash="abc")
-    second = Job(1, ["model=resnet", f"init_from={tmp_path}/first"], tmp_path / "second", hash="abc")
-    sweep = Sweep("config", [], [first, second], total=2)
-    processes = Processes(1, left)
-    monkeypatch.setattr(jobs, "run_process", processes)
-    LocalLauncher(1).carry_out(sweep.jobs, sweep)
-    assert [job.status for job in sweep.jobs] == [status, "failed"]
-    assert f"starts from {first.directory}, and that job of the sweep is {status}" in results(second)["error"]
-    assert len(processes.resumed) == 1
-    processes.code, processes.status = 0, "done"
-    for job in sweep.jobs:
-        job.ended.clear()
-    LocalLauncher(1).carry_out(sweep.jobs, sweep)
-    assert [job.status for job in sweep.jobs] == ["done", "done"]
-
-
-def test_a_job_that_is_not_run_for_want_of_its_start_leaves_a_result_of_other_settings(tmp_path, monkeypatch):
-    first = Job(0, ["model.depth=8"], tmp_path / "first", hash="abc")
-    second = Job(1, ["model=resnet", f"init_from={tmp_path}/first"], tmp_path / "second", hash="abc")
-    record(second, "done", config_hash="other")
-    monkeypatch.setattr(jobs, "run_process", Processes(1, "nan"))
-    sweep = Sweep("config", [], [first, second], total=2)
-    LocalLauncher(1).carry_out(sweep.jobs, sweep)
-    assert second.status == "failed"
-    assert results(second)["status"] == "done"
-
-
-def test_another_launcher_is_given_a_job_when_what_it_starts_from_has_ended(tmp_path):
-    names = ["first", "other", "from first", "from first, too", "from the third"]
-    starts = [None, None, "first", "first", "from first"]
-    batch = [
-        Job(n, ["model=resnet", *([] if start is None else [f"init_from='{tmp_path}/{start}'"])], tmp_path / name)
-        for n, (name, start) in enumerate(zip(names, starts, strict=True))
-    ]
-    launched = []
-
-    class Inner:
-        def launch(self, overrides, number):
-            launched.append((number, len(overrides)))
-            return [None] * len(overrides)
-
-    other = launcher.OtherLauncher(None)
-    other.inner = Inner()
-    other.carry_out(batch, Sweep("config", []))
-    assert launched == [(0, 2), (2, 2), (4, 1)]
-    assert all(job.status == "failed" for job in batch)
-
-
-def test_no_process_is_started_once_the_sweep_is_stopped(job, started):
-    assert jobs.run_process(job, Sweep("config", [], stopped=signal.SIGTERM), go_on=False) is None
-    assert started == []
-
-
-def test_a_signal_reaches_each_process_once_even_one_that_is_being_started(job, monkeypatch):
-    """The signal comes between the start of a process and its entry in the list, where one could miss it."""
-    sweep = Sweep("config", [])
-    asker = threading.Thread(target=jobs.stop, args=(sweep, signal.SIGTERM))
-    signals: list[int] = []
-
-    class Child:
-        def __init__(self, *_: object, **__: object) -> None:
-            asker.start()
-            asker.join(0.1)  # it must not get through yet
-
-        def send_signal(self, signum: int) -> None:
-            signals.append(signum)
-
-        def wait(self) -> int:
-            asker.join()
-            return -signal.SIGTERM
-
-    monkeypatch.setattr(jobs.subprocess, "Popen", Child)
-    jobs.carry_out(job, sweep)
-    assert job.status == "interrupted"
-    assert signals == [signal.SIGUSR2]
-    assert not job.directory.exists()  # stopped, not failed: the next start of the sweep runs it
-
-
-@pytest.mark.parametrize(
-    ("asked", "told"),
-    [
-        ([signal.SIGTERM], [signal.SIGUSR2]),
-        ([signal.SIGUSR2, signal.SIGTERM], [signal.SIGUSR2, signal.SIGUSR2]),  # SLURM's notice, then its end
-        ([signal.SIGINT, signal.SIGINT], [signal.SIGUSR2, signal.SIGKILL]),
-    ],
-)
-def test_jobs_are_asked_to_stop_and_ended_when_asked_again(asked, told):
-    signals: list[int] = []
-    sweep = Sweep("config", [], children={Mock(send_signal=signals.append)})
-    for signum in asked:
-        jobs.stop(sweep, signum)
-    assert (signals, sweep.stopped) == (told, asked[-1])
-
-
-@pytest.mark.parametrize("end", ["interrupted", "done"])
-def test_a_worker_that_is_preempted_waits_for_its_job_and_then_queues_it_again(job, started, monkeypatch, end):
-    """As submitit does it: its handler sends all of the task along, which must be as it was before."""
-    sweep, queued, job.overrides = Sweep("config", []), [], ["model=resnet", "model.depth=8"]
-
-    class Child:
-        def __init__(self, *_: object, **__: object) -> None: ...
-
-        def send_signal(self, signum: int) -> None:
-            assert signum == signal.SIGUSR2
-            record(job, end)
-
-        def wait(self) -> int:
-            os.kill(os.getpid(), signal.SIGUSR2)
-            return 0 if end == "done" else 140
-
-    monkeypatch.setattr(jobs.subprocess, "Popen", Child)
-    before = signal.signal(signal.SIGUSR2, lambda *_: queued.append((job.status, pickle.dumps(sweep))))
-    try:
-        launcher.in_worker(job, sweep)
-    finally:
-        signal.signal(signal.SIGUSR2, before)
-    assert [status for status, _ in queued] == ([] if end == "done" else ["interrupted"])
-    assert all(pickle.loads(sent) == Sweep("config", []) for _, sent in queued)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,49 @@
+"""How every plot looks: colours, markers, axes, legend."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+MARKERS = "osD^vPX*"
+
+
+def style_of(i: int) -> dict[str, Any]:
+    """Colour, marker and line of the i-th group; those eight apart share a colour only."""
+    lines = ("-", "--", ":", "-.")
+    return {"color": COLOURS[i % 8], "marker": MARKERS[(i + i // 8) % 8], "linestyle": lines[i // 8 % 4]}
+
+
+def new_figure(x: str, y: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    prepare(axes, x, y)
+    return figure, axes
+
+
+def prepare(axes: Axes, x: str, y: str) -> None:
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def legend(axes: Axes, counts: Sequence[int]) -> None:
+    """counts: measurements behind each point; with several, the points are means and the bars deviations, which it says.
+
+    A long legend stands beside the axes, where it hides nothing.
+    """
+    several = sorted({n for n in counts if n > 1})
+    title = f"mean, ± deviation over {' or '.join(map(str, several))} seeds" if several else None
+    figure = axes.get_figure()
+    assert figure is not None
+    every = [panel.get_legend_handles_labels() for panel in figure.axes]
+    named = {label: handle for panel in every for handle, label in zip(*panel, strict=True)}  # a panel may lack some
+    handles, labels = list(named.values()), list(named)
+    if len(labels) > 5 or len(figure.axes) > 1:
+        legend = figure.legend(handles, labels, fontsize=8, frameon=False, loc="outside right center", title=title)
+    else:
+        legend = axes.legend(handles, labels, fontsize=8, frameon=False, loc="best", title=title)
+    legend.get_title().set_fontsize(8)

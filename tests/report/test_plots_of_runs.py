@@ -1,0 +1,70 @@
+"""Plots of runs: panels, lines, legends."""
+
+import pytest
+from report_runs import add, log
+
+from memexp.report import looks, plots
+from memexp.report.collect import find, group
+from memexp.report.experiments import shown
+
+
+def test_curves_leave_out_a_panel_that_would_be_empty(tmp_path):
+    for folder, seed in (("a", 0), ("b", 1)):
+        add(tmp_path, folder, depth=32 + seed)
+    losses = [{"split": "train", "epoch": e, "loss": 2.0 - e / 2} for e in (1, 2)]
+    log(tmp_path, "a", *losses)
+    groups = group(find([tmp_path])[0])
+    figure = plots.curves(groups)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["training loss"]
+    assert len(figure.axes[0].lines) == 1
+    log(tmp_path, "b", *losses, *({"split": "test", "epoch": e, "top1": 50.0 + e} for e in (1, 2)))
+    figure = plots.curves(groups)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["training loss", "top-1 accuracy (%)"]
+    assert [len(axes.lines) for axes in figure.axes] == [2, 1]
+
+
+def test_points_of_many_groups_can_be_told_apart():
+    styles = [(style["color"], style["marker"], style["linestyle"]) for style in map(looks.style_of, range(24))]
+    assert len({style[:2] for style in styles}) == 24
+    assert len({(colour, line) for colour, _, line in styles}) == 24
+
+
+def test_a_line_against_depth_has_the_deviation_over_seeds_and_says_so(tmp_path):
+    for depth in (32, 110):
+        for seed, time in enumerate((1.0, 3.0)):
+            more = {"time": {"step_median": time * depth / 1000}}
+            add(tmp_path, f"{depth}-{seed}", depth=depth, seed=seed, **more)
+    axes = plots.time_against_depth(group(find([tmp_path])[0])).axes[0]
+    (line,) = axes.containers
+    assert line.lines[0].get_ydata().tolist() == pytest.approx([64.0, 220.0])  # ms
+    low, high = line.lines[2][0].get_segments()[0][:, 1]
+    assert (high - low) / 2 == pytest.approx(32 * 2**0.5)
+    assert axes.get_legend().get_title().get_text() == "mean, ± deviation over 2 seeds"
+
+
+def test_a_line_against_a_setting_that_is_a_list_has_its_mean(tmp_path):
+    for units in ([2, 2, 2, 2], [4, 4, 5, 3]):
+        told = [f"model.units={units}"]
+        add(tmp_path, f"{units}", config={"model": {"name": "resnet", "units": units}}, overrides=told)
+    (picture,) = [spec for spec in shown("node/fig3a")["pictures"] if not isinstance(spec, str)]
+    (line,) = plots.lines(group(find([tmp_path])[0]), picture).axes[0].containers
+    assert line.lines[0].get_xdata().tolist() == [2, 4]
+
+
+def test_a_legend_names_the_lines_of_every_panel(tmp_path):
+    for dataset, model in (("cifar10", "resnet"), ("digits", "resnet"), ("digits", "revnet")):
+        for depth in (8, 14):
+            add(tmp_path, f"{dataset}-{model}-{depth}", model=model, depth=depth, dataset=dataset)
+    spec = {"x": "model.depth", "x_label": "depth", "y": "accuracy.top1", "y_label": "%", "panels": "dataset"}
+    (legend,) = plots.lines(group(find([tmp_path])[0]), spec).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["resnet", "revnet"]
+
+
+def test_a_legend_names_settings_outside_of_groups(tmp_path):
+    for i, batch in enumerate((50, 100)):
+        config = {"model": {"name": "resnet", "depth": 32}, "batch_size": batch}
+        overrides = ["model=resnet", "model.depth=32", f"batch_size={batch}"]
+        add(tmp_path, f"r{i}", config=config, overrides=overrides)
+    axes = plots.accuracy_against_memory(group(find([tmp_path])[0])).axes[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["batch_size 50", "batch_size 100"]
+    assert axes.get_xlabel() == "peak memory (MiB; tracked)"
