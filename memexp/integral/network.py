@@ -288,15 +288,15 @@ def _share(group: Continuum, share: float) -> int:
 
 def _wanted(group: Continuum, size: Size) -> int | Sequence[float]:
     """What `size` means for this group. Raises ValueError where it is impossible."""
-    size = size.tolist() if isinstance(size, Tensor) else size
-    if isinstance(size, Whole) and not isinstance(size, bool):
-        if size >= LEAST:
-            return int(size)
-    elif isinstance(size, Real) and not isinstance(size, bool):
-        if 0 < size < float("inf"):
-            return _share(group, float(size))
-    elif isinstance(size, Iterable) and not isinstance(size, str):
-        nodes = [float(x) for x in size]
+    given: Any = size.tolist() if isinstance(size, Tensor) else size
+    if isinstance(given, Whole) and not isinstance(given, bool):
+        if int(given) >= LEAST:
+            return int(given)
+    elif isinstance(given, Real) and not isinstance(given, bool):
+        if 0 < float(given) < float("inf"):
+            return _share(group, float(given))
+    elif isinstance(given, Iterable) and not isinstance(given, str):
+        nodes = [float(x) for x in given]
         if (
             len(nodes) >= LEAST
             and nodes[0] >= 0
