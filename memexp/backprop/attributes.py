@@ -1,8 +1,10 @@
 """Attributes of a user's modules that a first pass sets, and what they were before it: a recomputation sees them so.
 
 A module counts its calls, or keeps a state: evaluated once more, it would go on from where the first pass has ended. So with
-what stands in lists, deques, dicts and sets that are attributes, and in such within these. A tensor that is written in place is
-not put back, and is refused; what a module writes through `.data` or numpy, and other objects that it changes, are not seen.
+what stands in lists, deques, dicts and sets that are attributes, and in such within these. Numbers, texts and tensors without a
+gradient are what they were when the branch was entered, whoever has set them: the time of a function that steps share.
+A tensor that is written in place is not put back, and is refused; what a module writes through `.data` or numpy, and other
+objects that it changes, are not seen.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,6 +21,7 @@ from memexp.backprop.escaping import alone
 from memexp.backprop.objects import CONTAINERS, contents, differs, holding, listed, refill, with_tensors
 
 OWN = vars(nn.Module()).keys() | {"forward"}  # what every module has, and the recomputation sees to by itself
+Plain = list[tuple[nn.Module, dict[str, Any]]]  # modules and attributes
 NOTED = (Tensor, tuple, *CONTAINERS)
 
 
@@ -34,6 +37,9 @@ class Attributes:
             for key in attributes.keys() - OWN:
                 if isinstance(attributes[key], NOTED):
                     self._note(type(module).__name__, key, attributes[key])
+        self.plain = [
+            (module, {k: v for k, v in held.items() if k not in OWN and _is_plain(v)}) for module, held in self._before
+        ]
         self.set: list[tuple[nn.Module, str, Any]] = []
         self.filled: list[tuple[Any, Any]] = []
 
@@ -93,6 +99,23 @@ class Attributes:
             put(module, key, value)
         for place, held in self.filled:
             refill(place, held)
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it can be kept as it is: it does not change by itself, and no graph hangs on it."""
+    return (
+        value is None
+        or isinstance(value, int | float | complex | str)
+        or (isinstance(value, Tensor) and not value.requires_grad)
+    )
+
+
+def alike(some: Plain, others: Plain) -> bool:
+    """Whether modules that stand in both have the same attributes in both."""
+    known: dict[nn.Module, list[dict[str, Any]]] = {}
+    for module, held in some:
+        known.setdefault(module, []).append(held)
+    return not any(differs(mine, held) for module, held in others for mine in known.get(module, []))
 
 
 _lent: dict[nn.Module, int] = {}  # modules that have others now, and the thread in which they are recomputed

@@ -222,7 +222,8 @@ class Node:
             if self.below is None:
                 self._verify(undone.inputs)
             else:
-                self.below._handed = (undone.inputs, undone.value)
+                value = undone.value if self.record.entered_as(self.below.record) else None
+                self.below._handed = (undone.inputs, value)
         return undone.grads, tuple([read[index].get(name) for index, name in self.reads]), task.parameter_grads
 
     def _verify(self, inputs: Streams) -> None:

@@ -26,7 +26,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, chain
 from operator import is_
 from typing import Any, TypeVar
 
@@ -36,7 +36,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.parameter import UninitializedParameter
 from torch.utils._pytree import tree_map
 
-from memexp.backprop.attributes import Attributes, check_thread, lent
+from memexp.backprop.attributes import MISSING, Attributes, Plain, alike, check_thread, lent
 from memexp.backprop.buffers import Values, as_before, moved, noted
 from memexp.backprop.objects import Objects
 from memexp.backprop.quiet import is_quiet, survey
@@ -153,6 +153,7 @@ class Record:
         self._random: dict[str, list[Tensor]] = {}
         self._buffers: dict[str, Values] = {}
         self._attributes: dict[str, Attributes] = {}
+        self._entered: dict[str, Plain] = {}  # what the modules had when a branch was evaluated
         self._replaying = False
 
     def settle(self) -> None:
@@ -185,6 +186,13 @@ class Record:
     def repeatable(self, key: str) -> bool:
         """Whether the branch gives the same value for the same input wherever it is evaluated: no random numbers, no state."""
         return not any(key in changed for changed in (self._random, self._buffers, self._attributes))
+
+    def entered_as(self, other: "Record") -> bool:
+        """Whether the branches of both found the attributes of their modules alike."""
+        if self.quiet or other.quiet:
+            return True
+        mine, others = (list(chain.from_iterable(record._entered.values())) for record in (self, other))
+        return alike(mine, others)
 
     def parameters_changed(self) -> bool:
         """Whether a parameter's values, or the memory that holds them, are no longer those of the first pass."""
@@ -250,6 +258,7 @@ class Record:
         self._states.append((key, self.surroundings.random_state()))
         before = noted(m for m in self.modules if not _normalises(m))
         attributes = Attributes(self.modules)
+        self._entered[key] = attributes.plain
         result = branch(*inputs, **context)
         if changed := moved(before):
             self._buffers[key] = changed
@@ -258,6 +267,11 @@ class Record:
         return result
 
     def _replay(self, key: str, branch: Callable[..., T], inputs: tuple[Tensor, ...], context: dict[str, Any]) -> T:
+        entered = [(m, n, v) for m, own in self._entered.get(key, ()) for n, v in own.items()]
+        others = [(m, name, value) for m, name, value in entered if vars(m).get(name, MISSING) is not value]
+        if others:
+            with lent(others):
+                return self._replay(key, branch, inputs, context)
         if self.repeatable(key):
             return branch(*inputs, **context)
         state = self._random.get(key)

@@ -12,7 +12,7 @@ and a learning rate means what it means for the discrete network:
 
 import functools
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,8 @@ from memexp.integral.kernel import Block
 from memexp.integral.partition import Partition
 
 DAMPING = 1e-3  # of the least change of statistics: beside 1, what a node that stands alone weighs
-Key = tuple[str, int | tuple[float, ...], int, bool, bool]  # of `_fixed`
+Nodes = int | tuple[float, ...]
+Key = tuple[str, Nodes, int, bool, bool]  # of `_fixed`
 
 
 @dataclass(frozen=True)
@@ -47,38 +48,42 @@ class Continuum:
 
     Attributes:
         name: of the group. n: its native number of channels.
-        size: the number of nodes in evaluation. drawn: that of the present training step.
-        nodes: where they stand, if not uniformly: ascending numbers, or a partition that is trained.
+        size: in evaluation: a number of nodes, where the quadrature wants them, or the ascending nodes themselves.
+        drawn: the same in the present training step.
+        nodes: a partition that is trained, whatever the mode.
     """
 
     def __init__(self, name: str, n: int, quadrature: str = "trapezoidal") -> None:
         self.name = name
         self.n = n
         self.quadrature = quadrature
-        self.size = n
-        self.drawn = n
-        self.nodes: tuple[float, ...] | Partition | None = None
+        self.size: Nodes = n
+        self.drawn: Nodes = n
+        self.nodes: Partition | None = None
 
-    @property
-    def even(self) -> bool:
+    def even(self, training: bool) -> bool:
         """Whether the nodes stand at equal distances from 0 to 1, however many."""
-        return self.nodes is None and self.quadrature != "gauss_legendre"
+        counted = self.nodes is None and isinstance(self._now(training), int)
+        return counted and self.quadrature != "gauss_legendre"
 
     def present(self, training: bool) -> int:
         """The number of channels now. Kept apart by mode, which a recomputation in backward puts back to its first pass's."""
-        if self.nodes is None:
-            return self.drawn if training else self.size
-        return len(self.nodes.delta) + 1 if isinstance(self.nodes, Partition) else len(self.nodes)
+        if self.nodes is not None:
+            return len(self.nodes.delta) + 1
+        now = self._now(training)
+        return now if isinstance(now, int) else len(now)
+
+    def _now(self, training: bool) -> Nodes:
+        return self.drawn if training else self.size
 
     def native(self, training: bool) -> bool:
         """Whether the nodes now are where lambda is given, so that there is nothing to sample."""
-        return self.even and self.present(training) == self.n
+        return self.even(training) and self.present(training) == self.n
 
     def samples(self, training: bool, integrated: bool, like: Tensor) -> Samples:
         """How a dimension of `n` is sampled now, for weights as `like`."""
-        if not isinstance(self.nodes, Partition):
-            nodes = self.present(training) if self.nodes is None else self.nodes
-            key = self.quadrature, nodes, self.n, integrated, like.dtype == torch.float64
+        if self.nodes is None:
+            key = self.quadrature, self._now(training), self.n, integrated, like.dtype == torch.float64
             if like.device.type not in ("cpu", "meta") and not (isinstance(like, FakeTensor) or is_dynamo_compiling()):
                 return _resident(key, like.dtype, like.device)
             fixed, shares, band = _fixed(*key)
@@ -97,7 +102,7 @@ class Continuum:
         """From values at the present nodes, (rows, m), to the native ones, (rows, n), by straight lines. Where the nodes stand
         anywhere, these are moved by as little as makes samples at the nodes those values again.
         """
-        if self.even:
+        if self.even(training):
             size = (len(values), self.n)
             return torch.nn.functional.interpolate(values[None, None], size, mode="bilinear", align_corners=True)[0, 0]
         with torch.no_grad():
@@ -115,11 +120,11 @@ class Continuum:
 
     def _places(self, training: bool) -> Tensor:
         """Of the present nodes, in float64."""
-        if isinstance(self.nodes, Partition):
-            return self.nodes()
-        if self.nodes is None:
-            return quadrature.nodes(self.quadrature, self.present(training))
-        return torch.tensor(self.nodes, dtype=torch.float64)
+        return _nodes(self.quadrature, self._now(training)) if self.nodes is None else self.nodes()
+
+
+def _nodes(name: str, nodes: Nodes) -> Tensor:
+    return quadrature.nodes(name, nodes) if isinstance(nodes, int) else torch.tensor(nodes, dtype=torch.float64)
 
 
 def _unreadable(P: Tensor) -> bool:
@@ -173,11 +178,11 @@ def _whole(m: int, n: int) -> list[Block]:
 
 @functools.lru_cache(maxsize=2048)
 def _fixed(
-    name: str, nodes: int | tuple[float, ...], n: int, integrated: bool, double: bool
+    name: str, nodes: Nodes, n: int, integrated: bool, double: bool
 ) -> tuple[np.ndarray | None, np.ndarray | None, list[Block]]:
     """`Samples` at nodes that are not trained, as arrays: a tensor made in a trace without data would be one without data."""
     with _disable_current_modes(), torch.device("cpu"):
-        P = quadrature.nodes(name, nodes) if isinstance(nodes, int) else torch.tensor(nodes, dtype=torch.float64)
+        P = _nodes(name, nodes)
         q = quadrature.weights(name, P) * (n - 1) if integrated else None
         dtype = torch.float64 if double else torch.float32
         narrow = None if q is None else q.to(dtype).numpy()
@@ -252,9 +257,14 @@ class Axis:
     def present(self, training: bool) -> int:
         return sum(segment.present(training) for segment in self.segments)
 
-    @property
-    def even(self) -> bool:
-        return all(segment.group is None or segment.group.even for segment in self.segments)
+    def even(self, training: bool) -> bool:
+        return all(segment.group is None or segment.group.even(training) for segment in self.segments)
+
+    def at_native(self) -> "Axis":
+        """The same dimension where lambda was made of: at the native size, wherever the quadrature wants its nodes."""
+        groups = [s.group and Continuum(s.group.name, s.group.n, s.group.quadrature) for s in self.segments]
+        segments = [replace(s, group=group) for s, group in zip(self.segments, groups, strict=True)]
+        return replace(self, segments=tuple(segments))
 
     def native(self, training: bool) -> bool:
         """Whether there is nothing to sample."""

@@ -9,8 +9,10 @@ has the size that `resize` has set. Activation memory: the base network's at the
 import copy
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral as Whole
+from numbers import Real
 from typing import Any
 
 import torch
@@ -104,10 +106,14 @@ class IntegralNetwork(nn.Module):
         return outputs
 
     def resize(self, sizes: Size | Mapping[str, Size] | None = None) -> None:
-        """Sets the sizes of evaluation, as for `discretize`; native where none is given."""
-        for name, nodes in self.partitions({} if sizes is None else sizes).items():
-            group = self._continua[name]
-            group.nodes, group.size = (None, nodes) if isinstance(nodes, int) else (tuple(nodes), len(nodes))
+        """Sets the sizes of evaluation, as for `discretize`; native where none is given. Training steps draw theirs as before.
+
+        Nodes that were trained are given up, and what `train_partitions` has frozen is trained again: `edit()` keeps them.
+        """
+        wanted = self.partitions({} if sizes is None else sizes)
+        self._thaw()
+        for name, nodes in wanted.items():
+            self._continua[name].size = nodes if isinstance(nodes, int) else tuple(nodes)
 
     def discretize(self, sizes: Size | Mapping[str, Size] | None = None) -> nn.Module:
         """A plain network of that size with the same outputs as this one at it; this one is left as it is.
@@ -158,15 +164,15 @@ class IntegralNetwork(nn.Module):
         Raises ValueError for a quadrature whose nodes or weights forbid it.
         """
         wanted = self.counts(sizes)
-        for name, group in self._continua.items():
+        for group in self._continua.values():
             if group.quadrature not in ("trapezoidal", "riemann"):
                 raise ValueError(
                     f"quadrature {group.quadrature}: its nodes cannot be trained; use trapezoidal or riemann"
                 )
+        self._thaw()
+        for name, group in self._continua.items():
             group.nodes = Partition(wanted[name]).to(self.steps.device)
-        for layer in self.integral_layers():  # those of before, where nodes have been trained at another size
-            layer._modules.pop("partitions", None)
-        self._frozen += [name for name, p in self.network.named_parameters() if p.requires_grad]
+        self._frozen = [name for name, p in self.network.named_parameters() if p.requires_grad]
         for p in self.network.parameters():
             p.requires_grad_(False)
         for layer in self.integral_layers():
@@ -174,7 +180,7 @@ class IntegralNetwork(nn.Module):
                 s.group.name: s.group for axes in layer.axes.values() for axis in axes for s in axis.segments if s.group
             }
             layer.add_module("partitions", nn.ModuleList([group.nodes for group in found.values()]))  # type: ignore[misc]
-        return [group.nodes.delta for group in self._continua.values() if isinstance(group.nodes, Partition)]
+        return [group.nodes.delta for group in self._continua.values() if group.nodes is not None]
 
     def integral_layers(self) -> list[Integral]:
         return [module for module in self.network.modules() if isinstance(module, Integral)]
@@ -182,12 +188,14 @@ class IntegralNetwork(nn.Module):
     @torch.no_grad()
     def become_discrete(self, sizes: Mapping[str, Size] | None) -> nn.Module:
         """The network inside, made plain; this object is of no use afterwards. For the `discretise` edit."""
+        # a copy shares the tensors that are sampled with the network that it is of, in which they stay frozen
+        frozen, self._frozen = self._frozen, []
         self.resize(sizes)
         self._hold(False)
         with evaluating(self):
             for layer in self.integral_layers():
                 discretise_(layer)
-            for name in self._frozen:
+            for name in frozen:
                 self.network.get_parameter(name).requires_grad_()
             for module in self.network.modules():
                 for key, hook in list(module._forward_pre_hooks.items()):
@@ -195,6 +203,16 @@ class IntegralNetwork(nn.Module):
                         hook(module, ())
                         del module._forward_pre_hooks[key]
         return self.network
+
+    def _thaw(self) -> None:
+        """Gives up nodes that were trained: all is trained that was trained before them."""
+        for group in self._continua.values():
+            group.nodes = None
+        for layer in self.integral_layers():
+            layer._modules.pop("partitions", None)
+        for name in self._frozen:
+            self.network.get_parameter(name).requires_grad_()
+        self._frozen = []
 
     def _draw(self) -> None:
         if not torch.is_grad_enabled():
@@ -257,11 +275,11 @@ class Follower:
 
 
 def _nodes(group: Continuum) -> int | Sequence[float]:
-    if isinstance(group.nodes, Partition):
-        with torch.no_grad():
-            found: list[float] = group.nodes().tolist()
-        return found
-    return group.size if group.nodes is None else group.nodes
+    if group.nodes is None:
+        return group.size
+    with torch.no_grad():
+        found: list[float] = group.nodes().tolist()
+    return found
 
 
 def _share(group: Continuum, share: float) -> int:
@@ -270,15 +288,21 @@ def _share(group: Continuum, share: float) -> int:
 
 def _wanted(group: Continuum, size: Size) -> int | Sequence[float]:
     """What `size` means for this group. Raises ValueError where it is impossible."""
-    if isinstance(size, float):
-        if 0 < size < float("inf"):
-            return _share(group, size)
-    elif isinstance(size, int) and not isinstance(size, bool):
-        if size >= LEAST:
-            return size
-    elif isinstance(size, Sequence) and not isinstance(size, str) and len(size) >= LEAST:
-        nodes = [float(x) for x in size]
-        if nodes[0] >= 0 and nodes[-1] <= 1 and all(a <= b for a, b in itertools.pairwise(nodes)):
+    given: Any = size.tolist() if isinstance(size, Tensor) else size
+    if isinstance(given, Whole) and not isinstance(given, bool):
+        if int(given) >= LEAST:
+            return int(given)
+    elif isinstance(given, Real) and not isinstance(given, bool):
+        if 0 < float(given) < float("inf"):
+            return _share(group, float(given))
+    elif isinstance(given, Iterable) and not isinstance(given, str):
+        nodes = [float(x) for x in given]
+        if (
+            len(nodes) >= LEAST
+            and nodes[0] >= 0
+            and nodes[-1] <= 1
+            and all(a <= b for a, b in itertools.pairwise(nodes))
+        ):
             return nodes
     raise ValueError(
         f"size {size!r} of group {group.name} is impossible: give a share of its {group.n} channels as 0.6, a number of "

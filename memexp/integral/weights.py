@@ -120,7 +120,7 @@ class _IntegralBatchNorm(Integral, nn.modules.batchnorm._BatchNorm):
             momentum = 1.0 / float(self.num_batches_tracked) if momentum is None else momentum
         assert momentum is not None
         batch = list(axis.spread(torch.stack((mean, var)), self.training).unbind(0))
-        if not axis.even:  # straight lines do not overshoot
+        if not axis.even(self.training):  # straight lines do not overshoot
             batch[1] = batch[1].maximum(var.min() / 10)
         torch._foreach_lerp_([self.running_mean, self.running_var], batch, momentum)
         return y
@@ -140,9 +140,12 @@ class _IntegralBatchNorm(Integral, nn.modules.batchnorm._BatchNorm):
     def _positive(self, var: Tensor) -> Tensor:
         """Between nodes u overshoots, and a variance must not."""
         assert self.running_var is not None
-        if self.axes["running_var"][0].native(self.drawn):
+        axis = self.axes["running_var"][0]
+        if axis.native(self.drawn):
             return var  # of the native nodes, what it was made continuous from
-        return var.maximum(self.running_var.min().clamp_min(0))
+        # lambda is that, too, but for Gauss-Legendre, whose lambda may reach below what is sampled of it, or not as far
+        least = axis.at_native().sample(self.running_var, False).min()
+        return var.maximum(torch.where(least > 0, least, self.running_var.min().clamp_min(0)))
 
 
 class IntegralBatchNorm1d(_IntegralBatchNorm, nn.BatchNorm1d):

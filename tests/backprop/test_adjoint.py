@@ -200,3 +200,55 @@ def test_additive_couplings_are_for_reversible():
 def test_options(option):
     with pytest.raises(ValueError, match="use an integer of at least 0"):
         Chain(euler(functions(1)), backprop="adjoint", **option)
+
+
+class Timed(nn.Module):
+    """One function of all steps, at the time that it has been given."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.t = nn.Linear(4, 4), nn.Linear(4, 4), 0.0
+
+    def forward(self, x):
+        return torch.tanh(self.a(x) + self.t * self.b(x))
+
+
+class TimedStep(EulerStep):
+    def __init__(self, f, scale, t):
+        super().__init__(f, scale)
+        self.t = t
+
+    def forward(self, x, **context):
+        self.f.t = self.t
+        return super().forward(x, **context)
+
+
+def by_hook(f, t):
+    step = EulerStep(f, 1 / 5)
+    step.register_forward_pre_hook(lambda module, _: setattr(module.f, "t", t))
+    return step
+
+
+def by_hook_for_two(f, t):
+    step = HeunStep(f, f, 1 / 5)
+    step.register_forward_pre_hook(lambda module, _: setattr(module.f0, "t", t))
+    return step
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda f, t: TimedStep(f, 1 / 5, t), by_hook, by_hook_for_two, lambda f, t: by_hook(f, torch.tensor(t))],
+    ids=["step", "hook", "heun", "tensor"],
+)
+def test_a_shared_function_has_the_time_of_the_step_that_is_undone(make):
+    """It had that of the step that ran last, whatever the step that set it."""
+    torch.manual_seed(0)
+    f, x = Timed().double(), torch.randn(3, 4, dtype=torch.float64)
+    steps, found = [make(f, n / 5) for n in range(5)], []
+    for options in ({"backprop": "stored"}, {"backprop": "adjoint", "refine": 60}):
+        y = Chain(steps, **options)(x.clone().requires_grad_())
+        f.t = 7.0
+        found.append(torch.autograd.grad(y.square().sum(), list(f.parameters())))
+        assert f.t == 7.0
+    for own, stored in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(own, stored, rtol=1e-10, atol=1e-12)

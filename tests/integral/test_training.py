@@ -1,7 +1,9 @@
 """Training: sizes drawn from (seed, step) alone, resumed bitwise, gradients under every strategy, partitions by themselves."""
 
 import copy
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from integral_networks import build, relative, shape
@@ -270,6 +272,30 @@ def test_partitions_survive_a_file() -> None:
     x = torch.randn(2, 3, 10, 10)
     assert torch.equal(again(x), network(x))
     assert again.edit() == network.edit()
+
+
+@pytest.mark.parametrize(
+    "size",
+    [5, 0.5, [0.0, 0.1, 0.5, 0.9, 1.0], np.int64(5), np.float32(0.5), np.linspace(0, 1, 5), torch.tensor([0, 0.2, 1])],
+    ids=repr,
+)
+@pytest.mark.parametrize("tuned", [False, True])
+def test_a_size_of_evaluation_leaves_training_as_it_is(size: Any, tuned: bool) -> None:
+    """Nodes that were listed were those of all training steps, too; after trained ones, nothing was trained."""
+    networks, x = [small().eval() for _ in range(2)], torch.ones(2, 3, 10, 10)
+    trained = [name for name, p in networks[0].named_parameters() if p.requires_grad]
+    group = next(iter(networks[0].groups))
+    if tuned:
+        networks[0].train_partitions(0.6)
+    networks[0].resize({group: size})
+    assert networks[0].sizes[group] == (
+        len(size) if hasattr(size, "__len__") else 5 if size == 5 else networks[0].counts(0.5)[group]
+    )
+    assert [name for name, p in networks[0].named_parameters() if p.requires_grad] == trained
+    assert relative(networks[0].discretize()(x), networks[0](x)) <= 1e-5
+    for network in networks:
+        network.train()(x).sum().backward()
+    assert drawn(networks[0]) == drawn(networks[1])
 
 
 def test_nodes_of_gauss_and_simpson_cannot_be_trained() -> None:

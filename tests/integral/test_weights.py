@@ -184,7 +184,7 @@ def test_statistics_at_nodes_that_stand_anywhere_are_those_of_the_channels_there
     if isinstance(nodes, int):
         channels.size = channels.drawn = nodes
     else:
-        channels.nodes = tuple(nodes)
+        channels.size = channels.drawn = tuple(nodes)
     m = channels.present(training=True)
     torch.manual_seed(0)
     x = torch.randn(32, m, 5, 5) * (1 + 0.2 * torch.rand(m, 1, 1)) + torch.randn(m, 1, 1)
@@ -194,8 +194,8 @@ def test_statistics_at_nodes_that_stand_anywhere_are_those_of_the_channels_there
 
 @pytest.mark.parametrize("nodes", [None, (0.0, 0.05, 0.1, 0.31, 0.4, 0.43, 0.6, 0.9, 1.0)])
 def test_sampled_variance_is_never_below_the_least(nodes: tuple[float, ...] | None) -> None:
-    channels = group(9, 31)
-    channels.nodes = nodes
+    channels = group(9)
+    channels.size = nodes or 31
     layer = nn.BatchNorm2d(9)
     layer.running_var.copy_(torch.tensor([1e-4, 9, 1e-4, 1e-4, 9, 9, 1e-4, 9, 1e-4]))  # type: ignore[union-attr]
     sampled = continue_(layer, {"running_var": (axis(0, Segment(channels)),)}).eval().sampled("running_var")
@@ -213,6 +213,17 @@ def test_nor_is_it_where_as_many_nodes_as_native_ones_stand_elsewhere(groups: li
     sampled = layer.sampled("running_var")
     assert sampled is not None
     assert float(sampled.min()) >= 0.99e-4
+
+
+@pytest.mark.parametrize("name", quadrature.NAMES)
+@pytest.mark.parametrize("var", [[1.0, 0.2, 3.0, 1.0, 0.5], [4.0, 0.01, 4.0, 0.01, 4.0], [1.0, 1.0, 0.001, 1.0]])
+def test_at_native_size_no_variance_is_another(name: str, var: list[float]) -> None:
+    """With Gauss-Legendre the floor was that of lambda, above some of what is sampled of it: a conversion was refused."""
+    layer = nn.BatchNorm2d(len(var)).double()
+    layer.running_var.copy_(torch.tensor(var))  # type: ignore[union-attr]
+    axes = {"running_var": (axis(0, Segment(group(len(var), name=name))),)}
+    sampled = continue_(layer, axes).eval().sampled("running_var")
+    torch.testing.assert_close(sampled, torch.tensor(var).double(), rtol=1e-6, atol=0)
 
 
 def test_other_layers_are_refused_by_name() -> None:
