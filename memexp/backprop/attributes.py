@@ -23,13 +23,14 @@ from memexp.backprop.objects import CONTAINERS, contents, differs, holding, list
 OWN = vars(nn.Module()).keys() | {"forward"}  # what every module has, and the recomputation sees to by itself
 Plain = list[tuple[nn.Module, dict[str, Any]]]  # modules and attributes
 NOTED = (Tensor, tuple, *CONTAINERS)
+STATELESS = ("torch.", "memexp.backprop.", "memexp.models.")  # whose modules set no attributes that count as they run
 
 
 class Attributes:
-    """Of those of the modules that are a user's own, now; once settled, of those that the first pass has set or changed."""
+    """Of those of the modules that may set some, now; once settled, of those that the first pass has set or changed."""
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        owners = [m for m in modules if not type(m).__module__.startswith(("torch.", "memexp."))]
+        owners = [m for m in modules if not type(m).__module__.startswith(STATELESS)]
         self._before = [(m, dict(vars(m))) for m in owners]
         self._versions: list[tuple[str, str, Tensor, int]] = []
         self._held: dict[int, tuple[str, Any, Any]] = {}  # containers with what stands in them, and whose they are
