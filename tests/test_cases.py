@@ -235,7 +235,7 @@ def test_what_can_be_told_without_data_is_told_before_anything_is_made(tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["checkpoints/notes.txt", "metrics.jsonl", "events.out.tfevents.1.host"])
+@pytest.mark.parametrize("name", ["checkpoints/notes.pt", "metrics.jsonl", "events.out.tfevents.1.host"])
 def test_files_that_are_no_runs_are_not_removed_unasked(tmp_path, name):
     """A run directory that is somebody's own folder, with files of such names."""
     (tmp_path / name).parent.mkdir(exist_ok=True)
