@@ -84,3 +84,14 @@ def worst(found: list[Tensor], expected: list[Tensor]) -> float:
 
 def same_bits(found: list[Tensor], expected: list[Tensor]) -> bool:
     return len(found) == len(expected) and all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
+
+
+class Offset(nn.Module):
+    """Gives the same number everywhere."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self.size = nn.Parameter(torch.tensor(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x) + self.size

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from chain_networks import gradients, loss, same_bits
+from chain_networks import Offset, gradients, loss, same_bits
 from door_steps import pairs, vectors
 from torch import nn
 from torch.autograd import forward_ad
@@ -122,15 +122,6 @@ def test_a8_functions_lazy_modules_and_results_that_are_no_tensors():
 def test_a8_values_of_options(backprop, options, message):
     with pytest.raises(ValueError, match=message):
         Chain(pairs(2), backprop, **options)
-
-
-class Offset(nn.Module):
-    def __init__(self, size: float) -> None:
-        super().__init__()
-        self.size = nn.Parameter(torch.tensor(size))
-
-    def forward(self, x):
-        return torch.zeros_like(x) + self.size
 
 
 @pytest.mark.parametrize("backprop", ["stored", "checkpointed", "reversible"])

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from chain_networks import basic, bottleneck, chain, couplings, gradients, loss, same_bits, streams
+from chain_networks import Offset, basic, bottleneck, chain, couplings, gradients, loss, same_bits, streams
 from torch import nn
 
 from memexp.backprop import AdditiveCoupling, Chain
@@ -103,15 +103,6 @@ def test_streams_are_float32_under_autocast():
         outputs = network(*[x.bfloat16() for x in streams()])
         plain = Chain(couplings(2), backprop="reversible")(*[x.bfloat16() for x in streams()])
     assert {y.dtype for y in (*outputs, *plain)} == {torch.float32}
-
-
-class Offset(nn.Module):
-    def __init__(self, size: float) -> None:
-        super().__init__()
-        self.size = nn.Parameter(torch.tensor(size))
-
-    def forward(self, x):
-        return torch.zeros_like(x) + self.size
 
 
 @pytest.mark.parametrize("backprop", ["stored", "checkpointed", "reversible"])
