@@ -12,6 +12,16 @@ def composed(parser: argparse.ArgumentParser) -> None:
     directories(parser, "your own configs")
 
 
+def overrides(parser: argparse.ArgumentParser, told: str = "key=value") -> None:
+    parser.add_argument("overrides", nargs="*", type=_override, help=told)
+
+
+def _override(text: str) -> str:
+    from memexp.overriding import readable  # Hydra takes its time to import
+
+    return text if Path(text).is_dir() else readable(text)  # a run directory, where one may be given
+
+
 def directories(parser: argparse.ArgumentParser, told: str) -> None:
     parser.add_argument("-cd", "--config-dir", type=_directory, action="append", default=[], metavar="DIR", help=told)
 

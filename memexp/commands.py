@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from memexp.arguments import TRUST, composed, directories, own_names, parser_of, whole
+from memexp.arguments import TRUST, composed, directories, overrides, own_names, parser_of, whole
 from memexp.explained import fail
 from memexp.paths import CONF
 from memexp.train_help import train_help
@@ -57,7 +57,7 @@ def _resume(arguments: list[str]) -> int:
         "  memexp resume RUN epochs=20        a finished run, trained longer",
     )
     parser.add_argument("run", type=Path, help="the run directory")
-    parser.add_argument("overrides", nargs="*", help="key=value")
+    overrides(parser)
     own_names(parser)
     options = parser.parse_intermixed_args(arguments)
     from memexp import saved
@@ -77,7 +77,7 @@ def _evaluate(arguments: list[str]) -> int:
         "memexp evaluate RUN\n  memexp evaluate RUN --split val --checkpoint best dataset.root=DIR",
     )
     parser.add_argument("run", type=Path, help="the run directory")
-    parser.add_argument("overrides", nargs="*", help="key=value")
+    overrides(parser)
     parser.add_argument("--split", choices=("train", "val", "test"), default="test")
     parser.add_argument("--checkpoint", default="last", help="last, best, or the key of a stage, such as train")
     own_names(parser)
@@ -105,7 +105,7 @@ def _export(arguments: list[str]) -> int:
         "  memexp export RUN prune=integral prune.keep=0.6                                   an integral network, smaller",
     )
     parser.add_argument("run", type=Path, help="the run directory")
-    parser.add_argument("overrides", nargs="*", help="key=value, such as dataset.root=DIR")
+    overrides(parser, "key=value, such as dataset.root=DIR")
     parser.add_argument("--checkpoint", default="last", help="last, best, or the key of a stage, such as train")
     parser.add_argument("--output", type=Path, help="with suffix .onnx or .pt2, or without for both; RUN/network")
     parser.add_argument(
@@ -136,7 +136,7 @@ def _estimate(arguments: list[str]) -> int:
         "  memexp estimate model=vgg16 dataset=imagenet --summary                            the layer table\n"
         "  memexp estimate RUN                                                               a run's network as it stands",
     )
-    parser.add_argument("overrides", nargs="*", help="key=value, behind a run directory or alone")
+    overrides(parser, "key=value, behind a run directory or alone")
     parser.add_argument(
         "-m",
         "--multirun",
@@ -190,7 +190,7 @@ def _bench(arguments: list[str]) -> int:
         "  memexp bench model=revnet --budgets 10 --steps 20            the curve of memory against time\n"
         "  memexp bench model=resnet --strategies stored,checkpointed precision=bf16",
     )
-    parser.add_argument("overrides", nargs="*", help="key=value, backprop left out")
+    overrides(parser, "key=value, backprop left out")
     parser.add_argument("--strategies", type=lambda text: text.split(","), help="by default all that fit the model")
     parser.add_argument("--budgets", type=whole, default=0, metavar="N", help="budgets between least and stored peak")
     parser.add_argument("--steps", type=whole, default=10, metavar="N", help="timed training steps of a case (10)")

@@ -14,10 +14,13 @@ def words(overrides: Any) -> list[str]:
     """Overrides as a list: of texts, or of one as it would be typed."""
     if isinstance(overrides, str):
         try:
-            return shlex.split(overrides)
+            overrides = shlex.split(overrides)
         except ValueError as error:
             refuse("overrides", overrides, f"a text whose quotes are closed ({error})")
-    return texts("overrides", overrides, "texts such as 'seed=3', in a list or as one text")
+    found = texts("overrides", overrides, "texts such as 'seed=3', in a list or as one text")
+    from memexp.overriding import readable  # Hydra takes its time to import
+
+    return list(map(readable, found))
 
 
 def texts(name: str, values: Any, takes: str) -> list[str]:

@@ -30,8 +30,9 @@ def train(arguments: list[str], hydra_only: bool) -> int:
     job_name, multirun, outcome = "train", False, _Outcome()
     if not hydra_only:
         directories, arguments = _directories(arguments)
-        options = get_args_parser().parse_intermixed_args(arguments)
-        _check_flags(options)
+        arguments = [text if text.startswith("-") else overriding.readable(text) for text in arguments]
+        options, unknown = get_args_parser().parse_known_intermixed_args(arguments)
+        _check_flags(options, unknown)
         multirun = options.multirun or "hydra.mode=MULTIRUN" in options.overrides
         name = options.config_name or CONFIG_NAME
         overrides = options.overrides
@@ -111,9 +112,15 @@ def train(arguments: list[str], hydra_only: bool) -> int:
     return status
 
 
-def _check_flags(options: argparse.Namespace) -> None:
-    """Raises ConfigError for flags of Hydra's that would run what has not been checked, or that nothing would read."""
+def _check_flags(options: argparse.Namespace, unknown: Sequence[str]) -> None:
+    """Raises ConfigError for flags that there are not, and for those of Hydra's that would run what has not been checked, or
+    that nothing would read.
+    """
     problems = [
+        f"{text}: there is no such flag of train; settings are written without dashes, as in epochs=3."
+        for text in unknown
+    ]
+    problems += [
         f"{flag}: {value} is not taken; --config-dir DIR adds a directory of your own configs, and -cn NAME is one of them."
         for flag, value in (("-cp", options.config_path), ("--experimental-rerun", options.experimental_rerun))
         if value is not None

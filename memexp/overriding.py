@@ -20,9 +20,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from memexp.choices import OPTIONAL
-from memexp.paths import CONF, PACKAGE
+from memexp.paths import CONF, PACKAGE, PART
 from memexp.schema import nearest
 
+# What is typed of one value without quotes: no list or table, no choice(...), no ${...}, no comma.
+ONE_VALUE = re.compile(r"""(?![\[{'"]|\w+\()[^,$\n]*""")
 # Hydra finds plugins by walking the namespace package hydra_plugins over sys.path.
 sys.path.append(str(PACKAGE / "plugins"))
 
@@ -55,6 +57,23 @@ def quoted(text: str) -> str:
     return "'" + re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + found[2].replace("'", r"\'"), text) + "'"
 
 
+def readable(text: str) -> str:
+    """An override as it was typed, for Hydra: in quotes where its grammar has no place for the value, as ~/data or a=b. Lists,
+    tables, functions, interpolations and several values stay as they are, and so does what is no override for its key.
+    """
+    key, equals, value = text.partition("=")
+    parser = OverridesParser.create()
+    for found in (text, f"{key}={quoted(value)}"):
+        try:
+            parser.parse_override(found)
+        except HydraException:
+            if not (equals and ONE_VALUE.fullmatch(value)):
+                return text
+        else:
+            return found
+    return text
+
+
 OmegaConf.register_new_resolver("memexp.quoted", quoted, replace=True)  # for the cases of experiments
 
 
@@ -84,7 +103,9 @@ def sorted_out(loader: ConfigLoader, overrides: list[str]) -> tuple[list[str], l
         try:
             override = parser.parse_override(text)
         except HydraException as error:
-            problems.append(f"'{text}' is not an override (key=value): {one_line(error)}")
+            told = one_line(error)
+            remedy = "; in quotes any text can stand, as in key=['a=b',c]" if "token recognition" in told else ""
+            problems.append(f"'{text}' is not an override (key=value): {told}{remedy}")
             continue
         group = override.key_or_group
         if not group:
@@ -118,7 +139,7 @@ def _options(loader: ConfigLoader, group: str) -> list[str]:
         for option in _options(loader, f"{group}/{folder}")
     ]
     own = loader.get_group_options(group, results_filter=ObjectType.CONFIG)
-    return [name for name in own if name != "settings"] + nested  # which is a part of the others
+    return [name for name in own if name != PART] + nested
 
 
 def groups(config_dirs: Sequence[str | Path] = ()) -> list[str]:

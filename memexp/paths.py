@@ -4,6 +4,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if (path / "config.yaml").is_file())
+PART = "settings"  # a config that is a part of its group's options and none itself
 
 
 def from_here(path: str | Path) -> Path:

@@ -1,6 +1,6 @@
 """What `memexp train --help` shows."""
 
-from memexp.paths import CONF
+from memexp.paths import CONF, PART
 
 TEXT = """usage: memexp train [Hydra flags] [key=value ...]
 
@@ -25,5 +25,6 @@ A sweep started again runs only what is not done. Jobs at a time: hydra.launcher
 def train_help() -> str:
     """With the groups and options of memexp's own conf."""
     groups = sorted(path for path in CONF.iterdir() if path.is_dir() and path.name not in ("experiment", "hydra"))
-    lines = [f"  {group.name:<10} {', '.join(sorted(path.stem for path in group.glob('*.yaml')))}" for group in groups]
+    options = {group.name: sorted(path.stem for path in group.glob("*.yaml") if path.stem != PART) for group in groups}
+    lines = [f"  {name:<10} {', '.join(found)}" for name, found in options.items()]
     return TEXT.format(groups="\n".join(lines))

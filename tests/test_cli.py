@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from memexp import cli, commands
+from memexp.choices import GROUPS
+from memexp.train_help import train_help
 
 TINY = ["model=resnet", "model.depth=8", "dataset=digits", "dataset.limit=96", "dataset.test_limit=40", "device=cpu"]
 FIELDS = [
@@ -156,9 +158,9 @@ def test_a_finished_run_and_one_in_use_are_not_overwritten(capsys):
 def test_a_checkpoint_is_evaluated_on_any_split(capsys):
     more = ["max_steps=2", "dataset.val_fraction=0.25", "ema=0.9", "hydra.run.dir=run"]
     assert cli.main(["train", *TINY, *more]) == 0
-    out, _ = memexp("evaluate", "run")
-    assert f"top-1 {results('run')['accuracy']['top1']:.2f} %" in out
     capsys.readouterr()
+    assert cli.main(["evaluate", "run"]) == 0
+    assert f"top-1 {results('run')['accuracy']['top1']:.2f} %" in capsys.readouterr().out
     assert cli.main(["evaluate", "run", "--split", "val", "--checkpoint", "best"]) == 0
     out = capsys.readouterr().out
     assert "on 24 images" in out
@@ -184,6 +186,11 @@ def test_two_processes_end_with_the_weights_of_one_on_the_whole_batch():
     [
         (["trian"], 2, "Did you mean 'train'?"),
         (["train", "model.depht=3", "seed=x"], 2, "has 2 problems"),
+        (
+            ["train", "--epochs=3", "seed=1"],
+            2,
+            "--epochs=3: there is no such flag of train; settings are written without",
+        ),
         (["train", "model=resnet", "model.depth=21"], 2, "nearest: 14, 20"),
         (["train", "dataset=cifar10", "dataset.root=nowhere"], 2, "there is no folder 'nowhere'"),
         (["train", "dataset=cifar10"], 2, "set dataset.root=DIR"),
@@ -212,6 +219,12 @@ def test_help_and_configuration_need_no_torch():
         "assert 'torch' not in sys.modules, 'torch was imported'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, env=dict(os.environ))
+
+
+def test_the_help_names_the_options_that_there_are():
+    lines = train_help().splitlines()
+    for group, options in GROUPS.items():
+        assert f"  {group:<10} {', '.join(sorted(options))}" in lines
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """Cases that go together, each with every combination of what is swept."""
 
+import argparse
 import re
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import memexp
-from memexp import config, overriding
+from memexp import arguments, cli, config, overriding
 from memexp.config import ConfigError
 from memexp.sweeper import CasesSweeper, one_run, planned
 
@@ -133,6 +135,47 @@ def test_what_is_quoted_is_read_as_it_was(name):
     typed = ["experiment=prune/netadapt", "scale=laptop", f"hydra.sweep.dir={overriding.quoted(folder)}"]
     starts = [config.compose_unchecked(job).init_from for job in planned(typed, "config", ())]
     assert set(starts) == {None, f"{folder}/resnet-laptop-0"}
+
+
+ODD = ["~/data", "bilder/März", "/k=v/x", "/data (1)/x[2]", "it's", "=3", "a#b;c&d", "日本"]
+
+
+@pytest.mark.parametrize("value", ODD)
+def test_one_value_is_typed_without_quotes_whatever_is_in_it(value):
+    override = OverridesParser.create().parse_override(overriding.readable(f"key={value}"))
+    assert override.value() == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "key=3",
+        "key=a b",
+        "key=a,b",
+        "key=é,b",
+        "key=[é]",
+        "key={a:é}",
+        "key='é",
+        "key=choice(é",
+        "key=${é}",
+        "é=3",
+        "é",
+    ],
+)
+def test_what_is_no_single_value_or_none_at_all_stays_as_it_was_typed(text):
+    assert overriding.readable(text) == text
+
+
+def test_commands_and_programs_take_such_a_value(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    typed = "name=~a=b"
+    assert memexp.compose(typed).name == "~a=b"
+    assert cli.main(["train", "-cn", "config", typed, "--cfg", "job"]) == 0
+    assert "name: ~a=b\n" in capsys.readouterr().out
+    parser = argparse.ArgumentParser()
+    arguments.overrides(parser)
+    (tmp_path / "run=é").mkdir()
+    assert parser.parse_args(["run=é", typed]).overrides == ["run=é", "name='~a=b'"]
 
 
 TABLE = ["experiment=revnet/table3", "scale=laptop"]
