@@ -163,6 +163,13 @@ RANDOM = ["model=resnet", "prune=random", "prune.ratio=0.3"]
         (["model=[1]"], "model: [1] is a list of options; choose one"),
         (["model=[resnet,revnet]"], "sweep over them with -m model=resnet,revnet"),
         (["experiment=[revnet/table3]"], "experiment: [revnet/table3] is a list"),
+        (["lr=3"], "lr: unknown key (from 'lr=3'). Did you mean 'tune.lr' or 'optimizer.lr'?"),
+        (["dataset.classes=[é,a]"], "in quotes any text can stand, as in key=['a=b',c]"),
+        (["model=revnet", "model.depth=20"], "is not for model.depth=20, which has no step that can be undone"),
+        (
+            ["model=revnet", "model.units=[1,1]", "model.channels=[8,16,32]"],
+            "is not for model.units=[1, 1], which has no",
+        ),
         (["="], "'=' is not an override (key=value)"),
         (["max_steps=3", "schedule.warmup=4"], "schedule.warmup: 4 steps are more than max_steps=3"),
         (["tune.max_steps=3", "tune.warmup=4"], "tune.warmup: 4 steps are more than tune.max_steps=3"),

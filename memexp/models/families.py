@@ -216,6 +216,20 @@ def _based(model: Settings, shape: Shape) -> object:
     return (layout.resnet if named[1] == "resnet" else layout.revnet)(shape, int(named[2]))
 
 
+def _nothing_undone(model: Settings) -> str | None:
+    """Of a RevNet in which each unit changes the shape, as the one of a stage does where that has bottlenecks."""
+    try:
+        found = _revnet(model, (3, 32, 32))
+    except ValueError:  # of large images, whose networks have stages of several units
+        return None
+    assert isinstance(found, layout.Layout)
+    first = found.stages()[0][1] == found.channels[0]
+    if first or max(found.units) > 1:
+        return None
+    told = f"model.depth={model['depth']}" if model.get("units") is None else f"model.units={list(found.units)}"
+    return f"backprop=reversible is not for {told}"
+
+
 def _no_inverse(model: Settings) -> str | None:
     base = str(model["base"])
     return None if base.startswith("revnet") else f"backprop=reversible is not for model.base={base}"
@@ -274,6 +288,7 @@ FAMILIES: dict[str, Family] = {
         "memexp.models.revnet.revnet",
         RevNetOptions,
         ("stored", "light", "checkpointed", "reversible", "budget"),
+        cautions={"reversible": _nothing_undone},
         check=_revnet,
         depths=_residual(REVNET, 2),  # with one unit a stage there is nothing to undo in a bottleneck network
     ),
