@@ -195,9 +195,10 @@ def _held_out(
             "folder for that beside test/; set dataset.val_fraction=0, or move val/ away"
         )
     kept, held = hold_out(labels, settings.val_fraction, settings.draw)
-    without = len(np.setdiff1d(labels, labels[held]))
-    if without:
-        notes.append(f"{without} classes are too small for any of their images to be held out")
+    if len(held) < (asked := round(settings.val_fraction * len(labels))):
+        notes.append(f"{len(held)} images are held out, not {asked}, as each class keeps one to train on")
+    if without := len(np.setdiff1d(labels, labels[held])):
+        notes.append(f"of {without} of the classes no image is held out, as they have too few")
     return kept, held
 
 

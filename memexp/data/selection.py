@@ -70,9 +70,9 @@ def hold_out(labels: np.ndarray, fraction: float, draw: int) -> tuple[np.ndarray
     _, counts = np.unique(labels, return_counts=True)
     quotas = apportion(counts, round(fraction * len(labels)), least=0, spared=1)
     if not quotas.any():
-        raise DataError(
-            f"dataset.val_fraction: {fraction} of {len(labels)} images holds out none; set a larger one, or 0"
-        )
+        few = counts.max(initial=0) < 2
+        remedy = "no class has a second one; add images, or set 0" if few else "set a larger one, or 0"
+        raise DataError(f"dataset.val_fraction: {fraction} of {len(labels)} images holds out none; {remedy}")
     held = _drawn(labels, quotas, draw)
     return np.setdiff1d(np.arange(len(labels)), held), held
 

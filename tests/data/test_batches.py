@@ -225,6 +225,23 @@ def test_a_limit_below_the_number_of_classes_or_a_fraction_of_nothing_is_refused
         sample(labels, 3, "dataset.limit", 0)
     with pytest.raises(DataError, match=r"dataset\.val_fraction: 0\.001 of 100 images holds out none"):
         hold_out(labels, 0.001, 0)
+    with pytest.raises(DataError, match=r"0\.9 of 5 images holds out none; no class has a second one"):
+        hold_out(np.arange(5), 0.9, 0)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "limit", "told"),
+    [
+        (0.5, 40, []),
+        (0.95, 40, ["30 images are held out, not 38, as each class keeps one to train on"]),
+        (0.1, 40, ["of 6 of the classes no image is held out, as they have too few"]),
+    ],
+)
+def test_it_is_said_where_a_share_of_each_class_cannot_be_held_out(fraction, limit, told):
+    chosen = [f"dataset.val_fraction={fraction}", f"dataset.limit={limit}", "dataset.image_size=8", "dataset.padding=0"]
+    cfg = memexp.compose(["dataset=digits", *chosen])
+    notes = data.load(cfg.dataset, batch_size=1, seed=0, device=torch.device("cpu")).notes
+    assert [note for note in notes if "held out" in note] == told
 
 
 def test_labels_out_of_range_are_refused():
