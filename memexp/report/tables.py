@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from memexp.record import in_use
 from memexp.report.changes import kept, split_of
 from memexp.report.collect import Figure, Group, Run, number, over, repeats
 from memexp.report.experiments import about
@@ -83,6 +84,10 @@ def of_groups(groups: Sequence[Group]) -> Table:
     if small:
         table.notes.append(f"{', '.join(small)}: the small version (scale=laptop), not the published recipe.")
     for run in runs:
+        if run.status == "running" and not in_use(run.path):
+            table.notes.append(
+                f"{run.name}: running by its record, but not on this machine: if it was killed, `memexp resume` goes on with it"
+            )
         if run.status not in ("done", "running") and run.get("error"):
             table.notes.append(f"{run.name}: {run.status}: {str(run.get('error')).splitlines()[0]}")
     return table

@@ -7,6 +7,7 @@ from report_runs import add
 
 import memexp
 from memexp import unread
+from memexp.record import RunDirectory
 from memexp.report import plots, published, report, tables, write_report
 from memexp.report.collect import find, group
 from memexp.report.settings import varying
@@ -117,6 +118,9 @@ def test_runs_that_did_not_end_are_shown_but_not_averaged(tmp_path):
     text = write_report([tmp_path], tmp_path, form="markdown", plots=False)
     assert "| 1 done, 1 interrupted, 1 running | 1 | 70.00 |" in text
     assert "b: interrupted: stopped by SIGTERM" in write_report([tmp_path], tmp_path, form="markdown", plots=False)
+    assert "c: running by its record, but not on this machine" in text
+    with RunDirectory(tmp_path / "c"):
+        assert "by its record" not in write_report([tmp_path], tmp_path, form="markdown", plots=False)
     for run in ("b", "c"):
         for form in ("markdown", "latex", "terminal"):
             only = write_report([tmp_path / run], tmp_path / "out", form=form)
