@@ -97,6 +97,12 @@ def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:
         _measure(run, trainer)
         if trainer.trace is not None:
             trainer.trace.close()
+    if trainer.trace is not None and not trainer.trace.followed:
+        log.warning(
+            "warning: profile.steps: no trace, as the stage %s took no step after the first %d, which memory.steps follows",
+            run.key,
+            run.meter.tracked_steps,
+        )
     alone = run.world.size == 1 and not families.of(cfg.model).integral
     if told := utilisation.advice(run.results["time"].get("utilisation"), alone and not cfg.cuda_graph):
         log.info("%s", told)

@@ -21,6 +21,7 @@ class Trace:
         activities = {ProfilerActivity.CPU}
         activities |= {"cuda": {ProfilerActivity.CUDA}, "xpu": {ProfilerActivity.XPU}}.get(device.type, set())
         self.steps = steps
+        self.followed = False  # any step
         self._path, self._first, self._last = path, first, first + steps - 1
         self._profiler = profile(activities=activities)
         self._open = False
@@ -33,7 +34,7 @@ class Trace:
             return
         if not self._open:
             self._profiler.start()
-            self._open = True
+            self._open = self.followed = True
         with record_function(f"training step {number + 1}"):
             yield
         if number == self._last:
