@@ -1,5 +1,6 @@
 """How every plot looks: colours, markers, axes, legend."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,9 @@ from matplotlib.figure import Figure
 # Okabe and Ito's colours, which colour-blind readers can tell apart
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = "osD^vPX*"
+LINE = 48  # characters of a line of a legend, unless it is one word
+ROOM = 30  # of them beside the axes of a figure as it is
+CHARACTER, ROW = 0.065, 0.17  # inches that a character is wide and a line is high
 
 
 def style_of(i: int) -> dict[str, Any]:
@@ -33,7 +37,7 @@ def prepare(axes: Axes, x: str, y: str) -> None:
 def legend(axes: Axes, counts: Sequence[int]) -> None:
     """counts: measurements behind each point; with several, the points are means and the bars deviations, which it says.
 
-    A long legend stands beside the axes, where it hides nothing.
+    A long legend stands beside the axes, where it hides nothing; its names take several lines, and the figure grows with it.
     """
     several = sorted({n for n in counts if n > 1})
     title = f"mean, ± deviation over {' or '.join(map(str, several))} seeds" if several else None
@@ -41,8 +45,13 @@ def legend(axes: Axes, counts: Sequence[int]) -> None:
     assert figure is not None
     every = [panel.get_legend_handles_labels() for panel in figure.axes]
     named = {label: handle for panel in every for handle, label in zip(*panel, strict=True)}  # a panel may lack some
-    handles, labels = list(named.values()), list(named)
-    if len(labels) > 5 or len(figure.axes) > 1:
+    handles = list(named.values())
+    labels = [textwrap.fill(name, LINE, break_long_words=False, break_on_hyphens=False) for name in named]
+    lines = "\n".join(labels).split("\n")
+    if len(lines) > 5 or len(figure.axes) > 1:
+        width, height = figure.get_size_inches()
+        beyond = max(0, max(map(len, lines)) - ROOM) * CHARACTER
+        figure.set_size_inches(width + beyond, max(height, (len(lines) + 6) * ROW))
         legend = figure.legend(handles, labels, fontsize=8, frameon=False, loc="outside right center", title=title)
     else:
         legend = axes.legend(handles, labels, fontsize=8, frameon=False, loc="best", title=title)

@@ -1,5 +1,7 @@
 """Plots of runs: panels, lines, legends."""
 
+import io
+
 import pytest
 from report_runs import add, log
 
@@ -58,6 +60,22 @@ def test_a_legend_names_the_lines_of_every_panel(tmp_path):
     spec = {"x": "model.depth", "x_label": "depth", "y": "accuracy.top1", "y_label": "%", "panels": "dataset"}
     (legend,) = plots.lines(group(find([tmp_path])[0]), spec).legends
     assert [text.get_text() for text in legend.get_texts()] == ["resnet", "revnet"]
+
+
+@pytest.mark.parametrize(("count", "name"), [(2, "short"), (2, "one long name, of many parts, " * 5), (30, "n" * 70)])
+def test_a_legend_hides_neither_points_nor_itself(tmp_path, count, name):
+    for i in range(count):
+        add(tmp_path, f"r{i:02}", config={"model": {"name": "resnet"}, "arm": f"{name} {i}"})
+    figure = plots.accuracy_against_memory(group(find([tmp_path])[0]))
+    figure.savefig(io.BytesIO())
+    (axes,) = figure.axes
+    drawn = axes.get_legend() or figure.legends[0]
+    box, place = drawn.get_window_extent(), axes.get_window_extent()
+    assert place.width > 2.5 * figure.dpi
+    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
+    assert drawn is axes.get_legend() or box.x0 >= place.x1
+    assert box.width < place.width / 2 or drawn is not axes.get_legend()
 
 
 def test_a_legend_names_settings_outside_of_groups(tmp_path):
