@@ -2,10 +2,11 @@
 
 import functools
 import json
+import os
 import re
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -224,7 +225,7 @@ def find(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     runs: dict[Path, Run] = {}
     notes: list[str] = []
     for path in paths:
-        files = [path] if path.is_file() else sorted(path.rglob("results.json"), key=_natural)
+        files = [path] if path.is_file() else sorted(below(path), key=_natural)
         if not files:
             missing = "no results.json there" if path.exists() else "there is no such path"
             notes.append(visible(f"{path}: {missing}"))
@@ -240,6 +241,20 @@ def find(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
             else:
                 runs.setdefault(file.resolve(), Run(file.parent, all_visible(_as_then(results))))
     return list(runs.values()), list(dict.fromkeys(notes))
+
+
+def below(folder: Path) -> Iterator[Path]:
+    """Each results.json in a folder and in those in it, links followed; what several ways lead to is looked at once."""
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        if "results.json" in files:
+            yield Path(place, "results.json")
 
 
 def _as_then(results: dict[str, Any]) -> dict[str, Any]:

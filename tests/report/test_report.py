@@ -165,6 +165,18 @@ def test_e1_a_run_is_counted_once_however_it_is_named(tmp_path):
     assert "| 1 done, 1 failed | 1 | 70.00 |" in text
 
 
+def test_e1_a_run_behind_a_link_is_found_and_a_link_around_itself_ends(tmp_path):
+    add(tmp_path / "elsewhere", "a")
+    (tmp_path / "links").mkdir()
+    for name, place in (
+        ("a", tmp_path / "elsewhere" / "a"),
+        ("around", tmp_path / "links"),
+        ("nowhere", tmp_path / "no"),
+    ):
+        (tmp_path / "links" / name).symlink_to(place)
+    assert [run["run"] for run in report(tmp_path / "links")["runs"]] == [str(tmp_path / "links" / "a")]
+
+
 def test_e3_only_settings_that_differ_and_matter_are_columns(tmp_path):
     def config(depth, lr, epochs, **dataset):
         named = {"name": "cifar10", "root": f"/data/{depth}", "epochs": 3, **dataset}
