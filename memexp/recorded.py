@@ -28,8 +28,9 @@ def of_run(
     if not run.is_dir():
         raise ConfigError([f"{run}: there is no such run directory"])
     if not path.is_file():
-        runs = sorted(found.parent for found in run.glob("**/results.json"))
-        there = f" Below it are {len(runs)} runs, the last {runs[-1]}." if runs else ""
+        runs = [found for found in run.glob("**/results.json") if found.is_file()]
+        last = max(runs, key=lambda found: found.stat().st_mtime, default=path).parent
+        there = f" Below it are {len(runs)} runs, the last {last}." if runs else ""
         raise ConfigError([f"{run}: no run was started here (it has no results.json).{there}"])
     try:
         results = json.loads(path.read_text(encoding="utf-8"))

@@ -1,7 +1,10 @@
 import json
+import os
 
 import pytest
 
+from memexp import recorded
+from memexp.config import ConfigError
 from memexp.paths import from_here
 from memexp.record import RunDirectory, RunDirectoryError, read_json, write_json
 
@@ -83,3 +86,14 @@ def test_a_path_is_shown_as_a_person_would_write_it(tmp_path, monkeypatch):
     assert str(from_here(tmp_path / "here" / "run")) == "run"
     assert str(from_here("run")) == "run"
     assert from_here(tmp_path / "other") == tmp_path / "other"  # and not ../other
+
+
+def test_of_the_runs_below_a_folder_the_newest_is_named(tmp_path):
+    for name, written in (("b", 3), ("a/2", 9), ("c", 1)):
+        (tmp_path / name).mkdir(parents=True)
+        write_json(tmp_path / name / "results.json", {})
+        os.utime(tmp_path / name / "results.json", (written, written))
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "results.json").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match=r"Below it are 3 runs, the last \S+a/2\."):
+        recorded.of_run(tmp_path)
