@@ -42,7 +42,7 @@ def legend(axes: Axes, counts: Sequence[int]) -> None:
     several = sorted({n for n in counts if n > 1})
     title = f"mean, ± deviation over {' or '.join(map(str, several))} seeds" if several else None
     figure = axes.get_figure()
-    assert figure is not None
+    assert isinstance(figure, Figure)
     every = [panel.get_legend_handles_labels() for panel in figure.axes]
     named = {label: handle for panel in every for handle, label in zip(*panel, strict=True)}  # a panel may lack some
     handles = list(named.values())

@@ -272,9 +272,9 @@ def _tsne(run: Run, trainer: Trainer, epochs: Sequence[int] | None, seed: int) -
             points, labels = tsne.features(model, run.splits.test)
         shown = collect.Run(run.directory.path, run.results)
         figure = tsne.draw(points, labels, run.splits.classes, shown, seed)
-        files.save(figure, run.directory.plots, f"{_of_stage(run.key)}tsne-{epoch}")
+        file = files.save(figure, run.directory.plots, f"{_of_stage(run.key)}tsne-{epoch}")
         if run.board is not None:
-            run.board.figure("t-SNE of test images", run.steps_before + trainer.progress.step, figure)
+            run.board.figure("t-SNE of test images", run.steps_before + trainer.progress.step, file)
 
     return picture
 
@@ -292,4 +292,4 @@ def _timeline(run: Run) -> None:
     path = files.save(figure, run.directory.plots, f"{_of_stage(run.key)}timeline")
     log.info("memory over a training step: %s", path)
     if run.board is not None:
-        run.board.figure("memory over a training step", run.steps_before, figure)
+        run.board.figure("memory over a training step", run.steps_before, path)

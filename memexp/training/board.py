@@ -8,7 +8,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from PIL import Image
@@ -20,9 +20,6 @@ from torch.utils.tensorboard import summary
 
 from memexp.training import pictures
 from memexp.unread import unread
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 EVENTS = "events.out.tfevents"
 # Columns of the hparams tab: what a run is, by names and by numbers, and what came of it, by its curves
@@ -123,11 +120,10 @@ class Board:
         """Counts of (true class, predicted class), coloured by the share of the true class."""
         self._picture("confusion matrix", step, pictures.confusion(counts, classes))
 
-    def figure(self, name: str, step: int, figure: Figure) -> None:
-        """A picture of a matplotlib figure."""
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        self._picture(name, step, Image.open(buffer))
+    def figure(self, name: str, step: int, file: Path) -> None:
+        """A picture that there is a file of."""
+        with Image.open(file) as picture:
+            self._picture(name, step, picture)
 
     def _picture(self, name: str, step: int, picture: Image.Image) -> None:
         buffer = io.BytesIO()

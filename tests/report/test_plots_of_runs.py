@@ -5,7 +5,7 @@ import io
 import pytest
 from report_runs import add, log
 
-from memexp.report import looks, plots
+from memexp.report import files, looks, plots
 from memexp.report.collect import find, group
 from memexp.report.experiments import shown
 
@@ -76,6 +76,15 @@ def test_a_legend_hides_neither_points_nor_itself(tmp_path, count, name):
     assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
     assert drawn is axes.get_legend() or box.x0 >= place.x1
     assert box.width < place.width / 2 or drawn is not axes.get_legend()
+
+
+def test_letters_that_the_font_lacks_are_said_once(tmp_path, caplog, recwarn):
+    figure, axes = looks.new_figure("x", "y")
+    axes.set_title("日本 日")
+    caplog.set_level("WARNING", "memexp")
+    files.save(figure, tmp_path, "a")
+    assert caplog.messages == ["warning: a.png: its font has no letters for 日本, and boxes stand for them"]
+    assert not recwarn.list
 
 
 def test_a_legend_names_settings_outside_of_groups(tmp_path):
