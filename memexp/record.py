@@ -270,8 +270,8 @@ def summary(results: dict[str, Any], directory: Path) -> str:
         )
     if (memory := results.get("memory")) and memory.get("peak"):
         lines.append(
-            f"peak memory        {memory['peak'] / 2**20:.1f} MiB ({memory['how']}), "
-            f"activations {(memory['activations'] or 0) / 2**20:.1f} MiB"
+            f"peak memory        {shown_figure(memory['peak'] / 2**20)} MiB ({memory['how']}), "
+            f"activations {shown_figure((memory['activations'] or 0) / 2**20)} MiB"
         )
     if told := (results.get("strategy") or {}).get("warning"):
         lines.append(f"warning            {told}")

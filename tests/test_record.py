@@ -6,7 +6,7 @@ import pytest
 from memexp import recorded
 from memexp.config import ConfigError
 from memexp.paths import from_here
-from memexp.record import RunDirectory, RunDirectoryError, read_json, write_json
+from memexp.record import RunDirectory, RunDirectoryError, read_json, summary, write_json
 
 
 def test_json_is_replaced_whole_and_numbers_that_json_lacks_become_null(tmp_path):
@@ -97,3 +97,12 @@ def test_of_the_runs_below_a_folder_the_newest_is_named(tmp_path):
     (tmp_path / "d" / "results.json").symlink_to(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match=r"Below it are 3 runs, the last \S+a/2\."):
         recorded.of_run(tmp_path)
+
+
+def test_a_summary_never_says_that_a_small_network_takes_nothing(tmp_path):
+    results = {
+        "status": "done",
+        "memory": {"peak": 90_000, "activations": 512, "how": "tracked"},
+        "time": {"wall": 1.0},
+    }
+    assert "peak memory        0.086 MiB (tracked), activations 0.00049 MiB" in summary(results, tmp_path)

@@ -7,6 +7,7 @@ from memexp.memory.tracker import CATEGORIES
 from memexp.report.collect import Run
 from memexp.report.looks import COLOURS
 from memexp.report.plots import entitle
+from memexp.units import shown_figure
 
 
 def draw(report: Report, run: Run) -> Figure:
@@ -22,7 +23,7 @@ def draw(report: Report, run: Run) -> Figure:
     totals = [sum(column) for column in zip(*series, strict=True)]
     at = max(range(len(totals)), key=totals.__getitem__)
     axes.annotate(
-        f"{totals[at]:.1f} MiB at {shown[at][0]}",
+        f"{shown_figure(totals[at])} MiB at {shown[at][0]}",
         (at, totals[at]),
         xytext=(0, 12),
         textcoords="offset points",

@@ -231,7 +231,7 @@ class Trainer:
         peak, activations = (self.place.meter.results()[key] / 2**20 for key in ("peak", "activations"))
         accuracy = [] if self._top1 is None else [f"{self.watched_name} top-1 {self._top1:.2f} %"]
         figures = [f"loss {loss:.4f}", *accuracy, f"epoch {self._at():.2f}", f"{shown_figure(rate, 0)} images/s"]
-        console.step(done.step, [*figures, f"peak {peak:.1f} MiB", f"lr {lr:.4g}"])
+        console.step(done.step, [*figures, f"peak {shown_figure(peak)} MiB", f"lr {lr:.4g}"])
         moving = {} if self._lambda is None else {"lambda": self._lambda}
         self._append("train", loss=loss, lr=lr, images_per_second=rate, **moving)
         curves = {"loss/train": loss, "lr": lr, "images_per_second": rate, "time/step_ms": 1e3 * seconds}
