@@ -22,8 +22,8 @@ from memexp.record import RunDirectory
 from memexp.stages import train
 from memexp.stages.handed import Run
 from memexp.training.distribution import World
-from memexp.training.loop import WARM_UP
 from memexp.training.signals import StopRequest
+from memexp.training.step_times import WARM_UP
 
 
 def prepared(options: argparse.Namespace, directory: RunDirectory, stop: StopRequest) -> Run:
