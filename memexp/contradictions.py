@@ -80,8 +80,9 @@ def _strategy(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
             f"backprop: {backprop!r} is not valid for model={cfg['model']['name']}, whose steps have no such inverse; "
             f"use {' | '.join(allowed)}."
         )
-    elif allowed and backprop == "reversible" and (told := families.caution(cfg["model"], backprop)) is not None:
-        yield f"{told}, which has no step that can be undone; use {' | '.join(name for name in allowed if name != backprop)}."
+    elif backprop not in (others := families.valid(cfg["model"]) or (backprop,)):
+        told = families.caution(cfg["model"], backprop)
+        yield f"{told}, which has no step that can be undone; use {' | '.join(others)}."
     memory = cfg.get("memory")
     if cfg.get("cuda_graph") is True and isinstance(memory, Mapping) and memory.get("enforce") is True:
         yield (

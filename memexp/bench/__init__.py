@@ -97,7 +97,8 @@ def cases(
     own = with_arm(overrides, name, directories)
     overrides = [text for text in own if text in overrides or not text.startswith("backprop")]
     if strategies is None:
-        valid = families.of(compose(overrides, name, directories).model).strategies or ("stored",)
+        model = compose([*overrides, "backprop=stored"], name, directories).model  # whose own choice may not fit
+        valid = families.valid(model) or ("stored",)
         strategies = [name for name in valid if name != "budget"]
     found = [Case(name, [*overrides, f"backprop={name}"]) for name in strategies]
     for case in found:

@@ -139,6 +139,12 @@ def plain(model: Settings) -> Settings:
     return {"name": "discrete", "base": model["base"], "weights": None} if of(model).integral else model
 
 
+def valid(model: Settings) -> tuple[str, ...] | None:
+    """The strategies that may be chosen: its family's, but reversible where no step of it can be undone; None: not known."""
+    known = of(model).strategies
+    return known and tuple(name for name in known if name != "reversible" or caution(model, name) is None)
+
+
 def proposed(model: Settings, otherwise: Sequence[str]) -> tuple[str, ...]:
     """The strategies that may be proposed for it: valid, and without a caution. otherwise: where nothing is known."""
     family = of(model)

@@ -39,6 +39,11 @@ def test_cases_are_what_the_model_allows_and_budgets_lie_between_the_ends():
     ]
 
 
+@pytest.mark.parametrize("model", [["model=revnet", "model.depth=20"], ["model=inn", "model.base=resnet20"]])
+def test_a_strategy_that_would_be_refused_is_no_case(model):
+    assert [case.name for case in bench.cases(model, None, 0)] == ["stored", "light", "checkpointed"]
+
+
 def test_an_arm_of_an_experiment_has_its_settings_but_for_its_strategy():
     """It was the experiment's without those of any arm."""
     typed = ["experiment=revnet/table3", "arm=RevNet-38, exact", "scale=laptop"]
