@@ -107,7 +107,7 @@ def test_a_job_of_a_sweep_that_is_refused_so_keeps_a_record_of_it(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["model=revnet", "model.depth=20"], "model: backprop=reversible: no step has an exact inverse"),
+        (["model=revnet", "model.depth=20"], "is not for model.depth=20, which has no step that can be undone"),
         (["model=torchvision", "model.arch=resnet19"], "nearest: resnet18"),
         (["model=torchvision", "model.arch=alexnet"], "cannot take images of 32x32"),
         (["device=gpu"], "device: 'gpu' is not to be had here"),
