@@ -30,6 +30,7 @@ from memexp.channels.settling import settle
 from memexp.channels.sizes import COUNTED, Derived, Size, tracked_attributes
 from memexp.channels.skipping import shaped
 from memexp.channels.tape import Tape
+from memexp.channels.tensors import tensors_of
 from memexp.modes import evaluating
 
 # carried out in smaller operations, among them a number that follows from a length: a scale from that of a head
@@ -71,8 +72,8 @@ def trace(network: nn.Module, *example_inputs: Any) -> Graph:
     tape = Tape()
     for path, module in modules.items():
         if isinstance(module, _NormBase | nn.LayerNorm | nn.GroupNorm):
-            tape.adopt_together({f"{path}.{n}" if path else n: t for n, t in module.state_dict(keep_vars=True).items()})
-    for name, tensor in network.state_dict(keep_vars=True).items():
+            tape.adopt_together({f"{path}.{n}" if path else n: t for n, t in tensors_of(module).items()})
+    for name, tensor in tensors_of(network).items():
         tape.adopt(name, tensor)
     inputs = copied(example_inputs)
     for tensor in tensors_in(inputs):
@@ -182,6 +183,9 @@ def _note(tape: Tape, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     marked = [one for one in known if one.planes]
     if not marked:
         return
+    if all(one.constant for one in marked) and not any(one.activation for one in known):
+        for tensor in _tensors(out):
+            tape.known(tensor).constant = True
     if tape.transformed:
         raise ChannelError(
             f"{func} in {_place()} runs within torch.vmap or another transform of torch.func, where channels cannot be "
