@@ -81,26 +81,26 @@ def trace(network: nn.Module, *example_inputs: Any) -> Graph:
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        with (
-            evaluating(network),
-            untouched(network),
-            all_adapted(network),
-            tracked_attributes(network, tape.values.add),
-            torch.no_grad(),
-            _Source(tape),
-            _Operations(tape),
-        ):
-            outputs = network(*inputs)
+        with evaluating(network), untouched(network):
+            with (
+                all_adapted(network),
+                tracked_attributes(network, tape.values.add),
+                torch.no_grad(),
+                _Source(tape),
+                _Operations(tape),
+            ):
+                outputs = network(*inputs)
+            if not tensors_in(outputs):
+                raise ChannelError(
+                    f"the network returns a {type(outputs).__name__}: return tensors, or tuples or dicts of them"
+                )
+            for tensor in tensors_in(outputs):
+                tape.used(tape.known(tensor))
+                for plane in tape.planes(tensor):
+                    tape.atoms.freeze(plane, OUTPUT)
+            graph = settle(network, tape, example_inputs, outputs)
         _without_graphs(network)
-        if not tensors_in(outputs):
-            raise ChannelError(
-                f"the network returns a {type(outputs).__name__}: return tensors, or tuples or dicts of them"
-            )
-        for tensor in tensors_in(outputs):
-            tape.used(tape.known(tensor))
-            for plane in tape.planes(tensor):
-                tape.atoms.freeze(plane, OUTPUT)
-        return settle(network, tape, example_inputs, outputs)
+        return graph
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
