@@ -23,7 +23,6 @@ from memexp.channels.comparing import WHY, changing, difference
 from memexp.channels.hooked import duplicate
 from memexp.channels.outputs import tensors_in
 from memexp.channels.tensors import tensors_of
-from memexp.fusing.flow import TWO_NAMES
 from memexp.fusing.flow import trace as watch
 from memexp.fusing.foldable import found as found_folds
 from memexp.integral import permutation
@@ -177,7 +176,7 @@ def _why_discrete(network: nn.Module, part: Stretch, loose: Mapping[str, str]) -
         layer = network.get_submodule(path)
         if form(layer) is None or name not in ("weight", "bias", "running_mean", "running_var"):
             return f"{tensor} is of a {type(layer).__name__}, which has no integral form"
-        if path in loose and loose[path] != TWO_NAMES:
+        if path in loose:
             return f"{path} {loose[path]}"
     return None
 
