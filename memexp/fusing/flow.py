@@ -16,6 +16,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from memexp.backprop.untouched import untouched
 from memexp.channels.called import Inputs, arguments, copied
 from memexp.edits.fold import LAYERS, normalises
 from memexp.edits.placing import hooks
@@ -166,6 +167,7 @@ class _Watch(TorchDispatchMode):
                 register_module_forward_hook(self._out),
             ):
                 stack.callback(hook.remove)
+            stack.enter_context(untouched(self._network, weights=False))
             stack.enter_context(torch.no_grad())
             stack.enter_context(self)
             out = self._network(*inputs)
