@@ -64,7 +64,7 @@ def pointwise(call: Call) -> Any:
     """Entries that meet are of one channel; noted where zero channels do not give zero, or no number (0 / 0)."""
     tensors = [t for t in flat(call.arguments.values()) if isinstance(t, Tensor)]
     operands = [(call.planes(t), _extent(call, t)) for t in tensors]
-    if any(call.tape.known(t).constant for t in tensors):
+    if any(map(call.tape.is_constant, tensors)):
         operands = _without_tables(call, tensors, operands)
     result = merge(call.tape.atoms, operands, f"{call.name} {MEETS_NONE}")
     marked = [t for t in tensors if call.planes(t)]
@@ -89,7 +89,7 @@ def _without_tables(call: Call, tensors: Sequence[Tensor], operands: Sequence[Op
     """Buffers stay along positions (a mask between windows), and along what is within a channel of what they meet: angles that
     are alike in all heads, of which the heads are the channels."""
     dims = max(len(shape) for _, shape in operands)
-    constant = [call.tape.known(t).constant for t in tensors]
+    constant = [call.tape.is_constant(t) for t in tensors]
     others = [(planes, shape) for (planes, shape), own in zip(operands, constant, strict=True) if not own]
     met = [varies(lift(plane, dims)) for planes, _ in others for plane in planes]
     long = {dims - len(shape) + d for _, shape in others for d, size in enumerate(shape) if size > 1}

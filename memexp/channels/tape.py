@@ -128,6 +128,11 @@ class Tape:
         found: Known | None = self._known.get(tensor)
         return found is not None and found.planes is not None and not found.activation
 
+    def is_constant(self, tensor: Tensor) -> bool:
+        """Whether it is a buffer, or made of buffers alone, into which no activation has been written."""
+        found: Known | None = self._known.get(tensor)
+        return found is not None and found.constant and not found.activation
+
     def fix(self, plane: Plane, axis: int, why: str) -> None:
         """The length of `axis` cannot change: channels along it alone stay, those that differ elsewhere too are one on it."""
         if varies(plane) == {axis}:
