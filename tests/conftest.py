@@ -22,3 +22,10 @@ def unrendered(monkeypatch):
 def unestimated(monkeypatch):
     """Runs are not estimated, which takes longer than the few steps of a small one; tests/memory looks at that."""
     monkeypatch.setattr("memexp.run.estimated_peak", lambda current: None)
+
+
+
+@pytest.fixture
+def untimed(monkeypatch):
+    """Latencies are those of five calls, and not of as many as take 0.2 s."""
+    monkeypatch.setattr("memexp.fusing.measure.SECONDS", 0.0)
