@@ -49,7 +49,7 @@ def drawn(network: IntegralNetwork) -> dict[str, int]:
 
 @pytest.mark.parametrize(
     ("name", "other"),
-    [("revnet38", "reversible"), ("revnet38", "checkpointed"), ("resnet20", "checkpointed")],
+    [("revnet14", "reversible"), ("revnet14", "checkpointed"), ("resnet20", "checkpointed")],
 )
 def test_gradients_under_strategies(name: str, other: str) -> None:
     found = []
@@ -108,7 +108,7 @@ def test_a_loss_of_features_inside_draws_anew_in_each_step_though_outputs_are_ke
 def test_evaluation_between_forward_and_backward_changes_no_gradient() -> None:
     grads = []
     for between in (False, True):
-        network = convert(build("revnet38", "reversible").double(), IMAGES[:1].double(), permute=False).train()
+        network = convert(build("revnet14", "reversible").double(), IMAGES[:1].double(), permute=False).train()
         loss = functional.cross_entropy(network(IMAGES.double()), LABELS)
         if between:
             network.eval()
@@ -220,14 +220,14 @@ def test_training_lowers_the_loss_at_all_sizes() -> None:
 
 @pytest.mark.parametrize("backprop", ["stored", "reversible"])
 def test_partitions_are_trained_alone(backprop: str) -> None:
-    network = convert(build("revnet38", backprop), IMAGES[:1], permute=False)
+    network = convert(build("revnet14", backprop), IMAGES[:1], permute=False)
     kept = {key: value.clone() for key, value in network.network.named_parameters()}
     parameters = network.train_partitions(0.6)
     assert len(parameters) == len(network.groups)
     assert {id(p) for p in network.parameters() if p.requires_grad} == {id(p) for p in parameters}
     network.eval()
     network_before = network(IMAGES)
-    uniform = convert(build("revnet38"), IMAGES[:1], permute=False)
+    uniform = convert(build("revnet14"), IMAGES[:1], permute=False)
     uniform.resize(0.6)
     torch.testing.assert_close(network_before, uniform(IMAGES), rtol=1e-3, atol=1e-4)  # they start uniform
     optimizer = torch.optim.Adam(parameters, lr=0.02)
@@ -250,8 +250,8 @@ def test_partitions_are_trained_alone(backprop: str) -> None:
 def test_gradient_of_partitions_under_recomputation() -> None:
     grads = []
     for backprop in ("stored", "reversible"):
-        network = convert(build("revnet38", backprop).double(), IMAGES[:1].double(), permute=False)
-        parameters = network.train_partitions({"body.0.0": 11, "body.4.F.2": 20})
+        network = convert(build("revnet14", backprop).double(), IMAGES[:1].double(), permute=False)
+        parameters = network.train_partitions({"body.0.0": 11, "body.3.F.2": 20})
         network.double()
         functional.cross_entropy(network(IMAGES.double()), LABELS).backward()
         grads.append([p.grad for p in parameters])
