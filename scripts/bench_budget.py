@@ -42,7 +42,7 @@ def network(name: str, device: torch.device) -> nn.Module:
     kind, depth = name.rstrip("0123456789"), name.lstrip("abcdefghijklmnopqrstuvwxyz")
     torch.manual_seed(0)
     cfg = memexp.compose([f"model={kind}", f"model.depth={depth}", "dataset=cifar10", "backprop=stored"])
-    return build.network(cfg).to(device, memory_format=torch.channels_last).train()
+    return build.network(cfg).to(device).to(memory_format=torch.channels_last).train()
 
 
 def chosen(net: nn.Module, name: str) -> nn.Module:
@@ -95,7 +95,7 @@ def torchs(name: str, shares: list[float], batch: tuple[Tensor, Tensor]) -> Iter
     """Torch's, the whole network in one graph, each compiled under its own budget and called once."""
     for share in shares:
         # a compiler of its own: what is compiled anew later on, or taken from a cache, is under the same budget
-        model = torch.compile(network(name, batch[0].device), backend=within(share), dynamic=False)
+        model: Any = torch.compile(network(name, batch[0].device), backend=within(share), dynamic=False)
         functional.cross_entropy(model(batch[0]), batch[1]).backward()
         yield {"who": "torch.compile", "what": f"budget {share:g}"}, model
 

@@ -19,7 +19,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -28,7 +30,7 @@ from torchvision.datasets import CIFAR10, ImageFolder
 
 import memexp
 from memexp import data
-from memexp.data import folders, identity
+from memexp.data import Batches, folders, identity
 from memexp.data.augment import Augmentation, Normalise
 from memexp.data.batches import ImageBatches
 
@@ -54,7 +56,7 @@ def as_cifar10(folder: Path, pixels: torch.Tensor, labels: torch.Tensor) -> CIFA
                 CIFAR10.train_list, [planes[i::5] for i in range(5)], [labels[i::5] for i in range(5)], strict=True
             )
         ]
-        test_list = []
+        test_list: list[Any] = []
         meta = CIFAR10.meta | {
             "md5": write(CIFAR10.meta["filename"], {CIFAR10.meta["key"]: [str(number) for number in range(10)]})
         }
@@ -92,13 +94,17 @@ def streamed(root: str, batch: int, rounds: int) -> None:
     theirs = DataLoader(ImageFolder(layout.train, transform), batch_size=batch, shuffle=True, drop_last=True)
     images = len(ours) * batch
 
+    def drained(batches: Batches, epoch: int) -> None:
+        for _ in batches.epoch(epoch):
+            pass
+
     def listed() -> None:
         found = folders.listing(layout.train, layout.classes, None, True, [])
         identity.of_files(layout.classes, {"train": layout.train}, {"train": found.files})
 
     times = [
         (
-            cpu_seconds(lambda r=turn: sum(1 for _ in ours.epoch(r))) / images,
+            cpu_seconds(partial(drained, ours, turn)) / images,
             cpu_seconds(lambda: sum(1 for _ in theirs)) / images,
             cpu_seconds(listed),
             cpu_seconds(lambda: ImageFolder(layout.train)),

@@ -24,7 +24,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +200,7 @@ def variants(
     images = not shape.startswith("mlp")
     x = torch.randn(options.batch, 2 * width, *([32, 32] if images else []))
     layout = torch.channels_last if images else torch.preserve_format
-    x = x.to(options.device, memory_format=layout)
+    x = x.to(options.device).to(memory_format=layout)
     runs: dict[str, Callable[[], None]] = {}
     peaks: dict[str, int] = {}
     every = [(name, "") for name in VARIANTS]
@@ -209,7 +209,7 @@ def variants(
     for kind, how in every:
         name = kind + how
         try:
-            network = VARIANTS[kind](copy.deepcopy(steps)).to(options.device, memory_format=layout)
+            network = VARIANTS[kind](copy.deepcopy(steps)).to(options.device).to(memory_format=layout)
             if how == ", compiled":
                 stack.enter_context(compiled(network))
             run = pass_of(network, x, options.precision)
@@ -218,8 +218,8 @@ def variants(
                 step()
             peaks[name] = allocated(step, options.device)[0]
             if how == ", cuda_graph":
-                found: list[Any] = []
-                peaks[name] = allocated(lambda f=found, r=run: f.append(cuda_graph(r, None)), options.device)[0]
+                found: list[tuple[Any, Tensor]] = []
+                peaks[name] = allocated(partial(record, run, found), options.device)[0]
                 step = step_of(network, x, found[0][0].replay)
         except (ImportError, RuntimeError) as error:
             print(f"{name} left out: {type(error).__name__}: {error}")
@@ -276,6 +276,10 @@ def plot(rows: list[dict], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=150)
+
+
+def record(run: Callable[[], Tensor], found: list[tuple[Any, Tensor]]) -> None:
+    found.append(cuda_graph(run, None))
 
 
 def main() -> None:

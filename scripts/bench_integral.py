@@ -18,6 +18,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torchvision
@@ -62,7 +63,7 @@ class GridSampled:
 def by_grid_sample(network: IntegralNetwork) -> IntegralNetwork:
     for layer in network.integral_layers():
         if isinstance(layer, IntegralConv2d | IntegralLinear):
-            layer.sampled = GridSampled(layer)  # type: ignore[assignment,method-assign]
+            layer.sampled = GridSampled(layer)  # type: ignore[method-assign]
     return network
 
 
@@ -96,9 +97,8 @@ def main() -> None:
         network.zero_grad()
 
     rounds = [
-        {name: seconds(lambda n=network: step(n)) for name, network in variants.items()}
-        for _ in range(options.rounds + 1)
-    ]  # type: ignore[misc]
+        {name: seconds(partial(step, network)) for name, network in variants.items()} for _ in range(options.rounds + 1)
+    ]
     print(
         f"ResNet-20, batch {options.batch}, one thread, CPU seconds, torch {torch.__version__}, {options.rounds} rounds"
     )

@@ -3,7 +3,8 @@
     .venv/bin/python scripts/bench_loop.py [--rounds 5] [--steps 30] [--batch 32] [--depth 20]
 
 Both train the same ResNet on the same synthetic images, turn and turn about in one process; the figure is the ratio of
-the median step times over all rounds, the first steps of each round (and those that the memory tracker follows) left out.
+their step times, medians of a round and of the rounds, the first steps of a round (and those that the memory tracker follows)
+left out.
 """
 
 import argparse
@@ -18,12 +19,14 @@ from torch.nn import functional
 from memexp import compose
 from memexp.prepared import prepare
 from memexp.record import RunDirectory
+from memexp.stages import train
+from memexp.stages.handed import Run
 from memexp.training.distribution import World
-from memexp.training.loop import WARM_UP, Trainer
 from memexp.training.signals import StopRequest
+from memexp.training.step_times import WARM_UP
 
 
-def trainer_for(options: argparse.Namespace, directory: Path, stop: StopRequest) -> Trainer:
+def prepared(options: argparse.Namespace, directory: RunDirectory, stop: StopRequest) -> Run:
     cfg = compose(
         [
             "model=resnet",
@@ -36,18 +39,18 @@ def trainer_for(options: argparse.Namespace, directory: Path, stop: StopRequest)
             "monitor_every=0",
         ]
     )
-    return prepare(cfg, RunDirectory(directory), World(), stop)
+    return prepare(cfg, directory, World(), stop)
 
 
-def bare(trainer: Trainer, steps: int) -> list[float]:
-    """The loop that a person would write: the same data, network, optimizer and reading of the loss."""
-    durations = []
-    model, optimizer = trainer.network, trainer.optimizer
+def bare(run: Run, steps: int) -> float:
+    """A step of the loop that a person would write: the same data, network, optimizer and reading of the loss."""
+    durations: list[float] = []
+    model, optimizer = run.network, train.trainer_for(run, run.cfg).recipe.optimizer
     model.train()
     before = time.perf_counter()
     epoch = 0
     while len(durations) < steps:
-        for images, labels in trainer.splits.train.epoch(epoch):
+        for images, labels in run.splits.train.epoch(epoch):
             loss = functional.cross_entropy(model(images), labels)
             loss.backward()
             optimizer.step()
@@ -59,7 +62,7 @@ def bare(trainer: Trainer, steps: int) -> list[float]:
             if len(durations) == steps:
                 break
         epoch += 1
-    return durations
+    return statistics.median(durations[WARM_UP:])
 
 
 def main() -> None:
@@ -72,19 +75,20 @@ def main() -> None:
     ours: list[float] = []
     theirs: list[float] = []
     for _ in range(options.rounds):
-        with tempfile.TemporaryDirectory() as scratch, StopRequest() as stop:
-            with RunDirectory(Path(scratch)) as directory:
-                trainer = trainer_for(options, directory.path, stop)
-                trainer.train()
-                ours += trainer.durations[trainer.meter.tracked_steps + WARM_UP :]
-            theirs += bare(trainer_for(options, Path(scratch), stop), options.steps)[WARM_UP:]
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            StopRequest() as stop,
+            RunDirectory(Path(scratch)) as directory,
+        ):
+            run = prepared(options, directory, stop)
+            theirs.append(bare(run, options.steps))
+            run = prepared(options, directory, stop)
+            ours.append(train.carry_out(run)["time"]["step_median"])
     mine, bare_step = statistics.median(ours), statistics.median(theirs)
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, ResNet-{options.depth}, batch {options.batch}"
     )
-    print(
-        f"memexp loop {mine * 1e3:.2f} ms (median of {len(ours)}), bare loop {bare_step * 1e3:.2f} ms ({len(theirs)})"
-    )
+    print(f"memexp loop {mine * 1e3:.2f} ms, bare loop {bare_step * 1e3:.2f} ms, medians of {len(ours)} rounds")
     print(f"ratio {mine / bare_step:.3f}")
 
 

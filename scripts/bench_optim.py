@@ -28,7 +28,7 @@ WARM_UP = 12
 def parameters(depth: int, device: torch.device) -> list[nn.Parameter]:
     torch.manual_seed(0)
     network = models.create("resnet", classes=10, shape=(3, 32, 32), chain=Chain, depth=depth)
-    params = list(network.to(device, memory_format=torch.channels_last).parameters())
+    params = list(network.to(device).to(memory_format=torch.channels_last).parameters())
     for p in params:
         p.grad = torch.randn_like(p) * 0.01
     return params

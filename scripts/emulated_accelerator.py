@@ -13,7 +13,7 @@ One registration a process, and for good: tests run it in processes of their own
 
 import traceback
 import weakref
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -169,7 +169,7 @@ class _Module:
         return 9, 0
 
 
-class _Hooks(torch._C._acc.PrivateUse1Hooks):  # type: ignore[misc]
+class _Hooks(torch._C._acc.PrivateUse1Hooks):
     def is_available(self) -> bool:
         return True
 
@@ -207,20 +207,20 @@ class OnDevice(torch.Tensor):
         memory.see(raw.untyped_storage())
         return tensor
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"OnDevice({self.raw})"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.raw.__reduce_ex__(protocol)  # a file has its numbers, on the CPU
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def tolist(self) -> Any:
         _note("reads", "tolist")
         return self.raw.tolist()
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         mode = next((t.fake_mode for t in tree_iter((args, kwargs)) if isinstance(t, FakeTensor)), None)
         if mode is None:
             return _call(func, args, kwargs or {})
@@ -328,7 +328,7 @@ def _count_kernel(func: Any, out: Any, ours: list[Any]) -> None:
 torch.accelerator.reset_peak_memory_stats = lambda device=None: setattr(memory, "peak", memory.live)
 torch.accelerator.max_memory_allocated = lambda device=None: memory.peak
 torch.accelerator.max_memory_reserved = lambda device=None: memory.peak
-torch.accelerator.memory_stats = lambda device=None: {"num_alloc_retries": 0, "num_ooms": 0}
+torch.accelerator.memory_stats = lambda device=None: OrderedDict(num_alloc_retries=0, num_ooms=0)
 torch.accelerator.synchronize = lambda device=None: _note("reads", "synchronize")
 
 _library = torch.library.Library("_", "IMPL")
@@ -342,7 +342,7 @@ def _fallback(op: Any, *args: Any, **kwargs: Any) -> Any:
 
 _library.fallback(_fallback, "PrivateUse1")
 _library.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
-_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)  # type: ignore[attr-defined]
 
 
 def _casting(name: str, cast: Callable[[Tensor], Tensor]) -> None:

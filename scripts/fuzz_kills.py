@@ -73,7 +73,7 @@ class Moments:
                 self._tick()
             return opened(file, mode, *arguments, **named)
 
-        builtins.open = counted  # type: ignore[assignment]
+        builtins.open = counted
 
     def _counted(self, function: Any) -> Any:
         def call(*arguments: Any, **named: Any) -> Any:
@@ -171,7 +171,7 @@ def compare(directory: Path, whole: Path) -> list[str]:
         missing = collections.Counter(others) - collections.Counter(ours)
         problems.append(f"other events: more {dict(extra)}, missing {dict(missing)}")
     last: dict[str, int] = {}
-    if any(last.get(tag, 0) > step or last.update({tag: step}) for tag, step in ours):  # type: ignore[func-returns-value]
+    if any(last.get(tag, 0) > step or last.update({tag: step}) for tag, step in ours):
         problems.append("events out of order")
     return problems
 

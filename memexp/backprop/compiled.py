@@ -104,9 +104,16 @@ def compiled(network: nn.Module) -> Iterator[Compilation]:
         ):
             whole = _whole(network, found)
             parts = {network: whole} if whole else _parts(found)
-            left = sum(not any(module in parts for module in step.modules()) for chain in found for step in chain)
-            steps = f"{sum(map(len, found)) - left} steps one by one, {left} left as they are"
+            left = [step for c in found for step in c if not any(module in parts for module in step.modules())]
+            steps = f"{sum(map(len, found)) - len(left)} steps one by one, {len(left)} left as they are"
             log.info("compile: %s", "the network as a whole" if whole else steps)
+            if not parts:
+                kinds = ", ".join(sorted({type(step).__name__ for step in left}))
+                log.warning(
+                    "warning: compile: true compiles nothing here: the steps (%s) are single layers, or under light of classes "
+                    "that do not say by `quiet = True` that they draw no random numbers; backprop=stored is compiled",
+                    kinds,
+                )
             for part, backend in parts.items():
                 part._compiled_call_impl = partial(torch.compile(_call, backend=backend, dynamic=False), part)
             yield clock

@@ -14,6 +14,8 @@ QUIET = {
     "activation", "batchnorm", "container", "conv", "flatten", "fold", "instancenorm", "linear", "normalization", "padding",
     "pixelshuffle", "pooling", "upsampling",
 }  # fmt: skip
+# the same of blocks of torchvision's
+BLOCKS = {f"torchvision.{name}" for name in ("models.resnet", "models.mobilenetv2", "models.regnet", "ops.misc")}
 STEPS = {f"memexp.backprop.{name}" for name in ("coupling", "euler", "heun")}
 DRAWING = {nn.RReLU, nn.MultiheadAttention, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d}
 
@@ -26,6 +28,8 @@ def _home(kind: Any) -> str:
     home, _, name = kind.__module__.rpartition(".")
     if home == "torch.nn.modules":
         return "layer" if name in QUIET and kind not in DRAWING else ""
+    if kind.__module__ in BLOCKS and kind.forward.__module__.startswith(("torch.nn.", "torchvision.")):  # not replaced
+        return "layer"
     return "step" if kind.__module__ in STEPS else ""
 
 

@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from memexp.channels.attention import adapt
 from memexp.channels.hooked import make
 from memexp.channels.layout import laid_as
+from memexp.channels.tensors import tensors_of
 from memexp.modes import evaluating
 
 
@@ -26,7 +27,7 @@ def narrow(network: nn.Module, edit: Mapping[str, Any]) -> nn.Module:
 def _narrowed(
     network: nn.Module, kept: Mapping[str, Mapping[str, Any]], attributes: Mapping[str, Mapping[str, Any]]
 ) -> nn.Module:
-    tensors = network.state_dict(keep_vars=True)
+    tensors = tensors_of(network)
     for name, dims in kept.items():
         if name not in tensors:
             raise ValueError(f"edit narrow: the network has no parameter or buffer {name!r}")

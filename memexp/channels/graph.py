@@ -26,7 +26,7 @@ class ChannelError(ValueError):
 
 @dataclass(frozen=True)
 class Member:
-    """`indices[i]` along `dim` of the parameter or buffer `name` (of the state dict) belong to channel i.
+    """`indices[i]` along `dim` of the parameter or buffer `name` belong to channel i.
 
     role: out, the filters that make the channels; bias, what is added to them, of whatever shape; in, the weights that take
     them; direction, what is divided by its norm to make filters (v of a weight norm); norm, other entries, such as those of a

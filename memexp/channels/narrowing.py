@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from memexp.channels.graph import ChannelError, Graph, Group, Member
 from memexp.channels.hooked import twin
+from memexp.channels.tensors import tensors_of
 
 Kept = Mapping[int, Sequence[int]]
 NORMS: dict[Any, tuple[str, int]] = {  # by function: how it calls what it is over, and the channels' dimension
@@ -87,7 +88,7 @@ class masked(nn.Module):  # noqa: N801  (it reads as what it returns)
     def __init__(self, network: nn.Module, graph: Graph, kept: Kept) -> None:
         super().__init__()
         self.network = twin(network)
-        tensors = self.network.state_dict(keep_vars=True)
+        tensors = tensors_of(self.network)
         makers = {m.name for group in graph.groups for m in group.members if m.role in ("out", "bias")}
         self._kept: dict[str, Tensor] = {}  # by name, which a copy has too
         with torch.no_grad():
@@ -101,7 +102,7 @@ class masked(nn.Module):  # noqa: N801  (it reads as what it returns)
                 self._kept[name] = torch.from_numpy(np.flatnonzero(left))
 
     def forward(self, *inputs: Any) -> Any:
-        tensors = self.network.state_dict(keep_vars=True)
+        tensors = tensors_of(self.network)
         with KeptStatistics({id(tensors[name]): kept.to(tensors[name].device) for name, kept in self._kept.items()}):
             return self.network(*inputs)
 

@@ -22,7 +22,9 @@ from memexp.channels.tape import Role
 
 SUMMED = "its channels are not zero where their filters are, and are summed as they are"
 SUMMED_WEIGHTS = "the norm of the weight is taken over it, or another sum of weights alone"
+MEETS_NONE = "meets it with entries that are no channels"
 Rule = Callable[[Call], Any]
+Operand = tuple[Planes, Sequence[int]]  # and its shape
 RULES: dict[str, Rule] = {}
 
 
@@ -61,11 +63,10 @@ _found_at_zero: dict[Any, float] = {}
 def pointwise(call: Call) -> Any:
     """Entries that meet are of one channel; noted where zero channels do not give zero, or no number (0 / 0)."""
     tensors = [t for t in flat(call.arguments.values()) if isinstance(t, Tensor)]
-    result = merge(
-        call.tape.atoms,
-        [(call.planes(t), _extent(call, t)) for t in tensors],
-        f"{call.name} meets it with entries that are no channels",
-    )
+    operands = [(call.planes(t), _extent(call, t)) for t in tensors]
+    if any(map(call.tape.is_constant, tensors)):
+        operands = _without_tables(call, tensors, operands)
+    result = merge(call.tape.atoms, operands, f"{call.name} {MEETS_NONE}")
     marked = [t for t in tensors if call.planes(t)]
     role: Role = "bias" if call.func._schema.name.startswith(("aten::add", "aten::sub")) else "norm"
     if all(map(call.tape.is_parameter, marked)):  # what they become is told by what takes the result
@@ -82,6 +83,29 @@ def pointwise(call: Call) -> Any:
         if not math.isfinite(value):
             call.tape.divided.append(plane)
     return result if isinstance(call.out, Tensor) else [result if t.numel() else [] for t in call.out]
+
+
+def _without_tables(call: Call, tensors: Sequence[Tensor], operands: Sequence[Operand]) -> list[Operand]:
+    """Buffers stay along positions (a mask between windows), and along what is within a channel of what they meet: angles that
+    are alike in all heads, of which the heads are the channels."""
+    dims = max(len(shape) for _, shape in operands)
+    constant = [call.tape.is_constant(t) for t in tensors]
+    others = [(planes, shape) for (planes, shape), own in zip(operands, constant, strict=True) if not own]
+    met = [varies(lift(plane, dims)) for planes, _ in others for plane in planes]
+    long = {dims - len(shape) + d for _, shape in others for d, size in enumerate(shape) if size > 1}
+
+    def stays(plane: Plane) -> bool:
+        own = varies(lift(plane, dims))
+        support = next((channels for channels in met if channels & own), None)
+        return own <= long if support is None else own < support and min(support) not in own
+
+    kept: list[Operand] = []
+    for (planes, shape), own in zip(operands, constant, strict=True):
+        stuck = [plane for plane in planes if own and stays(plane)]
+        for plane in stuck:
+            call.freeze(plane, MEETS_NONE)
+        kept.append(([plane for plane in planes if all(plane is not p for p in stuck)], shape))
+    return kept
 
 
 def _extent(call: Call, tensor: Tensor) -> Sequence[int]:

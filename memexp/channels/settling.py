@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from memexp.channels.applying import narrow
 from memexp.channels.called import copied
@@ -24,6 +24,7 @@ from memexp.channels.narrowing import narrow_edit
 from memexp.channels.outputs import tensors_in
 from memexp.channels.skipping import ShapesOnly
 from memexp.channels.tape import Tape
+from memexp.channels.tensors import tensors_of
 from memexp.channels.unread import Reading, unread
 
 
@@ -40,7 +41,7 @@ def settle(network: nn.Module, tape: Tape, inputs: Sequence[Any], outputs: Any) 
     never = unread(network, lambda tensor: tape.known(tensor).read)
     if never or _asks(network):
         graph, never = _trained(network, tape, graph, inputs, never)
-        tensors = network.state_dict(keep_vars=True)
+        tensors = tensors_of(network)
         idle = {key for key in graph.frozen if not tape.known(tensors[key[0]]).read}
         graph = replace(graph, frozen=graph.frozen | dict.fromkeys(idle, NOT_RUN), unread=never)
     return graph
@@ -129,7 +130,7 @@ def _run(
     mode: ShapesOnly | None = None,
 ) -> Any:
     """What a copy returns, narrowed by `edit`. In training mode it has buffers of its own, as statistics are written there."""
-    tensors = [t for t in network.state_dict(keep_vars=True).values() if isinstance(t, Tensor)]
+    tensors = tensors_of(network).values()
     shared: dict[int, Any] = {id(t): t for t in tensors if not training or isinstance(t, nn.Parameter)}
     tried = twin(network, shared)
     if edit is not None:

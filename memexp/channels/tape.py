@@ -36,12 +36,14 @@ class Known:
     """Of a tensor.
 
     planes: None until they are written. read: an operation or the output takes it. activation: it is one of the network's
-    inputs, or made of one. pending: planes that are frozen, and why, as soon as an operation or the output takes it.
+    inputs, or made of one. constant: it is a buffer, or made of buffers alone. pending: planes that are frozen, and why, as
+    soon as an operation or the output takes it.
     """
 
     planes: Planes | None = None
     read: bool = False
     activation: bool = False
+    constant: bool = False
     pending: list[tuple[Plane, str]] = field(default_factory=list)
 
 
@@ -95,6 +97,7 @@ class Tape:
             return
         if not isinstance(tensor, nn.Parameter):
             self.buffers.add(name)
+            known.constant = True
         known.planes = []
         for dim, size in enumerate(tensor.shape):
             if size > 1:
@@ -124,6 +127,11 @@ class Tape:
         """Whether it has channels, and is a parameter or was made without the network's inputs."""
         found: Known | None = self._known.get(tensor)
         return found is not None and found.planes is not None and not found.activation
+
+    def is_constant(self, tensor: Tensor) -> bool:
+        """Whether it is a buffer, or made of buffers alone, into which no activation has been written."""
+        found: Known | None = self._known.get(tensor)
+        return found is not None and found.constant and not found.activation
 
     def fix(self, plane: Plane, axis: int, why: str) -> None:
         """The length of `axis` cannot change: channels along it alone stay, those that differ elsewhere too are one on it."""

@@ -30,6 +30,7 @@ from memexp.channels.settling import settle
 from memexp.channels.sizes import COUNTED, Derived, Size, tracked_attributes
 from memexp.channels.skipping import shaped
 from memexp.channels.tape import Tape
+from memexp.channels.tensors import tensors_of
 from memexp.modes import evaluating
 
 # carried out in smaller operations, among them a number that follows from a length: a scale from that of a head
@@ -71,8 +72,8 @@ def trace(network: nn.Module, *example_inputs: Any) -> Graph:
     tape = Tape()
     for path, module in modules.items():
         if isinstance(module, _NormBase | nn.LayerNorm | nn.GroupNorm):
-            tape.adopt_together({f"{path}.{n}" if path else n: t for n, t in module.state_dict(keep_vars=True).items()})
-    for name, tensor in network.state_dict(keep_vars=True).items():
+            tape.adopt_together({f"{path}.{n}" if path else n: t for n, t in tensors_of(module).items()})
+    for name, tensor in tensors_of(network).items():
         tape.adopt(name, tensor)
     inputs = copied(example_inputs)
     for tensor in tensors_in(inputs):
@@ -80,26 +81,26 @@ def trace(network: nn.Module, *example_inputs: Any) -> Graph:
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        with (
-            evaluating(network),
-            untouched(network),
-            all_adapted(network),
-            tracked_attributes(network, tape.values.add),
-            torch.no_grad(),
-            _Source(tape),
-            _Operations(tape),
-        ):
-            outputs = network(*inputs)
+        with evaluating(network), untouched(network):
+            with (
+                all_adapted(network),
+                tracked_attributes(network, tape.values.add),
+                torch.no_grad(),
+                _Source(tape),
+                _Operations(tape),
+            ):
+                outputs = network(*inputs)
+            if not tensors_in(outputs):
+                raise ChannelError(
+                    f"the network returns a {type(outputs).__name__}: return tensors, or tuples or dicts of them"
+                )
+            for tensor in tensors_in(outputs):
+                tape.used(tape.known(tensor))
+                for plane in tape.planes(tensor):
+                    tape.atoms.freeze(plane, OUTPUT)
+            graph = settle(network, tape, example_inputs, outputs)
         _without_graphs(network)
-        if not tensors_in(outputs):
-            raise ChannelError(
-                f"the network returns a {type(outputs).__name__}: return tensors, or tuples or dicts of them"
-            )
-        for tensor in tensors_in(outputs):
-            tape.used(tape.known(tensor))
-            for plane in tape.planes(tensor):
-                tape.atoms.freeze(plane, OUTPUT)
-        return settle(network, tape, example_inputs, outputs)
+        return graph
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
@@ -182,6 +183,9 @@ def _note(tape: Tape, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     marked = [one for one in known if one.planes]
     if not marked:
         return
+    if all(one.constant for one in marked) and not any(one.activation for one in known):
+        for tensor in _tensors(out):
+            tape.known(tensor).constant = True
     if tape.transformed:
         raise ChannelError(
             f"{func} in {_place()} runs within torch.vmap or another transform of torch.func, where channels cannot be "

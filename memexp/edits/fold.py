@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from memexp.edits.placing import put
+
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -46,12 +48,7 @@ def apply(network: nn.Module, edit: Mapping[str, Any]) -> nn.Module:
         found.append((layer, norm))
     for layer, norm in found:
         fold(layer, norm)
-    gone = {norm for _, norm in found}
-    for module in list(network.modules()):
-        for name, child in list(module.named_children()):
-            if child in gone:
-                setattr(module, name, rest(child).train(child.training))
-    return network
+    return put(network, {norm: rest(norm).train(norm.training) for _, norm in found})
 
 
 def normalises(module: nn.Module) -> bool:

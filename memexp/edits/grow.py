@@ -18,6 +18,7 @@ from torch import nn
 
 from memexp.channels.layout import laid_as
 from memexp.edits.fold import wide
+from memexp.edits.placing import hooks, put
 from memexp.models.reducenet import Block
 from memexp.models.vanishing import VanishingReLU
 
@@ -26,7 +27,8 @@ from memexp.models.vanishing import VanishingReLU
 def apply(network: nn.Module, edit: Mapping[str, Any]) -> nn.Module:
     """`network` itself, with each of the layers grown; nothing is changed where one of them does not fit.
 
-    Raises ValueError for layers that are no plain convolutions of images, and an expansion below 1, which cannot hold them.
+    Raises ValueError for layers that are no plain convolutions of images, have hooks or share a parameter with others, and for
+    an expansion below 1, which cannot hold them.
     """
     names, expansion, seed = edit.get("layers"), edit.get("expansion"), edit.get("seed")
     if not isinstance(names, list | tuple) or len(set(names)) < len(names):
@@ -35,32 +37,42 @@ def apply(network: nn.Module, edit: Mapping[str, Any]) -> nn.Module:
         raise ValueError(f"edit grow: expansion={expansion!r}: at least 1, or the block cannot hold the layer's kernel")
     if not isinstance(seed, int):
         raise ValueError(f"edit grow: seed={seed!r} is not an integer")
-    modules = dict(network.named_modules())
+    modules = dict(network.named_modules(remove_duplicate=False))
     for name in names:
         if name not in modules:
             raise ValueError(f"edit grow: the network has no module {name!r}")
-        if reason := unfit(modules[name]):
+        if reason := unfit(network, modules[name]):
             raise ValueError(f"edit grow: {name}: {reason}")
     generator = torch.Generator().manual_seed(seed)
+    blocks: dict[nn.Module, nn.Module] = {}
     for name in names:
         conv = modules[name]
         assert isinstance(conv, nn.Conv2d)
-        parent, _, leaf = name.rpartition(".")
-        setattr(network.get_submodule(parent), leaf, grown(conv, expansion, generator).train(conv.training))
-    return network
+        if conv in blocks:
+            raise ValueError(f"edit grow: {name} is another name of a layer that is named before: give each layer once")
+        blocks[conv] = grown(conv, expansion, generator).train(conv.training)
+    return put(network, blocks)
 
 
-def unfit(layer: nn.Module) -> str | None:
-    """Why a layer cannot grow; None if it can."""
+def unfit(network: nn.Module, layer: nn.Module) -> str | None:
+    """Why a layer of the network cannot grow; None if it can."""
     if type(layer) is not nn.Conv2d:
         return f"a {type(layer).__name__} is no plain convolution of images"
     if layer.groups != 1:
         return f"it has groups={layer.groups}: only a convolution over all channels can grow"
+    if layer.weight.is_complex():
+        return "it has complex weights, which batch normalisation does not take"
+    if hooks(layer):
+        return "it has hooks (of torch.nn.utils.weight_norm or prune, say), which would go with it"
+    own = {id(parameter) for parameter in layer.parameters()}
+    others = (module for module in network.modules() if module is not layer)
+    if any(id(parameter) in own for module in others for parameter in module._parameters.values()):
+        return "it shares a parameter with another layer, and the two would no longer be one"
     return None
 
 
 def grown(conv: nn.Conv2d, expansion: float, generator: torch.Generator) -> Block:
-    """A block with the function of `conv`, on its device and in its dtype."""
+    """A block with the function of `conv`, on its device and in its dtype, trained if its weight is."""
     outputs, width = conv.out_channels, max(conv.out_channels, round(expansion * conv.out_channels))
     place: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype}
     like: dict[str, Any] = {name: getattr(conv, name) for name in ("stride", "padding", "dilation", "padding_mode")}
@@ -89,7 +101,8 @@ def grown(conv: nn.Conv2d, expansion: float, generator: torch.Generator) -> Bloc
         norms[1].weight.fill_(undo[1])
         if conv.bias is not None:
             norms[1].bias.copy_(conv.bias)
-    return Block(nn.Sequential(first, norms[0], act, second, norms[1]), nn.Identity() if stays else None, nn.Identity())
+    f = nn.Sequential(first, norms[0], act, second, norms[1])
+    return Block(f, nn.Identity() if stays else None, nn.Identity()).requires_grad_(conv.weight.requires_grad)
 
 
 def _keeps_shape(conv: nn.Conv2d) -> bool:

@@ -32,7 +32,8 @@ def apply(network: nn.Module, edit: Mapping[str, Any]) -> nn.Module:
     if not like.is_meta:
         matrix, offset = _affine(exactly(network).eval(), tuple(shape), outputs)
         linear.weight, linear.bias = nn.Parameter(matrix.to(like)), nn.Parameter(offset.to(like))
-    return nn.Sequential(nn.Flatten(), linear).train(network.training)
+    trained = any(p.requires_grad for p in network.parameters())
+    return nn.Sequential(nn.Flatten(), linear).train(network.training).requires_grad_(trained)
 
 
 def exactly(network: nn.Module) -> nn.Module:

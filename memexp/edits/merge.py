@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from memexp.channels.layout import laid_as
 from memexp.edits.fold import affine, normalises, rest, wide
+from memexp.edits.placing import put
 
 Pair = tuple[int, int]
 
@@ -86,11 +87,8 @@ def apply(network: nn.Module, edit: Mapping[str, Any]) -> nn.Module:
     names = [name for name, _ in placed]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"edit merge: {', '.join(twice)} would be replaced twice")
-    training = [_module(network, name).training for name in names]
-    for (name, module), mode in zip(placed, training, strict=True):
-        parent, _, leaf = name.rpartition(".")
-        setattr(network.get_submodule(parent), leaf, module.train(mode))
-    return network
+    gone = {name: _module(network, name) for name in names}
+    return put(network, {gone[name]: module.train(gone[name].training) for name, module in placed})
 
 
 def of_chain(network: nn.Module, chain: Sequence[Any], inputs: int, like: Tensor | None = None) -> Kernel:

@@ -4,9 +4,10 @@
      "kept": {"features.0.weight": {"0": [0, 2, 5]}, "features.3.weight": {"1": [0, 2, 5]}},
      "attributes": {"body.3.s": {"before": 3, "after": 5}}}
 
-`kept`: of each parameter or buffer (its name in the state dict), the indices that stay along each dimension. Widths that a
-module of torch has from its weight (channels, features, groups of a convolution) follow by themselves; `attributes` holds
-those that the forward reads: `name`, or `name.i` for one item of a tuple. memexp.channels.narrow_edit writes it.
+`kept`: of each parameter or buffer (its name in the network, saved or not), the indices that stay along each dimension.
+Widths that a module of torch has from its weight (channels, features, groups of a convolution) follow by themselves;
+`attributes` holds those that the forward reads: `name`, or `name.i` for one item of a tuple. memexp.channels.narrow_edit
+writes it.
 """
 
 from collections.abc import Mapping

@@ -16,11 +16,12 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from memexp.backprop.untouched import untouched
 from memexp.channels.called import Inputs, arguments, copied
 from memexp.edits.fold import LAYERS, normalises
+from memexp.edits.placing import hooks
 from memexp.models.vanishing import VanishingReLU
 
-TWO_NAMES = "stands in the network under two names"
 Value = int
 
 
@@ -64,6 +65,7 @@ class Flow:
 
     shapes: of each value. users: the calls that read a value. results: values that the network gives out. hooked: values
     that a module with hooks took or gave, with its name. loose: parameters read outside of their own layer's one call.
+    twice: modules that stand in the network under two names, by the first.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -74,6 +76,7 @@ class Flow:
     hooked: dict[Value, str] = field(default_factory=dict)
     hooks: set[str] = field(default_factory=set)
     loose: dict[str, str] = field(default_factory=dict)
+    twice: set[str] = field(default_factory=set)
 
     def private(self, value: Value, calls: Iterable[Call]) -> bool:
         """Whether nothing sees the value but these calls."""
@@ -147,10 +150,10 @@ class _Watch(TorchDispatchMode):
                     for holder in (module, self._owners[id(parameter)]):
                         self.flow.loose[self._names[holder]] = "shares a parameter with another layer"
                 self._owners[id(parameter)] = module
-            if _hooks(module):
+            if hooks(module):
                 self.flow.hooks.add(name)
             if count[module] > 1:
-                self.flow.loose[name] = TWO_NAMES
+                self.flow.twice.add(name)
         self._stack: list[tuple[nn.Module, list[Value]]] = []
         self._layer: nn.Module | None = None
         self._alive: list[Tensor] = []
@@ -164,6 +167,7 @@ class _Watch(TorchDispatchMode):
                 register_module_forward_hook(self._out),
             ):
                 stack.callback(hook.remove)
+            stack.enter_context(untouched(self._network, weights=False))
             stack.enter_context(torch.no_grad())
             stack.enter_context(self)
             out = self._network(*inputs)
@@ -261,10 +265,6 @@ KNOWN = {
     *ACTIVATIONS,
     *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.ZeroPad2d),
 }
-
-
-def _hooks(module: nn.Module) -> bool:
-    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
 
 
 def _memory(tensor: Tensor) -> int:

@@ -7,6 +7,7 @@ from torch import nn
 
 from memexp.channels.called import Inputs, copied
 from memexp.edits import fold
+from memexp.edits.placing import put
 from memexp.fusing.flow import Call, Flow, trace
 
 
@@ -43,19 +44,16 @@ def found(network: nn.Module, flow: Flow, example_input: Inputs) -> tuple[list[l
 @torch.no_grad()
 def _missed(network: nn.Module, norms: Iterable[str], example_input: Inputs) -> str | None:
     """Why the network does not run without these normalisations: it reads an attribute of theirs. None where it does not."""
-    places = [(network.get_submodule(norm.rpartition(".")[0]), norm.rpartition(".")[2]) for norm in norms]
-    taken = [getattr(parent, name) for parent, name in places]
+    rests = {module: fold.rest(module).eval() for module in map(network.get_submodule, norms)}
     try:
-        for (parent, name), norm in zip(places, taken, strict=True):
-            setattr(parent, name, fold.rest(norm).eval())
+        put(network, rests)
         network(*copied(example_input))
     except AttributeError as error:
         return f"the network reads what only a normalisation has: {error}"
     except Exception:  # of what is not normalised, not of what is missing
         return None
     finally:
-        for (parent, name), norm in zip(places, taken, strict=True):
-            setattr(parent, name, norm)
+        put(network, {rest: module for module, rest in rests.items()})
     return None
 
 

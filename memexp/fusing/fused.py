@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from memexp import edits
+from memexp.backprop.untouched import untouched
 from memexp.channels.called import Inputs, arguments, copied, rows
 from memexp.channels.comparing import difference
 from memexp.channels.hooked import duplicate
@@ -153,34 +154,35 @@ def check(
     alone does to the network's own outputs, as float64 shows.
     """
     worst = 0.0
-    for batch in batches:
-        before = outputs(network, batch)
-        try:
-            after = outputs(changed, batch)
-        except AttributeError as missing:
-            raise FusingError(
-                f"the {how} network does not run, as its forward reads an attribute of a layer that is gone: {missing}; "
-                f"{instead}"
-            ) from missing
-        for (name, x), y in zip(before.items(), after.values(), strict=True):
-            if x.shape != y.shape:
+    with untouched(network, weights=False), untouched(changed, weights=False):
+        for batch in batches:
+            before = outputs(network, batch)
+            try:
+                after = outputs(changed, batch)
+            except AttributeError as missing:
                 raise FusingError(
-                    f"the {how} network's output {name} is of shape {tuple(y.shape)}, the network's {tuple(x.shape)}: it "
-                    "depends on values, so the two cannot be compared; fuse the part before that (a backbone)"
-                )
-            bound = BOUNDS.get(x.real.dtype, 0.0)
-            error = difference(y, x)
-            if error > bound and x.dtype == torch.float32:
-                bound = max(bound, 3 * _rounding(network, batch))
-                log.info(
-                    "%s: outputs differ by %.1e, three times the network's own rounding is %.1e", how, error, bound
-                )
-            if not error <= bound:
-                raise FusingError(
-                    f"the {how} network's outputs differ from the network's by {error:.1e} of the largest, and {bound:g} is "
-                    f"allowed in {x.dtype}: it is not used; {instead}"
-                )
-            worst = max(worst, error)
+                    f"the {how} network does not run, as its forward reads an attribute of a layer that is gone: {missing}; "
+                    f"{instead}"
+                ) from missing
+            for (name, x), y in zip(before.items(), after.values(), strict=True):
+                if x.shape != y.shape:
+                    raise FusingError(
+                        f"the {how} network's output {name} is of shape {tuple(y.shape)}, the network's {tuple(x.shape)}: it "
+                        "depends on values, so the two cannot be compared; fuse the part before that (a backbone)"
+                    )
+                bound = BOUNDS.get(x.real.dtype, 0.0)
+                error = difference(y, x)
+                if error > bound and x.dtype == torch.float32:
+                    bound = max(bound, 3 * _rounding(network, batch))
+                    log.info(
+                        "%s: outputs differ by %.1e, three times the network's own rounding is %.1e", how, error, bound
+                    )
+                if not error <= bound:
+                    raise FusingError(
+                        f"the {how} network's outputs differ from the network's by {error:.1e} of the largest, and {bound:g} "
+                        f"is allowed in {x.dtype}: it is not used; {instead}"
+                    )
+                worst = max(worst, error)
     return worst
 
 

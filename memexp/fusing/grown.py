@@ -15,16 +15,15 @@ from memexp.fusing.fused import Fused, check
 
 
 def growable(network: nn.Module, example_input: Inputs) -> list[str]:
-    """Layers that may grow: plain convolutions, larger than 1x1, that are called once and have no hooks."""
+    """Layers that may grow: plain convolutions of batches, larger than 1x1, that are called once."""
     flow, modules = trace(network, example_input), dict(network.named_modules())
     return [
         name
         for name, calls in flow.layers().items()
-        if growth.unfit(modules[name]) is None
+        if growth.unfit(network, modules[name]) is None
         and modules[name].kernel_size != (1, 1)
         and len(calls) == 1
         and name not in flow.loose
-        and name not in flow.hooks
     ]
 
 
@@ -99,6 +98,11 @@ def _moments(network: nn.Module, layers: Sequence[nn.Module], batches: Sequence[
     sums: dict[nn.Module, list[Tensor]] = {}
 
     def see(layer: nn.Module, _: object, output: Tensor) -> None:
+        if output.ndim != 4:
+            raise ValueError(
+                f"grow: a layer gives {tuple(output.shape)}, as of one image alone, and what grows normalises batches: give "
+                "batches of images, (n, channels, h, w)"
+            )
         z = wide(output)
         new = [z.new_tensor(z.numel() / z.shape[1]), z.sum((0, 2, 3)), z.square().sum((0, 2, 3))]
         sums[layer] = [a + b for a, b in zip(sums[layer], new, strict=True)] if layer in sums else new

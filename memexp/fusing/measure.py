@@ -3,12 +3,14 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from memexp.backprop.untouched import untouched
 from memexp.channels.called import Inputs, copied, rows, samples
 from memexp.channels.outputs import tensors_in
 from memexp.memory.tracker import track
@@ -54,19 +56,25 @@ def costs(networks: Mapping[str, nn.Module], inputs: Sequence[Inputs]) -> dict[s
         }
         for name, network in networks.items()
     }
-    for given in inputs:
-        # a batch of its own: one that is a part of a larger tensor would count as the whole of it
-        batch = copied(given)
-        size, device = rows(batch), tensors_in(batch)[0].device
-        calls = {name: partial(network, *batch) for name, network in networks.items()}
-        with torch.no_grad():  # in inference mode the tracker sees no convolutions
-            for name, network in networks.items():
-                outputs: list[Any] = []
-                report = track(lambda: outputs.append(calls[name]()), network, inputs=tensors_in(batch))  # noqa: B023  (called at once)
-                found[name] |= {"macs": report.macs_forward // samples(batch, outputs[0]), f"peak_{size}": report.peak}
-        with torch.inference_mode():
-            for name, seconds in latency(calls, device, SECONDS).items():
-                found[name][f"latency_{size}"] = seconds
+    with ExitStack() as stack:
+        for network in networks.values():
+            stack.enter_context(untouched(network, weights=False))
+        for given in inputs:
+            # a batch of its own: one that is a part of a larger tensor would count as the whole of it
+            batch = copied(given)
+            size, device = rows(batch), tensors_in(batch)[0].device
+            calls = {name: partial(network, *batch) for name, network in networks.items()}
+            with torch.no_grad():  # in inference mode the tracker sees no convolutions
+                for name, network in networks.items():
+                    outputs: list[Any] = []
+                    report = track(lambda: outputs.append(calls[name]()), network, inputs=tensors_in(batch))  # noqa: B023  (called at once)
+                    found[name] |= {
+                        "macs": report.macs_forward // samples(batch, outputs[0]),
+                        f"peak_{size}": report.peak,
+                    }
+            with torch.inference_mode():
+                for name, seconds in latency(calls, device, SECONDS).items():
+                    found[name][f"latency_{size}"] = seconds
     return found
 
 

@@ -62,6 +62,7 @@ class Runs:
             if times[span.name] == 1 and span.name and span.plain and len(span.inputs) == len(span.outputs) == 1:
                 self._spans.setdefault(span.inputs[0], []).append(span)
         self._layers = flow.layers()
+        self._watched = flow.hooks | flow.loose.keys() | flow.twice  # what may be seen from elsewhere
         self._pieces: dict[Value, Piece] = {}
         for call in flow.calls:
             piece = self._layer(call) if call.layer else self._sum(call)
@@ -141,7 +142,7 @@ class Runs:
         layer = self._modules[call.name]
         if not merge.is_linear(layer) or len(call.inputs) != 1 or len(self.flow.shapes[call.inputs[0]]) != 4:
             return None
-        if len(self._layers[call.name]) > 1 or call.name in self.flow.loose or call.name in self.flow.hooks:
+        if len(self._layers[call.name]) > 1 or call.name in self._watched:
             return None
         try:
             merge.of_chain(self._shapes, [call.name], self._channels(call.inputs[0]), self._like)
@@ -256,7 +257,7 @@ class Runs:
         if any(call.layer and call.name == name and id(call) not in mine for call in self.flow.calls):
             return False
         inner = [name, *(f"{name}.{other}" for other, _ in self._modules[name].named_modules() if other)]
-        return not any(each in self.flow.hooks or each in self.flow.loose for each in inner)
+        return not self._watched.intersection(inner)
 
     def _activation(self, value: Value) -> tuple[Call | None, str | None]:
         """The activation that alone reads the value, and what the edit calls it."""

@@ -22,7 +22,7 @@ from memexp.channels.called import copied
 from memexp.channels.comparing import WHY, changing, difference
 from memexp.channels.hooked import duplicate
 from memexp.channels.outputs import tensors_in
-from memexp.fusing.flow import TWO_NAMES
+from memexp.channels.tensors import tensors_of
 from memexp.fusing.flow import trace as watch
 from memexp.fusing.foldable import found as found_folds
 from memexp.integral import permutation
@@ -33,7 +33,7 @@ from memexp.integral.weights import Integral, continue_, form
 from memexp.modes import evaluating
 
 NOT_ASKED = "it is not among the groups that are asked for"
-Place = tuple[str, int]  # a tensor's name in the state dict, and a dimension of it
+Place = tuple[str, int]  # a tensor's name, and a dimension of it
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def convert_(
     warn_of_unread(graph)
     parts, where = stretches(graph)
     reasons = {i: why for i, part in enumerate(parts) if (why := _why_discrete(network, part, flow.loose))}
-    tensors = network.state_dict(keep_vars=True)
+    tensors = tensors_of(network)
     real = not any(tensor.is_meta for tensor in tensors.values())
     for number in changing(network, graph, *example_inputs) if real else ():
         reasons |= {i: WHY for (group, _), (i, _) in where.items() if group == number}
@@ -176,7 +176,7 @@ def _why_discrete(network: nn.Module, part: Stretch, loose: Mapping[str, str]) -
         layer = network.get_submodule(path)
         if form(layer) is None or name not in ("weight", "bias", "running_mean", "running_var"):
             return f"{tensor} is of a {type(layer).__name__}, which has no integral form"
-        if path in loose and loose[path] != TWO_NAMES:
+        if path in loose:
             return f"{path} {loose[path]}"
     return None
 

@@ -22,6 +22,8 @@ WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512
 class VGG(nn.Module):
     """(n, channels, h, w) images -> (n, classes) scores. The names are torchvision's."""
 
+    quiet = True  # draws no random numbers, writes to no buffers
+
     def __init__(self, features: nn.Module, pooled: int, classifier: nn.Sequential) -> None:
         super().__init__()
         self.features = features

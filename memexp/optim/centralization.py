@@ -27,28 +27,20 @@ def centralize_gradient(gradient: Tensor, conv_only: bool = False) -> Tensor:
 
 
 def centralized(gradients: Sequence[Tensor]) -> list[Tensor]:
-    """`centralize_gradient` of many gradients in a few operations: those of equal fan-in are rows of one matrix."""
+    """`centralize_gradient` of many gradients in a few operations: those alike but for their outputs are put together."""
     found = list(gradients)
-    alike: dict[tuple[int, torch.dtype, torch.device], list[int]] = {}
-    dense = [_dense(g) for g in gradients]
-    for i, g in ((i, g) for i, g in enumerate(dense) if g.numel()):
-        # not its first stride, which says nothing where there is but one output
-        alike.setdefault((g.numel() // g.shape[0], g.dtype, g.device), []).append(i)
-    for (fan_in, *_), members in alike.items():
-        outputs = [dense[i].shape[0] for i in members]
-        # the elements of a row in whatever order they lie in memory
-        matrix = torch.cat(
-            [dense[i].as_strided((n, fan_in), (fan_in, 1)) for i, n in zip(members, outputs, strict=True)]
-        )
-        matrix -= matrix.mean(1, keepdim=True)
-        for i, rows in zip(members, matrix.split(outputs), strict=True):
-            found[i] = rows.as_strided(dense[i].shape, dense[i].stride())
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for i, g in enumerate(gradients):
+        alike.setdefault((g.shape[1:], g.stride(), g.dtype, g.device), []).append(i)
+    for members in alike.values():
+        given = [gradients[i] for i in members]
+        if kernels.order(given[0]) is None:
+            given = [g.contiguous() for g in given]
+        together = torch.cat(given)  # in the memory format of all
+        together -= together.mean(tuple(range(1, together.ndim)), keepdim=True)
+        for i, centred in zip(members, together.split([g.shape[0] for g in given]), strict=True):
+            found[i] = centred
     return found
-
-
-def _dense(gradient: Tensor) -> Tensor:
-    """With each output's elements together, one output after the other, as in NCHW and in NHWC memory; else a copy that is."""
-    return gradient if kernels.dense(gradient) else gradient.contiguous()
 
 
 DECOUPLED = (torch.optim.AdamW, torch.optim.Adafactor, torch.optim.Muon)  # whose groups do not say so themselves

@@ -5,7 +5,8 @@ neither on a CPU and foreach, which makes a copy of all gradients, on CUDA. Its 
 order in which it lies and check nothing, so what they are given is laid out alike here.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from operator import methodcaller
 from typing import Any
 
 import torch
@@ -20,12 +21,18 @@ FOREACH_DEVICES = ("cpu", "cuda", "xpu")
 
 def has_fused(p: Tensor) -> bool:
     """Whether torch's fused kernels are right for this parameter: its device, its format, and no gaps in its memory."""
-    return p.device.type in FUSED_DEVICES and p.dtype in FUSED_DTYPES and dense(p)
+    return p.device.type in FUSED_DEVICES and p.dtype in FUSED_DTYPES and order(p) is not None
 
 
-def dense(p: Tensor) -> bool:
-    """Whether the elements lie side by side, in NCHW or NHWC order."""
-    return p.is_contiguous() or (p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last))
+Order = Callable[[Tensor], bool]  # tells of a tensor whether its elements lie side by side in this order
+_NCHW, _NHWC = Tensor.is_contiguous, methodcaller("is_contiguous", memory_format=torch.channels_last)
+
+
+def order(p: Tensor) -> Order | None:
+    """The order in which the elements lie side by side; None where they do not."""
+    if _NCHW(p):
+        return _NCHW
+    return _NHWC if p.ndim == 4 and _NHWC(p) else None
 
 
 def chosen(parameters: Iterable[Tensor]) -> dict[str, bool]:
@@ -34,11 +41,9 @@ def chosen(parameters: Iterable[Tensor]) -> dict[str, bool]:
     return {"fused": fused, "foreach": not fused}
 
 
-def in_memory_order(gradient: Tensor) -> Tensor:
-    """A dense gradient for torch's fused kernels, which on a CPU copy one in NHWC order: there its elements in a row."""
-    if gradient.device.type != "cpu" or gradient.is_contiguous():
-        return gradient
-    return gradient.as_strided((gradient.numel(),), (1,))
+def in_memory_order(gradients: Iterable[Tensor]) -> list[Tensor]:
+    """Dense gradients for torch's fused kernels, which on a CPU copy those in NHWC order: there their elements in a row."""
+    return [g.as_strided((g.numel(),), (1,)) if g.is_cpu and not g.is_contiguous() else g for g in gradients]
 
 
 def laid_out_as(p: Tensor, t: Tensor) -> Tensor:
@@ -65,7 +70,7 @@ class _ByName(Optimizer):
                 self._prepare(p, group)
         found = super()._init_group(group, *lists)  # type: ignore[misc]
         if group["fused"]:
-            lists[1][:] = map(in_memory_order, lists[1])
+            lists[1][:] = in_memory_order(lists[1])
         return found
 
     def _prepare(self, p: Tensor, group: dict[str, Any]) -> None:

@@ -11,7 +11,8 @@ Where it has none (`kernels.has_fused`), the same by foreach. Complex weights co
 
 import math
 from collections.abc import Callable
-from operator import attrgetter
+from itertools import chain
+from operator import attrgetter, itemgetter
 from typing import Any, overload
 
 import torch
@@ -21,7 +22,7 @@ from torch.optim.optimizer import ParamsT
 
 from memexp.optim import checks, kernels
 
-_DTYPE, _DEVICE, _STRIDE = attrgetter("dtype"), attrgetter("device"), Tensor.stride
+_GRADIENT, _DTYPE, _DEVICE, _STEP = attrgetter("grad"), attrgetter("dtype"), attrgetter("device"), itemgetter("step")
 
 
 class RAdam(Optimizer):
@@ -71,42 +72,32 @@ class RAdam(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            _check_strided(params)
-            states = [self._state(p) for p in params]
-            g, m, v = self._laid_out(params, states)
+            gradients = [*map(_GRADIENT, params)]
+            _check_strided(gradients)
+            states = [*map(self.state.__getitem__, params)]
+            for p, state in zip(params, states, strict=True):
+                if "exp_avg" not in state:
+                    state |= {"step": 0, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+                state["step"] += 1
             alike: dict[tuple[Any, ...], list[int]] = {}
-            steps = [state["step"] for state in states]
-            kinds = zip(steps, map(_DTYPE, params), map(_DEVICE, params), map(kernels.dense, params), strict=True)
-            for i, kind in enumerate(kinds):
+            kinds = map(_STEP, states), map(_DTYPE, params), map(_DEVICE, params), map(kernels.order, params)
+            for i, kind in enumerate(zip(*kinds, strict=True)):
                 alike.setdefault(kind, []).append(i)
             for (t, *_), members in alike.items():
-                self._update(group, t, *([column[i] for i in members] for column in (params, g, m, v)))
+                own = [states[i] for i in members]
+                self._update(group, t, [params[i] for i in members], [gradients[i] for i in members], own)
         return loss
 
-    def _state(self, p: Tensor) -> dict[str, Any]:
-        """A parameter's state as it is in this step, which is counted."""
-        state = self.state[p]
-        if "exp_avg" not in state:
-            state |= {"step": 0, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-        state["step"] += 1
-        return state
-
-    def _laid_out(self, params: list[Tensor], states: list[dict[str, Any]]) -> tuple[list[Tensor], ...]:
-        """Gradients and moments in memory as their parameters are; the moments stay so."""
-        gradients = [p.grad for p in params if p.grad is not None]
-        m, v = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
-        strides = [*map(_STRIDE, params)]
-        for column in (gradients, m, v):
-            if [*map(_STRIDE, column)] != strides:
-                column[:] = map(kernels.laid_out_as, params, column)
-        for state, first, second in zip(states, m, v, strict=True):
-            state["exp_avg"], state["exp_avg_sq"] = first, second
-        return gradients, m, v
-
     def _update(
-        self, group: dict[str, Any], t: int, params: list[Tensor], g: list[Tensor], m: list[Tensor], v: list[Tensor]
+        self, group: dict[str, Any], t: int, params: list[Tensor], g: list[Tensor], states: list[dict[str, Any]]
     ) -> None:
         """Step t of parameters that have had as many and are of one kind."""
+        order = kernels.order(params[0])
+        m, v = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+        if order is None or not all(map(order, chain(g, m, v))):  # in memory as the parameters are; the moments stay so
+            g, m, v = ([*map(kernels.laid_out_as, params, column)] for column in (g, m, v))
+            for state, first, second in zip(states, m, v, strict=True):
+                state["exp_avg"], state["exp_avg_sq"] = first, second
         lr, (beta1, beta2), eps, decay = float(group["lr"]), group["betas"], group["eps"], group["weight_decay"]
         fused = kernels.has_fused(params[0])
         if params[0].is_complex():
@@ -119,7 +110,7 @@ class RAdam(Optimizer):
             step = torch.full((), float(t), device=params[0].device)
             torch._fused_adamw_(
                 params,
-                [kernels.in_memory_order(x) for x in g],
+                kernels.in_memory_order(g),
                 m,
                 v,
                 [],
@@ -146,10 +137,10 @@ class RAdam(Optimizer):
             torch._foreach_add_(params, m, alpha=-lr / (1 - beta1**t))
 
 
-def _check_strided(params: list[Tensor]) -> None:
-    for p in params:
-        if p.grad is not None and p.grad.layout is not torch.strided:
+def _check_strided(gradients: list[Tensor]) -> None:
+    for g in gradients:
+        if g.layout is not torch.strided:
             raise RuntimeError(
-                f"the gradient of a parameter of shape {tuple(p.shape)} is sparse, which RAdam cannot use: make it dense, or "
+                f"the gradient of a parameter of shape {tuple(g.shape)} is sparse, which RAdam cannot use: make it dense, or "
                 "train it with torch.optim.SGD or SparseAdam"
             )

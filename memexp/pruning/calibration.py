@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 from memexp.backprop import chains
+from memexp.backprop.untouched import untouched
 from memexp.channels import hooked
 from memexp.channels.called import copied, rows
 from memexp.modes import evaluating, trained_normalisations
@@ -60,11 +61,11 @@ def calibrating(network: nn.Module) -> Iterator[None]:
 
     So samples of a batch do not see each other, and scores depend neither on the batches' order nor on their sizes.
     Weights that parametrisations or hooks make are computed once, to be the tensors that gradients are taken of. Attention has
-    second derivatives.
+    second derivatives. Attributes and buffers that a forward or a hook of the user's sets are as before afterwards.
     """
     frozen = [p for p in network.parameters() if not p.requires_grad]
-    held = {id(value) for module in network.modules() for value in vars(module).values()}
     with ExitStack() as stack:
+        stack.enter_context(untouched(network, weights=False))
         stack.enter_context(evaluating(network))
         for chain in chains(network):
             stack.enter_context(chain.using("stored"))
@@ -78,10 +79,6 @@ def calibrating(network: nn.Module) -> Iterator[None]:
         finally:
             for p in frozen:
                 p.requires_grad_(False)
-            for module in network.modules():  # what a forward or a hook of the user's has set, to be copied again
-                for name, value in vars(module).items():
-                    if isinstance(value, Tensor) and value.grad_fn is not None and id(value) not in held:
-                        setattr(module, name, value.detach())
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from memexp.backprop.untouched import untouched
 from memexp.channels.called import copied
 from memexp.channels.comparing import difference as apart
 from memexp.channels.outputs import tensors_in
@@ -34,7 +35,7 @@ def difference(one: nn.Module, other: nn.Module, batches: Iterable[Sequence[Tens
     Raises CheckFailed where `one` cannot be called with what `other` takes.
     """
     worst, compared = 0.0, 0
-    with evaluating(one), evaluating(other), _full_precision():
+    with evaluating(one), evaluating(other), untouched(one, weights=False), _full_precision():
         for inputs in batches:
             expected = tensors_in(other(*copied(inputs)))
             try:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from memexp.backprop.untouched import untouched
 from memexp.channels.called import copied
 from memexp.channels.outputs import tensors_in
 from memexp.modes import evaluating
@@ -54,7 +55,7 @@ class Table:
     def __init__(self, network: nn.Module, inputs: Sequence[Tensor], measure: Measure = measured) -> None:
         self._measure = measure
         self.entries: dict[Key, float] = {}
-        with evaluating(network):
+        with evaluating(network), untouched(network, weights=False):
             self.whole = measure(network, inputs)
         self._outside: tuple[float, int] | None = (
             None  # what the whole network takes beyond its modules, and their inputs

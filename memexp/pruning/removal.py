@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from memexp.backprop.untouched import untouched
 from memexp.channels import Graph, Group, narrow_edit, trace, warn_of_unread
 from memexp.channels.called import apart, arguments, copied
 from memexp.modes import evaluating
@@ -100,7 +101,13 @@ def remove(
         with skeleton(network, graph, inputs) as bones:
             predicted = table.predict(bones, kept)
         figures["latency"] = {"before": table.whole, "predicted": predicted}
-        with evaluating(network), evaluating(pruned):  # both once more, as a machine is not always equally busy
+        # both once more, as a machine is not always equally busy
+        with (
+            evaluating(network),
+            evaluating(pruned),
+            untouched(network, weights=False),
+            untouched(pruned, weights=False),
+        ):
             figures["latency"] |= {"before_at_end": measure(network, inputs), "after": measure(pruned, inputs)}
     channels = sum(group.size for group in groups.values())
     gone = sum(groups[n].size - len(left) for n, left in kept.items())
@@ -262,7 +269,7 @@ def _whole_sizes(groups: Mapping[int, Group], graph: Graph, before: Graph) -> di
 
 
 def _macs(network: nn.Module, inputs: Sequence[Tensor]) -> int:
-    with evaluating(network):
+    with evaluating(network), untouched(network, weights=False):
         return macs_of(network, copied(inputs))
 
 

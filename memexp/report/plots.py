@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from memexp.report.settings import GROUPS, shared, varying
 from memexp.report.tables import figure_of
 
 Spec = Mapping[str, Any]
+POINTS = 60  # of a curve that is averaged
 ACCURACY: Spec = {"y": "accuracy.top1", "y_label": "top-1 accuracy (%)"}
 
 
@@ -191,10 +193,12 @@ def curve(groups: Sequence[Group], spec: Spec) -> Figure | None:
 def _curves(groups: Sequence[Group], specs: Sequence[Spec]) -> Figure | None:
     panels = []
     for spec in specs:
-        drawn = [(group, _mean_curve(group, spec["split"], spec["y"])) for group in groups]
+        window = _window(groups, spec["split"], spec["y"])
+        drawn = [(group, _mean_curve(group, spec["split"], spec["y"], window)) for group in groups]
         drawn = [(group, line) for group, line in drawn if len(line[0]) > 1]
         if drawn:
-            panels.append((spec, drawn))
+            label = spec["y_label"] + (f" (means over {window:.2g} epochs)" if window else "")
+            panels.append(({**spec, "y_label": label}, drawn))
     if not panels:
         return None
     shown = [group for group in groups if any(group is other for _, drawn in panels for other, _ in drawn)]
@@ -224,10 +228,26 @@ def _curves(groups: Sequence[Group], specs: Sequence[Spec]) -> Figure | None:
     return figure
 
 
-def _mean_curve(group: Group, split: str, key: str) -> tuple[list[float], list[float], list[float], int]:
+def _window(groups: Sequence[Group], split: str, key: str) -> float:
+    """Epochs over which a figure is averaged where it was noted so often that one jagged line would hide the others; else 0."""
+    noted = [run.curve(split or run.watched, key)[0] for group in groups for run in group.done]
+    return max(xs[-1] for xs in noted if xs) / POINTS if max(map(len, noted), default=0) > 2 * POINTS else 0.0
+
+
+def _averaged(xs: Sequence[float], ys: Sequence[float], window: float) -> dict[float, float]:
+    """A line, or with a window its mean over each, by the window's end."""
+    parts: dict[float, list[float]] = {}
+    for x, y in dict(zip(xs, ys, strict=True)).items():
+        parts.setdefault(window * ceil(x / window - 1e-9) if window else x, []).append(y)
+    return {x: statistics.fmean(part) for x, part in parts.items()}
+
+
+def _mean_curve(
+    group: Group, split: str, key: str, window: float = 0.0
+) -> tuple[list[float], list[float], list[float], int]:
     """(epochs, means, deviations, seeds) of a figure over training, where each seed has it; split "": the one watched."""
     every = [
-        [line for run in runs if (line := dict(zip(*run.curve(split or run.watched, key), strict=True)))]
+        [line for run in runs if (line := _averaged(*run.curve(split or run.watched, key), window))]
         for runs in group.seeds.values()
     ]
     seeds = [lines for lines in every if lines]

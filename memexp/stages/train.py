@@ -90,7 +90,7 @@ def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:
         path = run.directory.path / f"{run.key}-{run.world.rank}.pt.trace.json"
         trainer.trace = Trace(path, run.meter.tracked_steps, cfg.profile.steps, run.device)
     try:
-        with compiled(run.network) if cfg.compile else nullcontext() as trainer.compilation:
+        with compiled(run.network) if cfg.compile else nullcontext() as trainer.times.compilation:
             watched = trainer.train()
     finally:
         run.meter.close()

@@ -30,11 +30,12 @@ def recipe(cfg: DictConfig) -> DictConfig:
 
 def _forget(run: Run) -> None:
     """New weights for the network of these shapes: its family's, drawn anew and narrowed; masked ones stay zero."""
-    new = build.network(build.without_files(run.cfg), run.edits).state_dict()
+    new = build.network(build.without_files(run.cfg), run.edits)
     if any(edit["kind"] == "mask" for edit in run.edits):
+        weights = dict(new.named_parameters())
         for name, weight in run.network.named_parameters():
-            new[name] = new[name].masked_fill(weight.detach().cpu() == 0, 0.0)
-    run.network.load_state_dict(new)
+            weights[name].data.masked_fill_(weight.detach().cpu() == 0, 0.0)
+    run.network.load_state_dict(new.state_dict())
     distribution.same_weights(run.network, run.world)
     run.evaluation = run.trained = None
     log.info("new weights for the %s parameters that are left", f"{run.parameters:,}")

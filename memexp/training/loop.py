@@ -2,19 +2,17 @@
 
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from memexp.backprop import late
-from memexp.backprop.compiled import Compilation, uncompiled
+from memexp.backprop.compiled import uncompiled
 from memexp.data import Batches, DataError
 from memexp.training import distribution, statistics
 from memexp.training.ahead import Mark, Taken
@@ -27,10 +25,10 @@ from memexp.training.profile import Trace
 from memexp.training.progress import Progress
 from memexp.training.recipe import Recipe
 from memexp.training.signals import Interrupted, StopRequest
+from memexp.training.step_times import StepTimes
 from memexp.units import shown_figure
 
 log = logging.getLogger("memexp")
-WARM_UP = 3  # steps, beyond those that the tracker slows, which step times leave out
 REMEDY = "The last good checkpoint is kept; lower optimizer.lr, set schedule.warmup or clip_grad, and start again."
 
 
@@ -57,12 +55,10 @@ class Trainer:
         self.model = recipe.network if model is None else model
         self.picture: Callable[[int, bool], None] | None = None  # called with (epoch, whether it is the last)
         self.trace: Trace | None = None
-        self.compilation: Compilation | None = None  # where steps are compiled as they are first needed
         self.progress = Progress()
-        self.durations: list[float] = []
+        self.times = StepTimes()
         self._taken: Taken | None = None  # the latest step
         self._begun = 0  # steps of this process, that one included
-        self._since = 0.0  # when the step before it ended, or the work beside training
         self._verdicts: late.Verdicts = []  # of the engine, on a device that is not to be waited for
         self._lambda: float | None = None  # of vanishing activations, in the latest step
         self._images = 0  # of the latest step, in all processes
@@ -151,7 +147,7 @@ class Trainer:
         """The steps that are left of this epoch."""
         done, settings = self.progress, self.settings
         self.model.train()
-        self._since = self._clock()
+        self.times.start()
         for batches in self._groups(self.place.splits.train, done.epoch, done.position):
             if self._finished():
                 break
@@ -171,10 +167,10 @@ class Trainer:
                     done.strategy.update(self.monitor(*batches[0]))
                 self._append("strategy", **done.strategy)
                 self._scalars({f"strategy/{name}": figure for name, figure in done.strategy.items()})
-                self._since = self._clock()
+                self.times.start()
             if settings.checkpoint_every and done.step % settings.checkpoint_every == 0:
                 self.save()
-                self._since = self._clock()
+                self.times.start()
             distribution.heed(self.place.stop, self.place.world)
         self._settle()
 
@@ -189,10 +185,8 @@ class Trainer:
             return math.nan
         loss = taken.value
         if loss is None:
-            loss, now = taken.read(), self._clock()
-            self.durations.append(now - self._since)
-            self.progress.seconds += now - self._since
-            self._since = now
+            loss = taken.read()
+            self.progress.seconds += self.times.end()
         if not math.isfinite(loss):
             raise NotFinite(f"the loss of step {taken.number} is {loss}. {REMEDY}")
         return loss
@@ -225,7 +219,7 @@ class Trainer:
 
     def _log(self, console: Console, loss: float) -> None:
         done = self.progress
-        seconds = median(self.durations[-self.settings.log_every :])
+        seconds = self.times.recent(self.settings.log_every)
         rate = self._images / seconds
         lr = self.recipe.optimizer.param_groups[0]["lr"]
         peak, activations = (self.place.meter.results()[key] / 2**20 for key in ("peak", "activations"))
@@ -263,30 +257,15 @@ class Trainer:
                 split=split, stage=self.place.key, step=self._step_number, epoch=self._at(), **values
             )
 
-    def _clock(self) -> float:
-        """Seconds, which stand still while something is compiled."""
-        return time.perf_counter() - (self.compilation.seconds if self.compilation is not None else 0.0)
-
     def timing(self) -> dict[str, Any]:
-        """Median step time over this process's steps, without tracked, traced and warm-up ones (all, if that is all).
+        """Median step time over this process's steps, without tracked, traced, recorded and warm-up ones (all, if that is all).
 
-        Seconds spent on compiling are in none of them, and stand beside. Of a process that has taken no step, as it went on
-        with a training that was at its end, those of the process before it.
+        Of a process that has taken no step, as it went on with a training that was at its end, those of the process before it.
         """
-        if not self.durations and self.progress.time is not None:
+        if not self.times.seconds and self.progress.time is not None:
             return self.progress.time
-        skipped = self.place.meter.tracked_steps + (self.trace.steps if self.trace is not None else 0) + WARM_UP
-        skipped += self.recipe.graphed is not None  # the step that is recorded
-        warm = self.durations[skipped:]
-        steps = warm or self.durations
-        typical = median(steps) if steps else None
-        return {
-            "step_median": typical,
-            "steps_measured": len(steps),
-            "warm_up_excluded": bool(warm),
-            "images_per_second": self._images / typical if typical else None,
-            "compile_seconds": self.compilation.seconds if self.compilation is not None else None,
-        }
+        slowed = self.place.meter.tracked_steps + (self.trace.steps if self.trace is not None else 0)
+        return self.times.results(slowed + (self.recipe.graphed is not None), self._images)
 
     def _scalars(self, values: dict[str, float]) -> None:
         if self.place.board is not None:
@@ -300,7 +279,7 @@ class Trainer:
         if distribution.agree(not all(sound), self.place.world):  # each process has statistics of its own
             name = "a buffer of another process" if all(sound) else list(weights)[sound.index(False)]
             raise NotFinite(f"{name} is not finite after step {self.progress.step}. {REMEDY}")
-        if self.durations:
+        if self.times.seconds:
             self.progress.memory, self.progress.time = self.place.meter.results(), self.timing()
         self.progress.total = self.total_steps
         self.place.save(self.recipe.state() | {"progress": vars(self.progress).copy()})

@@ -244,6 +244,15 @@ def test_what_draws_random_numbers_is_replayed_by_the_engine(strategy, left, cap
     assert f"{2 - left} steps one by one, {left} left" in caplog.text
 
 
+def test_a_network_of_which_nothing_is_compiled_is_told(caplog):
+    class Unknown(nn.Sequential):
+        pass
+
+    with compiled.compiled(Chain([Unknown(nn.Linear(8, 8), nn.Tanh())] * 2, "light")):
+        pass
+    assert "compiles nothing here: the steps (Unknown)" in caplog.text
+
+
 @pytest.mark.usefixtures("partitioned")
 def test_the_tracker_follows_the_uncompiled_step_and_says_so():
     figures = []

@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.nn import functional
+from torchvision.models import regnet, resnet
 
 from memexp.backprop import AdditiveCoupling, Chain, StepError
+from memexp.backprop.quiet import is_quiet
 
 
 def in_place_of_forward():
@@ -96,3 +99,39 @@ def test_a_module_that_has_been_replaced_before_backward_is_seen_as_it_was(backp
         gradients.append([p.grad for p in parameters])
     for found, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1]),
+        lambda: resnet.ResNet(resnet.Bottleneck, [1, 1, 1, 1]),
+        lambda: torchvision.models.mobilenet_v2(width_mult=0.25, dropout=0.0),
+        lambda: regnet.RegNet(regnet.BlockParams.from_init_params(3, 8, 8.0, 2.5, 8, se_ratio=0.25)),
+    ],
+)
+def test_torchvisions_blocks_draw_nothing_and_write_to_running_statistics_alone(make):
+    network = make()
+    drawing = {type(module) for module in network.modules() if not is_quiet([module], [])}
+    assert drawing <= {nn.Dropout}
+    before, state = {key: buffer.clone() for key, buffer in network.named_buffers()}, torch.get_rng_state()
+    with torch.no_grad():
+        network(torch.ones(2, 3, 32, 32))
+    assert drawing or torch.equal(torch.get_rng_state(), state)
+    changed = {key for key, buffer in network.named_buffers() if not torch.equal(buffer, before[key])}
+    assert {key.rpartition(".")[2] for key in changed} == {"running_mean", "running_var", "num_batches_tracked"}
+
+
+def test_a_forward_that_is_put_into_torchvisions_class_is_not_taken_for_its_own(monkeypatch):
+    class Block(resnet.BasicBlock):
+        pass
+
+    Block.__module__ = "torchvision.models.resnet"
+    assert is_quiet([Block(8, 8)], [])
+
+    class Drawing(resnet.BasicBlock):
+        def forward(self, x):
+            return functional.dropout(super().forward(x))
+
+    Drawing.__module__ = "torchvision.models.resnet"
+    assert not is_quiet([Drawing(8, 8)], [])

@@ -178,17 +178,17 @@ class Blurred(Network):
 
 
 class BlurredByConstant(Network):
-    """As many kernels as there are channels, which are no parameters and in no state dict."""
+    """As many kernels as there are channels, which are neither parameters nor buffers."""
 
     kernel: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b, self.c = self.conv(3, 6), self.conv(6, 8), self.conv(8, 5)
-        self.register_buffer("kernel", torch.rand(6, 1, 2, 2), persistent=False)
+        self.kernel = torch.rand(6, 1, 2, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c(self.b(functional.conv2d(self.a(x).relu(), self.kernel, groups=6)).relu())
+        return self.c(self.b(functional.conv2d(self.a(x).relu(), self.kernel.to(x), groups=6)).relu())
 
 
 class TransposedInGroups(Network):

@@ -152,16 +152,6 @@ def _tied() -> nn.Module:
     return network
 
 
-class Twice(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.one = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
-        self.two = self.one
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.two(x)
-
-
 def _old_weight_norm() -> nn.Module:
     with pytest.warns(FutureWarning):
         return nn.Sequential(nn.utils.weight_norm(nn.Conv2d(4, 4, 3)), nn.BatchNorm2d(4))
@@ -188,7 +178,6 @@ REFUSED = {
     ),
     "a subclass of its own": lambda: nn.Sequential(Scaled(4, 4, 3), nn.BatchNorm2d(4)),
     "weights of another layer": _tied,
-    "under two names": Twice,
     "no running statistics": lambda: nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)),
     "activation between": lambda: nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(inplace=True), nn.BatchNorm2d(4)),
 }
@@ -201,6 +190,31 @@ def test_what_is_not_the_same_when_folded_is_not_found(case):
     if case == "weight used by another call":
         network.conv.padding, network.how = (1, 1), case
     assert fusing.folds(network, x) == []
+
+
+class Twice(nn.Module):
+    """Layers with two names: in one module, or in two."""
+
+    def __init__(self, apart: bool) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+        if apart:
+            self.both = nn.Sequential(self.conv, self.norm)
+        else:
+            self.first, self.second = self.conv, self.norm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.both(x) if hasattr(self, "both") else self.second(self.first(x))
+        return y
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_layers_of_two_names_that_are_called_once_are_folded(apart):
+    network, x = settled(Twice(apart)), torch.randn(2, 4, 9, 9)
+    deployed = fusing.fuse(network, x)
+    assert deployed.edits == [{"kind": "fold", "pairs": [["conv", "norm"]]}]
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in deployed.network.modules())
+    assert len(list(deployed.network.parameters())) == 2
 
 
 def test_norm_of_another_dimension_is_not_found():

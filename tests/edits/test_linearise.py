@@ -39,6 +39,12 @@ def test_what_is_affine_is_one_linear_layer(straight):
     torch.testing.assert_close(found.network(IMAGES), network(straight)(IMAGES))
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_what_is_frozen_stays_so(trained):
+    found = fusing.fuse(network().requires_grad_(trained), IMAGES, "all").network
+    assert [p.requires_grad for p in found.parameters()] == [trained, trained]
+
+
 def test_a_network_without_parameters_is_one_too():
     pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     torch.testing.assert_close(fusing.fuse(pooled, IMAGES, "all").network(IMAGES), pooled(IMAGES))

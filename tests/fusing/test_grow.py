@@ -105,6 +105,56 @@ def test_a_grown_network_that_is_another_function_is_not_used(monkeypatch):
     assert "fuse" not in str(refused.value)
 
 
+class Twice(nn.Module):
+    """A convolution of two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.body = nn.Sequential(self.conv, nn.ReLU())
+
+    def forward(self, x):
+        return self.body(x)
+
+
+@pytest.mark.parametrize(
+    ("network", "name"),
+    [(Twice(), "conv"), (Twice(), "body.0"), (nn.Conv2d(4, 4, 3), "")],
+    ids=["first", "second", "whole"],
+)
+def test_a_layer_grows_under_all_of_its_names(network, name):
+    network.requires_grad_(False)
+    x = torch.randn(4, 4, 9, 9)
+    assert len(fusing.growable(network.eval(), x)) == 1
+    grown = fusing.grow(network, [x], layers=[name]).network
+    assert len(convolutions(grown)) == 2
+    assert not any(p.requires_grad for p in grown.parameters())  # as of what has grown
+
+
+def _shared(layer, other):
+    other.weight = layer.weight
+
+
+STAYS = {
+    "it shares a parameter": _shared,
+    "it has hooks": lambda layer, _: layer.register_forward_hook(lambda *_: None),
+    "complex weights": lambda layer, _: setattr(layer, "weight", nn.Parameter(layer.weight.cfloat())),
+}
+
+
+@pytest.mark.parametrize("why", STAYS)
+def test_a_layer_that_would_not_be_the_same_does_not_grow(why):
+    network = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
+    STAYS[why](*network)
+    with pytest.raises(ValueError, match=f"0: {why}|0: it has {why}"):
+        edits.apply(network, {"kind": "grow", "layers": ["0"], "expansion": 2, "seed": 0})
+
+
+def test_one_image_alone_is_no_batch():
+    with pytest.raises(ValueError, match=r"gives \(8, 7, 7\), as of one image alone"):
+        fusing.grow(nn.Sequential(nn.Conv2d(4, 4, 3)).eval(), [torch.randn(4, 9, 9)])
+
+
 def test_nothing_to_grow_is_said():
     with pytest.raises(ValueError, match="no plain convolution"):
         fusing.grow(nn.Sequential(nn.Conv2d(4, 4, 1)).eval(), [torch.randn(1, 4, 3, 3)])

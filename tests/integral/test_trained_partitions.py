@@ -19,13 +19,13 @@ LABELS = torch.tensor([1, 5, 0, 9])
 @pytest.mark.parametrize("backprop", ["stored", "reversible"])
 def test_partitions_are_trained_alone(backprop: str) -> None:
     network = convert(build("revnet14", backprop), IMAGES[:1], permute=False)
+    uniform = copy.deepcopy(network)
     kept = {key: value.clone() for key, value in network.network.named_parameters()}
     parameters = network.train_partitions(0.6)
     assert len(parameters) == len(network.groups)
     assert {id(p) for p in network.parameters() if p.requires_grad} == {id(p) for p in parameters}
     network.eval()
     network_before = network(IMAGES)
-    uniform = convert(build("revnet14"), IMAGES[:1], permute=False)
     uniform.resize(0.6)
     torch.testing.assert_close(network_before, uniform(IMAGES), rtol=1e-3, atol=1e-4)  # they start uniform
     optimizer = torch.optim.Adam(parameters, lr=0.02)

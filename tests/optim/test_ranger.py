@@ -152,6 +152,14 @@ def test_a_weight_of_one_output_is_centralized_whatever_its_first_stride(shape, 
         torch.testing.assert_close(found, centralize_gradient(given))
 
 
+def test_weights_of_one_shape_and_several_orders_in_memory_are_centralized_in_their_own():
+    rows = torch.randn(5, 4, 3, 3)
+    given = [rows, rows.contiguous(memory_format=torch.channels_last), rows[:2], torch.ones(5, 0), rows.mT]
+    for found, g in zip(centralized(given), given, strict=True):
+        torch.testing.assert_close(found, centralize_gradient(g))
+        assert found.stride() == g.stride() or g is given[-1]  # whose order is neither NCHW nor NHWC
+
+
 def test_centralization_can_be_off_or_for_convolutions_only():
     gradient = torch.randn(5, 4)
     assert centralize_gradient(gradient, conv_only=True) is gradient

@@ -175,7 +175,7 @@ def test_a_forward_that_is_another_without_a_device_is_counted(kind):
 
 
 ALIKE = [
-    ("resnet", {"depth": 14}, ["stored", "checkpointed", "adjoint"]),
+    ("resnet", {"depth": 8}, ["stored", "checkpointed", "adjoint"]),
     ("revnet", {"depth": 26}, ["stored", "checkpointed", "reversible"]),
     ("revnet", {"depth": 38, "bottleneck": True}, ["stored", "checkpointed", "reversible"]),
     ("heunnet", {"depth": 4}, ["stored", "adjoint"]),

@@ -56,6 +56,20 @@ def test_a_curve_takes_the_mean_of_a_seed_that_was_run_several_times(tmp_path):
     assert plots._mean_curve(members, "", "top1")[3] == 2
 
 
+@pytest.mark.parametrize(
+    ("noted", "label", "first"), [(120, "", [0.1, 1.0]), (240, " (means over 0.4 epochs)", [0.4, 2.5])]
+)
+def test_a_curve_that_is_noted_often_is_averaged_and_says_so(tmp_path, noted, label, first):
+    """Four jagged lines of loss hid one another."""
+    add(tmp_path, "a")
+    log(tmp_path, "a", *({"split": "train", "epoch": 0.1 * i, "loss": float(i)} for i in range(1, noted + 1)))
+    axes = plots.curves(group(find([tmp_path])[0])).axes[0]
+    assert axes.get_ylabel() == "training loss" + label
+    xs, ys = (axes.get_lines()[0].get_data()[i] for i in (0, 1))
+    assert [xs[0], ys[0]] == pytest.approx(first)
+    assert [xs[-1], ys[-1]] == pytest.approx([0.1 * noted, noted - (first[1] - 1)])
+
+
 def test_bars_of_points_are_in_the_unit_of_the_figure(tmp_path):
     for i, (depth, seed) in enumerate([(32, 0), (32, 1), (110, 0), (110, 1)]):
         add(tmp_path, f"run{i}", depth=depth, seed=seed, memory={"peak": (depth + seed) * 2**20})

@@ -9,6 +9,7 @@ import memexp
 from memexp.training import ahead, loop
 from memexp.training.ahead import Mark
 from memexp.training.loop import Trainer
+from memexp.training.step_times import StepTimes
 
 SMALL = [
     *("model=resnet", "model.kind=simple", "model.depth=4", "dataset=digits", "dataset.limit=48"),
@@ -61,7 +62,7 @@ def test_a_step_is_waited_for_when_the_next_is_launched_and_its_time_is_told(
 
     monkeypatch.setattr(loop, "Mark", clock.mark)
     monkeypatch.setattr(Trainer, "_step", launched)
-    monkeypatch.setattr(Trainer, "_clock", lambda self: clock.now)
+    monkeypatch.setattr(StepTimes, "_now", lambda self: clock.now)
     results = memexp.run(memexp.compose([*SMALL, f"log_every={log_every}"]), tmp_path / "run")
     assert results["time"]["step_median"] == seconds
     assert results["stages"][0]["seconds"] == pytest.approx(12 * seconds, abs=4 * compute)

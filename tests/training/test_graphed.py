@@ -21,6 +21,7 @@ from memexp.training.graphed import WARM_UP, Graphed
 from memexp.training.loop import Trainer
 from memexp.training.precision import Precision
 from memexp.training.step import train_step
+from memexp.training.step_times import StepTimes
 
 
 class Operations(TorchDispatchMode):
@@ -324,6 +325,6 @@ def test_the_step_that_is_recorded_is_none_of_those_whose_time_is_told(graphed, 
         SimpleNamespace(meter=SimpleNamespace(tracked_steps=2)),
         SimpleNamespace(graphed=graphed),
     )
-    trainer.trace, trainer.compilation, trainer._images = None, None, 8
-    trainer.durations = [3.0] * (2 + WARM_UP) + [9.0, 1.0]  # recorded, replayed
+    trainer.trace, trainer.times, trainer._images = None, StepTimes(), 8
+    trainer.times.seconds = [3.0] * (2 + WARM_UP) + [9.0, 1.0]  # recorded, replayed
     assert trainer.timing()["step_median"] == median
