@@ -4,6 +4,7 @@ they name is imported unless the user has named it again.
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -171,8 +172,7 @@ def _completed(plain: Mapping[str, Any], source: str, before: Mapping[str, Any])
     ]
     # of a user's own, what every option has
     options += [f"~{group}" for group in GROUPS if isinstance(node := plain.get(group), Mapping) and "_target_" in node]
-    base = compose_unchecked(options)
-    OmegaConf.set_struct(base, False)  # a key that there is not is told by validation
+    base = _defaults(*options)
     try:
         merged = OmegaConf.merge(base, dict(before), dict(plain))
         resolved = OmegaConf.to_container(merged, resolve=True)
@@ -181,6 +181,14 @@ def _completed(plain: Mapping[str, Any], source: str, before: Mapping[str, Any])
     assert isinstance(resolved, dict)
     resolved.pop("hydra", None)
     return OmegaConf.create(resolved)
+
+
+@cache
+def _defaults(*options: str) -> DictConfig:
+    """What these group options set, composed once however many runs are read; not to be changed."""
+    found = compose_unchecked(options)
+    OmegaConf.set_struct(found, False)  # a key that there is not is told by validation
+    return found
 
 
 def _amend(cfg: DictConfig, text: str, config_dirs: Sequence[str | Path]) -> str | None:

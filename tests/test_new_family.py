@@ -57,30 +57,38 @@ def tree(tmp_path_factory) -> Path:
     return top
 
 
-def run(tree: Path, *arguments: str) -> str:
+def run(tree: Path, *commands: list[str]) -> str:
+    """What the commands print, in one process of that project."""
     environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "memexp", *arguments]
+    code = f"from memexp.cli import main; raise SystemExit(max(map(main, {commands!r})))"
+    command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def test_it_trains_under_a_strategy_of_its_own_and_is_planned(tree):
-    run(tree, "train", *SMALL, "max_steps=4", "backprop=budget", "backprop.limit=0.95", "hydra.run.dir=run")
+@pytest.fixture(scope="module")
+def told(tree) -> str:
+    """What a training under a budget prints, and an estimate with what fits behind it."""
+    train = ["train", *SMALL, "max_steps=4", "backprop=budget", "backprop.limit=0.95", "hydra.run.dir=run"]
+    return run(tree, train, ["estimate", *SMALL, "memory.limit=1200kB", "--json"])
+
+
+def test_it_trains_under_a_strategy_of_its_own_and_is_planned(tree, told):
     results = json.loads((tree / "run/results.json").read_text())
     assert results["status"] == "done"
     assert results["memory"]["peak"] == results["strategy"]["predicted"]["peak"] <= results["strategy"]["budget"]
 
 
-def test_it_is_estimated_with_what_fits(tree):
-    found = json.loads(run(tree, "estimate", *SMALL, "memory.limit=1200kB", "--json"))
+def test_it_is_estimated_with_what_fits(told):
+    found = json.loads(told.splitlines()[-1])
     assert found["limit"]["depth"] in range(1, 30)
     assert {name for name, *_ in found["limit"]["strategies"]} == {"stored", "checkpointed", "adjoint", "budget"}
 
 
 @pytest.mark.long
 def test_its_strategies_are_compared(tree):
-    run(tree, "bench", *SMALL, "--steps", "1", "--output", "bench")
+    run(tree, ["bench", *SMALL, "--steps", "1", "--output", "bench"])
     found = json.loads((tree / "bench/bench.json").read_text())
     assert [case["name"] for case in found] == ["stored", "checkpointed", "adjoint"]
     assert [case["error"] for case in found] == [None] * 3

@@ -76,7 +76,7 @@ def test_b12_swept_keys_come_first_and_constants_are_in_the_hash(sweep, tmp_path
 @pytest.mark.parametrize(
     ("base", "arguments", "count"),
     [
-        (["train", "-m"], ["experiment=vgg16/summary,revnet/parameters", "scale=laptop"], None),
+        (["train", "-m"], ["experiment=vgg16/summary,node/fig3b", "scale=laptop"], None),
         (BASE[:-1], ["name=a,b"], 2),
         (BASE, ["dataset=cifar10", "dataset.root=/tmp,/var"], 2),
         (BASE, ["model.units=[1],[1,1]", "model.channels=[4,8]"], None),

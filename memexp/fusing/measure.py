@@ -22,7 +22,7 @@ RUNS = 5
 def latency(
     functions: Mapping[str, Callable[[], Any]],
     device: torch.device,
-    seconds: float = SECONDS,
+    seconds: float,
     of: Callable[[list[float]], float] = statistics.median,
 ) -> dict[str, float]:
     """Median seconds (or what `of` makes of all) of each function, called in turns, so that disturbances fall on all alike.
@@ -73,7 +73,7 @@ def costs(networks: Mapping[str, nn.Module], inputs: Sequence[Inputs]) -> dict[s
                         f"peak_{size}": report.peak,
                     }
             with torch.inference_mode():
-                for name, seconds in latency(calls, device).items():
+                for name, seconds in latency(calls, device, SECONDS).items():
                     found[name][f"latency_{size}"] = seconds
     return found
 

@@ -23,6 +23,7 @@ from memexp.memory.tracked import Report, Storage
 
 GRANULE = 512  # bytes: the CUDA caching allocator rounds every request up to a multiple of this
 CATEGORIES = ("parameters", "gradients", "optimizer", "buffers", "input", "activations", "temporary")
+_device = torch.ops.prim.device.default
 
 
 class Tracker(TorchDispatchMode):
@@ -107,6 +108,8 @@ class Tracker(TorchDispatchMode):
         self._end_backward()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _device:  # three quarters of all that tensors without data are asked: it makes nothing
+            return args[0].device
         kwargs = kwargs or {}
         backward = torch._C._current_graph_task_id() != -1
         if backward != self._backward:

@@ -1,9 +1,11 @@
-"""Small networks for tests of integral networks, warmed up so that nothing of BatchNorm is at its default."""
+"""Small networks for tests of integral networks, warmed up so that nothing of BatchNorm is at its default; a step of one."""
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from memexp.backprop import Chain
+from memexp.integral import IntegralNetwork, convert
 from memexp.models.base import base_network
 
 
@@ -54,3 +56,19 @@ def shape(name: str) -> tuple[int, int, int]:
 
 def relative(y: Tensor, right: Tensor) -> float:
     return float((y - right).detach().abs().max() / right.detach().abs().max())
+
+
+def small() -> IntegralNetwork:
+    return convert(build("flattened"), torch.randn(1, 3, 10, 10), fold=False, smallest=0.4).train()
+
+
+def step(network: nn.Module, images: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer) -> float:
+    optimizer.zero_grad()
+    loss = functional.cross_entropy(network(images), labels)
+    loss.backward()
+    optimizer.step()
+    return float(loss.detach())
+
+
+def drawn(network: IntegralNetwork) -> dict[str, int]:
+    return {name: group.drawn for name, group in network._continua.items()}

@@ -1,4 +1,4 @@
-"""The seam over an accelerator, with stand-ins for its counters; what a run records of its memory, and says without enough."""
+"""The seam over an accelerator, with stand-ins for its counters, and what a run records of its memory."""
 
 import importlib
 import json
@@ -14,7 +14,6 @@ import memexp
 from memexp.cli import main
 from memexp.config import ConfigError
 from memexp.memory import snapshot
-from memexp.memory.advice import after_out_of_memory
 from memexp.memory.meter import AcceleratorMeter, Meter, TrackingMeter
 from memexp.memory.snapshot import Failures, Snapshots
 from memexp.stages import train
@@ -277,30 +276,3 @@ def test_a_network_that_cannot_be_traced_is_trained_all_the_same(tmp_path, monke
     results = memexp.run(memexp.compose([*SMALL, *NETWORK]), tmp_path)
     assert results["status"] == "done"
     assert results["memory"]["estimate"] is results["memory"]["estimate_ratio"] is None
-
-
-def test_a_run_out_of_memory_says_what_would_fit(tmp_path, monkeypatch, capsys):
-    def fails(*arguments):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loop.Trainer, "_step", fails)
-    overrides = [*SMALL, *NETWORK, "model.depth=14", "backprop=stored"]
-    limit = int(0.8 * memexp.estimate(memexp.compose(overrides))["peak"])
-    status = main(["train", *overrides, f"memory.limit={limit}", "hydra.run.dir=run"])
-    assert status == 1
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["status"] == "oom"
-    assert results["memory"]["estimate"] > limit
-    for text in (results["error"], capsys.readouterr().out):
-        assert "Tried to allocate" in results["error"]
-        assert "estimate: " in text
-        assert "would fit: batch_size=" in text
-        assert "would fit: backprop=checkpointed" in text
-
-
-def test_where_the_estimate_fits_other_causes_are_named():
-    advice = after_out_of_memory(memexp.compose([*SMALL, *NETWORK, "memory.limit=10GB"]), torch.device("cpu"))
-    assert "that should fit" in advice
-    least = after_out_of_memory(memexp.compose([*SMALL, *NETWORK, "memory.limit=10kB"]), torch.device("cpu"))
-    assert "is below the least that this network takes" in least

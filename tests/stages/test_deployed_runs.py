@@ -12,7 +12,7 @@ from memexp.config import ConfigError
 from memexp.report import collect
 from memexp.report.changes import changes
 
-pytestmark = pytest.mark.usefixtures("unrendered")
+pytestmark = pytest.mark.usefixtures("unrendered", "untimed")
 
 
 def test_a_deployed_network_grows_back_and_is_deployed_again(tmp_path):

@@ -13,7 +13,7 @@ from memexp.config import ConfigError
 from memexp.stages import foresee
 from memexp.training import checkpoint
 
-pytestmark = pytest.mark.usefixtures("unrendered", "unestimated")
+pytestmark = pytest.mark.usefixtures("unrendered", "unestimated", "untimed")
 
 
 def test_an_integral_network_serves_every_size_that_is_asked_for(tmp_path):

@@ -15,6 +15,7 @@ from memexp.report import files, tsne
 from memexp.training import board, loop
 from memexp.training.signals import Interrupted
 
+pytestmark = pytest.mark.usefixtures("untimed")
 TINY = ["model=resnet", "model.units=[1]", "model.channels=[4,4]", "dataset=digits", "dataset.limit=32", "device=cpu"]
 TINY += ["dataset.test_limit=10", "max_steps=1", "monitor_every=0", "stages=[train,prune]"]
 

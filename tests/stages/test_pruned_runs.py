@@ -14,7 +14,7 @@ from memexp.memory import planned as planned_run
 from memexp.stages import Run
 from memexp.stages.prune import PruneError
 
-pytestmark = pytest.mark.usefixtures("unrendered", "unestimated")
+pytestmark = pytest.mark.usefixtures("unrendered", "unestimated", "untimed")
 
 
 def test_pruned_in_rounds_to_a_target_tuned_and_fused(tmp_path):

@@ -12,7 +12,7 @@ from memexp.config import ConfigError
 from memexp.report import collect, tables
 from memexp.stages import foresee
 
-pytestmark = pytest.mark.usefixtures("unrendered")
+pytestmark = pytest.mark.usefixtures("unrendered", "untimed")
 
 
 @pytest.mark.parametrize(("asked", "effective", "left"), [((200, 1), 96, None), ((32, 2), 64, 32), ((40, 1), 40, 16)])
