@@ -45,9 +45,8 @@ ShareBelow1 = Annotated[float, Rule("at least 0 and below 1", lambda value: 0 <=
 def nearest(word: str, allowed: typing.Iterable[str]) -> str:
     """' Did you mean ...?' for a misspelt word, or nothing."""
     allowed = list(allowed)
-    same = [
-        name for name in allowed if name.split(".")[-1] == word.split(".")[-1]
-    ]  # a right last part, whatever the group
+    last = word.split(".")[-1]  # which may be right under another group
+    same = [name for name in allowed if name.split(".")[-1] == last]
     if same and "." not in word:
         return f" Did you mean {' or '.join(map(repr, same))}?"
     found = difflib.get_close_matches(word, allowed, n=1, cutoff=0.55) or same

@@ -193,7 +193,7 @@ def curve(groups: Sequence[Group], spec: Spec) -> Figure | None:
 def _curves(groups: Sequence[Group], specs: Sequence[Spec]) -> Figure | None:
     panels = []
     for spec in specs:
-        window = _window(groups, spec["split"], spec["y"])
+        window = _window(groups, spec["y"]) if spec["split"] == "train" else 0.0  # an evaluation is a mean by itself
         drawn = [(group, _mean_curve(group, spec["split"], spec["y"], window)) for group in groups]
         drawn = [(group, line) for group, line in drawn if len(line[0]) > 1]
         if drawn:
@@ -228,9 +228,9 @@ def _curves(groups: Sequence[Group], specs: Sequence[Spec]) -> Figure | None:
     return figure
 
 
-def _window(groups: Sequence[Group], split: str, key: str) -> float:
-    """Epochs over which a figure is averaged where it was noted so often that one jagged line would hide the others; else 0."""
-    noted = [run.curve(split or run.watched, key)[0] for group in groups for run in group.done]
+def _window(groups: Sequence[Group], key: str) -> float:
+    """Epochs over which a figure of training steps is averaged, where one jagged line would hide the others; else 0."""
+    noted = [run.curve("train", key)[0] for group in groups for run in group.done]
     return max(xs[-1] for xs in noted if xs) / POINTS if max(map(len, noted), default=0) > 2 * POINTS else 0.0
 
 

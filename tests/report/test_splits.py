@@ -70,6 +70,15 @@ def test_a_curve_that_is_noted_often_is_averaged_and_says_so(tmp_path, noted, la
     assert [xs[-1], ys[-1]] == pytest.approx([0.1 * noted, noted - (first[1] - 1)])
 
 
+def test_accuracy_is_drawn_as_it_was_evaluated_however_often(tmp_path):
+    """160 epochs, each evaluated: the last point is the accuracy of the table."""
+    add(tmp_path, "a")
+    log(tmp_path, "a", *({"split": "test", "epoch": e, "top1": float(e % 7)} for e in range(1, 161)))
+    axes = plots.curves(group(find([tmp_path])[0])).axes[0]
+    assert axes.get_ylabel() == "top-1 accuracy (%)"
+    assert [*axes.get_lines()[0].get_ydata()] == [float(e % 7) for e in range(1, 161)]
+
+
 def test_bars_of_points_are_in_the_unit_of_the_figure(tmp_path):
     for i, (depth, seed) in enumerate([(32, 0), (32, 1), (110, 0), (110, 1)]):
         add(tmp_path, f"run{i}", depth=depth, seed=seed, memory={"peak": (depth + seed) * 2**20})
