@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import is_lazy
 
 from memexp.backprop.attributes import OWN
@@ -49,7 +50,8 @@ class _Noted:
 
     def add(self, value: Any) -> None:
         if isinstance(value, Tensor):
-            left = is_lazy(value) or value.is_meta or (isinstance(value, nn.Parameter) and not self._weights)
+            empty = value.is_meta or isinstance(value, FakeTensor)
+            left = is_lazy(value) or empty or (isinstance(value, nn.Parameter) and not self._weights)
             if id(value) not in self._values and not left:
                 self._values[id(value)] = value, value.detach().clone()
         elif isinstance(value, CONTAINERS) and id(value) not in self._contents:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
 from memexp.backprop.compiled import uncompiled
+from memexp.backprop.untouched import untouched
 from memexp.config import ConfigError
 from memexp.memory.fake import without_data
 from memexp.memory.snapshot import Snapshots
@@ -252,7 +253,7 @@ def macs_per_image(model: nn.Module, shape: tuple[int, int, int]) -> int:
         image = made(1, *shape, device=device)
         return track(lambda: model(image))
 
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), untouched(model, weights=False), torch.no_grad():
         try:
             with without_data():
                 report = forward(torch.empty)

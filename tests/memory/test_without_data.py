@@ -13,6 +13,7 @@ from memexp.memory import flops
 from memexp.memory.fake import emptied, without_data
 from memexp.memory.meter import macs_per_image
 from memexp.memory.tracker import Tracker, track
+from memexp.report.layers import summarise
 
 
 class Sequences(nn.Module):
@@ -124,6 +125,38 @@ def test_d12_backward_of_a_convolution_is_twice_its_forward(kind, groups):
     report = track(lambda: layer(x).sum().backward(), layer)
     assert report.macs_forward == 2 * 36 * 9 * 8 * 8 // groups
     assert report.macs_backward == 2 * report.macs_forward
+
+
+class Keeping(nn.Module):
+    """Keeps what it was given last, in all ways."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
+        self.head = nn.Linear(4, classes)
+        self.last: object = None
+        self.seen: list[object] = []
+
+    def forward(self, images):
+        self.last, self.by_name = images, {"features": self.body(images)}
+        self.seen.append(images)
+        return self.head(self.by_name["features"].mean((2, 3)))
+
+
+@pytest.mark.parametrize("look", [macs_per_image, summarise])
+def test_a_network_that_is_counted_without_data_keeps_nothing_of_it(look):
+    """A budget of such a network ended in an error of torch's, as what it had kept had no values to compare."""
+    network = Keeping()
+    network(torch.zeros(2, 3, 8, 8))
+    last, seen, by_name = network.last, [*network.seen], dict(network.by_name)
+    look(network, (3, 8, 8))
+    assert network.last is last
+    assert [*map(id, network.seen)] == [*map(id, seen)]
+    assert network.by_name == by_name
+    with without_data():
+        bare = emptied(Keeping())
+    bare.last = next(bare.parameters()).detach()
+    look(bare, (3, 8, 8))  # which has no values to note
 
 
 def test_d12_vit_as_published():
