@@ -40,7 +40,7 @@ def compose(
     """
     problems, cfg = _try_compose(list(overrides), config_name, config_dirs)
     if cfg is not None:
-        problems += [*_problems(cfg), *_missing_start(cfg)]
+        problems += [*_problems(cfg), *_missing_start(cfg), *_missing_data(cfg)]
     if problems or cfg is None:
         raise ConfigError(_located(problems, overrides, config_name, config_dirs))
     return cfg
@@ -68,6 +68,25 @@ def _missing_start(cfg: DictConfig) -> list[str]:
     if isinstance(weights, str) and "_target_" not in cfg.model and not Path(weights).is_file():
         missing.append(f"model.weights: there is no file {weights!r}; name the one that holds the weights.")
     return missing
+
+
+def _missing_data(cfg: DictConfig) -> list[str]:
+    dataset = cfg.get("dataset")
+    if not isinstance(dataset, DictConfig) or "_target_" in dataset or dataset.get("download"):
+        return []
+    root = dataset.get("root")
+    if not isinstance(root, str) or Path(root).expanduser().is_dir():
+        return []
+    name = dataset.get("name")
+    return [f"dataset.root: there is no folder {root!r}; name the one that holds the images of dataset={name}."]
+
+
+def check_data(cfg: DictConfig) -> None:
+    """Raises ConfigError where images are to be read and their folder is not there. A run whose images have gone since, or that
+    was trained on another machine, is sound nevertheless: others start and learn from it, and it is evaluated on what is named.
+    """
+    if problems := _missing_data(cfg):
+        raise ConfigError(problems)
 
 
 def compose_unchecked(

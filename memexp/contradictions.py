@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 from memexp import sequence
@@ -117,10 +116,6 @@ def _dataset(cfg: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
         yield "dataset.mean: set dataset.mean and dataset.std together, or neither."
     if "_target_" in dataset:
         return
-    root = dataset.get("root")
-    if root is not None and not dataset.get("download") and not Path(root).expanduser().is_dir():
-        name = dataset["name"]
-        yield f"dataset.root: there is no folder {root!r}; name the one that holds the images of dataset={name}."
     size, resize, padding = dataset["image_size"], dataset.get("resize_size"), dataset.get("padding", 0)
     if resize is not None and resize < size:
         yield (

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from memexp.choices import FIRST_WEIGHTS, GROUPS, INTEGRAL
-from memexp.config import CONFIG_NAME, ConfigError, compose_unchecked, keys_of, validate
+from memexp.config import CONFIG_NAME, ConfigError, check_data, compose_unchecked, keys_of, validate
 from memexp.schema import nearest
 
 
@@ -51,6 +51,7 @@ def as_config(given: DictConfig | Mapping[str, Any]) -> DictConfig:
     if OmegaConf.is_config(given):
         assert isinstance(given, DictConfig)
         validate(given)
+        check_data(given)
         return given
     if not isinstance(given, Mapping):
         raise ConfigError(
@@ -66,7 +67,9 @@ def as_config(given: DictConfig | Mapping[str, Any]) -> DictConfig:
                     [f"{key}: {part} is given as {node!r} already, which holds no keys; give one of them."]
                 )
         node[last] = {"name": value} if not way and key in GROUPS and isinstance(value, str) else _plain(value)
-    return from_plain(plain, targets(plain), "the dict", new=True)
+    cfg = from_plain(plain, targets(plain), "the dict", new=True)
+    check_data(cfg)
+    return cfg
 
 
 def _plain(value: Any) -> Any:

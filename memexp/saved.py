@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from memexp import recorded, unread
-from memexp.config import ConfigError
+from memexp.config import ConfigError, check_data
 from memexp.longer import differences, made_longer, start_of
 from memexp.record import FINISHED, RunDirectory, read_json, writing
 from memexp.sequence import keys, recipe_of, stage_of
@@ -64,6 +64,7 @@ def resume(path: Path, overrides: Sequence[str] = (), own: Own = Own()) -> dict[
     if results.get("status") == "done" and not longer:
         log.info("%s is done already: nothing to resume", path)
         return results
+    check_data(cfg)
     _check_kept(path, ("best.pt",))
     from memexp.run import run
 
@@ -160,6 +161,7 @@ def _of_its_network(path: Path, overrides: Sequence[str], own: Own) -> DictConfi
     problems += [f"'{text}' is not allowed: {UNTRAINED}" for text in overrides if _trains_nodes(text)]
     if problems:
         raise ConfigError(problems)
+    check_data(cfg)
     return cfg
 
 
@@ -264,7 +266,10 @@ def changed(path: Path, overrides: Sequence[str] = (), own: Own = Own()) -> tupl
 
     last = path / "checkpoints" / "last.pt"
     if any(last.parent.glob("*.pt")):
-        return cfg, list(checkpoint.load_last(last, to_train=False)[1]["edits"])
+        state = checkpoint.load_last(last, to_train=False)[1]
+        if state["classes"] and not cfg.dataset.get("classes"):  # which are not counted from folders that may be gone
+            cfg.dataset.classes = state["classes"]
+        return cfg, list(state["edits"])
     if set(map(stage_of, keys(cfg))) - {"train", "tune", "evaluate"}:
         _check_kept(path)
     return cfg, list(build.start_edits(cfg))
