@@ -204,11 +204,33 @@ def teacher(cfg: DictConfig) -> tuple[nn.Module, dict[str, Any]] | None:
     """
     if cfg.distill.teacher is None:
         return None
+    if not Path(cfg.distill.teacher).is_dir():
+        raise ConfigError(
+            [
+                f"distill.teacher: there is no run in {cfg.distill.teacher!r}; name it where it lies now, distill.teacher=DIR."
+            ]
+        )
     try:
         _, trained, state = from_run(Path(cfg.distill.teacher), trusted=recorded.targets(cfg))
     except ConfigError as error:
         raise ConfigError([f"distill.teacher: {problem}" for problem in error.problems]) from error
     return trained, state
+
+
+def number_of_teacher(cfg: DictConfig, trained: nn.Module, before: tuple[Path, dict[str, Any]] | None) -> int:
+    """One number that stands for the weights of the teacher. before: the checkpoint of a run that goes on, and its file.
+
+    Raises ConfigError where that run was taught by others.
+    """
+    number = checkpoint.number_of(trained)
+    if before is not None and before[1].get("teacher") not in (None, number):  # an earlier version does not tell
+        raise ConfigError(
+            [
+                f"distill.teacher: {cfg.distill.teacher} holds other weights than those that {before[0]} was taught by; name "
+                "the run of these, wherever it lies now, or start a new run."
+            ]
+        )
+    return number
 
 
 def taught_by(cfg: DictConfig, trained: nn.Module, state: dict[str, Any], splits: data.Splits) -> nn.Module:

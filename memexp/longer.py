@@ -8,12 +8,13 @@ from omegaconf import DictConfig, OmegaConf
 from memexp.config import ConfigError
 from memexp.sequence import keys, recipe_of
 
-# What may change when a run goes on: how long, what is written down, where it is computed and where its data lie.
+# What may change when a run goes on: how long, what is written down, where it is computed, where its data and its teacher lie.
 LONGER = {"epochs": "train", "max_steps": "train", "tune.epochs": "tune", "tune.max_steps": "tune"}  # whose recipe
 FREE = (
     *("device", "cuda_graph", "log_every", "checkpoint_every", "evaluate_every", "monitor_every", "monitor_gradient"),
     *("dataset.root", "dataset.workers", "dataset.skip_broken", "dataset.download", "memory.", "report.", "profile."),
 )
+TEACHER = "distill.teacher"  # which lies elsewhere, perhaps; it is the same as before, or none
 
 
 def made_longer(before: DictConfig, after: DictConfig) -> set[str]:
@@ -31,7 +32,7 @@ def made_longer(before: DictConfig, after: DictConfig) -> set[str]:
                 else f"is less than the {old!r} of this run"
             )
             problems.append(f"{key}: {new!r} {than}; it can only be made longer.")
-        elif not any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE):
+        elif not (_free(key) or (key == TEACHER and None not in (old, new))):
             problems.append(
                 f"{key}: the run has {old!r}, and {new!r} would make it another run; start a new one, from these weights with "
                 "init_from=RUN."
@@ -44,6 +45,10 @@ def made_longer(before: DictConfig, after: DictConfig) -> set[str]:
     if problems:
         raise ConfigError(problems)
     return longer
+
+
+def _free(key: str) -> bool:
+    return any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE)
 
 
 def differences(before: DictConfig, after: DictConfig) -> list[tuple[str, Any, Any]]:

@@ -95,6 +95,7 @@ def prepare(
     if behind is not None:
         _takes(current, behind)
     if learnt_from is not None:
+        current.teacher_number = build.number_of_teacher(cfg, learnt_from[0], None if state is None else (path, state))
         current.teacher = placed(build.taught_by(cfg, *learnt_from, splits), cfg, device)
     if state is not None:
         current.source, current.known = path, state["classes"]

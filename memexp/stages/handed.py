@@ -37,8 +37,9 @@ class Run:
     classes that it has there, in the order of its scores. unfinished: of a resumed run, what `save` was given in the stage that
     goes on.
     trained: the weights as training left them, where others were averaged from them and stand in the network now.
-    teacher: a network whose scores are learnt, too. evaluation: of the network as it stands, with the name of the split. meter:
-    of the last stage that trains. steps_before, epochs_before: of the stages that are done.
+    teacher: a network whose scores are learnt, too; teacher_number: what stands for its weights. evaluation: of the network as
+    it stands, with the name of the split. meter: of the last stage that trains. steps_before, epochs_before: of the
+    stages that are done.
     """
 
     cfg: DictConfig
@@ -51,6 +52,7 @@ class Run:
     results: dict[str, Any]
     edits: list[Edit] = field(default_factory=list)
     teacher: nn.Module | None = None
+    teacher_number: int | None = None
     board: Board | None = None
     meter: Meter = field(default_factory=Meter)
     key: str = ""
@@ -174,6 +176,7 @@ class Run:
             "fingerprint": self.splits.fingerprint,
             "mean": list(self.splits.mean),
             "std": list(self.splits.std),
+            "teacher": self.teacher_number,
             "edits": [dict(edit) for edit in self.edits],
             "stage": self.key,
             "stages": self.finished,

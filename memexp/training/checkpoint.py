@@ -4,6 +4,7 @@ Schema 2, a dict of tensors and plain data:
 
     config, classes, shape   of the run: they and the edits build the network that `model` is the state of
     fingerprint, mean, std   of the data that it was trained on; images are normalised by its mean and std of each channel
+    teacher                  a number that stands for the weights of the network that it learns from, if any
     edits                    what has changed that network, in order (memexp.edits)
     stage, stages            key of the stage under way (None between two), and the figures of those that are done
     model, deployed          weights as training left them; as they are deployed, where they were averaged from those
@@ -139,6 +140,11 @@ def load_last(path: Path, to_train: bool) -> tuple[Path, dict[str, Any]]:
 def checksums(state: dict[str, Any]) -> dict[str, int]:
     """CRC-32 of each tensor's bytes, by its place in `state`."""
     return {name: zlib.crc32(_bytes(tensor)) for name, tensor in _tensors(state, "")}
+
+
+def number_of(network: nn.Module) -> int:
+    """One number that stands for all weights of a network."""
+    return zlib.crc32(repr(sorted(checksums(dict(network.state_dict())).items())).encode())
 
 
 def upgraded(state: dict[str, Any]) -> dict[str, Any]:

@@ -98,4 +98,5 @@ OPTIONAL: dict[str, Test] = {
     "mean": _list_of(_finite),
     "std": _list_of(lambda value: _finite(value) and value > 0),
     "fingerprint": lambda value: isinstance(value, str),
+    "teacher": _or_none(_count),
 }

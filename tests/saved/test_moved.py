@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from saved_runs import TINY
 
 import memexp
 from memexp import saved
 from memexp.cli import main
+from memexp.config import ConfigError
 
 SMALL = ["model=resnet", "model.units=[1]", "model.channels=[4,4]", "dataset=imagefolder", "dataset.image_size=16"]
 SMALL += ["dataset.workers=0", "device=cpu", "batch_size=4", "max_steps=1"]
@@ -52,3 +54,24 @@ def test_images_that_are_gone_are_told_before_anything_is_made(moved, tmp_path, 
     assert main([command[0], str(tmp_path / "run"), *command[1:]]) == 2
     assert f"dataset.root: there is no folder '{tmp_path}/set'" in capsys.readouterr().err
     assert (tmp_path / "run" / "results.json").read_bytes() == before
+
+
+def test_a_teacher_that_lies_elsewhere_is_named_and_no_other_takes_its_place(finished, tmp_path, unestimated):
+    teacher = shutil.copytree(finished, tmp_path / "teacher")
+    cfg = memexp.compose([*TINY, "max_steps=1", f"distill.teacher={teacher}"])
+    memexp.run(cfg, tmp_path / "student")
+    shutil.move(teacher, tmp_path / "moved")
+    memexp.run(memexp.compose([*TINY, "max_steps=1", "seed=1"]), tmp_path / "other")
+    before = (tmp_path / "student" / "results.json").read_bytes()
+    for named, message in (
+        ([], r"there is no run in '.*teacher'; name it where it lies now"),
+        ([f"distill.teacher={tmp_path}/other"], r"other weights than those that .*train\.pt was taught by"),
+        (["distill.teacher=null"], "would make it another run"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            saved.resume(tmp_path / "student", ["max_steps=2", *named])
+    with pytest.raises(ConfigError, match="would make it another run"):
+        saved.resume(finished, [f"distill.teacher={tmp_path}/other", "epochs=3"])
+    assert (tmp_path / "student" / "results.json").read_bytes() == before
+    longer = saved.resume(tmp_path / "student", ["max_steps=2", f"distill.teacher={tmp_path}/moved"])
+    assert (longer["steps"], longer["config"]["distill"]["teacher"]) == (2, f"{tmp_path}/moved")
