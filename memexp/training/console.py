@@ -1,4 +1,6 @@
-"""What a person sees of a run: a progress bar on a terminal, plain lines where the output is a file, a pipe or a notebook."""
+"""What a person sees of a run: a progress bar on a terminal, plain lines where the output is a file, a pipe, a notebook or a
+terminal on which nothing can be drawn again.
+"""
 
 import logging
 import sys
@@ -26,7 +28,7 @@ class Console:
     """Shows progress over `total` steps and carries the log lines of the "memexp" logger while entered."""
 
     def __init__(self, total: int, done: int = 0, quiet: bool = False) -> None:
-        self._interactive = sys.stdout.isatty() and not quiet
+        self._interactive = _redrawn() and not quiet
         self._quiet = quiet
         self._total, self._done = total, done
         self._progress: Progress | None = None
@@ -100,6 +102,11 @@ def terminal() -> RichConsole:
     return _TERMINAL
 
 
+def _redrawn() -> bool:
+    """Whether a bar can be drawn: not where lines stay as they were written, as with TERM=dumb."""
+    return sys.stdout.isatty() and not terminal().is_dumb_terminal
+
+
 class _Output(logging.StreamHandler[TextIO]):
     """Lines to what is standard output when they come: a notebook or a test may have changed it since."""
 
@@ -126,7 +133,7 @@ def start_logging() -> None:
         if not isinstance(old, logging.FileHandler):
             log.removeHandler(old)
     handler: logging.Handler
-    if sys.stdout.isatty():
+    if _redrawn():
         handler = RichHandler(console=terminal(), show_time=False, show_level=False, show_path=False, markup=False)
     else:
         handler = _Output()

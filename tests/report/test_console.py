@@ -41,6 +41,14 @@ def test_e4_what_is_left_out_is_the_last():
     assert console.fitted("step 1/2", ("loss 1",), "0:00:01", 80) == (["step 1/2", "loss 1", "0:00:01"], 40)
 
 
+def test_a_terminal_on_which_nothing_is_drawn_again_has_a_line_a_step(capsys, monkeypatch):
+    monkeypatch.setattr(console, "_TERMINAL", RichConsole(force_terminal=True, _environ={"TERM": "dumb"}))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    with unspoken(), console.spoken(), console.Console(2) as shown:
+        shown.step(1, FIGURES)
+    assert capsys.readouterr().out == f"step 1/2  {'  '.join(FIGURES)}\n"
+
+
 def test_b7_a_line_that_quotes_a_file_is_shown_escaped(capsys):
     with unspoken(), console.spoken():
         logging.getLogger("memexp").warning("class \x1b[31mred\nsecond line")
