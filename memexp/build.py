@@ -19,7 +19,7 @@ from memexp import data, edits, models, recorded
 from memexp.backprop import Chain
 from memexp.choices import FIRST_WEIGHTS, name_of
 from memexp.config import ConfigError
-from memexp.models import families
+from memexp.models import families, sizes
 from memexp.training import checkpoint
 from memexp.training.checkpoint import CheckpointError
 
@@ -81,7 +81,19 @@ def foresee(cfg: DictConfig) -> None:
     bare = without_files(cfg).copy()
     bare.model = families.plain(bare.model)
     with torch.random.fork_rng(devices=[]):
-        weightless(bare, (), classes=10, shape=(3, cfg.dataset.image_size, cfg.dataset.image_size))
+        shape = (3, cfg.dataset.image_size, cfg.dataset.image_size)
+        built = weightless(bare, (), 10, shape)
+        if not cfg.sync_batchnorm:  # which has the images of all processes
+            check_batch(built, shape, cfg.batch_size)
+
+
+def check_batch(built: nn.Module, shape: Shape, images: int) -> None:
+    """Raises ConfigError where so many images of a forward pass are too few to train the network."""
+    if images == 1:
+        try:
+            sizes.check_alone(built, shape)
+        except ValueError as error:
+            raise ConfigError([str(error)]) from error
 
 
 def without_files(cfg: DictConfig) -> DictConfig:

@@ -3,6 +3,7 @@ that is held to it.
 """
 
 import bisect
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,10 +27,9 @@ _before: dict[torch.device, float] = {}  # what the process might have of a devi
 class Answer:
     """For one configuration and one limit in bytes.
 
-    batch: the largest that fits, in `batch_peak` bytes, 0 where not even one image does; with backprop=budget that of its
-    least plan. depth: the largest, None where
-    the model has none to choose; depth_is_more: it may be more, as deeper ones were not traced. strategies: (name, peak, adds-
-    multiplies) of each that is valid for the model, at the batch asked for.
+    batch: the largest that fits, in `batch_peak` bytes, 0 where not even the fewest images do; with backprop=budget that of its
+    least plan. depth: the largest, None where the model has none to choose; depth_is_more: it may be more, as deeper ones were
+    not traced. strategies: (name, peak, adds-multiplies) of each that is valid for the model, at the batch asked for.
     """
 
     limit: int
@@ -57,23 +57,34 @@ def answer(cfg: DictConfig, limit: int, edits: Sequence[Edit] = ()) -> Answer:
     Raises ConfigError, saying what the least is, where no batch fits with any strategy.
     """
 
-    def peak_of(changed: DictConfig) -> int:
-        return trace(changed, edits=edits).report.peak
+    def peak_of(changed: DictConfig, images: int) -> int:
+        return trace(_with(changed, "batch_size", images), edits=edits).report.peak
 
     strategies = [(name, *_cost(_with_strategy(cfg, name, limit), edits)) for name in _strategies(cfg)]
     peak, _ = _cost(cfg, edits)
-    batch, batch_peak = largest(lambda size: peak_of(_with(cfg, "batch_size", size)), limit, cfg.batch_size)
+    peaks = functools.cache(lambda images: peak_of(cfg, images))
+    fewest = _fewest(peaks)
+    batch, batch_peak = largest(peaks, limit, cfg.batch_size, fewest)
     if batch == 0:
-        least = min(peak_of(_with(_with_strategy(cfg, name, limit), "batch_size", 1)) for name in _strategies(cfg))
+        least = min(peak_of(_with_strategy(cfg, name, limit), fewest) for name in _strategies(cfg))
         if least > limit:
             raise ConfigError(
                 [
                     f"memory.limit: {shown_bytes(limit)} is below the least that this network takes, "
-                    f"{shown_bytes(least)} at batch_size=1; use a smaller network or at least that limit"
+                    f"{shown_bytes(least)} at batch_size={fewest}; use a smaller network or at least that limit"
                 ]
             )
     depth, more = (None, False) if edits else _depth(cfg, limit)
     return Answer(limit, peak, batch, batch_peak, depth, more, strategies)
+
+
+def _fewest(peak: Callable[[int], int]) -> int:
+    """Images that a forward pass takes at least: of one, batch normalisation may have too few values."""
+    try:
+        peak(1)
+    except ConfigError:
+        return 2
+    return 1
 
 
 def check_holdable(device: torch.device) -> None:
@@ -131,15 +142,16 @@ def release() -> None:
         torch.cuda.set_per_process_memory_fraction(share, device)
 
 
-def largest(peak: Callable[[int], int], limit: int, start: int, most: int = 1 << 24) -> tuple[int, int]:
-    """The largest n in 1..most with peak(n) <= limit, and its peak; (0, peak(1)) where not even 1 fits.
+def largest(peak: Callable[[int], int], limit: int, start: int, least: int = 1, most: int = 1 << 24) -> tuple[int, int]:
+    """The largest n in least..most with peak(n) <= limit, and its peak; (0, peak(least)) where not even `least` fits.
 
     Peaks grow with n, nearly linearly, so interpolation finds it in a few evaluations.
     """
-    low, at_low = 1, peak(1)
+    low, at_low = least, peak(least)
     if at_low > limit:
         return 0, at_low
-    high, at_high = max(2, start), peak(max(2, start))
+    high = max(least + 1, start)
+    at_high = peak(high)
     while at_high <= limit and high < most:
         slope = max((at_high - at_low) / (high - low), 1e-9)
         low, at_low = high, at_high
@@ -169,7 +181,7 @@ def _depth(cfg: DictConfig, limit: int) -> tuple[int | None, bool]:
         cfg = _with(cfg, f"model.{key}", value)
     depths = found.values
     at = bisect.bisect_left(depths, cfg.model.depth) + 1
-    n, _ = largest(lambda n: trace(_with(cfg, "model.depth", depths[n - 1])).report.peak, limit, at, len(depths))
+    n, _ = largest(lambda n: trace(_with(cfg, "model.depth", depths[n - 1])).report.peak, limit, at, most=len(depths))
     return (depths[n - 1] if n else 0), n == len(depths) and found.endless
 
 

@@ -51,6 +51,7 @@ class Training:
         self._cfg = cfg
         self._classes, self._shape = data.describe(cfg.dataset)
         self.model = network(cfg, self._classes, self._shape, edits)
+        build.check_batch(self.model, self._shape, cfg.batch_size)
         try:
             self._recipe = recipe.make(
                 OmegaConf.merge(cfg, {"ema": 0.0, "mixup": 0.0, "cutmix": 0.0}),  # type: ignore[arg-type]

@@ -34,6 +34,23 @@ def check(network: nn.Module, shape: Shape, classes: int | None = None) -> None:
             _check_scores(scores, classes)
 
 
+def check_alone(network: nn.Module, shape: Shape) -> None:
+    """Raises ValueError where `network` can be trained on two images at a time and not on one, of which batch normalisation has
+    a single value of a channel.
+    """
+    with _disable_current_modes():
+        bare = _copied(_without_data, network)
+        if bare is None:
+            return
+        bare.train()
+        _, error = _tried(bare, shape, images=1)
+        if error is not None and _tried(bare, shape)[1] is None:
+            raise ValueError(
+                f"batch_size: 1 image at a time does not train this network ({' '.join(str(error).split())[:200]}); set 2 or "
+                "more"
+            )
+
+
 def settle(network: nn.Module, shape: Shape) -> None:
     """A lazy network takes its sizes from its first images, which are these; an optimizer needs to know them before.
 
@@ -87,13 +104,15 @@ def _in_words(network: nn.Module, shape: Shape, does: Sequence[int]) -> str:
     return f"those of at least {high}x{high}"
 
 
-def _tried(network: nn.Module | None, shape: Shape, device: str | None = "meta") -> tuple[Any, Exception | None]:
-    """What a forward pass of two images gives, and what it raises."""
+def _tried(
+    network: nn.Module | None, shape: Shape, device: str | None = "meta", images: int = 2
+) -> tuple[Any, Exception | None]:
+    """What a forward pass gives, and what it raises."""
     if network is None:
         return None, None
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            return network(torch.zeros(2, *shape, device=device)), None
+            return network(torch.zeros(images, *shape, device=device)), None
     except Exception as error:  # a user's own network may raise anything
         return None, error
 

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import Tensor
 
+from memexp import build
 from memexp.backprop.compiled import check_compiler, compiled
 from memexp.config import ConfigError
 from memexp.memory import planned
@@ -58,6 +59,8 @@ def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:
     if text is not None:
         log.warning("warning: %s", text)
     run.trained = None
+    if run.world.size == 1 or not cfg.sync_batchnorm:
+        build.check_batch(run.network, run.splits.shape, run.batch_size)
     trainer = trainer_for(run, cfg)
     run.meter = _meter(run, cfg, trainer.recipe)
     if cfg.cuda_graph:

@@ -1,5 +1,7 @@
 """Images of a size that a network does not take are refused before it sees one (case D14)."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,7 @@ import memexp
 from memexp import models
 from memexp.backprop import Chain
 from memexp.config import ConfigError
+from memexp.memory import limit
 from memexp.memory.fake import without_data
 from memexp.models import sizes
 
@@ -117,3 +120,30 @@ def test_what_gives_no_score_for_each_class_is_told_so(made, classes, message, r
         return
     with pytest.raises(ValueError, match=message):
         sizes.check(network, (3, 8, 8), classes)
+
+
+ALONE = ["model=resnet", "model.units=[1,1,1,1]", "model.channels=[4,4,4,4,4]", "dataset.image_size=8", "device=cpu"]
+ALONE += ["dataset.limit=20", "dataset.test_limit=10", "max_steps=1"]
+
+
+def test_one_image_of_which_batch_normalisation_has_one_value_is_too_few(tmp_path, unestimated):
+    cfg = memexp.compose([*ALONE, "batch_size=1"])
+    for call in (memexp.estimate, lambda cfg: memexp.run(cfg, tmp_path / "alone")):
+        with pytest.raises(ConfigError, match=r"^batch_size: 1 image at a time does not train this network.* set 2 or"):
+            call(cfg)
+    for enough in (["batch_size=2"], ["batch_size=1", "dataset.image_size=16"]):
+        assert memexp.run(memexp.compose([*ALONE, *enough]), tmp_path / enough[0])["status"] == "done"
+
+
+def test_what_fits_is_looked_for_from_two_images_on_where_one_is_too_few(monkeypatch):
+    def trace(cfg, *_, **__):
+        if cfg.batch_size == 1:
+            raise ConfigError(["batch_size: 1 image at a time does not train this network"])
+        return SimpleNamespace(report=SimpleNamespace(peak=100 * cfg.batch_size, macs_forward=1, macs_backward=2))
+
+    monkeypatch.setattr(limit, "trace", trace)
+    monkeypatch.setattr(limit, "_strategies", lambda cfg: ["stored"])
+    cfg = memexp.compose([*ALONE, "batch_size=4"])
+    assert limit.answer(cfg, 1000, [{}]).batch == 10
+    with pytest.raises(ConfigError, match=r"at batch_size=2; use a smaller network"):
+        limit.answer(cfg, 199, [{}])
