@@ -1,5 +1,6 @@
 """What may change when a run goes on, and the checkpoint that it goes on from."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,14 @@ def made_longer(before: DictConfig, after: DictConfig) -> set[str]:
 
 def _free(key: str) -> bool:
     return any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE)
+
+
+def as_long(before: Any, after: Mapping[str, Any]) -> bool:
+    """Whether two configurations of one run, as plain data, ask for as many steps: what else may change makes it no other."""
+    if not isinstance(before, Mapping):
+        return False
+    old, new = (dict(_leaves(dict(node), "")) for node in (before, after))
+    return all(old.get(key) == new.get(key) for key in LONGER)
 
 
 def differences(before: DictConfig, after: DictConfig) -> list[tuple[str, Any, Any]]:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from memexp import build, ended, given, sequence, stages, unread
 from memexp.calling import CallableModule
 from memexp.config import run_name
+from memexp.longer import as_long
 from memexp.memory import advice, limit
 from memexp.memory.snapshot import Failures
 from memexp.prepared import check_schedules, prepare
@@ -107,6 +108,8 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
             results["strategy"] = (before or {}).get("strategy") or {}
             # a network that is read again has its channels in order
             results["permutation"] = (before or {}).get("permutation")
+            if before is not None and as_long(before.get("config"), results["config"]):  # a sweep knows it by that
+                results["config_hash"] = before.get("config_hash")
         elif world.is_main:
             _make_room(directory, before, cfg.overwrite, cfg.init_from)
         try:

@@ -189,3 +189,12 @@ def test_a_training_that_was_stopped_behind_its_last_step_keeps_what_it_had_meas
         assert after["memory"][key] == after["stages"][0]["memory"][key] == before["memory"][key], key
     for key in ("step_median", "steps_measured", "images_per_second", "warm_up_excluded"):
         assert after["time"][key] == after["stages"][0]["time"][key] == before["time"][key], key
+
+
+def test_a_sweep_knows_a_job_that_was_gone_on_with_elsewhere_until_it_is_made_longer(run):
+    known = json.loads((run / "results.json").read_text())["config_hash"]
+    edit(run / "results.json", status="interrupted")
+    results = saved.resume(run, ["log_every=2", "memory.steps=5"])
+    assert (results["status"], results["config"]["log_every"], results["config_hash"]) == ("done", 2, known)
+    longer_by_one = saved.resume(run, ["epochs=3"])
+    assert longer_by_one["config_hash"] not in (None, known)
