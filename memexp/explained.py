@@ -38,7 +38,7 @@ def _explain(error: Exception) -> int:
         from memexp.training.signals import Interrupted
 
         if isinstance(error, Interrupted):
-            return fail(f"{error}; `memexp resume` goes on from the checkpoint", error.exit_status)
+            return fail("; ".join([str(error), *getattr(error, "__notes__", ())]), error.exit_status)
         if isinstance(error, EXPLAINED):
             return fail(str(error), 1)
     import traceback

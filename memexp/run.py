@@ -28,7 +28,7 @@ from memexp.training import board, distribution
 from memexp.training.console import spoken
 from memexp.training.distribution import World
 from memexp.training.precision import Precision
-from memexp.training.signals import StopRequest
+from memexp.training.signals import Interrupted, StopRequest
 
 log = logging.getLogger("memexp")
 
@@ -142,6 +142,8 @@ def _carry_out(order: dict[str, Any], world: World) -> dict[str, Any]:
             error = ended.told(raised, world, directory.path)
             results["status"] = ended.status(error)
             results["error"] = advice.brief(error)
+            if isinstance(error, Interrupted):
+                error.add_note("`memexp resume` goes on from the checkpoint")
             told = failures.fatal() if isinstance(error, torch.OutOfMemoryError) else ""
             if results["status"] == "oom" and world.is_main:
                 lines = [told, _advice(cfg, results["strategy"], current)]

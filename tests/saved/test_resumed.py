@@ -198,3 +198,14 @@ def test_a_sweep_knows_a_job_that_was_gone_on_with_elsewhere_until_it_is_made_lo
     assert (results["status"], results["config"]["log_every"], results["config_hash"]) == ("done", 2, known)
     longer_by_one = saved.resume(run, ["epochs=3"])
     assert longer_by_one["config_hash"] not in (None, known)
+
+
+def test_only_what_has_trained_is_said_to_be_gone_on_with(run, monkeypatch, capsys):
+    def stopped(*_):
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr("memexp.training.evaluation.evaluate", stopped)
+    monkeypatch.setattr("memexp.training.loop.evaluate", stopped)
+    for command, told in (["evaluate"], ""), (["resume", "epochs=3"], "; `memexp resume` goes on from the checkpoint"):
+        assert main([command[0], str(run), *command[1:]]) == 143
+        assert capsys.readouterr().err == f"memexp: stopped by SIGTERM{told}\n"
