@@ -49,6 +49,7 @@ ELEMENTWISE = ("l1_norm", "taylor_weight", "obd", "snip", "random")  # criteria 
 INTEGRAL = "integral"  # of the group prune: no criterion, but sampling at another size
 FIRST_WEIGHTS = ("weights", "init_from")  # keys of a model that name where its first weights come from
 STARTS = ("init_from", "model.init_from", "distill.teacher")  # keys that name a run which is to be there
+UNDOING = ("reversible", "adjoint", "budget")  # strategies whose figures tell how well steps were undone
 OPTIONAL = ("prune", "deploy")  # groups of which there may be none
 GROUPS: dict[str, dict[str, type]] = {
     "prune": dict.fromkeys(CRITERIA, Prune)

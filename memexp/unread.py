@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from memexp.choices import UNDOING
 from memexp.sequence import keys, recipe_of, stage_of
 
 # What training alone reads, and of that what an average has part in, as an evaluation in the middle of a stage takes it.
@@ -51,6 +52,13 @@ def _unread(cfg: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"optimizer.{name}", "optimizer.gradient_centralization is false"
     if not backprop.get("exact"):
         yield "backprop.exact_bits", "backprop.exact is false"
+    if backprop.get("name") not in UNDOING:
+        for name in ("monitor_every", "monitor_gradient"):
+            yield name, f"backprop={backprop.get('name')} undoes no steps, and has no figures to be read"
+    elif cfg.get("monitor_every") == 0:
+        yield "monitor_gradient", "monitor_every is 0"
+    if not _node(cfg, "report").get("tsne"):
+        yield "report.tsne_epochs", "report.tsne is false"
     if _node(cfg, "distill").get("teacher") is None:
         for name in ("alpha", "temperature"):
             yield f"distill.{name}", "there is no distill.teacher"

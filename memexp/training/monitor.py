@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 from memexp.backprop import chains
 from memexp.backprop.monitor import compare, reconstruction_error
+from memexp.choices import UNDOING
 from memexp.training.precision import Precision
 from memexp.training.step import Loss
 
 Monitor = Callable[[Tensor, Tensor], dict[str, float]]
-UNDOING = ("reversible", "adjoint", "budget")
 
 
 def strategy_monitor(network: nn.Module, loss_fn: Loss, precision: Precision, gradient: bool) -> Monitor | None:

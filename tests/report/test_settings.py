@@ -130,6 +130,11 @@ def test_what_an_earlier_version_did_sets_its_runs_apart(tmp_path):
         (["dataset.draw=3", "dataset.test_limit=50"], []),
         (["backprop.exact_bits=9"], ["backprop.exact_bits"]),
         (["backprop.exact_bits=9", "backprop.exact=true"], []),
+        (["backprop=stored", "monitor_every=1", "monitor_gradient=true"], ["monitor_every", "monitor_gradient"]),
+        (["backprop=reversible", "monitor_every=0", "monitor_gradient=true"], ["monitor_gradient"]),
+        (["backprop=reversible", "monitor_every=1", "monitor_gradient=true"], []),
+        (["report.tsne_epochs=[1]"], ["report.tsne_epochs"]),
+        (["report.tsne_epochs=[1]", "report.tsne=true"], []),
     ],
 )
 def test_what_was_typed_and_nothing_reads_is_told(overrides, told):
