@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from memexp.choices import FIRST_WEIGHTS
 from memexp.config import ConfigError
 from memexp.sequence import keys, recipe_of
 
@@ -15,6 +16,8 @@ FREE = (
     *("device", "cuda_graph", "log_every", "checkpoint_every", "evaluate_every", "monitor_every", "monitor_gradient"),
     *("dataset.root", "dataset.workers", "dataset.skip_broken", "dataset.download", "memory.", "report.", "profile."),
 )
+# What may differ in a checkpoint of the same run: what processes share, of which there may be others now, and first weights.
+OF_A_START = ("batch_size", "accumulate", *(f"model.{key}" for key in FIRST_WEIGHTS))
 TEACHER = "distill.teacher"  # which lies elsewhere, perhaps; it is the same as before, or none
 
 
@@ -84,7 +87,13 @@ def start_of(path: Path, cfg: DictConfig) -> str:
     there, state = checkpoint.load_last(last, to_train=True)
     if state["config"] is None:  # of schema 1, which had no stages
         return there.stem
-    then = dict(_leaves(state["config"], ""))
+    then, now = dict(_leaves(state["config"], "")), dict(_leaves(OmegaConf.to_container(cfg), ""))
+    for key, value in then.items():  # an earlier version lacks some
+        if key in now and value != now[key] and not (_free(key) or key in (*LONGER, *OF_A_START, TEACHER)):
+            told = f"it has {key}={value!r}, and this run {now[key]!r}"
+            raise ConfigError(
+                [f"{there} is of another run: {told}; put back its own, or start a run from that one with init_from."]
+            )
     longer = {stage for key, stage in LONGER.items() if key in then and then[key] != OmegaConf.select(cfg, key)}
     done = [str(figures["key"]) for figures in state["stages"]]
     start = next((key for key in done if recipe_of(key) in longer), there.stem)

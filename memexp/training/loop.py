@@ -68,7 +68,9 @@ class Trainer:
         self.total_steps = self.settings.total_steps(len(splits.train)) if total is None else total
         if total is None and self.total_steps < (most := self.settings.max_steps or 0):
             ends = place.key, self.settings.epochs, self.total_steps, most
-            log.warning("warning: the stage %s ends with epoch %d, after %d steps and not max_steps=%d; raise its epochs", *ends)
+            log.warning(
+                "warning: the stage %s ends with epoch %d, after %d steps: not max_steps=%d; raise its epochs", *ends
+            )
         why = statistics.distrusted(recipe.network, self.total_steps)
         self.precise = self.settings.precise_batchnorm and why is not None
         if self.precise:

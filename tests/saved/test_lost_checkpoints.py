@@ -187,3 +187,16 @@ def test_a_checkpoint_that_is_not_there_is_told_with_those_that_are(run):
         saved.evaluate(run, name="../checkpoints/last")  # what lies elsewhere is none of this run
     with pytest.raises(CheckpointError, match=r"there is no checkpoint"):
         build.from_run(run, "tune")
+
+
+@pytest.mark.parametrize("other", [["seed=5"], ["optimizer=adamw"], ["schedule=constant"]], ids=lambda other: other[0])
+def test_a_checkpoint_of_another_run_is_not_gone_on_with(run, tmp_path, unestimated, other):
+    memexp.run(memexp.compose([*TINY, "max_steps=1", *other]), tmp_path / "other")
+    for name in ("train.pt", "last.pt"):
+        shutil.copy(tmp_path / "other" / "checkpoints" / name, run / "checkpoints")
+    before = contents(run)
+    with pytest.raises(
+        ConfigError, match=r"last\.pt is of another run: it has (seed|optimizer|schedule)\S*=.*, and this run"
+    ):
+        saved.resume(run, ["epochs=3"])
+    assert contents(run) == before
