@@ -9,6 +9,12 @@ from pathlib import Path
 def guarded(action: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Turns what an action raises into one message and an exit status."""
     try:
+        os.getcwd()
+    except OSError as error:
+        return fail(
+            f"the directory that this was started in is not there any more: {error.strerror}; change to another", 2
+        )
+    try:
         return action(arguments)
     except KeyboardInterrupt:
         return fail("stopped", 130)

@@ -21,6 +21,11 @@ from memexp.config import CONFIG_NAME
 from memexp.paths import CONF, from_here
 from memexp.record import RunDirectoryError
 
+CHDIR = (
+    "hydra.job.chdir: true is not taken: a run's files go to its directory anyway, and the paths of its settings are those of "
+    "where it is started."
+)
+
 
 def train(arguments: list[str], hydra_only: bool) -> int:
     """Checks a command line and gives it to Hydra, which composes the run or the sweep. Returns the exit status.
@@ -33,6 +38,8 @@ def train(arguments: list[str], hydra_only: bool) -> int:
         arguments = [text if text.startswith("-") else overriding.readable(text) for text in arguments]
         options, unknown = get_args_parser().parse_known_intermixed_args(arguments)
         _check_flags(options, unknown)
+        if any(text.lstrip("+").lower() == "hydra.job.chdir=true" for text in options.overrides):
+            raise config.ConfigError([CHDIR])
         multirun = options.multirun or "hydra.mode=MULTIRUN" in options.overrides
         name = options.config_name or CONFIG_NAME
         overrides = options.overrides
@@ -189,6 +196,9 @@ class _Outcome:
         if self.sweep is not None:
             job = jobs.Job(hydra_config.job.num, list(hydra_config.overrides.task), shown)
             return launcher.in_worker(job, self.sweep)
+        if hydra_config.job.chdir:  # of a user's own YAML
+            self.error = config.ConfigError([CHDIR])
+            return None
         from memexp.record import summary
         from memexp.run import run
         from memexp.training.console import start_logging

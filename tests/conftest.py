@@ -7,6 +7,7 @@ import torch
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
 
+import memexp.overriding  # noqa: F401  which tells Hydra where plugins are, before it looks for them
 from memexp.backprop import compiled
 from memexp.paths import CONF
 

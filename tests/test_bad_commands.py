@@ -122,6 +122,8 @@ COMBINED = [
     "hydra.run.dir='${nowhere}'",
     "-cp conf",
     "--experimental-rerun config.pickle",
+    "hydra.job.chdir=true",
+    "-m seed=0,1 hydra.job.chdir=true",
     "--resolve",
     "--package model",
 ]

@@ -201,6 +201,7 @@ def test_two_processes_end_with_the_weights_of_one_on_the_whole_batch():
         (["report", ".", "--paper", "revnet/tabel3"], 2, "Did you mean 'revnet/table3'?"),
         (["train", "device=cuda", "max_steps=1"], 2, "device: 'cuda' is not to be had here"),
         (["train", "hydra.run.dir=/proc/memexp"], 1, "/proc/memexp"),
+        (["train", "hydra.job.chdir=true"], 2, "paths of its settings are those of where it is started"),
     ],
 )
 def test_wrong_input_gets_one_clear_message(arguments, status, message, capfd):
@@ -210,6 +211,14 @@ def test_wrong_input_gets_one_clear_message(arguments, status, message, capfd):
     captured = capfd.readouterr()
     assert message in captured.err
     assert "Traceback" not in captured.err + captured.out
+
+
+def test_a_directory_that_was_removed_is_told_as_such(tmp_path, monkeypatch, capfd):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert cli.main(["train", f"hydra.run.dir={tmp_path}/run"]) == 2
+    assert "started in is not there any more" in capfd.readouterr().err
 
 
 def test_help_and_configuration_need_no_torch():
