@@ -39,7 +39,7 @@ def test_what_is_not_as_asked_for_is_said(tmp_path, monkeypatch, caplog):
     caplog.set_level("WARNING", "memexp")
     run(tmp_path / "run", *RESNET, *DATA, "accumulate=50", "ema=0.5", "max_steps=500")
     assert "accumulate=50, but an epoch has 3 batches" in caplog.text
-    assert re.search(r"stage train ends with epoch \d+, after \d+ steps and not max_steps=500", caplog.text)
+    assert re.search(r"stage train ends with epoch \d+, after \d+ steps: not max_steps=500", caplog.text)
     path = tmp_path / "run/checkpoints"
     state = torch.load(path / "train.pt", weights_only=True)
     del state["checksums"], state["deployed"]
