@@ -44,8 +44,11 @@ def load(identifier: str, directories: Sequence[str | Path] = ()) -> dict[str, A
         raise ValueError(f"--paper: {path} cannot be read: {' '.join(str(error).split())}") from error
     needed = ("label", "match", "quantity", "unit", "value")
     rows = data.get("rows") if isinstance(data, dict) and "source" in data else None
-    sound = isinstance(rows, list) and all(isinstance(row, dict) and row.keys() >= set(needed) for row in rows)
-    if not sound or not all(isinstance(of.get("match", {}), dict) for of in (data, *rows)):
+    if (
+        not isinstance(rows, list)
+        or not all(isinstance(row, dict) and row.keys() >= set(needed) for row in rows)
+        or not all(isinstance(of.get("match", {}), dict) for of in (data, *rows))
+    ):
         raise ValueError(
             f"--paper: {path} is not of published numbers: it takes source, match, and rows of {', '.join(needed)}"
         )
