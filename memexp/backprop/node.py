@@ -140,7 +140,7 @@ class Node:
                 raise objects.order_lost(self.name)
             if self.escaping:
                 objects.replace(lambda t: alone(t, begun, self.name))
-        return outputs, constant
+        return outputs, [outputs[place] for place in constant]
 
     def kept(self, inputs: Streams, outputs: Streams) -> Streams:
         """What stays in memory until backward."""
