@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 NOTHING: AbstractContextManager[None] = nullcontext()
+# around a recomputation: among gradients in a batch (is_grads_batched) torch lets nobody draw; what is drawn again is no batch
+BATCHED = torch._C.DispatchKeySet(torch._C._parse_dispatch_key("VmapMode"))  # type: ignore[arg-type]
 
 
 class Surroundings:
