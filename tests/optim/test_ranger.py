@@ -344,6 +344,14 @@ def test_bad_values_are_refused_in_the_defaults_and_in_a_group(options, message)
         Ranger([{"params": [p], **options}])
 
 
+@pytest.mark.parametrize("around", [Lookahead, Centralized])
+def test_an_optimizer_that_evaluates_its_closure_by_itself_is_refused(around):
+    with pytest.raises(
+        ValueError, match=f"LBFGS evaluates its closure again and again, and {around.__name__} .*another"
+    ):
+        around(torch.optim.LBFGS([nn.Parameter(torch.ones(2))]))
+
+
 def test_an_empty_parameter_list_is_refused():
     with pytest.raises(ValueError, match="params is empty: give at least one"):
         Ranger([])
