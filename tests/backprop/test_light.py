@@ -276,6 +276,22 @@ def test_a_pass_of_which_there_is_no_backward_does_not_stay_in_memory(function):
     assert [ref() for ref in made] == [None, None]
 
 
+def test_a_pass_that_fails_does_not_stay_in_memory():
+    """As one that runs out of memory, and is taken again with a smaller batch."""
+
+    def forward(s, x):
+        y = s.a(x)
+        made.append(weakref.ref(y))
+        s.b(functional.relu(s.n(y)))
+        raise MemoryError
+
+    made = []
+    with pytest.raises(MemoryError):
+        Chain([Written(post_activation), Written(forward)], "light")(*wide())
+    gc.collect()
+    assert made[0]() is None
+
+
 class Viewed(nn.Module):
     """Reads the bits of a tensor as something else."""
 
