@@ -90,8 +90,9 @@ def as_it_is(network: nn.Module) -> Callable[[], None]:
 
     def put_back() -> None:
         for module, children, changed, values in before:
-            module._modules.clear()
-            module._modules.update(children)
+            if dict(module._modules) != children:  # a scripted one lets nobody
+                module._modules.clear()
+                module._modules.update(children)
             for key in changed:
                 vars(module).pop(key, None)
             vars(module).update(values)
@@ -166,7 +167,7 @@ def _called(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _has_forward(module: nn.Module) -> bool:
-    return type(module).forward is not nn.Module.forward
+    return "forward" in vars(module) or type(module).forward is not nn.Module.forward
 
 
 def _is_within(name: str, other: str) -> bool:

@@ -14,7 +14,7 @@ from torch import nn
 
 import memexp
 import memexp.models
-from memexp.backprop import AdditiveCoupling, Chain, apply, chains
+from memexp.backprop import AdditiveCoupling, Chain, StepError, apply, chains
 from memexp.backprop.wrapped import is_taken
 from memexp.memory.allocator import allocated
 
@@ -128,6 +128,21 @@ def test_a_list_that_is_named_stands_for_what_is_in_it(blocks):
     apply(network, "checkpointed", blocks=blocks)
     assert all(map(is_taken, (network.layers["a"], network.layers["more"][0])))
     assert same_bits(gradients(network, x), expected)
+
+
+def compiled(block):
+    """As torch.compile: a module whose class has no forward."""
+    module = nn.Module()
+    module.block, module.forward = block, block.forward
+    return module
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("replaced", [torch.jit.script, compiled])
+def test_blocks_that_are_compiled_by_themselves_are_refused_by_name(replaced):
+    network = nn.ModuleDict({"blocks": nn.ModuleList(replaced(row()) for _ in range(2))})
+    with pytest.raises(StepError, match="Module has its forward replaced already: give the network as it was built"):
+        apply(network, "light")
 
 
 class Levels(nn.Module):
