@@ -69,6 +69,16 @@ def written(func: Any) -> tuple[int, ...]:
     )
 
 
+def targets(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """The tensors that the operation writes to."""
+    found: list[Any] = []
+    for place in written(func):
+        given = args[place] if 0 <= place < len(args) else list(kwargs.values())
+        for value in given if isinstance(given, list | tuple) else (given,):
+            found += value if isinstance(value, list | tuple) else (value,)
+    return [value for value in found if isinstance(value, Tensor)]
+
+
 def again(func: Any, args: tuple[Any, ...], out: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """What gives the operation's (first) result again, and of which arguments.
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from memexp.backprop.cheap import again, is_cheap, written
+from memexp.backprop.cheap import again, is_cheap, targets, written
 from memexp.backprop.values import Operation, Value, copied, geometry, kind, unchanged
 
 SMALL = 1024  # bytes: what is not worth the work
@@ -39,8 +39,8 @@ class Remaking(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if changed := written(func):
-            return self._write(func, args, kwargs, changed)
+        if written(func):
+            return self._write(func, args, kwargs)
         out = func(*args, **kwargs)
         if is_cheap(func):
             self._note(func, args, kwargs, out)
@@ -95,24 +95,21 @@ class Remaking(TorchDispatchMode):
             if REDUCED * y.nbytes >= size and storage._cdata not in self._values:  # else it is a view
                 self._values[storage._cdata] = StorageWeakRef(storage), Value(y, operation, index)
 
-    def _write(self, func: Any, args: Any, kwargs: Any, changed: tuple[int, ...]) -> Any:
+    def _write(self, func: Any, args: Any, kwargs: Any) -> Any:
         """An operation writes to some of its arguments, which are other values from then on."""
-        targets: list[Tensor] = []
-        for place in changed:
-            given = args[place] if 0 <= place < len(args) else list(kwargs.values())
-            targets += [x for x in (given if isinstance(given, list | tuple) else (given,)) if _is_dense(x)]
-        if all(t.nbytes < SMALL and t.untyped_storage()._cdata not in self._values for t in targets):
+        changed = list(filter(_is_dense, targets(func, args, kwargs)))
+        if all(t.nbytes < SMALL and t.untyped_storage()._cdata not in self._values for t in changed):
             return func(*args, **kwargs)  # a count of batches
-        followed = len(targets) == 1 and not kwargs and is_cheap(func)
-        target = next((i for i, argument in enumerate(args) if argument is targets[0]), None) if followed else None
+        followed = len(changed) == 1 and not kwargs and is_cheap(func)
+        target = next((i for i, argument in enumerate(args) if argument is changed[0]), None) if followed else None
         operation = None if target is None else self._operation(func, args, kwargs, target)[0]
-        before = [self._value(tensor) for tensor in targets]
+        before = [self._value(tensor) for tensor in changed]
         for value in before:
             if value.kept is not None:  # what is made of it needs it as it was
                 value.keep(copied(value.kept))
             value.lost = True
         out = func(*args, **kwargs)
-        for tensor, value in zip(targets, before, strict=True):
+        for tensor, value in zip(changed, before, strict=True):
             storage = tensor.untyped_storage()
             self._values[storage._cdata] = StorageWeakRef(storage), value.written(tensor, operation)
         return out

@@ -110,6 +110,33 @@ def test_a_weight_is_as_it_was_however_it_is_written(write):
     assert torch.equal(spare, before)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.parametrize("kind", ["to_sparse", "to_sparse_csr", "to_mkldnn"])
+def test_so_is_one_without_memory_of_its_own(kind):
+    network = Writing(lambda w: w.layout is torch.sparse_csr or w.mul_(2))
+    network.spare = network.tied = spare = nn.Parameter(getattr(torch.ones(3, 3), kind)(), requires_grad=False)
+    channels.trace(network, IMAGES)
+    assert network.spare is network.tied is spare
+    assert torch.equal(spare.to_dense(), torch.ones(3, 3))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_so_is_one_that_is_written_in_a_trace_within_the_trace(inside):
+    network = Writing(lambda w: channels.trace(other, IMAGES))
+    other = Writing(lambda w: network.spare.data.add_(1))
+    if inside:
+        network.other = other
+    before = network.spare.detach().clone()
+    channels.trace(network, IMAGES)
+    assert torch.equal(network.spare, before)
+
+
+def test_a_weight_that_is_read_where_another_is_written_is_not_copied():
+    network = Writing(lambda w: torch.ones(8).mul_(w))  # which nobody could write to
+    network.spare = network.tied = nn.Parameter(torch.ones(1).expand(8))
+    channels.trace(network, IMAGES)
+
+
 class Copies(TorchDispatchMode):
     """The sizes of what is copied."""
 
