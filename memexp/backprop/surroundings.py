@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 NOTHING: AbstractContextManager[None] = nullcontext()
+CPU = torch.device("cpu")
 # around a recomputation: among gradients in a batch (is_grads_batched) torch lets nobody draw; what is drawn again is no batch
 BATCHED = torch._C.DispatchKeySet(torch._C._parse_dispatch_key("VmapMode"))  # type: ignore[arg-type]
 
@@ -20,16 +21,18 @@ SWITCHES: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
     (torch._C._get_mem_efficient_sdp_enabled, _cuda.enable_mem_efficient_sdp),
     (torch._C._get_math_sdp_enabled, _cuda.enable_math_sdp),
     (torch._C._get_cudnn_sdp_enabled, _cuda.enable_cudnn_sdp),
+    (torch._C._get_sdp_priority_order, torch._C._set_sdp_priority_order),
     (torch.get_default_dtype, torch.set_default_dtype),
 ]
 
 
 class Surroundings:
-    """A Chain's call, the same for all its steps: keywords, devices, autocast, switches."""
+    """A Chain's call, the same for all its steps: keywords, devices, autocast, switches, the default device."""
 
     def __init__(self, streams: Sequence[Tensor], context: dict[str, Any]) -> None:
         self.context = context
         self.switches = _switches()
+        self.default = _default_device()
         self.versions = {n: t._version for n, t in context.items() if isinstance(t, Tensor) and not t.is_inference()}
         self._take({x.device for x in (*streams, *context.values()) if isinstance(x, Tensor)})
         self.cached = torch.is_autocast_cache_enabled()
@@ -62,11 +65,14 @@ class Surroundings:
             if enabled or torch.is_autocast_enabled(kind)
         ]
         switched = self.switches != _switches()
-        if not set_again and not parametrize._cache_enabled and not switched:
+        moved = self.default != _default_device()
+        if not set_again and not parametrize._cache_enabled and not switched and not moved:
             return NOTHING
         stack = ExitStack()
         if switched:
             stack.enter_context(_switched(self.switches))
+        if moved:  # what is made or drawn there, be it one number, is another on another
+            stack.enter_context(self.default)
         # what the cache of parametrize.cached() holds is with a graph in one pass and without in the other
         stack.enter_context(_without_cache())
         for autocast in set_again:
@@ -91,6 +97,11 @@ class Surroundings:
 
 def _switches() -> list[Any]:
     return [get() for get, _ in SWITCHES]
+
+
+def _default_device() -> torch.device:
+    """Where tensors are made, by a `with torch.device(...)` or torch.set_default_device."""
+    return torch.get_default_device() if torch._C._len_torch_function_stack() else CPU
 
 
 @contextmanager

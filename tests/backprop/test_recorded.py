@@ -133,7 +133,8 @@ class Asking(nn.Module):
         self.layer = nn.Linear(4, 4)
 
     def forward(self, x):
-        switched.append((torch.backends.cuda.flash_sdp_enabled(), torch.get_default_dtype()))
+        kernels = torch.backends.cuda.flash_sdp_enabled(), torch._C._get_sdp_priority_order()[0]
+        switched.append((*kernels, torch.get_default_dtype(), torch.empty(()).device.type))
         return self.layer(x) * torch.linspace(0, 1, 4)
 
 
@@ -150,12 +151,13 @@ def test_what_is_switched_around_the_forward_pass_alone_is_so_in_backward(backpr
         switched.clear()
         torch.set_default_dtype(torch.float64)
         try:
-            with sdpa_kernel(SDPBackend.MATH):
+            with sdpa_kernel([SDPBackend.MATH, SDPBackend.EFFICIENT_ATTENTION], set_priority=True):
                 value = loss(network(*inputs))
         finally:
             torch.set_default_dtype(torch.float32)
-        value.backward()
-        assert set(switched) == {(False, torch.float64)}
+        with torch.device("meta"):
+            value.backward()
+        assert set(switched) == {(False, int(SDPBackend.MATH.value), torch.float64, "cpu")}
         assert (torch.backends.cuda.flash_sdp_enabled(), torch.get_default_dtype()) == (True, torch.float32)
         results.append(len(switched))
     assert results[1] > results[0]
