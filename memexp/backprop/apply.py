@@ -154,7 +154,10 @@ def _named(network: nn.Module, blocks: Sequence[str | type[nn.Module]]) -> list[
         raise ValueError(f"blocks: the network has no module of the class {', '.join(absent)}")
     chosen = [name for name, module in known.items() if name in blocks or isinstance(module, kinds)]
     outer = [n for n in chosen if not any(_is_within(n, other) for other in chosen)]
-    return [Body(network, *found, False) for name in outer for found in _called(name, known[name])]
+    called = {name: list(_called(name, known[name])) for name in outer}
+    if empty := [name for name, found in called.items() if not found]:
+        raise ValueError(f"blocks={empty}: there is no module in it that is called; leave it out")
+    return [Body(network, *found, False) for name in outer for found in called[name]]
 
 
 def _called(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -130,6 +130,17 @@ def test_a_list_that_is_named_stands_for_what_is_in_it(blocks):
     assert same_bits(gradients(network, x), expected)
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_list_that_is_named_and_empty_is_refused(again):
+    """Where there were Chains already, it was passed over without a word."""
+    network = Recurrent()
+    network.none = nn.ModuleList()
+    if again:
+        apply(network, "light", blocks=["layers"])
+    with pytest.raises(ValueError, match=r"blocks=\['none'\]: there is no module in it"):
+        apply(network, "light", blocks=["layers", "none"])
+
+
 def compiled(block):
     """As torch.compile: a module whose class has no forward."""
     module = nn.Module()
