@@ -165,15 +165,18 @@ def merge(atoms: Atoms, operands: Sequence[tuple[Planes, Sequence[int]]], why: s
                     atoms.freeze(plane, why)
                 else:
                     atoms.couple(plane, alone, why)
-    return distinct([plane for planes, _ in aligned for plane in planes])
+    return distinct([planes for planes, _ in aligned])
 
 
-def distinct(planes: Planes) -> Planes:
-    """Without those whose dimensions others cover: they have been united with them."""
-    kept: Planes = []
-    covered: set[int] = set()
-    for plane in sorted(planes, key=lambda p: (len(varies(p)), p.size)):
+def distinct(operands: Sequence[Planes]) -> Planes:
+    """Without those whose dimensions other operands' cover: they have been united with them.
+
+    Those of one operand have not: a weight whose kernel was flattened has several along one dimension.
+    """
+    kept: list[tuple[int, Plane]] = []
+    every = [(i, plane) for i, planes in enumerate(operands) for plane in planes]
+    for i, plane in sorted(every, key=lambda own: (len(varies(own[1])), own[1].size)):
+        covered = set().union(*(varies(other) for j, other in kept if j != i))
         if not varies(plane) <= covered:
-            kept.append(plane)
-            covered |= varies(plane)
-    return kept
+            kept.append((i, plane))
+    return [plane for _, plane in kept]
