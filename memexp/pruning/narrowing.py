@@ -13,7 +13,7 @@ from memexp.channels.hooked import twin
 from memexp.pruning.checking import CheckFailed, check
 from memexp.pruning.criteria import Criterion
 from memexp.pruning.criteria.obs import Obs
-from memexp.pruning.filters import layer_of, layers, weights
+from memexp.pruning.filters import label, layers, weights
 from memexp.pruning.selection import Kept
 
 
@@ -57,7 +57,7 @@ def listed(network: nn.Module, graph: Graph, ratios: Mapping[str, float]) -> dic
 
 def _unknown(network: nn.Module, graph: Graph, layer: str, groups: Iterable[Group]) -> str:
     names = list(dict.fromkeys(name for group in groups for name in layers(group)))
-    reasons = [why for (name, dim), why in graph.frozen.items() if layer_of(name) == layer and dim == 0]
+    reasons = [why for (name, dim), why in graph.frozen.items() if label(name) == layer and dim == 0]
     if reasons:
         return f"scope: the channels of layer {layer} cannot go: {reasons[0]}"
     if layer in dict(network.named_modules()):
