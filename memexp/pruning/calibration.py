@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,13 +46,22 @@ class Calibration:
 
 
 def given(reader: str, needed: bool, data: Iterable[Batch] | None, loss_fn: Loss, seed: int) -> Calibration:
-    """The calibration for `reader`. Raises ValueError where it needs data and has none, or data that can be read only once."""
+    """The calibration for `reader`. Raises ValueError where it needs data and has none, or data that can be read only once, and
+    for batches that are no (inputs, targets)."""
     if data is None and needed:
         raise ValueError(f"{reader} reads data, and there is none: give data=[(inputs, targets), ...]")
     if data is not None and iter(data) is data:
         raise ValueError("data can be gone through only once: give a list or a loader of batches, not a generator")
-    if data is not None and next(iter(data), None) is None:
-        raise ValueError("data holds no batch: give at least one (inputs, targets)")
+    if data is not None:
+        first: Any = next(iter(data), None)
+        if first is None:
+            raise ValueError("data holds no batch: give at least one (inputs, targets)")
+        if not isinstance(first, tuple | list) or len(first) != 2:
+            what = f"of {len(first)} items" if isinstance(first, tuple | list) else f"that is a {type(first).__name__}"
+            raise ValueError(
+                f"data holds a batch {what}, and each is a pair (inputs, targets): give data=[(inputs, targets), ...], with a "
+                "list for inputs where the network takes several"
+            )
     return Calibration(() if data is None else data, loss_fn, seed)
 
 

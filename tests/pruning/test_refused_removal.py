@@ -86,6 +86,9 @@ def test_a_network_that_says_nothing_but_nan_does_not_pass():
         ({"ratio": 0.5, "criterion": "magnitude"}, "criterion='magnitude' is not one of l1_norm"),
         ({"ratio": 0.5, "criterion": "fisher"}, "criterion=fisher reads data, and there is none: give data="),
         ({"ratio": 0.5, "criterion": "apoz", "data": iter(DATA)}, "data can be gone through only once"),
+        ({"ratio": 0.5, "criterion": "fisher", "data": DATA[0]}, "a batch that is a Tensor, and each is a pair"),
+        ({"ratio": 0.5, "criterion": "fisher", "data": [{"image": IMAGES}]}, "a batch that is a dict, and each is a pair"),
+        ({"ratio": 0.5, "criterion": "apoz", "data": [(IMAGES,)]}, "a batch of 1 items, and each is a pair"),
         ({"ratio": 0.5, "criterion": "apoz", "data": []}, "data holds no batch"),
     ],
 )  # fmt: skip
