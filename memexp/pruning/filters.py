@@ -105,6 +105,15 @@ def _normalises(module: nn.Module) -> bool:
     return any(re.search(r"Norm(\dd)?$", kind.__name__) for kind in type(module).__mro__)
 
 
+def check_plain(network: nn.Module) -> None:
+    """Raises ValueError for an integral network, whose weights are samples of others."""
+    if any(hasattr(module, "become_discrete") for module in network.modules()):
+        raise ValueError(
+            "the network is integral: its channels and weights are samples, and none can go; choose its size by "
+            ".discretize(0.6) or prune=integral prune.keep=0.6, and prune what that leaves"
+        )
+
+
 def layers(group: Group) -> list[str]:
     """The layers that make the group's channels; any of these names names the group."""
     return list(dict.fromkeys(label(member.name) for member in group.members if member.role == "out"))
