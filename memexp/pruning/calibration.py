@@ -42,7 +42,17 @@ class Calibration:
         """For each batch the sum of its samples' losses, and how many they are."""
         for inputs, targets in self.data:
             samples = rows(inputs)
-            yield self.loss_fn(network(*copied(inputs)), targets) * samples, samples
+            yield self.loss(network(*copied(inputs)), targets) * samples, samples
+
+    def loss(self, outputs: Any, targets: Tensor) -> Tensor:
+        """The mean over a batch's samples. Raises ValueError where loss_fn gives something else."""
+        found: Any = self.loss_fn(outputs, targets)
+        if not isinstance(found, Tensor) or found.numel() != 1:
+            what = (
+                f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+            )
+            raise ValueError(f"loss_fn gives {what}: return the mean over the batch's samples, a tensor of one number")
+        return found
 
 
 def given(reader: str, needed: bool, data: Iterable[Batch] | None, loss_fn: Loss, seed: int) -> Calibration:

@@ -24,7 +24,7 @@ from memexp.channels.hooked import twin
 from memexp.channels.unread import few
 from memexp.pruning import selection
 from memexp.pruning.calibration import Batch, Loss, given
-from memexp.pruning.criteria import CRITERIA, Criterion, OfElements, check_finite, create, name_of
+from memexp.pruning.criteria import CRITERIA, Criterion, OfElements, check_scores, create, name_of
 from memexp.pruning.filters import check_plain
 from memexp.pruning.settings import Settings
 
@@ -110,7 +110,7 @@ def mask_weights(
     weights = maskable(pruned)
     scores = {name: score.detach().double() for name, score in made.elements(pruned, list(shares), calibration).items()}
     for name, score in scores.items():
-        check_finite(made, name.rpartition(".")[0], score)
+        check_scores(made, name.rpartition(".")[0], score, weights[name].shape)
     if scope == "global" and not made.comparable:
         scores = {name: score / score.square().mean().sqrt().clamp_min(1e-300) for name, score in scores.items()}
     # what is zero has gone, whatever its score: a criterion may find less in others (obd), or draw
