@@ -128,7 +128,7 @@ def _restored(step: nn.Module, surroundings: Surroundings) -> Iterator[None]:
     state = surroundings.random_state()
     objects = Objects(surroundings.context)
     try:
-        with untouched(step, weights=False):
+        with untouched(step):
             yield
     finally:
         surroundings.set_random_state(state)

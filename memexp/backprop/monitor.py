@@ -73,7 +73,7 @@ def gradient(model: nn.Module, loss_fn: Callable[[], Tensor]) -> list[Tensor]:
     device = next((p.device for p in parameters if p.device.type != "cpu"), torch.device("cpu"))
     devices = {p.device for p in parameters if p.device.type != "cpu"}
     with (
-        untouched(model, weights=False),
+        untouched(model),
         torch.enable_grad(),
         torch.random.fork_rng(list(devices), device_type=device.type),
     ):

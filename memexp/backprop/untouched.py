@@ -1,5 +1,6 @@
-"""A network that is run for what it shows, and is as before afterwards: its weights, buffers and attributes."""
+"""A network that is run for what it shows, and is as before afterwards: its buffers and attributes."""
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,21 +11,22 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import is_lazy
 
 from memexp.backprop.attributes import OWN
-from memexp.backprop.objects import CONTAINERS, contents, listed, refill
+from memexp.backprop.objects import CONTAINERS, contents, differs, listed, refill
+
+# most of what modules have, in which there is nothing or nothing to note: a network has thousands
+PLAIN = (bool, int, float, str, type(None), nn.Parameter)
+HOOKS = (dict, OrderedDict)
 
 
 @contextmanager
-def untouched(network: nn.Module, weights: bool = True) -> Iterator[None]:
-    """Afterwards each module has the attributes that it had, with the values that they had.
+def untouched(network: nn.Module) -> Iterator[None]:
+    """Afterwards each module has the attributes that it had, with the values that they had, but for what is in parameters.
 
-    A forward may fill a table at its first call, count calls, keep its latest input, set parameters by its first batch. One
-    may tell about another, as a flag that a buffer has been filled.
-
-    Args:
-        weights: also the values of parameters, of which a copy is kept so long.
+    A forward may fill a table at its first call, count calls, keep its latest input. One may tell about another, as a flag that
+    a buffer has been filled.
     """
     attributes = [(module, type(module), dict(vars(module))) for module in network.modules()]
-    noted = _Noted(weights)
+    noted = _Noted()
     for _, kind, own in attributes:
         engine = kind.__module__.startswith("memexp.backprop.")  # which keeps there what it has to say
         for name, value in own.items():
@@ -43,29 +45,39 @@ def untouched(network: nn.Module, weights: bool = True) -> Iterator[None]:
 class _Noted:
     """Containers with what stands in them, and tensors with their values."""
 
-    def __init__(self, weights: bool) -> None:
-        self._weights = weights
+    def __init__(self) -> None:
+        self._empty: list[Any] = []
         self._contents: dict[int, tuple[Any, Any]] = {}
         self._values: dict[int, tuple[Tensor, Tensor]] = {}
 
     def add(self, value: Any) -> None:
-        if isinstance(value, Tensor):
-            empty = value.is_meta or isinstance(value, FakeTensor)
-            left = is_lazy(value) or empty or (isinstance(value, nn.Parameter) and not self._weights)
-            if id(value) not in self._values and not left:
-                self._values[id(value)] = value, value.detach().clone()
-        elif isinstance(value, CONTAINERS) and id(value) not in self._contents:
-            held = contents(value)
-            self._contents[id(value)] = value, held
-            for part in listed(held):
-                self.add(part)
+        kind = type(value)
+        if kind in PLAIN:
+            return
+        if kind in HOOKS and not value:
+            self._empty.append(value)
+        elif isinstance(value, CONTAINERS):
+            if id(value) not in self._contents:
+                held = contents(value)
+                self._contents[id(value)] = value, held
+                for part in listed(held):
+                    self.add(part)
         elif isinstance(value, tuple):
             for part in value:
                 self.add(part)
+        elif isinstance(value, Tensor):
+            empty = value.is_meta or isinstance(value, FakeTensor)
+            left = is_lazy(value) or empty or isinstance(value, nn.Parameter)
+            if id(value) not in self._values and not left:
+                self._values[id(value)] = value, value.detach().clone()
 
     def put_back(self) -> None:
+        for container in self._empty:
+            if container:
+                container.clear()
         for container, before in self._contents.values():
-            refill(container, before)
+            if differs(container, before):
+                refill(container, before)
         for tensor, value in self._values.values():
             if tensor.layout is not torch.strided:  # torch does not compare all, and writes to them by themselves alone
                 with torch.no_grad():

@@ -215,13 +215,14 @@ def _groups(
 def _keep_counts(tape: Tape) -> None:
     """Channels of which one number of the source counts two lines (a width that two tensors have) are one, the first with the
     first: as many have to stay in both. Where the lines hold the same channels, they do so already."""
-    roots = tape.atoms.roots()
     lines: dict[Owner, list[Plane]] = {}
     for use in tape.uses:
         if use.plane.size == 0:
             continue
         lines.setdefault((use.module, use.name, use.index), []).append(np.moveaxis(use.plane, use.axis, -1))
-    for one, other in [*((first, line) for first, *rest in lines.values() for line in rest), *tape.ties]:
+    pairs = [*((first, line) for first, *rest in lines.values() for line in rest), *tape.ties]
+    roots = tape.atoms.roots() if pairs else np.empty(0)
+    for one, other in pairs:
         own, rows = (np.sort(roots[line].reshape(-1, line.shape[-1])) for line in (one, other))
         counted = (own[:, 0] != own[:, -1]).all() and (rows[:, 0] != rows[:, -1]).all()
         if counted and (np.concatenate([own, rows]) != own[0]).any():

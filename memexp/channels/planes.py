@@ -66,14 +66,14 @@ class Atoms:
     def roots(self) -> Plane:
         """The lowest atom of each atom's channel, (count,): connected components of all that was united."""
         root = np.arange(self.count, dtype=np.int64)
-        changed = True
-        while changed:
-            changed = False
+        if not self.edges:
+            return root
+        one, other = (np.concatenate(ends) for ends in zip(*self.edges, strict=True))
+        while (root[one] != root[other]).any():
             for a, b in self.edges:  # in the forward's order, so that few rounds do
                 left, right = root[a], root[b]
                 if (left != right).any():
                     np.minimum.at(root, np.maximum(left, right), np.minimum(left, right))
-                    changed = True
             while (root[root] != root).any():
                 root = root[root]
         return root
@@ -146,6 +146,8 @@ def merge(atoms: Atoms, operands: Sequence[tuple[Planes, Sequence[int]]], why: s
     An operand that is long along a dimension, but has no channels along it, freezes what others have there; those that differ
     along other dimensions too (heads, in a rotary embedding) are one along it.
     """
+    if len(operands) == 1:
+        return distinct([operands[0][0]])
     dims = max(len(shape) for _, shape in operands)
     aligned = [([lift(p, dims) for p in planes], (1,) * (dims - len(s)) + tuple(s)) for planes, s in operands]
     for i, (planes, _) in enumerate(aligned):
@@ -173,8 +175,10 @@ def distinct(operands: Sequence[Planes]) -> Planes:
 
     Those of one operand have not: a weight whose kernel was flattened has several along one dimension.
     """
-    kept: list[tuple[int, Plane]] = []
     every = [(i, plane) for i, planes in enumerate(operands) for plane in planes]
+    if len(every) == 1:
+        return [plane for _, plane in every if plane.size > 1]
+    kept: list[tuple[int, Plane]] = []
     for i, plane in sorted(every, key=lambda own: (len(varies(own[1])), own[1].size)):
         covered = set().union(*(varies(other) for j, other in kept if j != i))
         if not varies(plane) <= covered:

@@ -227,7 +227,7 @@ def kept(call: Call) -> Any:
     for tensor in flat(call.arguments.values()):
         for plane in call.planes(tensor) if isinstance(tensor, Tensor) else ():
             call.freeze(plane, "reads all of its channels")
-    return [] if isinstance(call.out, Tensor) else [[] for _ in call.out]
+    return [[] for _ in call.out] if isinstance(call.out, list | tuple) else []
 
 
 @rule("glu")

@@ -1,5 +1,6 @@
 """What a trace writes down: planes of tensors, roles of parameters, and numbers that follow the channels."""
 
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from memexp.channels.planes import Atoms, Plane, Planes, varies
 from memexp.channels.sizes import COUNTED, Attribute, Derived, Owner, Size
@@ -71,7 +71,9 @@ class Tape:
         False  # whether the call under way is within torch.vmap or the like, whose tensors have other dimensions
     )
     doubtful: bool = False  # whether a number in the source may be one that does not follow the channels
-    _known: Any = field(default_factory=WeakTensorKeyDictionary)
+    _known: dict[int, tuple[weakref.ref[Tensor], Known]] = field(
+        default_factory=dict
+    )  # by id, while there is the tensor
     _followers: list[tuple[Plane, Plane]] = field(default_factory=list)
     _roles: list[tuple[Plane, Role]] = field(default_factory=list)
     _weak: list[tuple[Plane, Role]] = field(default_factory=list)
@@ -114,23 +116,28 @@ class Tape:
 
     def known(self, tensor: Tensor) -> Known:
         """What is known of it, from now on."""
-        found: Known | None = self._known.get(tensor)
+        found = self._found(tensor)
         if found is None:
-            found = self._known[tensor] = Known()
+            found = Known()
+            self._known[id(tensor)] = weakref.ref(tensor), found
         return found
 
+    def _found(self, tensor: Tensor) -> Known | None:
+        of, found = self._known.get(id(tensor), (None, None))
+        return found if of is not None and of() is tensor else None  # else another had its place in memory
+
     def planes(self, tensor: Tensor) -> Planes:
-        found: Known | None = self._known.get(tensor)
+        found = self._found(tensor)
         return found.planes or [] if found else []
 
     def is_parameter(self, tensor: Tensor) -> bool:
         """Whether it has channels, and is a parameter or was made without the network's inputs."""
-        found: Known | None = self._known.get(tensor)
+        found = self._found(tensor)
         return found is not None and found.planes is not None and not found.activation
 
     def is_constant(self, tensor: Tensor) -> bool:
         """Whether it is a buffer, or made of buffers alone, into which no activation has been written."""
-        found: Known | None = self._known.get(tensor)
+        found = self._found(tensor)
         return found is not None and found.constant and not found.activation
 
     def fix(self, plane: Plane, axis: int, why: str) -> None:

@@ -31,6 +31,7 @@ from memexp.channels.sizes import COUNTED, Derived, Size, tracked_attributes
 from memexp.channels.skipping import shaped
 from memexp.channels.tape import Tape
 from memexp.channels.tensors import tensors_of
+from memexp.channels.unwritten import unwritten
 from memexp.modes import evaluating
 
 # carried out in smaller operations, among them a number that follows from a length: a scale from that of a head
@@ -81,7 +82,7 @@ def trace(network: nn.Module, *example_inputs: Any) -> Graph:
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        with evaluating(network), untouched(network):
+        with evaluating(network), untouched(network), unwritten(network):
             with (
                 all_adapted(network),
                 tracked_attributes(network, tape.values.add),

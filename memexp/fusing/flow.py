@@ -167,7 +167,7 @@ class _Watch(TorchDispatchMode):
                 register_module_forward_hook(self._out),
             ):
                 stack.callback(hook.remove)
-            stack.enter_context(untouched(self._network, weights=False))
+            stack.enter_context(untouched(self._network))
             stack.enter_context(torch.no_grad())
             stack.enter_context(self)
             out = self._network(*inputs)

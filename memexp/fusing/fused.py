@@ -154,7 +154,7 @@ def check(
     alone does to the network's own outputs, as float64 shows.
     """
     worst = 0.0
-    with untouched(network, weights=False), untouched(changed, weights=False):
+    with untouched(network), untouched(changed):
         for batch in batches:
             before = outputs(network, batch)
             try:

@@ -58,7 +58,7 @@ def costs(networks: Mapping[str, nn.Module], inputs: Sequence[Inputs]) -> dict[s
     }
     with ExitStack() as stack:
         for network in networks.values():
-            stack.enter_context(untouched(network, weights=False))
+            stack.enter_context(untouched(network))
         for given in inputs:
             # a batch of its own: one that is a part of a larger tensor would count as the whole of it
             batch = copied(given)

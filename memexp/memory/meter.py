@@ -253,7 +253,7 @@ def macs_per_image(model: nn.Module, shape: tuple[int, int, int]) -> int:
         image = made(1, *shape, device=device)
         return track(lambda: model(image))
 
-    with evaluating(model), untouched(model, weights=False), torch.no_grad():
+    with evaluating(model), untouched(model), torch.no_grad():
         try:
             with without_data():
                 report = forward(torch.empty)

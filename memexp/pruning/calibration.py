@@ -85,7 +85,7 @@ def calibrating(network: nn.Module) -> Iterator[None]:
     """
     frozen = [p for p in network.parameters() if not p.requires_grad]
     with ExitStack() as stack:
-        stack.enter_context(untouched(network, weights=False))
+        stack.enter_context(untouched(network))
         stack.enter_context(evaluating(network))
         for chain in chains(network):
             stack.enter_context(chain.using("stored"))

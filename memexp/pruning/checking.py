@@ -35,7 +35,7 @@ def difference(one: nn.Module, other: nn.Module, batches: Iterable[Sequence[Tens
     Raises CheckFailed where `one` cannot be called with what `other` takes.
     """
     worst, compared = 0.0, 0
-    with evaluating(one), evaluating(other), untouched(one, weights=False), _full_precision():
+    with evaluating(one), evaluating(other), untouched(one), _full_precision():
         for inputs in batches:
             expected = tensors_in(other(*copied(inputs)))
             try:

@@ -55,7 +55,7 @@ class Table:
     def __init__(self, network: nn.Module, inputs: Sequence[Tensor], measure: Measure = measured) -> None:
         self._measure = measure
         self.entries: dict[Key, float] = {}
-        with evaluating(network), untouched(network, weights=False):
+        with evaluating(network), untouched(network):
             self.whole = measure(network, inputs)
         self._outside: tuple[float, int] | None = (
             None  # what the whole network takes beyond its modules, and their inputs

@@ -105,8 +105,8 @@ def remove(
         with (
             evaluating(network),
             evaluating(pruned),
-            untouched(network, weights=False),
-            untouched(pruned, weights=False),
+            untouched(network),
+            untouched(pruned),
         ):
             figures["latency"] |= {"before_at_end": measure(network, inputs), "after": measure(pruned, inputs)}
     channels = sum(group.size for group in groups.values())
@@ -269,7 +269,7 @@ def _whole_sizes(groups: Mapping[int, Group], graph: Graph, before: Graph) -> di
 
 
 def _macs(network: nn.Module, inputs: Sequence[Tensor]) -> int:
-    with evaluating(network), untouched(network, weights=False):
+    with evaluating(network), untouched(network):
         return macs_of(network, copied(inputs))
 
 

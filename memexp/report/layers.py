@@ -70,7 +70,7 @@ def summarise(network: nn.Module, shape: tuple[int, int, int]) -> Summary:
         if module is not network and not isinstance(module, CONTAINERS):
             hooks.append(module.register_forward_hook(lambda m, x, y, name=name: after(name, m, x, y)))
     try:
-        with evaluating(network), untouched(network, weights=False), without_data(), torch.no_grad():
+        with evaluating(network), untouched(network), without_data(), torch.no_grad():
             device = next(network.parameters()).device
             network(torch.empty(2, *shape, device=device))
     finally:

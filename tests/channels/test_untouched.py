@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from memexp import channels, edits, integral, pruning
 
@@ -74,6 +75,59 @@ def test_a_network_is_as_it_was(run_before, kind):
     channels.trace(network, IMAGES)
     assert same(state(network), before)
     pickle.dumps(network)
+
+
+WRITES = {  # what a forward does to a weight of 8 filters
+    "in_place": lambda w: w.data.mul_(2),
+    "a_part": lambda w: w.data[1:, 0].zero_(),
+    "other_memory": lambda w: setattr(w, "data", w.data * 2),
+    "narrower": lambda w: setattr(w, "data", w.data[:4]),
+    "another_order": lambda w: setattr(w, "data", w.data.to(memory_format=torch.channels_last)),
+    "many": lambda w: torch._foreach_add_([w.data, w.data[0]], 1.0),
+    "out": lambda w: torch.add(w.data, 1, out=w.data),
+}
+
+
+class Writing(nn.Module):
+    def __init__(self, write):
+        super().__init__()
+        self.first, self.last, self.write = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), write
+        self.spare = nn.Parameter(torch.randn(8, 3, 3, 3))
+        self.tied = self.spare
+
+    def forward(self, x):
+        self.write(self.spare)
+        return self.last(torch.relu(self.first(x)))
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_a_weight_is_as_it_was_however_it_is_written(write):
+    network = Writing(write)
+    spare, memory, before = network.spare, network.spare.data_ptr(), network.spare.detach().clone()
+    channels.trace(network, IMAGES)
+    assert network.spare is network.tied is spare
+    assert (spare.data_ptr(), spare.stride()) == (memory, before.stride())
+    assert torch.equal(spare, before)
+
+
+class Copies(TorchDispatchMode):
+    """The sizes of what is copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten.clone.default, torch.ops.aten.equal.default):
+            self.sizes.append(args[0].numel())
+        return func(*args, **(kwargs or {}))
+
+
+def test_weights_that_nothing_writes_to_are_not_copied():
+    network = nn.Sequential(nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.ReLU(inplace=True), nn.Conv2d(64, 64, 3))
+    with Copies() as copies:
+        channels.trace(network, IMAGES)
+    assert max(copies.sizes) <= IMAGES.numel() < network[3].weight.numel()
 
 
 def test_a_pruned_network_is_what_its_edit_makes_of_a_new_one():
