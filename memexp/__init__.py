@@ -3,6 +3,7 @@
 The names here are what the command line is a thin user of; torch is imported by the function that needs it. A configuration is
 what `compose` gives, or a dict: groups by their option, keys nested or dotted, {"model": "resnet", "model.depth": 20}; what it
 leaves out is as on the command line. `run`, `report` and `bench` are the functions of the modules of these names.
+The library beside it, `memexp.backprop.apply` and all else in LIBRARY, needs no import of its own either.
 """
 
 from __future__ import annotations
@@ -21,18 +22,19 @@ if TYPE_CHECKING:
     from memexp.run import run
 
 __all__ = ["bench", "build_model", "compose", "estimate", "evaluate", "experiments", "report", "resume", "run"]
+LIBRARY = ("backprop", "fusing", "integral", "memory", "optim", "pruning")
 __version__: str
 
 
 def __getattr__(name: str) -> Any:
-    """The modules that are called like functions (memexp.calling), imported when they are asked for."""
-    if name in ("bench", "report", "run"):
+    """The library, and the modules that are called like functions (memexp.calling), imported when they are asked for."""
+    if name in ("bench", "report", "run", *LIBRARY):
         return importlib.import_module(f"memexp.{name}")
     if name == "__version__":
         from memexp.version import version
 
         return version()
-    raise AttributeError(f"module 'memexp' has no attribute {name!r}; there are {', '.join(__all__)}")
+    raise AttributeError(f"module 'memexp' has no attribute {name!r}; there are {', '.join([*__all__, *LIBRARY])}")
 
 
 def compose(

@@ -31,7 +31,9 @@ AS_IT_IS = (
     "the network of a run is evaluated and exported as it is, but for the size of an integral one (prune=integral "
     "prune.keep=0.6); to change it, start a run with init_from"
 )
-
+RESIZE = (
+    "RGB, the shorter side to resize_size (bilinear, antialiased), then the middle: torchvision's Resize and CenterCrop"
+)
 UNTRAINED = (
     "evaluate and export train nothing, and take a size's uniform nodes; to train them, start a run with init_from and "
     "stages=[partition,discretise,evaluate]"
@@ -134,9 +136,7 @@ def export(
 
 
 def _preprocessing(run: Run) -> dict[str, Any]:
-    """What makes of a file the image that the network takes, beside a crop of its middle. resize_size: None where it is not
-    resized before.
-    """
+    """What makes of a file the image that the network takes. resize, resize_size: None where the image is taken as it is."""
     from memexp.data import resize_size
 
     settings = run.cfg.dataset
@@ -146,6 +146,7 @@ def _preprocessing(run: Run) -> dict[str, Any]:
         "values": "0 to 1, then (x - mean) / std by channel",
         "mean": run.splits.mean,
         "std": run.splits.std,
+        "resize": RESIZE if resized else None,
         "resize_size": resize_size(settings) if resized else None,
     }
 

@@ -174,7 +174,8 @@ def test_e8_experiments_and_reports_take_a_users_own(tmp_path, capsys):
     assert "my book" in capsys.readouterr().out
     found = memexp.report("run", paper="mine", config_dir=tmp_path / "conf")["published"][0]
     assert (found["published"], found["measured"]) == (3, 1.0)
-    for bad in ("rows: [3]", "- 1", "a: [", "source: x\nrows:\n- {label: a}"):
+    row = "source: x\nrows:\n- {label: a, match: 3, quantity: parameters, unit: x, value: 3}"
+    for bad in ("rows: [3]", "- 1", "a: [", "source: x\nrows:\n- {label: a}", row):
         (tmp_path / "conf/published/mine.yaml").write_text(bad)
         assert main(["report", "run", "--no-plots", "--paper", "mine", *own]) == 2
         assert "published/mine.yaml" in capsys.readouterr().err

@@ -38,7 +38,8 @@ def apply(
 
     Args:
         backprop, options: as of a Chain.
-        blocks: names of modules of the network, or classes, to be taken as blocks; by default they are searched for.
+        blocks: names of modules of the network (of an nn.ModuleList: all that is in it), or classes, to be taken as blocks; by
+            default they are searched for.
 
     Raises:
         ValueError: the strategy does not fit, or the network has no such blocks; it says what to wrap.
@@ -89,8 +90,9 @@ def as_it_is(network: nn.Module) -> Callable[[], None]:
 
     def put_back() -> None:
         for module, children, changed, values in before:
-            module._modules.clear()
-            module._modules.update(children)
+            if dict(module._modules) != children:  # a scripted one lets nobody
+                module._modules.clear()
+                module._modules.update(children)
             for key in changed:
                 vars(module).pop(key, None)
             vars(module).update(values)
@@ -129,7 +131,7 @@ def _bodies(parent: nn.Module) -> Iterator[Body]:
         if child is None or is_taken(child):
             continue
         layers = _is_sequential(child) and all(map(is_single, child.children())) and _units(child) > 1
-        if _has_lists(child) or (_is_list(child) and not _is_bare(child)):
+        if _has_lists(child) or not _has_forward(child) or (_is_list(child) and not _is_bare(child)):
             yield from _bodies(child)
         elif _is_bare(child) and (_units(child) > 1 or not is_single(next(child.children()))):
             yield Body(parent, name, child, True)
@@ -152,7 +154,20 @@ def _named(network: nn.Module, blocks: Sequence[str | type[nn.Module]]) -> list[
         raise ValueError(f"blocks: the network has no module of the class {', '.join(absent)}")
     chosen = [name for name, module in known.items() if name in blocks or isinstance(module, kinds)]
     outer = [n for n in chosen if not any(_is_within(n, other) for other in chosen)]
-    return [Body(network, name, known[name], False) for name in outer]
+    return [Body(network, *found, False) for name in outer for found in _called(name, known[name])]
+
+
+def _called(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """What is called where this is: the module, or what it holds if it has no forward, as an nn.ModuleList."""
+    if _has_forward(module):
+        yield name, module
+        return
+    for key, child in module.named_children():
+        yield from _called(f"{name}.{key}" if name else key, child)
+
+
+def _has_forward(module: nn.Module) -> bool:
+    return "forward" in vars(module) or type(module).forward is not nn.Module.forward
 
 
 def _is_within(name: str, other: str) -> bool:

@@ -35,6 +35,7 @@ BATCH_NORMS = {
     aten.miopen_batch_norm,
 }  # alike in their first six arguments
 
+ORDERS = torch.contiguous_format, torch.channels_last, torch.channels_last_3d
 
 # pointwise, though ATen does not tag them, or did not in its versions before 2.14
 UNTAGGED = {
@@ -72,15 +73,21 @@ def again(func: Any, args: tuple[Any, ...], out: Any) -> tuple[Callable[..., Any
     """What gives the operation's (first) result again, and of which arguments.
 
     A batch normalisation by the batch's statistics moves none, and takes them from `out`, the first pass's, where its kernel
-    is known to round as one that is given statistics does.
+    is known to round as one that is given statistics does: not where elements lie apart, which it scales in two steps.
     """
     if func._overloadpacket not in BATCH_NORMS or not args[5]:
         return func, args
     x, weight, bias, _, _, _, momentum, eps, *rest = args
     kinds = {t.dtype for t in (weight, bias) if t is not None} | {out[1].dtype}
-    if x.device.type == "cpu" and len(kinds) == 1 and kinds <= {torch.float32, torch.float64}:
+    dense = _is_dense(x) and all([t is None or t.is_contiguous() for t in args[1:5]])
+    if x.device.type == "cpu" and dense and len(kinds) == 1 and kinds <= {torch.float32, torch.float64}:
         return _normalised, (x, weight, bias, out[1], out[2])
     return func, (x, weight, bias, None, None, True, momentum, eps, *rest)
+
+
+def _is_dense(x: Tensor) -> bool:
+    """Whether its elements lie side by side, in one of torch's orders."""
+    return any([x.is_contiguous(memory_format=order) for order in ORDERS])
 
 
 def _normalised(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, invstd: Tensor) -> tuple[Tensor]:

@@ -17,9 +17,14 @@ def not_here(name: str) -> str:
     """The message of a backward pass of steps where recomputing is not possible."""
     if torch.is_inference_mode_enabled():
         return f"backward of {name} inside torch.inference_mode(): a recomputation is recorded, and there nothing is"
+    if torch._C._are_functorch_transforms_active():
+        return (
+            f"backward of {name} inside torch.func (vmap, grad), which no recomputation goes through: for many gradients at "
+            "once use torch.autograd.grad(..., is_grads_batched=True), or backprop=stored or light"
+        )
     return (
         f"double backward (create_graph=True) through {name}: recomputing strategies give first derivatives only; use "
-        "backprop=stored for second derivatives"
+        "backprop=stored or light for second derivatives"
     )
 
 

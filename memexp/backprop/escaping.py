@@ -107,12 +107,12 @@ def is_remembered() -> bool:
     return _inside.get()
 
 
-def constants(outputs: Sequence[Tensor], inputs: Sequence[Tensor], recorded: bool) -> list[Tensor]:
-    """Outputs that depend on nothing that is trained, as far as is known: a mask, say, that later steps read.
+def constants(outputs: Sequence[Tensor], inputs: Sequence[Tensor], recorded: bool) -> list[int]:
+    """Places of outputs that depend on nothing that is trained, as far as is known: a mask, say, that later steps read.
 
     If they were taken for trained, kernels would be chosen that can give their gradient, and may draw other random numbers.
     """
-    return [y for y in outputs if not y.requires_grad and (recorded or any(y is x for x in inputs))]
+    return [i for i, y in enumerate(outputs) if not y.requires_grad and (recorded or any(y is x for x in inputs))]
 
 
 def without_graph(outputs: Sequence[Tensor], inputs: Sequence[Tensor], begun: int) -> tuple[Tensor, ...]:

@@ -29,7 +29,7 @@ from memexp.backprop.replay import Frame, Record
 from memexp.backprop.rounding import RangeWatch, Rounding
 from memexp.backprop.run import run, run_all
 from memexp.backprop.streams import nbytes
-from memexp.backprop.surroundings import NOTHING, Surroundings
+from memexp.backprop.surroundings import BATCHED, NOTHING, Surroundings
 from memexp.backprop.tail import LARGE_STREAMS, forgetful, forms, without_tail
 from memexp.backprop.task import Grads, Streams, Task, as_tuple, pull_back, undo_all
 from memexp.backprop.unheard import unheard
@@ -140,7 +140,7 @@ class Node:
                 raise objects.order_lost(self.name)
             if self.escaping:
                 objects.replace(lambda t: alone(t, begun, self.name))
-        return outputs, constant
+        return outputs, [outputs[place] for place in constant]
 
     def kept(self, inputs: Streams, outputs: Streams) -> Streams:
         """What stays in memory until backward."""
@@ -278,7 +278,8 @@ class _Recompute(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         kept = ctx.saved_tensors  # a second time, torch says so
         node: Node = ctx.node
-        if torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+        transformed = torch._C._are_functorch_transforms_active()
+        if torch.is_grad_enabled() or torch.is_inference_mode_enabled() or transformed:
             raise RuntimeError(not_here(node.name))
         needs = ctx.needs_input_grad[2:]
         first, second = ctx.count, ctx.count + len(node.reads)
@@ -287,7 +288,8 @@ class _Recompute(torch.autograd.Function):
         node.known.unwanted = {id(p) for p, need in pairs if not (need and p.requires_grad)}
         every = not node.known.unwanted and len(node.parameters) == len(node.record.places)
         node.known.plain = every and not node.known.ends and not any([p._backward_hooks for p in node.parameters])
-        found, of_context, of_parameters = node.backward(kept, grads, needs[:first], needs[first:second])
+        with torch._C._ExcludeDispatchKeyGuard(BATCHED):
+            found, of_context, of_parameters = node.backward(kept, grads, needs[:first], needs[first:second])
         if node.escaping and not node.call.rounding and not torch._C._autograd._get_current_graph_task_keep_graph():
             ctx.node = None  # which may hold what the graph of what has escaped leads to (exact's faults need it)
         of_all = [of_parameters.get(id(p)) for p in node.parameters]

@@ -67,6 +67,9 @@ class Remaking(TorchDispatchMode):
             if value is not None and value.uses and value.kept is None and value.kind == kind(y):
                 root = y.detach()
                 value.keep(root if geometry(root) == value.geometry else root.as_strided(*value.geometry))
+
+    def forget(self) -> None:
+        """The graph holds the hook, and with it this; what is followed here would hold the graph in turn, for good."""
         self._values.clear()
 
     def _value(self, tensor: Tensor) -> Value:
@@ -143,6 +146,7 @@ def remaking(streams: Sequence[Tensor]) -> Iterator[Remaking]:
     """Inside, what autograd saves is kept only where it is dear to make; call `leave` with what the part gives."""
     mode = Remaking(streams)
     with ExitStack() as stack:
+        stack.callback(mode.forget)
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(mode.pack, unpack))
         stack.enter_context(mode)
         yield mode

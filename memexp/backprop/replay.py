@@ -5,8 +5,8 @@ What the first pass depended on beside its inputs is recorded, and put in place 
 * modules and parameters: those of the first pass, also where others have taken their place since
   (`torch.func.functional_call`);
 * random state: recorded before each branch that draws from it, set for the recomputation, and the caller's put back;
-* autocast, on or off and its dtype, and its cache only where all is recorded (a weight cast without a graph must not serve
-  where one is due; so with the cache of `torch.nn.utils.parametrize`);
+* attention's kernels, the default dtype, and autocast, on or off and its dtype; its cache only where all is recorded (a
+  weight cast without a graph must not serve where one is due; so with the cache of `torch.nn.utils.parametrize`);
 * train or eval mode of every module;
 * buffers: normalisation layers in training mode normalise with the batch's statistics again and move none, so running
   statistics move once per training step; buffers of other modules that the first pass changed (power iterations of a

@@ -1,6 +1,6 @@
 """What all steps of one call of a Chain have around them: its keywords, devices, autocast, random state."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import copy
 from typing import Any
@@ -10,13 +10,26 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 NOTHING: AbstractContextManager[None] = nullcontext()
+# around a recomputation: among gradients in a batch (is_grads_batched) torch lets nobody draw; what is drawn again is no batch
+BATCHED = torch._C.DispatchKeySet(torch._C._parse_dispatch_key("VmapMode"))  # type: ignore[arg-type]
+
+_cuda = torch.backends.cuda
+# what a caller may set around a forward pass alone, such as attention's kernels (sdpa_kernel), which draw other random numbers
+SWITCHES: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
+    (torch._C._get_flash_sdp_enabled, _cuda.enable_flash_sdp),
+    (torch._C._get_mem_efficient_sdp_enabled, _cuda.enable_mem_efficient_sdp),
+    (torch._C._get_math_sdp_enabled, _cuda.enable_math_sdp),
+    (torch._C._get_cudnn_sdp_enabled, _cuda.enable_cudnn_sdp),
+    (torch.get_default_dtype, torch.set_default_dtype),
+]
 
 
 class Surroundings:
-    """A Chain's call, the same for all its steps: keywords, devices, autocast."""
+    """A Chain's call, the same for all its steps: keywords, devices, autocast, switches."""
 
     def __init__(self, streams: Sequence[Tensor], context: dict[str, Any]) -> None:
         self.context = context
+        self.switches = _switches()
         self.versions = {n: t._version for n, t in context.items() if isinstance(t, Tensor) and not t.is_inference()}
         self._take({x.device for x in (*streams, *context.values()) if isinstance(x, Tensor)})
         self.cached = torch.is_autocast_cache_enabled()
@@ -37,7 +50,7 @@ class Surroundings:
         return found
 
     def __call__(self, recording: bool = False) -> AbstractContextManager[Any]:
-        """Around every evaluation of a step: autocast as at the Chain's entry, and caches of weights out of force.
+        """Around every evaluation of a step: autocast and switches as at the Chain's entry, and caches of weights out of force.
 
         recording: all that is done inside is recorded by autograd. A weight that is read again and again, as in a loop over
         time, is then cast once, as in the network without the engine, and its gradient is added up in the cast's type.
@@ -48,9 +61,12 @@ class Surroundings:
             for kind, enabled, dtype in self.autocast
             if enabled or torch.is_autocast_enabled(kind)
         ]
-        if not set_again and not parametrize._cache_enabled:
+        switched = self.switches != _switches()
+        if not set_again and not parametrize._cache_enabled and not switched:
             return NOTHING
         stack = ExitStack()
+        if switched:
+            stack.enter_context(_switched(self.switches))
         # what the cache of parametrize.cached() holds is with a graph in one pass and without in the other
         stack.enter_context(_without_cache())
         for autocast in set_again:
@@ -71,6 +87,22 @@ class Surroundings:
         torch.set_rng_state(states[0])
         for device, state in zip(self.devices, states[1:], strict=True):
             torch.get_device_module(device).set_rng_state(state, device)
+
+
+def _switches() -> list[Any]:
+    return [get() for get, _ in SWITCHES]
+
+
+@contextmanager
+def _switched(values: list[Any]) -> Iterator[None]:
+    own = _switches()
+    try:
+        for (_, put), value in zip(SWITCHES, values, strict=True):
+            put(value)
+        yield
+    finally:
+        for (_, put), value in zip(SWITCHES, own, strict=True):
+            put(value)
 
 
 def _in_autocast() -> bool:

@@ -27,17 +27,18 @@ _waiting: dict[str, Arrays] = {}  # what was made to be described, until it is l
 def load(settings: Any) -> Arrays:
     """Raises DataError for what cannot be made or is no data set."""
     key = _key(settings)
-    return _waiting.pop(key, None) or _make(settings)
+    arrays = _waiting.pop(key, None) or _make(settings)
+    height, width, channels = arrays.train.images.shape[1:]
+    _described[key] = len(arrays.classes), (channels, height, width)
+    return arrays
 
 
 def describe(settings: Any) -> tuple[int, Shape]:
-    """Number of classes and shape of an image; only its maker knows, so it is made for that, once a process."""
+    """Number of classes and shape of an image; only its maker knows, so it is made for that where it was not loaded yet."""
     key = _key(settings)
     if key not in _described:
         _waiting.clear()
-        _waiting[key] = arrays = _make(settings)
-        height, width, channels = arrays.train.images.shape[1:]
-        _described[key] = len(arrays.classes), (channels, height, width)
+        _waiting[key] = load(settings)
     return _described[key]
 
 

@@ -27,8 +27,8 @@ from memexp.models.vanishing import VanishingReLU
 def apply(network: nn.Module, edit: Mapping[str, Any]) -> nn.Module:
     """`network` itself, with each of the layers grown; nothing is changed where one of them does not fit.
 
-    Raises ValueError for layers that are no plain convolutions of images, have hooks or share a parameter with others, and for
-    an expansion below 1, which cannot hold them.
+    Raises ValueError for layers that are no plain convolutions of images, have hooks or another forward, or share a parameter
+    with others, and for an expansion below 1, which cannot hold them.
     """
     names, expansion, seed = edit.get("layers"), edit.get("expansion"), edit.get("seed")
     if not isinstance(names, list | tuple) or len(set(names)) < len(names):
@@ -64,6 +64,8 @@ def unfit(network: nn.Module, layer: nn.Module) -> str | None:
         return "it has complex weights, which batch normalisation does not take"
     if hooks(layer):
         return "it has hooks (of torch.nn.utils.weight_norm or prune, say), which would go with it"
+    if "forward" in vars(layer):
+        return "its forward was replaced by another, which would go with it"
     own = {id(parameter) for parameter in layer.parameters()}
     others = (module for module in network.modules() if module is not layer)
     if any(id(parameter) in own for module in others for parameter in module._parameters.values()):

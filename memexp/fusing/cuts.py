@@ -10,8 +10,10 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from memexp.channels.called import Inputs, arguments, rows
+from memexp.channels.outputs import tensors_in
 from memexp.fusing.flow import Value
 from memexp.fusing.measure import latency
 from memexp.fusing.mergeable import Group, Piece, Runs
@@ -54,9 +56,14 @@ def by_count(pieces: list[Piece], group: Group | None) -> float:
 class ByTime:
     """Measured seconds on a batch like the example, each distinct convolution once. skipped: merges too large to measure."""
 
-    def __init__(self, network: nn.Module, runs: Runs, like: Tensor) -> None:
+    def __init__(self, network: nn.Module, runs: Runs, example_input: Inputs) -> None:
         self.skipped = 0
-        self._network, self._runs, self._like = network, runs, like
+        self._network, self._runs = network, runs
+        self._images, first = rows(example_input), tensors_in(arguments(example_input))[0]
+        self._last = first.ndim == 4 and first.is_contiguous(memory_format=torch.channels_last)
+        # numbers are of the type of the weights: images may be bytes, which the network divides
+        weights = (parameter for parameter in network.parameters() if parameter.is_floating_point())
+        self._like = next(weights, torch.empty(0, device=first.device))
         self._known: dict[tuple[object, ...], float] = {}
 
     def __call__(self, pieces: list[Piece], group: Group | None) -> float:
@@ -90,13 +97,13 @@ class ByTime:
     def _time(self, layer: nn.Module | None, value: Value) -> float:
         """Of a layer on tensors like the value, or of their sum. The least that is seen, as whatever disturbs adds to it."""
         traced = self._runs.shape(value)
-        shape = (len(self._like), *traced[1:])
+        shape = (self._images, *traced[1:])
         key = (str(layer), shape)
         if key not in self._known:
             x = torch.randn(shape, dtype=self._like.dtype, device=self._like.device)
             if layer is not None:
                 layer = layer.to(x)
-            if self._like.ndim == 4 and self._like.is_contiguous(memory_format=torch.channels_last):
+            if self._last:
                 x = x.contiguous(memory_format=torch.channels_last)
                 layer = layer and layer.to(memory_format=torch.channels_last)
             with torch.inference_mode():

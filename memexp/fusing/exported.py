@@ -9,6 +9,7 @@ import inspect
 import io
 import json
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -145,7 +146,9 @@ def _captured(network: nn.Module, images: Tensor) -> Any:
     except Exception as error:  # of many kinds, all of which say that this network cannot be captured
         size = "; its forward makes the batch size a number: write x.shape[0] or -1 in place of len(x) or int(...)"
         hint = size if "specialized" in str(error) else ""
-        raise ExportError(f"torch.export cannot capture this network for any batch size: {error}{hint}") from error
+        raise ExportError(
+            f"torch.export cannot capture this network for any batch size: {_cause(error)}{hint}"
+        ) from error
 
 
 def _pt2(program: Any, file: Path, notes: Mapping[str, str]) -> Run:
@@ -155,7 +158,7 @@ def _pt2(program: Any, file: Path, notes: Mapping[str, str]) -> Run:
         try:
             torch.export.save(program, archive, extra_files={f"{name}.json": text for name, text in notes.items()})
         except Exception as error:  # of many kinds, such as for a namedtuple that is not registered
-            raise ExportError(f"torch.export cannot write this network: {error}") from error
+            raise ExportError(f"torch.export cannot write this network: {_cause(error)}") from error
         file.write_bytes(archive.getvalue())
     loaded = torch.export.load(file).module()
     return lambda images: list(outputs(loaded, images).values())
@@ -168,7 +171,7 @@ def _onnx(program: Any, file: Path, notes: Mapping[str, str], names: Sequence[st
         exported = torch.onnx.export(program, dynamo=True, verbose=False, input_names=[INPUT], output_names=names)
     except Exception as error:  # of many kinds
         raise ExportError(
-            f"torch.onnx cannot write this network: {error}; a path that ends in .pt2 needs no ONNX"
+            f"torch.onnx cannot write this network: {_cause(error)}; a path that ends in .pt2 needs no ONNX"
         ) from error
     assert exported is not None
     _set_apart(exported.model.graph, names)
@@ -187,6 +190,16 @@ def _onnx(program: Any, file: Path, notes: Mapping[str, str], names: Sequence[st
         return [torch.from_numpy(found) for found in session.run(names, {name: images.numpy()})]
 
     return run
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong first, and the line of code where it did, without advice for who develops torch."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error)
+    first = re.split(r"\n|\. Failure message| For more information", text)[0].strip() or type(error).__name__
+    where = re.search(r'File "(.+)", line (\d+), in', text)
+    return f"{first} ({where[1]}, line {where[2]})" if where else first
 
 
 def _set_apart(graph: Any, names: Sequence[str]) -> None:

@@ -1,7 +1,8 @@
 """What feeds what in a network: found by running it once on an example and watching, so that any Python code will do.
 
 Every tensor that appears has a value number; an operation in place gives its tensor, and all that share its memory, a new
-one. Calls of layers (modules of PyTorch's own that do one thing) are kept whole, everything else is single operations.
+one. Calls of layers (modules of PyTorch's own that do one thing) are kept whole, everything else is single operations, what a
+layer does whose forward was replaced, too.
 """
 
 from collections import Counter
@@ -210,7 +211,8 @@ class _Watch(TorchDispatchMode):
     def _into(self, module: nn.Module, inputs: Any) -> None:
         values = self._read(inputs)
         self._stack.append((module, values))
-        if self._layer is None and module in self._names and (type(module) in KNOWN or normalises(module)):
+        known = type(module) in KNOWN or normalises(module)
+        if self._layer is None and module in self._names and known and "forward" not in vars(module):
             self._layer = module
 
     def _out(self, module: nn.Module, inputs: Any, output: Any) -> None:

@@ -11,10 +11,9 @@ from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from memexp import edits
 from memexp.backprop.untouched import untouched
-from memexp.channels.called import Inputs, arguments, copied, rows
+from memexp.channels.called import Inputs, copied, rows
 from memexp.channels.comparing import difference
 from memexp.channels.hooked import duplicate
-from memexp.channels.outputs import tensors_in
 from memexp.edits import linearise
 from memexp.fusing import cuts, mergeable
 from memexp.fusing.flow import refuse_training, trace
@@ -80,7 +79,7 @@ def compare(
     the latency on the example that the measured parts add up to.
     """
     fusing = _Fusing(network, example_input)
-    by_time = cuts.ByTime(fusing.folded, fusing.runs, tensors_in(arguments(example_input))[0])
+    by_time = cuts.ByTime(fusing.folded, fusing.runs, example_input)
     chosen = {"block": cuts.chosen(fusing.runs, cuts.by_block), "cuts": cuts.chosen(fusing.runs, by_time)}
     made = {name: fusing.made(name) for name in ("none", "block", "all")} | {"cuts": fusing.merged(chosen["cuts"])}
     every = [example_input, *batches]
@@ -159,10 +158,9 @@ def check(
             before = outputs(network, batch)
             try:
                 after = outputs(changed, batch)
-            except AttributeError as missing:
+            except (AttributeError, TypeError, LookupError) as missing:
                 raise FusingError(
-                    f"the {how} network does not run, as its forward reads an attribute of a layer that is gone: {missing}; "
-                    f"{instead}"
+                    f"the {how} network does not run, as its forward reads of a layer what is gone: {missing}; {instead}"
                 ) from missing
             for (name, x), y in zip(before.items(), after.values(), strict=True):
                 if x.shape != y.shape:

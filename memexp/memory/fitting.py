@@ -1,7 +1,7 @@
 """A network of a person's own, fitted into a number of bytes: planned without data, applied, and said what it costs."""
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from itertools import zip_longest
@@ -129,7 +129,7 @@ def fit(
 
     Args:
         loss_fn, example: the loss is `loss_fn(network(inputs), target)` of a tuple (inputs, target), `loss_fn(network(x))` of
-            a tensor x, `loss_fn(network(**example))` of a dict. Sizes count, values need not be real.
+            a tensor x, `loss_fn(network(**example))` of a dict, also a tokenizer's. Sizes count, values need not be real.
         limit: bytes at the peak of a step, such as "6GB", parameters and gradients included; or a share of what stored takes.
         optimizer: makes the optimizer whose state counts, such as torch.optim.AdamW; without, none is counted.
         blocks: as of `apply`.
@@ -145,6 +145,8 @@ def fit(
             the same blocks.
     """
     _check(limit, optimizer)
+    if isinstance(example, Mapping):  # some, such as transformers' BatchEncoding, are no dicts
+        example = dict(example)
     if not any(p.requires_grad for p in network.parameters()):
         raise ValueError(
             f"{type(network).__name__} has no parameter that is trained (requires_grad): a training step of such a network "

@@ -49,7 +49,8 @@ class Training:
     def __init__(self, cfg: DictConfig, edits: Sequence[Edit] = ()) -> None:
         """Raises ConfigError for what does not fit; to be used inside `without_data`."""
         self._cfg = cfg
-        self._classes, self._shape = data.describe(cfg.dataset)
+        with _disable_current_modes():  # a data set of one's own is made to be described, and has values
+            self._classes, self._shape = data.describe(cfg.dataset)
         self.model = network(cfg, self._classes, self._shape, edits)
         try:
             self._recipe = recipe.make(

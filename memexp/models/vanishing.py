@@ -63,8 +63,8 @@ class VanishingReLU(nn.Module):
         if self.until < 1:
             share = math.acos(2 * value - 1) / math.pi / self.until
             value = 0.0 if share >= 1 else (1 + math.cos(math.pi * share)) / 2
-        self._lambda = value
-        self.value.fill_(value)
+        self._lambda = float(torch.tensor(value, dtype=self.value.dtype, device="cpu"))  # as it is saved and loaded
+        self.value.fill_(self._lambda)
 
     def forward(self, x: Tensor) -> Tensor:
         if _made_once(x):

@@ -20,6 +20,8 @@ class Lookahead(Wrapper):
     k: steps between synchronisations, at least 1. alpha: how far slow goes to fast, in 0..1. Groups may have their own.
     evaluate_slow: whether `evaluation_weights` are the slow ones, as those between synchronisations are noisy. Before a group's
     first synchronisation they are the first weights, which no step has moved, so that till then the fast ones are evaluated.
+    A synchronisation is of all weights that a step has moved, with a gradient in this one or without. Those that are frozen
+    since (requires_grad=False) stay, and are their slow weights.
     """
 
     def __init__(self, optimizer: Optimizer, k: int = 6, alpha: float = 0.5, evaluate_slow: bool = True) -> None:
@@ -39,12 +41,20 @@ class Lookahead(Wrapper):
         self.step_inside()
         for p, start in zip(first, slow, strict=True):
             self.state[p]["slow"] = start
-        for group, parameters in group_parameters:
+        for group, _ in group_parameters:
             group["fast_steps"] += 1
-            if group["fast_steps"] % group["k"] == 0 and parameters:
-                weights = [self.state[p]["slow"] for p in parameters]
-                torch._foreach_lerp_(weights, parameters, group["alpha"])
-                torch._foreach_copy_(parameters, weights)
+            if group["fast_steps"] % group["k"] == 0:
+                self._synchronise([p for p in group["params"] if "slow" in self.state.get(p, {})], group["alpha"])
+
+    def _synchronise(self, fast: list[Tensor], alpha: float) -> None:
+        trained = [p for p in fast if p.requires_grad]
+        if trained:
+            slow = [self.state[p]["slow"] for p in trained]
+            torch._foreach_lerp_(slow, trained, alpha)
+            torch._foreach_copy_(trained, slow)
+        for p in fast:
+            if not p.requires_grad:
+                self.state[p]["slow"].copy_(p)
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"evaluate_slow": self.evaluate_slow}

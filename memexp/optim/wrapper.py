@@ -1,5 +1,6 @@
 """An optimizer around an optimizer: one set of parameter groups, one state, one state_dict."""
 
+import inspect
 from collections.abc import Callable
 from itertools import product
 from typing import Any, overload
@@ -15,10 +16,17 @@ class Wrapper(Optimizer):
     Group dictionaries and state are those of `optimizer`, so schedulers, GradScaler and state_dict see all of it; a
     group's own values of `defaults` (per-group k, alpha, ...) are kept. Global step hooks see one step, the outermost.
 
-    Raises ValueError for a value out of range, in the defaults or in a group.
+    Raises ValueError for a value out of range, in the defaults or in a group, and for an optimizer (LBFGS) whose step has to
+    have a closure.
     """
 
     def __init__(self, optimizer: Optimizer, defaults: dict[str, Any]) -> None:
+        closure = inspect.signature(optimizer.step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
+            raise ValueError(
+                f"a step of {type(optimizer).__name__} evaluates its closure again and again, and {type(self).__name__} around "
+                "it evaluates it once: use it as it is, or another optimizer"
+            )
         self.optimizer = optimizer
         super().__init__(list(optimizer.param_groups), optimizer.defaults | defaults)
         self.state = optimizer.state

@@ -1,7 +1,8 @@
 """The papers' own numbers, kept as data with their source, and beside them what was measured here.
 
-published/ID.yaml, here or in a directory of a user's own configs: source, notes, and rows of label, match (settings of the runs
-that a number is of), quantity (a key of results.json), unit, value, divisor, decimals.
+published/ID.yaml, here or in a directory of a user's own configs: source, notes, match (settings of the runs that all numbers
+are of, such as the data set), and rows of label, match (those that one is of), quantity (a key of results.json), unit, value,
+divisor, decimals.
 """
 
 import difflib
@@ -43,11 +44,15 @@ def load(identifier: str, directories: Sequence[str | Path] = ()) -> dict[str, A
         raise ValueError(f"--paper: {path} cannot be read: {' '.join(str(error).split())}") from error
     needed = ("label", "match", "quantity", "unit", "value")
     rows = data.get("rows") if isinstance(data, dict) and "source" in data else None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= set(needed) for row in rows):
+    if (
+        not isinstance(rows, list)
+        or not all(isinstance(row, dict) and row.keys() >= set(needed) for row in rows)
+        or not all(isinstance(of.get("match", {}), dict) for of in (data, *rows))
+    ):
         raise ValueError(
-            f"--paper: {path} is not of published numbers: it takes source, and rows of {', '.join(needed)}"
+            f"--paper: {path} is not of published numbers: it takes source, match, and rows of {', '.join(needed)}"
         )
-    return dict(data)
+    return {**data, "rows": [{**row, "match": {**data.get("match", {}), **row["match"]}} for row in rows]}
 
 
 def compare(identifier: str, groups: Sequence[Group], directories: Sequence[str | Path] = ()) -> Table:

@@ -40,6 +40,8 @@ MEASURED: tuple[str, ...] = (
 MEASURED += ("memory.peak", "memory.activations", "memory.parameters", "memory.gradients", "memory.optimizer")
 MEASURED += ("memory.estimate", "time.step_median", "time.images_per_second", "time.utilisation", "time.wall")
 MEASURED += ("steps", "epochs")
+# Letters below U+0180 that the fonts of a plain LaTeX document (OT1) lack
+NOT_IN_OT1 = "«»ÐÞðþĄąĐđĘęĦħĮįĸĿŀŉŊŋŦŧŲųſ"
 
 
 @dataclass
@@ -206,14 +208,18 @@ def in_markdown(text: str) -> str:
 def latex(table: Table) -> str:
     """For booktabs. What pdflatex has no letter for is written as its code, that the document compiles as it is."""
     escapes = {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}", "±": r"$\pm$", "<": r"\textless{}"}
-    escapes |= {">": r"\textgreater{}"} | {c: f"\\{c}" for c in "&%$#_{}"}
+    escapes |= {">": r"\textgreater{}", "|": r"\textbar{}"} | {c: f"\\{c}" for c in "&%$#_{}"}
     escapes |= {c: f"{{{c}}}" for c in "[*"}  # at the start of a row they would be arguments of the break before it
 
     def letter(c: str) -> str:
-        return escapes.get(c) or (c if ord(c) < 0x180 else rf"\textbackslash{{}}u{ord(c):04x}")
+        written = ord(c) < 0x180 and c not in NOT_IN_OT1
+        return escapes.get(c) or (c if written else rf"\textbackslash{{}}u{ord(c):04x}")
+
+    def text(cell: str) -> str:
+        return re.sub("-(?=-)", "-{}", "".join(map(letter, cell.replace("\n", " "))))  # two would be one dash
 
     def line(cells: Sequence[str]) -> str:
-        return " & ".join("".join(map(letter, cell.replace("\n", " "))) for cell in cells) + r" \\"
+        return " & ".join(map(text, cells)) + r" \\"
 
     cells = [[row[i] for row in table.rows] for i in range(len(table.headings))]
     columns = "".join("r" if all(map(_is_number, column)) else "l" for column in cells)

@@ -138,7 +138,7 @@ class Graphed:
             raise ConfigError(
                 [
                     f"cuda_graph: true: this step cannot be recorded ({str(error).strip().splitlines()[0]}): it waits for the "
-                    "device, or with torch before 2.10 draws random numbers in a step that is recomputed; use cuda_graph=false."
+                    "device; use cuda_graph=false."
                 ]
             ) from error
         verdicts = []

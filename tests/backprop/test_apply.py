@@ -14,7 +14,8 @@ from torch import nn
 
 import memexp
 import memexp.models
-from memexp.backprop import AdditiveCoupling, Chain, apply, chains
+from memexp.backprop import AdditiveCoupling, Chain, StepError, apply, chains
+from memexp.backprop.wrapped import is_taken
 from memexp.memory.allocator import allocated
 
 
@@ -101,6 +102,70 @@ def test_without_such_a_body_it_says_what_to_wrap_and_takes_what_is_named(blocks
     expected = gradients(network, x)
     apply(network, "checkpointed", blocks=blocks)
     assert len(chains(network)) == 2
+    assert same_bits(gradients(network, x), expected)
+
+
+class Recurrent(nn.Module):
+    """Layers in lists, that are called one by one: no blocks that are found by themselves."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleDict({"a": nn.GRU(16, 16), "more": nn.ModuleList([nn.GRU(16, 16)])})
+
+    def forward(self, x):
+        for layer in (self.layers["a"], *self.layers["more"]):
+            x = layer(x)[0]
+        return x
+
+
+@pytest.mark.parametrize("blocks", [["layers"], [nn.ModuleDict], ["layers.a", nn.ModuleList]])
+def test_a_list_that_is_named_stands_for_what_is_in_it(blocks):
+    """It was taken for a block, which nobody calls, and everything stayed stored; the advice was to name it."""
+    network, x = Recurrent(), torch.randn(2, 6, 16)
+    expected = gradients(network, x)
+    with pytest.raises(ValueError, match="parts with layers inside: layers"):
+        apply(network, "light")
+    apply(network, "checkpointed", blocks=blocks)
+    assert all(map(is_taken, (network.layers["a"], network.layers["more"][0])))
+    assert same_bits(gradients(network, x), expected)
+
+
+def compiled(block):
+    """As torch.compile: a module whose class has no forward."""
+    module = nn.Module()
+    module.block, module.forward = block, block.forward
+    return module
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("replaced", [torch.jit.script, compiled])
+def test_blocks_that_are_compiled_by_themselves_are_refused_by_name(replaced):
+    network = nn.ModuleDict({"blocks": nn.ModuleList(replaced(row()) for _ in range(2))})
+    with pytest.raises(StepError, match="Module has its forward replaced already: give the network as it was built"):
+        apply(network, "light")
+
+
+class Levels(nn.Module):
+    """As a U-Net: lists of different parts in a list."""
+
+    def __init__(self):
+        super().__init__()
+        parts = ((row(), nn.Sequential(row(), nn.Tanh()), nn.Linear(16, 16)) for _ in range(2))
+        self.downs = nn.ModuleList(map(nn.ModuleList, parts))
+
+    def forward(self, x):
+        for block, other, down in self.downs:
+            x = down(other(block(x)) + x)
+        return x
+
+
+def test_what_is_in_lists_in_a_list_is_taken():
+    """The inner lists were, which nobody calls, and everything stayed stored."""
+    network, x = Levels(), torch.randn(2, 16)
+    expected = gradients(network, x)
+    assert len(chains(apply(network, "checkpointed"))) == 4
+    stored = allocated(lambda: Levels()(x).sum())[1]
+    assert allocated(lambda: network(x).sum())[1] < stored
     assert same_bits(gradients(network, x), expected)
 
 

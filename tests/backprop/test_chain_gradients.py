@@ -126,6 +126,24 @@ def test_double_backward_is_refused_by_name(backprop, options):
         torch.autograd.grad(loss(other(*inputs)), inputs, create_graph=True)
 
 
+@recomputing
+def test_many_gradients_at_once_are_right_or_refused_by_name(backprop, options):
+    """Among them torch draws no random numbers, though dropout only draws again what it drew for all of them."""
+    branches = [nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Dropout(0.5)) for _ in range(6)]
+    stored, other = pair(list(map(AdditiveCoupling, branches[::2], branches[1::2])), backprop, options)
+    (x1, x2), units = torch.randn(2, 2, 4).requires_grad_(), torch.eye(8).view(8, 2, 4)
+    found = []
+    for network in (stored, other):
+        torch.manual_seed(0)
+        y = network(x1, x2)[0]
+        found.append(torch.autograd.grad(y, [x1, x2], units, is_grads_batched=True, retain_graph=True))
+    assert worst(found[1], found[0]) < 1e-6
+    with pytest.raises(
+        RuntimeError, match=r"\(AdditiveCoupling\).* inside torch.func.*is_grads_batched.*stored or light"
+    ):
+        torch.func.vmap(lambda unit: torch.autograd.grad(y, x1, unit))(units)
+
+
 def test_stored_allows_double_backward():
     network = Chain([EulerStep(nn.Sequential(nn.Linear(3, 3), nn.Tanh()))])
     x = torch.randn(2, 3, requires_grad=True)

@@ -21,6 +21,8 @@ class Written(nn.Module):
         super().__init__()
         self.a, self.b = (nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2))
         self.n, self.m = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
+        for p in (*self.n.parameters(), *self.m.parameters()):
+            nn.init.uniform_(p, 0.5, 1.5)  # a weight of 1 hides in which order is multiplied
         self.written = forward
 
     def forward(self, x):
@@ -103,9 +105,15 @@ def drawn(s, x):
     return s.b(functional.dropout(functional.relu_(s.n(s.a(x))), 0.3)) + functional.rrelu(s.m(x), training=True)
 
 
+def normalised_where_elements_lie_apart(s, x):
+    y = s.n(s.a(x).transpose(2, 3))
+    return s.b(functional.relu(y[..., :4])).repeat(1, 1, 1, 2) + s.m(y[:, :, 1:-1, 1:-1]).mean()
+
+
 FORWARDS = [
     post_activation, dense, used_twice, written_after_it_was_read, written_through_a_view, written_after_two_views_were_read,
     written_through_a_view_that_was_read, few_of_many_channels, convolution_overwritten, gated, attention, pooled, drawn,
+    normalised_where_elements_lie_apart,
 ]  # fmt: skip
 
 
@@ -266,6 +274,22 @@ def test_a_pass_of_which_there_is_no_backward_does_not_stay_in_memory(function):
     del y
     gc.collect()
     assert [ref() for ref in made] == [None, None]
+
+
+def test_a_pass_that_fails_does_not_stay_in_memory():
+    """As one that runs out of memory, and is taken again with a smaller batch."""
+
+    def forward(s, x):
+        y = s.a(x)
+        made.append(weakref.ref(y))
+        s.b(functional.relu(s.n(y)))
+        raise MemoryError
+
+    made = []
+    with pytest.raises(MemoryError):
+        Chain([Written(post_activation), Written(forward)], "light")(*wide())
+    gc.collect()
+    assert made[0]() is None
 
 
 class Viewed(nn.Module):

@@ -1,22 +1,28 @@
-"""What a step sees of autograd in its first pass: which tensors are trained, and whether anything is recorded."""
+"""What a step sees of torch in its first pass: which tensors are trained, whether anything is recorded, what is switched."""
 
 import pytest
 import torch
+from chain_networks import loss
+from chain_pairs import pair, recomputing
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from memexp.backprop import AdditiveCoupling, Chain, StepError
 
 
 class Biased(nn.Module):
-    """Gives beside its output what later blocks read: a mask that nothing is trained of, and a bias that is."""
+    """Gives beside its output what later blocks read: a mask that nothing is trained of, and a bias that is.
 
-    def __init__(self):
+    zeros: makes the mask.
+    """
+
+    def __init__(self, zeros):
         super().__init__()
-        self.layer = nn.Linear(4, 4)
+        self.layer, self.zeros = nn.Linear(4, 4), zeros
 
     def forward(self, x, mask=None, bias=None):
         if mask is None:
-            mask, bias = torch.zeros(4), self.layer.bias * 2
+            mask, bias = self.zeros(4), self.layer.bias * 2
         flags.append((x.requires_grad, mask.requires_grad, bias.requires_grad))
         return self.layer(x) + mask + bias, mask, bias
 
@@ -24,14 +30,19 @@ class Biased(nn.Module):
 flags: list[tuple[bool, ...]] = []
 
 
+def view_of_zeros(size):
+    return torch.zeros(1, size)[0]
+
+
+@pytest.mark.parametrize("zeros", [torch.zeros, view_of_zeros])
 @pytest.mark.parametrize("masks", [(), (torch.ones(4), torch.ones(4))], ids=["made", "given"])
-def test_what_depends_on_nothing_trained_is_not_taken_for_trained(masks):
+def test_what_depends_on_nothing_trained_is_not_taken_for_trained(masks, zeros):
     """Attention on a GPU chooses its kernel by that, and with it the numbers that dropout draws (T5's bias)."""
 
     def run(backprop):
         torch.manual_seed(0)
         flags.clear()
-        chain = Chain([Biased() for _ in range(3)], backprop)
+        chain = Chain([Biased(zeros) for _ in range(3)], backprop)
         outputs = chain(torch.ones(2, 4), *masks)
         sum(y.sum() for y in outputs).backward()
         return [y.requires_grad for y in outputs], list(flags), [p.grad for p in chain.parameters()]
@@ -112,3 +123,39 @@ def test_an_output_may_be_written_to(backprop):
     y = Chain([nn.Sequential(nn.Linear(4, 4), nn.Unflatten(1, (2, 2)))], backprop)(torch.ones(2, 4))
     y += 1
     y.square().sum().backward()
+
+
+class Asking(nn.Module):
+    """Notes what is switched where it is evaluated."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        switched.append((torch.backends.cuda.flash_sdp_enabled(), torch.get_default_dtype()))
+        return self.layer(x) * torch.linspace(0, 1, 4)
+
+
+switched: list[object] = []
+
+
+@recomputing
+def test_what_is_switched_around_the_forward_pass_alone_is_so_in_backward(backprop, options):
+    """Attention under dropout draws other numbers by another kernel, and a table of positions is rounded otherwise."""
+    stored, other = pair([AdditiveCoupling(Asking(), Asking()) for _ in range(3)], backprop, options)
+    results = []
+    for network in (stored.double(), other.double()):
+        inputs = [torch.randn(2, 4, dtype=torch.float64).requires_grad_() for _ in range(2)]
+        switched.clear()
+        torch.set_default_dtype(torch.float64)
+        try:
+            with sdpa_kernel(SDPBackend.MATH):
+                value = loss(network(*inputs))
+        finally:
+            torch.set_default_dtype(torch.float32)
+        value.backward()
+        assert set(switched) == {(False, torch.float64)}
+        assert (torch.backends.cuda.flash_sdp_enabled(), torch.get_default_dtype()) == (True, torch.float32)
+        results.append(len(switched))
+    assert results[1] > results[0]

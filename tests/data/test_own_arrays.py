@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+import memexp
 from memexp.data import DataError, own
 
 IMAGES = np.zeros((4, 8, 8, 3), np.uint8)
@@ -48,3 +50,24 @@ def test_names_that_are_in_no_order_of_labels_are_told(monkeypatch, names):
 def test_one_class_is_none(monkeypatch):
     with pytest.raises(DataError, match="one class only, 0; a classifier needs two classes at least"):
         made(monkeypatch, lambda i: 0)
+
+
+@pytest.mark.parametrize("first", ["described", "loaded"])
+def test_a_data_set_is_made_once_and_of_values_also_where_a_network_is_followed_without(monkeypatch, first):
+    """A network of a run that is on disk is estimated before anybody has asked for its data."""
+    calls = []
+
+    def tensors():
+        calls.append(torch.randint(0, 200, (6, 1, 7, 9), dtype=torch.uint8))
+        return [(calls[-1], torch.arange(6) % 3)] * 2
+
+    bound = own.own.bound
+    monkeypatch.setattr(own.own, "bound", lambda path, *a: (tensors, {}) if path == "mine.images" else bound(path, *a))
+    monkeypatch.setattr(own, "_described", {})
+    cfg = memexp.compose("model=resnet model.depth=8 device=cpu")
+    OmegaConf.update(cfg, "dataset._target_", "mine.images", force_add=True)
+    found = own.load(cfg.dataset) if first == "loaded" else None
+    assert memexp.estimate(cfg)["parameters"] > 0
+    found = found or own.load(cfg.dataset)
+    assert torch.equal(torch.from_numpy(found.train.images)[..., 0], calls[0][:, 0])
+    assert len(calls) == 1

@@ -1,6 +1,7 @@
 """A network whose forward reads attributes of its layers is fused as far as it still runs, and no further in silence."""
 
 from dataclasses import dataclass
+from types import MethodType
 
 import pytest
 import torch
@@ -46,19 +47,55 @@ def test_converted_with_a_normalisation_that_is_read():
     assert integral.convert(network, torch.randn(2, 3, 6, 6)).groups == {"c": 8}
 
 
-def test_a_merged_layer_that_is_read_is_said():
-    class Row(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3)
-
+@pytest.mark.parametrize(
+    ("reads", "told"),
+    [
+        (lambda row: row[0].weight, r"'Identity' object has no attribute 'weight'"),
+        (lambda row: row[1][0], "'Conv2d' object is not subscriptable"),
+        (lambda row: row[1].get_parameter("0.weight"), "Conv2d has no attribute `0`"),
+    ],
+)
+def test_a_merged_layer_that_is_read_is_said(reads, told):
+    class Row(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:
-            return torch.relu(self.b(self.a(x.to(self.a.weight.dtype))))
+            reads(self)
+            return super().forward(x)
 
-    network, x = Row().eval(), torch.randn(2, 3, 6, 6)
+    network = Row(nn.Conv2d(3, 4, 1), nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1)), nn.ReLU()).eval()
+    x = torch.randn(2, 3, 6, 6)
     assert fusing.fuse(network, x, "none").edits == []
-    with pytest.raises(fusing.FusingError, match=r"reads an attribute of a layer that is gone: 'Identity'.*merge=none"):
+    with pytest.raises(fusing.FusingError, match=rf"reads of a layer what is gone: {told}.*merge=none"):
         fusing.fuse(network, x, "all")
+
+
+REPLACED = {"a convolution": 0, "its normalisation": 1, "an activation": 2, "one in a row": 4}
+
+
+@pytest.mark.parametrize("merge", ["none", "all"])
+@pytest.mark.parametrize("case", REPLACED)
+def test_a_layer_whose_forward_was_replaced_is_no_layer(case, merge):
+    """As some libraries do to a layer that is there: its type says no longer what it computes."""
+    torch.manual_seed(0)
+    row = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3), nn.Tanh()
+    network = settled(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), *row))
+    layer = network[REPLACED[case]]
+    layer.forward = MethodType(lambda self, x: type(self).forward(self, x).sin(), layer)
+    result = fusing.fuse(network, torch.randn(2, 3, 6, 6), merge)
+    assert result.error <= 1e-5
+    gone = sum(type(module) is nn.Identity for module in result.network)
+    assert gone == (case in ("an activation", "one in a row")) + (merge == "all" and case != "one in a row")
+
+
+@pytest.mark.parametrize(
+    "inputs", [(torch.full((2, 3, 6, 6), 200, dtype=torch.uint8),), (torch.tensor(2.0), torch.ones(2, 3, 6, 6))]
+)
+def test_the_fastest_is_measured_whatever_the_network_is_given(inputs, untimed):
+    class Scaled(nn.Sequential):
+        def forward(self, *inputs: Tensor) -> Tensor:
+            return super().forward(inputs[-1] / inputs[0].max())
+
+    network = Scaled(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3), nn.ReLU()).eval()
+    assert fusing.fuse(network, inputs, "auto").error <= 1e-5
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from collections import UserDict
 from pathlib import Path
 
 import pytest
@@ -138,10 +139,11 @@ def test_it_is_planned_where_the_caller_records_nothing(mode):
     assert plans[0] == plans[1]
 
 
-def test_state_of_an_optimizer_counts_and_an_example_may_be_keywords():
-    network = Looped(layers() for _ in range(3))
+@pytest.mark.parametrize("kind", [dict, UserDict])  # a tokenizer's is one of these
+def test_state_of_an_optimizer_counts_and_an_example_may_be_keywords(kind):
+    network, example = Looped(layers() for _ in range(3)), kind(x=torch.randn(8, 16))
     plans = [
-        fit(copy.deepcopy(network), square, {"x": torch.randn(8, 16)}, 1.0, optimizer=optimizer)[0]
+        fit(copy.deepcopy(network), square, example, 1.0, optimizer=optimizer)[0]
         for optimizer in (None, torch.optim.Adam)
     ]
     state = 2 * sum(-(-p.nbytes // 512) * 512 for p in network.parameters())

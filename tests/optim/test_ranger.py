@@ -225,6 +225,20 @@ def test_the_slow_weights_are_evaluated_from_the_first_synchronisation_on_unless
         assert p.item() == pytest.approx(fast)
 
 
+@pytest.mark.parametrize(("frozen", "fast", "slow"), [(False, 0.85, 0.85), (True, 0.8, 0.8)])
+def test_weights_without_a_gradient_when_it_is_synchronised(frozen, fast, slow):
+    """They stayed apart, for good where a head is trained in every other step, and were evaluated as they had begun."""
+    p, q = nn.Parameter(torch.tensor([1.0])), nn.Parameter(torch.tensor([1.0]))
+    optimizer = Lookahead(torch.optim.SGD([p, q], lr=0.1), k=4, alpha=0.75)
+    for step in range(4):
+        p.grad, q.grad = torch.tensor([1.0]), torch.tensor([1.0]) if step % 2 == 0 else None
+        q.requires_grad_(not frozen or step < 3)
+        optimizer.step()
+    assert q.item() == pytest.approx(fast)
+    with optimizer.evaluation_weights():
+        assert (p.item(), q.item()) == pytest.approx((0.7, slow))
+
+
 @pytest.mark.parametrize("stop", range(1, 8))
 def test_saved_between_synchronisations_it_goes_on_with_the_same_bits(stop):
     whole, cut = parameters(torch.float32), parameters(torch.float32)
@@ -328,6 +342,14 @@ def test_bad_values_are_refused_in_the_defaults_and_in_a_group(options, message)
         Ranger([p], **options)
     with pytest.raises(ValueError, match=message):
         Ranger([{"params": [p], **options}])
+
+
+@pytest.mark.parametrize("around", [Lookahead, Centralized])
+def test_an_optimizer_that_evaluates_its_closure_by_itself_is_refused(around):
+    with pytest.raises(
+        ValueError, match=f"LBFGS evaluates its closure again and again, and {around.__name__} .*another"
+    ):
+        around(torch.optim.LBFGS([nn.Parameter(torch.ones(2))]))
 
 
 def test_an_empty_parameter_list_is_refused():

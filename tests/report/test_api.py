@@ -123,6 +123,9 @@ def test_e6_names_are_functions_and_modules_in_a_fresh_interpreter():
     code = """
 import sys, memexp
 assert "torch" not in sys.modules
+for name in ("backprop.apply", "memory.fit", "optim.Ranger", "integral.convert", "pruning.prune", "fusing.fuse"):
+    package, function = name.split(".")
+    assert callable(getattr(getattr(memexp, package), function)), name
 for name in memexp.__all__:
     assert callable(getattr(memexp, name)), name
 import memexp.run, memexp.report, memexp.bench

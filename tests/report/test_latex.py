@@ -6,10 +6,11 @@ import subprocess
 import pytest
 from report_runs import add
 
-from memexp.report import write_report
+from memexp.report import tables, write_report
 
 DOCUMENT = "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n%s\n\\end{document}\n"
 HOSTILE = ["[3, 3, 3]", "*", "a_b^c~d%e&f#g$h", "{x}\\frac", "größe → 数据", '<a> "b" `c` | d', "1:00 ± 2", "-"]
+HOSTILE += ["".join(map(chr, range(0xA1, 0x180))), "a|b--c---d"]
 
 
 @pytest.fixture
@@ -44,3 +45,16 @@ def test_no_row_begins_with_what_the_break_before_it_takes_for_its_own(tmp_path)
         add(tmp_path, f"a{number}", model=model)
     text = write_report([tmp_path], tmp_path / "out", form="latex", plots=False)
     assert [row[:3] for row in text.split("\\midrule")[1].splitlines()[1:3]] == ["{[}", "{*}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("a|b", r"a\textbar{}b"),
+        ("a--b---c", "a-{}-b-{}-{}-c"),
+        ("gęś «", r"g\textbackslash{}u0119ś \textbackslash{}u00ab"),
+    ],
+)
+def test_a_name_is_printed_as_it_is(name, written):
+    """pdflatex prints | and -- as dashes, and ends where its own fonts lack a letter."""
+    assert tables.latex(tables.Table(["x"], [[name]])).splitlines()[4] == rf"{written} \\"

@@ -53,6 +53,18 @@ def test_every_published_file_is_sound():
         assert data["source"]
         for row in data["rows"]:
             assert {"label", "match", "quantity", "unit", "value"} <= row.keys()
+            assert "dataset" in row["match"]  # of other images it says nothing
+
+
+@pytest.mark.parametrize(
+    ("dataset", "depth", "n"), [("cifar10", 20, "1"), ("cifar100", 20, "0"), ("digits", 20, "0"), ("cifar10", 8, "0")]
+)
+def test_a_published_number_stands_beside_runs_of_its_data_and_network_alone(dataset, depth, n, tmp_path):
+    arm = "vanish=all, in place (as published)"
+    config = {"model": {"name": "reducenet", "depth": depth}, "arm": arm}
+    add(tmp_path, "a", config=config, dataset=dataset)
+    table = published.compare("reducenet/audit", group(find([tmp_path])[0]))
+    assert [row[5] for row in table.rows] == [n]
 
 
 def test_the_scales_of_an_experiment_stand_side_by_side(tmp_path):

@@ -204,6 +204,7 @@ def test_an_exported_network_knows_to_what_size_images_are_resized(settings, siz
     splits = SimpleNamespace(shape=(3, 8, 8), mean=[0.5] * 3, std=[0.5] * 3)
     told = saved._preprocessing(SimpleNamespace(cfg=config.compose_unchecked(settings), splits=splits))
     assert told["resize_size"] == size
+    assert ("torchvision's Resize" in (told["resize"] or "")) == (size is not None)  # how, or other pixels come of it
 
 
 def test_a_start_from_a_run_that_knows_the_classes_in_another_order_is_refused(tmp_path, caplog):
