@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.compiler import is_dynamo_compiling
 
 from memexp import edits
+from memexp.channels.called import apart
 from memexp.channels.outputs import tensors_in
 from memexp.integral import passes
 from memexp.integral.axis import Axis, Continuum
@@ -115,6 +116,7 @@ class IntegralNetwork(nn.Module):
         for name, nodes in wanted.items():
             self._continua[name].size = nodes if isinstance(nodes, int) else tuple(nodes)
 
+    @apart()
     def discretize(self, sizes: Size | Mapping[str, Size] | None = None) -> nn.Module:
         """A plain network of that size with the same outputs as this one at it; this one is left as it is.
 
