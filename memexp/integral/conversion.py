@@ -26,8 +26,10 @@ from memexp.channels.tensors import tensors_of
 from memexp.fusing.flow import trace as watch
 from memexp.fusing.foldable import found as found_folds
 from memexp.integral import permutation
-from memexp.integral.axis import Axis, Continuum, Segment
-from memexp.integral.network import LEAST, Follower, IntegralNetwork, Variation
+from memexp.integral.axis import Axis, Segment
+from memexp.integral.continuum import Continuum
+from memexp.integral.follower import Follower
+from memexp.integral.network import LEAST, IntegralNetwork, Variation
 from memexp.integral.quadrature import check
 from memexp.integral.weights import Integral, continue_, form
 from memexp.modes import evaluating
