@@ -1,5 +1,6 @@
 """What torch's allocator gives out, by its own figures: a second measurement, which sees compiled code, too."""
 
+import gc
 from collections.abc import Callable
 
 import torch
@@ -11,6 +12,7 @@ def allocated(function: Callable[[], object], device: torch.device | None = None
     device: a GPU of NVIDIA's, whose caching allocator counts in blocks of 512 bytes; else the CPU, in sizes as they were asked
     for, by the profiler. Takes longer than the call itself: not for timing.
     """
+    gc.collect()  # garbage of an earlier measurement, freed during the call, would count for it
     if device is not None and device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)

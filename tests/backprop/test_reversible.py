@@ -1,6 +1,7 @@
 """Memory laws of the strategies, measured by the allocator's own events, and the plans that lead to them."""
 
 import copy
+import gc
 from itertools import pairwise
 
 import pytest
@@ -22,6 +23,18 @@ def measure(steps, backprop, inputs, **options):
         p.grad = None
     peak = allocated(lambda: loss(network(*inputs)).backward())[0]
     return kept / inputs[0].nbytes, peak / inputs[0].nbytes
+
+
+def test_garbage_of_one_measurement_is_none_of_the_next():
+    """It was freed there, and the figure was lower by it."""
+
+    def wasteful():
+        cycle = [torch.empty(1000)]
+        cycle.append(cycle)
+        gc.collect()  # so that it is not noticed at once
+
+    assert allocated(wasteful) == (4000, 4000)
+    assert allocated(gc.collect) == (0, 0)
 
 
 @pytest.mark.parametrize("options", [{}, {"exact": True}])
