@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from memexp.channels.call import Call
-from memexp.channels.planes import Plane, Planes, distinct, merge, varies
+from memexp.channels.planes import Plane, Planes, merge, varies
 from memexp.channels.rules import SUMMED, SUMMED_WEIGHTS, along, flat, rule
 from memexp.channels.sizes import Attribute
 
@@ -170,7 +170,7 @@ def product_and_bias(call: Call) -> Planes:
     shape = tuple(call.out.shape)
     why = f"{call.name} meets it with entries that are no channels"
     call.tape.nonzero.extend(plane for plane in result if not along(call, first, varies(plane)))
-    return distinct(merge(call.tape.atoms, [(result, shape), (call.planes(first), tuple(first.shape))], why))
+    return merge(call.tape.atoms, [(result, shape), (call.planes(first), tuple(first.shape))], why)
 
 
 @rule("mv")

@@ -137,8 +137,8 @@ def join(call: Call, parts: list[tuple[Planes, tuple[int, ...]]], dim: int) -> P
     if any(varies(p) for p in along) and any((p > 0).any() for p in along):
         shape = np.broadcast_shapes(*[(*p.shape[:dim], 1, *p.shape[dim + 1 :]) for p in along])
         wide = [np.broadcast_to(p, (*shape[:dim], p.shape[dim], *shape[dim + 1 :])) for p in along]
-        result = [*result, np.concatenate(wide, dim)]
-    return distinct(result)
+        result = distinct([result, [np.concatenate(wide, dim)]])
+    return result
 
 
 @rule("constant_pad_nd", "pad")

@@ -147,7 +147,7 @@ def merge(atoms: Atoms, operands: Sequence[tuple[Planes, Sequence[int]]], why: s
     along other dimensions too (heads, in a rotary embedding) are one along it.
     """
     if len(operands) == 1:
-        return distinct(operands[0][0])
+        return distinct([operands[0][0]])
     dims = max(len(shape) for _, shape in operands)
     aligned = [([lift(p, dims) for p in planes], (1,) * (dims - len(s)) + tuple(s)) for planes, s in operands]
     for i, (planes, _) in enumerate(aligned):
@@ -167,17 +167,20 @@ def merge(atoms: Atoms, operands: Sequence[tuple[Planes, Sequence[int]]], why: s
                     atoms.freeze(plane, why)
                 else:
                     atoms.couple(plane, alone, why)
-    return distinct([plane for planes, _ in aligned for plane in planes])
+    return distinct([planes for planes, _ in aligned])
 
 
-def distinct(planes: Planes) -> Planes:
-    """Without those whose dimensions others cover: they have been united with them."""
-    if len(planes) == 1:
-        return [plane for plane in planes if plane.size > 1]
-    kept: Planes = []
-    covered: set[int] = set()
-    for plane in sorted(planes, key=lambda p: (len(varies(p)), p.size)):
+def distinct(operands: Sequence[Planes]) -> Planes:
+    """Without those whose dimensions other operands' cover: they have been united with them.
+
+    Those of one operand have not: a weight whose kernel was flattened has several along one dimension.
+    """
+    every = [(i, plane) for i, planes in enumerate(operands) for plane in planes]
+    if len(every) == 1:
+        return [plane for _, plane in every if plane.size > 1]
+    kept: list[tuple[int, Plane]] = []
+    for i, plane in sorted(every, key=lambda own: (len(varies(own[1])), own[1].size)):
+        covered = set().union(*(varies(other) for j, other in kept if j != i))
         if not varies(plane) <= covered:
-            kept.append(plane)
-            covered |= varies(plane)
-    return kept
+            kept.append((i, plane))
+    return [plane for _, plane in kept]

@@ -190,10 +190,10 @@ def _reduced(call: Call, plane: Plane, why: str | None) -> Plane | None:
     ndim = call.first.ndim
     listed = range(ndim) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
     over = {d % ndim for d in listed}
-    if varies(plane) & over and why is not None:
+    support = varies(plane)
+    if why is not None and support <= over:  # over some of its entries a channel is whole
         outs = [call.out] if isinstance(call.out, Tensor) else call.out
         call.tape.freeze_if_used(outs, plane, f"{call.name}: {why}")
-    support = varies(plane)
     if support & over and why is None and call.tape.is_parameter(call.first):
         call.tape.sum_of_weights([plane], f"{call.name}: {SUMMED_WEIGHTS}")
     if support & over and support - over:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from memexp import edits
 from memexp.channels import Graph, trace, warn_of_unread
-from memexp.channels.called import copied
+from memexp.channels.called import apart, copied
 from memexp.channels.comparing import WHY, changing, difference
 from memexp.channels.hooked import duplicate
 from memexp.channels.outputs import tensors_in
@@ -26,8 +26,10 @@ from memexp.channels.tensors import tensors_of
 from memexp.fusing.flow import trace as watch
 from memexp.fusing.foldable import found as found_folds
 from memexp.integral import permutation
-from memexp.integral.axis import Axis, Continuum, Segment
-from memexp.integral.network import LEAST, Follower, IntegralNetwork, Variation
+from memexp.integral.axis import Axis, Segment
+from memexp.integral.continuum import Continuum
+from memexp.integral.follower import Follower
+from memexp.integral.network import LEAST, IntegralNetwork, Variation
 from memexp.integral.quadrature import check
 from memexp.integral.weights import Integral, continue_, form
 from memexp.modes import evaluating
@@ -83,6 +85,7 @@ def stretches(graph: Graph) -> tuple[list[Stretch], dict[tuple[int, int], tuple[
     return found, where
 
 
+@apart()
 def convert(network: nn.Module, *example_inputs: Any, **options: Any) -> IntegralNetwork:
     """An integral network with the outputs of `network` in evaluation at its native size; `network` is left as it is.
 
@@ -95,7 +98,7 @@ def convert(network: nn.Module, *example_inputs: Any, **options: Any) -> Integra
         smallest=0.5, largest=1.0: sizes that a training step draws from, as shares of the native ones; seed=0: of these draws.
 
     Raises ValueError where nothing can be made continuous, naming the reasons; for an operation whose channels cannot be
-    followed, naming it; and where the result's outputs are not the network's.
+    followed, naming it; for a network that is integral already; and where the result's outputs are not the network's.
     """
     return convert_(duplicate(network), *example_inputs, **options)
 
@@ -114,6 +117,10 @@ def convert_(
     """`convert`, of `network` itself: its layers become the integral ones."""
     check(quadrature)
     for module in network.modules():
+        if isinstance(module, Integral):
+            raise ValueError(
+                "the network is integral already: .resize(0.6) gives it another size, .discretize() a plain network"
+            )
         if isinstance(module, nn.TransformerEncoderLayer):  # off its fused path, which reads its layers' weights itself
             module.activation_relu_or_gelu = 0
     with evaluating(network):

@@ -21,9 +21,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.compiler import is_dynamo_compiling
 
 from memexp import edits
+from memexp.channels.called import apart
 from memexp.channels.outputs import tensors_in
 from memexp.integral import passes
-from memexp.integral.axis import Axis, Continuum
+from memexp.integral.continuum import Continuum
+from memexp.integral.follower import Follower
 from memexp.integral.partition import Partition
 from memexp.integral.weights import Integral, discretise_
 from memexp.modes import evaluating
@@ -115,6 +117,7 @@ class IntegralNetwork(nn.Module):
         for name, nodes in wanted.items():
             self._continua[name].size = nodes if isinstance(nodes, int) else tuple(nodes)
 
+    @apart()
     def discretize(self, sizes: Size | Mapping[str, Size] | None = None) -> nn.Module:
         """A plain network of that size with the same outputs as this one at it; this one is left as it is.
 
@@ -252,26 +255,6 @@ class IntegralNetwork(nn.Module):
     def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
         super()._load_from_state_dict(*args, **options)
         self._count = None
-
-
-class Follower:
-    """A forward pre-hook: numbers that a module keeps and that follow a width (a padding of channels) are the present ones.
-
-    held: whether the module is in evaluation mode within a network that is trained.
-    """
-
-    held = False
-
-    def __init__(self, attributes: Sequence[tuple[str, int | None, Axis]]) -> None:
-        self.attributes = list(attributes)
-
-    def __call__(self, module: nn.Module, inputs: Any) -> None:
-        for name, index, axis in self.attributes:
-            value: Any = axis.present(module.training or self.held)
-            if index is not None:
-                whole = getattr(module, name)
-                value = type(whole)(value if i == index else v for i, v in enumerate(whole))
-            setattr(module, name, value)
 
 
 def _nodes(group: Continuum) -> int | Sequence[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,17 +42,36 @@ class Calibration:
         """For each batch the sum of its samples' losses, and how many they are."""
         for inputs, targets in self.data:
             samples = rows(inputs)
-            yield self.loss_fn(network(*copied(inputs)), targets) * samples, samples
+            yield self.loss(network(*copied(inputs)), targets) * samples, samples
+
+    def loss(self, outputs: Any, targets: Tensor) -> Tensor:
+        """The mean over a batch's samples. Raises ValueError where loss_fn gives something else."""
+        found: Any = self.loss_fn(outputs, targets)
+        if not isinstance(found, Tensor) or found.numel() != 1:
+            what = (
+                f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+            )
+            raise ValueError(f"loss_fn gives {what}: return the mean over the batch's samples, a tensor of one number")
+        return found
 
 
 def given(reader: str, needed: bool, data: Iterable[Batch] | None, loss_fn: Loss, seed: int) -> Calibration:
-    """The calibration for `reader`. Raises ValueError where it needs data and has none, or data that can be read only once."""
+    """The calibration for `reader`. Raises ValueError where it needs data and has none, or data that can be read only once, and
+    for batches that are no (inputs, targets)."""
     if data is None and needed:
         raise ValueError(f"{reader} reads data, and there is none: give data=[(inputs, targets), ...]")
     if data is not None and iter(data) is data:
         raise ValueError("data can be gone through only once: give a list or a loader of batches, not a generator")
-    if data is not None and next(iter(data), None) is None:
-        raise ValueError("data holds no batch: give at least one (inputs, targets)")
+    if data is not None:
+        first: Any = next(iter(data), None)
+        if first is None:
+            raise ValueError("data holds no batch: give at least one (inputs, targets)")
+        if not isinstance(first, tuple | list) or len(first) != 2:
+            what = f"of {len(first)} items" if isinstance(first, tuple | list) else f"that is a {type(first).__name__}"
+            raise ValueError(
+                f"data holds a batch {what}, and each is a pair (inputs, targets): give data=[(inputs, targets), ...], with a "
+                "list for inputs where the network takes several"
+            )
     return Calibration(() if data is None else data, loss_fn, seed)
 
 

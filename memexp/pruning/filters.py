@@ -17,18 +17,28 @@ from memexp.channels.hooked import made_of, makers
 
 
 def layer_of(name: str) -> str:
-    """The layer that a parameter belongs to: "features.0" of "features.0.weight", parametrised or not."""
-    return name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
+    """The layer that a parameter belongs to: "features.0" of "features.0.weight", parametrised or not; "" is the network."""
+    return _parts(name)[0]
+
+
+def label(name: str) -> str:
+    """What people call the layer by: a parameter of the network itself by its own name."""
+    layer, own = _parts(name)
+    return layer or own
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """The layer, and its tensor."""
+    layer, marker, rest = f".{name}".partition(".parametrizations.")
+    layer, own = (layer, rest.partition(".")[0]) if marker else f".{name}".rsplit(".", 1)
+    return layer[1:], own
 
 
 def effective(network: nn.Module, name: str) -> str:
     """The name of the tensor that the layer computes with: "0.weight" of "0.parametrizations.weight.original1", or of
     "0.weight_orig", which torch.nn.utils.prune masks."""
-    layer, marker, rest = name.partition(".parametrizations.")
-    if marker:
-        return f"{layer}.{rest.partition('.')[0]}"
-    layer, dot, own = name.rpartition(".")
-    return layer + dot + made_of(network.get_submodule(layer), own)
+    layer, own = _parts(name)
+    return f"{layer}.{made_of(network.get_submodule(layer), own)}".removeprefix(".")
 
 
 def tensor_of(network: nn.Module, name: str) -> Tensor:
@@ -95,9 +105,18 @@ def _normalises(module: nn.Module) -> bool:
     return any(re.search(r"Norm(\dd)?$", kind.__name__) for kind in type(module).__mro__)
 
 
+def check_plain(network: nn.Module) -> None:
+    """Raises ValueError for an integral network, whose weights are samples of others."""
+    if any(hasattr(module, "become_discrete") for module in network.modules()):
+        raise ValueError(
+            "the network is integral: its channels and weights are samples, and none can go; choose its size by "
+            ".discretize(0.6) or prune=integral prune.keep=0.6, and prune what that leaves"
+        )
+
+
 def layers(group: Group) -> list[str]:
     """The layers that make the group's channels; any of these names names the group."""
-    return list(dict.fromkeys(layer_of(member.name) for member in group.members if member.role == "out"))
+    return list(dict.fromkeys(label(member.name) for member in group.members if member.role == "out"))
 
 
 def rows(tensor: Tensor, indices: Sequence[Sequence[int]], dim: int) -> Tensor:

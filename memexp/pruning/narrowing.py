@@ -13,7 +13,7 @@ from memexp.channels.hooked import twin
 from memexp.pruning.checking import CheckFailed, check
 from memexp.pruning.criteria import Criterion
 from memexp.pruning.criteria.obs import Obs
-from memexp.pruning.filters import layer_of, layers, weights
+from memexp.pruning.filters import check_plain, label, layers, weights
 from memexp.pruning.selection import Kept
 
 
@@ -22,11 +22,7 @@ def prunable(network: nn.Module, graph: Graph) -> dict[int, Group]:
 
     Raises ValueError where there is none, and for an integral network, whose layers have no channels of their own.
     """
-    if any(hasattr(module, "become_discrete") for module in network.modules()):
-        raise ValueError(
-            "the network is integral: its channels are samples, and none can go; choose its size by .discretize(0.6) or "
-            "prune=integral prune.keep=0.6, and prune what that leaves"
-        )
+    check_plain(network)
     found = {number: group for number, group in enumerate(graph.groups) if weights(network, group)}
     if not found:
         why = graph.why_fixed() or "its inputs and outputs are fixed"
@@ -57,7 +53,7 @@ def listed(network: nn.Module, graph: Graph, ratios: Mapping[str, float]) -> dic
 
 def _unknown(network: nn.Module, graph: Graph, layer: str, groups: Iterable[Group]) -> str:
     names = list(dict.fromkeys(name for group in groups for name in layers(group)))
-    reasons = [why for (name, dim), why in graph.frozen.items() if layer_of(name) == layer and dim == 0]
+    reasons = [why for (name, dim), why in graph.frozen.items() if label(name) == layer and dim == 0]
     if reasons:
         return f"scope: the channels of layer {layer} cannot go: {reasons[0]}"
     if layer in dict(network.named_modules()):

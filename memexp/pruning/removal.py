@@ -17,7 +17,7 @@ from memexp.pruning import energy, selection
 from memexp.pruning.calibration import Batch, Loss, given
 from memexp.pruning.counting import macs_of, parameters_of, skeleton
 from memexp.pruning.criteria import Criterion, create, name_of, scored
-from memexp.pruning.filters import key, layer_of, layers, tensor_of, weights
+from memexp.pruning.filters import key, label, layers, tensor_of, weights
 from memexp.pruning.latency import Measure, Table, measured
 from memexp.pruning.narrowing import carry_out, listed, prunable
 from memexp.pruning.netadapt import Tune, adapt
@@ -276,7 +276,7 @@ def _macs(network: nn.Module, inputs: Sequence[Tensor]) -> int:
 def _widths(before: nn.Module, after: nn.Module, groups: Iterable[Group]) -> dict[str, list[int]]:
     """[before, after] of each layer that could lose channels."""
     return {
-        layer_of(name): [tensor_of(network, name).shape[member.dim] for network in (before, after)]
+        label(name): [tensor_of(network, name).shape[member.dim] for network in (before, after)]
         for group in groups
         for name, member in weights(before, group).items()
     }

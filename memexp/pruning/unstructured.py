@@ -24,7 +24,8 @@ from memexp.channels.hooked import twin
 from memexp.channels.unread import few
 from memexp.pruning import selection
 from memexp.pruning.calibration import Batch, Loss, given
-from memexp.pruning.criteria import CRITERIA, Criterion, OfElements, check_finite, create, name_of
+from memexp.pruning.criteria import CRITERIA, Criterion, OfElements, check_scores, create, name_of
+from memexp.pruning.filters import check_plain
 from memexp.pruning.settings import Settings
 
 log = logging.getLogger("memexp")
@@ -94,21 +95,22 @@ def mask_weights(
     and the sparsity that there is, counted in the copy: of each layer, of all masked weights and of all parameters. A warning
     names the layers that have zeros beside those that went.
 
-    Raises ValueError for a criterion that scores filters only, a layer that is not there or whose weight is no parameter, and
-    what `Settings` refuses.
+    Raises ValueError for an integral network, a criterion that scores filters only, a layer that is not there or whose weight
+    is no parameter, and what `Settings` refuses.
     """
     made = create(criterion, options)
     if not isinstance(made, OfElements):
         able = [name for name, kind in CRITERIA.items() if issubclass(kind, OfElements)]
         raise ValueError(f"criterion={name_of(made)} scores filters, not single weights: use one of {', '.join(able)}")
     Settings(ratio=ratio, scope=scope, floor=floor).check()
+    check_plain(network)
     calibration = given(f"criterion={name_of(made)}", made.needs_data, data, loss_fn, seed)
     shares = _shares(network, maskable(network), scope, ratio)
     pruned = twin(network)
     weights = maskable(pruned)
     scores = {name: score.detach().double() for name, score in made.elements(pruned, list(shares), calibration).items()}
     for name, score in scores.items():
-        check_finite(made, name.rpartition(".")[0], score)
+        check_scores(made, name.rpartition(".")[0], score, weights[name].shape)
     if scope == "global" and not made.comparable:
         scores = {name: score / score.square().mean().sqrt().clamp_min(1e-300) for name, score in scores.items()}
     # what is zero has gone, whatever its score: a criterion may find less in others (obd), or draw

@@ -2,6 +2,7 @@
 
 import counted
 import equality
+import flattened
 import hand_made as made
 import normed
 import picked
@@ -46,6 +47,7 @@ GROUPS: dict[type[made.Network], list[int]] = {
     made.Standardised: [6],
     made.Einsum: [6, 8],
     **unseen.GROUPS,
+    **flattened.GROUPS,
     **counted.GROUPS,
     **normed.GROUPS,
     **picked.GROUPS,
@@ -59,7 +61,7 @@ def example(kind: type[made.Network]) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     "kind",
-    [*made.NETWORKS, *unseen.GROUPS, *counted.GROUPS, *normed.GROUPS, *picked.GROUPS, *recurrent.GROUPS],
+    [*made.NETWORKS, *(kind for kind in GROUPS if kind not in made.NETWORKS)],
     ids=lambda kind: kind.__name__,
 )
 def test_groups_and_narrowed_equals_masked(kind: type[made.Network]) -> None:

@@ -213,3 +213,17 @@ def test_only_the_groups_that_are_asked_for_are_continuous() -> None:
     assert half.get_submodule("body.6.f.2").out_channels == 64
     with pytest.raises(ValueError, match=r"'body\.99' fits no group; there are stem\.0, body"):
         convert(network, x, groups=["body.99"])
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_the_mode_of_the_caller_makes_no_difference(mode) -> None:
+    """What is made can be trained, and is as exact as it is elsewhere."""
+    network = build("flattened")
+    x = torch.randn(2, *shape("flattened"))
+    with mode():
+        integral = convert(network, x)
+        plain = integral.discretize(0.6)
+    assert relative(integral.eval()(x), network(x)) < 1e-5
+    for made in (integral, plain):
+        made.train()(x).sum().backward()
+        assert all(p.grad is not None for p in made.parameters())

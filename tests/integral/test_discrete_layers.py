@@ -29,6 +29,8 @@ def test_what_cannot_be_is_one_clear_message() -> None:
     with pytest.raises(ValueError, match="use one of trapezoidal"):
         convert(Flattened(), x, quadrature="midpoint")
     integral = convert(Flattened(), x)
+    with pytest.raises(ValueError, match=r"the network is integral already: \.resize"):
+        convert(integral, x)
     for sizes, message in [
         ({"nothing": 4}, "no continuous group is named nothing; there are stem, inner, twice, hidden"),
         ({"inner": 1}, "size 1 of group inner is impossible: give a share of its 10 channels"),

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from memexp.integral import axis as axes_module
-from memexp.integral import kernel, quadrature
-from memexp.integral.axis import Axis, Continuum, Segment
+from memexp.integral import continuum, kernel, quadrature
+from memexp.integral.axis import Axis, Segment
+from memexp.integral.continuum import Continuum
 from memexp.integral.weights import Integral, continue_, discretise_
 
 
@@ -233,17 +233,17 @@ def test_other_layers_are_refused_by_name() -> None:
 
 def test_samples_that_stay_on_a_device_take_no_more_than_their_share_of_it(monkeypatch):
     made = []
-    monkeypatch.setattr(axes_module, "_moved", lambda tensor, device: made.append(tensor) or tensor)
-    resident = axes_module._Resident(most=3000)
+    monkeypatch.setattr(continuum, "_moved", lambda tensor, device: made.append(tensor) or tensor)
+    resident = continuum._Resident(most=3000)
     keys = [("trapezoidal", m, 16, True, False) for m in (10, 12, 14, 16)]  # 640, 768, 896 and 64 bytes
     for key in [*keys, *keys]:
         samples = resident(key, torch.float32, torch.device("meta"))
-        S, q, _ = axes_module._fixed(*key)
+        S, q, _ = continuum._fixed(*key)
         assert [None if a is None else a.tolist() for a in (samples.S, samples.q)] == [
             None if a is None else a.tolist() for a in (S, q)
         ]
     assert len(made) == 4
     for m in (20, 24, 10):  # 1280 and 1536 bytes: the longest unused go
         resident(("trapezoidal", m, 16, True, False), torch.float32, torch.device("meta"))
-        assert sum(map(axes_module._size, resident._held.values())) == resident._bytes <= 3000
+        assert sum(map(continuum._size, resident._held.values())) == resident._bytes <= 3000
     assert len(made) == 7

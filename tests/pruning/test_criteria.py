@@ -36,6 +36,19 @@ def test_criteria_of_weights_by_hand(criterion, expected):
     torch.testing.assert_close(scores, torch.tensor(expected, dtype=torch.float64))
 
 
+def test_distances_between_filters_that_are_nearly_or_quite_equal():
+    """As one by one, though they come of a product of matrices: far from 0, close together, and the same."""
+    torch.manual_seed(0)
+    filters = 100 + torch.cat([torch.randn(6, 40), torch.randn(6, 40) * 1e-3, torch.ones(3, 40)]).double()
+    network = nn.Sequential(nn.Linear(40, 15, dtype=torch.float64))
+    network[0].weight.data = filters
+    (scores,) = scored("fpgm", network, group(15, ("0.weight",)))
+    one_by_one = torch.cdist(filters, filters, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
+    torch.testing.assert_close(scores, one_by_one, rtol=1e-9, atol=0)
+    network[0].weight.data = filters[-1:].expand(15, 40) / 3
+    assert scored("fpgm", network, group(15, ("0.weight",)))[0].tolist() == [0.0] * 15
+
+
 def test_a_coupled_group_scores_the_mean_of_its_members():
     network = Tiny(FILTERS, [[1.0, 0.0, 0.0], [0.0, 5.0, 0.0], [0.0, 0.0, -2.0]])
     (scores,) = scored("l1_norm", network, group(3, ("0.weight", "1.weight")))

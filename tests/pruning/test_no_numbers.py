@@ -1,12 +1,15 @@
 """Weights, data, outputs and options that are no proper numbers, and callers that compute in a mode of their own."""
 
 import logging
+import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
-from memexp.pruning import CRITERIA, mask_weights, prune
+from memexp.pruning import CRITERIA, Criterion, mask_weights, prune
 from memexp.pruning.checking import CheckFailed
 from memexp.pruning.criteria.gradient import Obd
 
@@ -118,3 +121,38 @@ def test_zeros_beside_those_that_go_are_told(scope, caplog):
     with caplog.at_level(logging.WARNING, "memexp"):
         mask_weights(network, ratio=0.5, scope="layer")
     assert "layers.2: more of the weights are zero than were to go" in caplog.text
+
+
+class Own(Criterion):
+    """A user's, that gives what `made` makes of a group's size."""
+
+    def __init__(self, made) -> None:
+        self.made = made
+
+    def scores(self, network, groups, calibration):
+        return [self.made(group.size) for group in groups]
+
+
+@pytest.mark.parametrize("made", [lambda n: list(range(n)), np.arange, lambda n: torch.arange(n).half()])
+def test_scores_of_ones_own_may_be_any_numbers(made):
+    _, edit = prune(Network(), X, criterion=Own(made), ratio=0.5)
+    assert edit["kept"]["layers.0.weight"]["0"] == [4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("shape", [(7,), (8, 2), ()])
+def test_scores_that_are_not_one_a_channel_are_refused(shape):
+    message = f"criterion=Own gives layer layers.0 scores of shape {shape}: give one for each of what can go there, a"
+    refused(ValueError, re.escape(message), Network(), criterion=Own(lambda n: torch.rand(shape)))
+
+
+LOSSES = [
+    (lambda y, labels: functional.cross_entropy(y, labels, reduction="none"), "a tensor of shape (4,)"),
+    (lambda y, labels: {"loss": y.sum()}, "a dict"),
+]
+
+
+@pytest.mark.parametrize(("loss_fn", "what"), LOSSES)
+@pytest.mark.parametrize("criterion", ["fisher", "snip"])
+def test_a_loss_that_is_no_one_number_is_refused(criterion, loss_fn, what):
+    message = f"loss_fn gives {what}: return the mean over the batch's samples"
+    refused(ValueError, re.escape(message), Network(), criterion=criterion, data=[(X, LABELS)], loss_fn=loss_fn)

@@ -9,7 +9,7 @@ from removal_networks import DATA, IMAGES, family, small
 from torch import nn
 
 from memexp import integral
-from memexp.pruning import Settings, narrowing, prune, remove
+from memexp.pruning import Settings, mask_weights, narrowing, prune, remove
 from memexp.pruning.checking import CheckFailed
 from memexp.pruning.removal import foresee
 
@@ -86,6 +86,9 @@ def test_a_network_that_says_nothing_but_nan_does_not_pass():
         ({"ratio": 0.5, "criterion": "magnitude"}, "criterion='magnitude' is not one of l1_norm"),
         ({"ratio": 0.5, "criterion": "fisher"}, "criterion=fisher reads data, and there is none: give data="),
         ({"ratio": 0.5, "criterion": "apoz", "data": iter(DATA)}, "data can be gone through only once"),
+        ({"ratio": 0.5, "criterion": "fisher", "data": DATA[0]}, "a batch that is a Tensor, and each is a pair"),
+        ({"ratio": 0.5, "criterion": "fisher", "data": [{"image": IMAGES}]}, "a batch that is a dict, and each is a pair"),
+        ({"ratio": 0.5, "criterion": "apoz", "data": [(IMAGES,)]}, "a batch of 1 items, and each is a pair"),
         ({"ratio": 0.5, "criterion": "apoz", "data": []}, "data holds no batch"),
     ],
 )  # fmt: skip
@@ -149,8 +152,11 @@ def test_an_integral_network_is_refused_until_it_has_a_size():
     layers = (nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
     x = torch.randn(2, 3, 16, 16)
     network = integral.convert(nn.Sequential(*layers), x)
-    with pytest.raises(ValueError, match=r"the network is integral: its channels are samples.*discretize"):
+    refused = r"the network is integral: its channels and weights are samples.*discretize"
+    with pytest.raises(ValueError, match=refused):
         prune(network, x, criterion="l1_norm", ratio=0.3)
+    with pytest.raises(ValueError, match=refused):
+        mask_weights(network, ratio=0.3)
     pruned, _ = prune(network.discretize(0.8), x, criterion="l1_norm", ratio=0.3)
     assert pruned(x).shape == (2, 4)
 

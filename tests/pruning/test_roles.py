@@ -6,7 +6,8 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import prune
+from torch.nn.functional import linear
+from torch.nn.utils import parametrizations, prune
 
 from memexp.pruning import CRITERIA, Settings, remove
 
@@ -183,3 +184,27 @@ def test_obs_moves_what_is_under_a_mask_and_says_where_it_cannot() -> None:
         else:
             with pytest.raises(ValueError, match=r"criterion=obs moves .* of layer 0 are made of 0"):
                 remove(network, x, "obs", settings, data=data)
+
+
+class OfTheNetworkItself(nn.Module):
+    """Its weights are in no layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.randn(9, 5)), nn.Parameter(torch.randn(7, 9))
+        self.head = nn.Linear(7, 2)
+
+    def forward(self, x):
+        return self.head(linear(linear(x, self.first).relu(), self.second).relu())
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_weights_of_the_network_itself_are_called_by_their_own_names(made: bool) -> None:
+    torch.manual_seed(0)
+    network = OfTheNetworkItself()
+    if made:
+        parametrizations.weight_norm(network, "first")
+    removal = remove(network, torch.randn(2, 5), "signed_sum", Settings(scope={"first": 0.5, "second": 0.3}))
+    assert removal.record["widths"] == {"first": [9, 4], "second": [7, 4]}
+    scores = {group["layers"][0]: group["scores"] for group in removal.groups}
+    torch.testing.assert_close(torch.tensor(scores["first"]).float(), network.first.detach().sum(1))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from memexp.channels import Group
@@ -77,12 +78,17 @@ def _checked(criterion: Criterion) -> Criterion:
 def scored(criterion: Criterion, network: nn.Module, groups: Sequence[Group], calibration: Calibration) -> list[Tensor]:
     """The criterion's scores of each group; names groups of which it tells no channel from another.
 
-    Raises ValueError where one is no number.
+    Raises ValueError where one is no number, and where a criterion of the user's own does not give one for each channel.
     """
-    found = criterion.scores(network, groups, calibration)
+    found = [torch.as_tensor(scores).detach() for scores in criterion.scores(network, groups, calibration)]
+    if len(found) != len(groups):
+        raise ValueError(
+            f"criterion={name_of(criterion)} gives scores for {len(found)} groups of channels, and {len(groups)} were asked "
+            "for: give a tensor for each"
+        )
     alike = []
     for group, scores in zip(groups, found, strict=True):
-        check_finite(criterion, layers(group)[0], scores)
+        check_scores(criterion, layers(group)[0], scores, (group.size,))
         if (scores == scores[0]).all():
             alike.append(layers(group)[0])
     if alike:
@@ -96,8 +102,13 @@ def scored(criterion: Criterion, network: nn.Module, groups: Sequence[Group], ca
     return found
 
 
-def check_finite(criterion: Criterion, layer: str, scores: Tensor) -> None:
-    """Raises ValueError where a score is no number: the order would be of chance."""
+def check_scores(criterion: Criterion, layer: str, scores: Tensor, shape: Sequence[int]) -> None:
+    """Raises ValueError where there is not one score for each, or one is no number: the order would be of chance."""
+    if scores.shape != tuple(shape):
+        raise ValueError(
+            f"criterion={name_of(criterion)} gives layer {layer} scores of shape {tuple(scores.shape)}: give one for each of "
+            f"what can go there, a tensor of shape {tuple(shape)}"
+        )
     if not scores.isfinite().all():
         raise ValueError(
             f"criterion={name_of(criterion)} gives layer {layer} scores that are no finite numbers: the network's weights, or "
@@ -110,4 +121,4 @@ def name_of(criterion: Criterion) -> str:
     return next((name for name, kind in CRITERIA.items() if type(criterion) is kind), type(criterion).__name__)
 
 
-__all__ = ["CRITERIA", "Criterion", "OfElements", "check_finite", "create", "name_of", "scored"]
+__all__ = ["CRITERIA", "Criterion", "OfElements", "check_scores", "create", "name_of", "scored"]

@@ -161,7 +161,7 @@ class OfProducts(OfActivations):
             return activation * gate.view(gate.shape + (1,) * (activation.ndim - 2))
 
         with torch.enable_grad(), Activations(network, after, own, read, self.zeros):
-            loss = calibration.loss_fn(network(*inputs), batch[1]) * samples
+            loss = calibration.loss(network(*inputs), batch[1]) * samples
         flat = [gate for found in gates.values() for gate, _ in found]
         gradients = iter(torch.autograd.grad(loss, flat, allow_unused=True))
         products: dict[Place, Tensor] = {}
