@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
-from memexp import data, edits, models, recorded
+from memexp import data, edits, models, recorded, sequence
 from memexp.backprop import Chain
 from memexp.choices import FIRST_WEIGHTS, name_of
 from memexp.config import ConfigError
@@ -83,7 +83,9 @@ def foresee(cfg: DictConfig) -> None:
     with torch.random.fork_rng(devices=[]):
         shape = (3, cfg.dataset.image_size, cfg.dataset.image_size)
         built = weightless(bare, (), 10, shape)
-        if not cfg.sync_batchnorm:  # which has the images of all processes
+        if (
+            any(map(sequence.recipe_of, sequence.keys(cfg))) and not cfg.sync_batchnorm
+        ):  # which has all processes' images
             check_batch(built, shape, cfg.batch_size)
 
 

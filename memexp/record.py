@@ -62,7 +62,7 @@ def write_json(path: Path, data: Any) -> None:
     try:
         aside.unlink(missing_ok=True)  # a link there would be followed
         with open(aside, "x", encoding="utf-8") as file:
-            json.dump(_finite(data), file, indent=1, allow_nan=False)
+            json.dump(as_json(data), file, indent=1, allow_nan=False)
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
@@ -189,7 +189,7 @@ class RunDirectory:
     def append_metrics(self, **values: Any) -> None:
         """Adds one line to metrics.jsonl."""
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(values)) + "\n")
+            file.write(json.dumps(as_json(values)) + "\n")
 
     def appended(self) -> dict[str, int]:
         """Bytes of each file that grows."""
@@ -237,7 +237,7 @@ class RunDirectory:
         write_text(path, "".join(kept))
 
     def write_hydra(self, config: str, overrides: Sequence[str], hydra: str | None) -> None:
-        """The YAML of .hydra/, as Hydra itself lays it out; nothing reads it but people and their tools."""
+        """The YAML of .hydra/, as Hydra itself lays it out; of it memexp reads what JSON does not tell (memexp.recorded)."""
         folder = self.path / ".hydra"
         folder.mkdir(exist_ok=True)
         texts = {"config": config, "overrides": "".join(f"- {json.dumps(text)}\n" for text in overrides) or "[]\n"}
@@ -248,11 +248,12 @@ class RunDirectory:
         write_json(self.path / "environment.json", {**environment(), **more})
 
 
-def _finite(data: Any) -> Any:
+def as_json(data: Any) -> Any:
+    """`data` as JSON has it: keys are texts, and numbers that are not finite null."""
     if isinstance(data, dict):
-        return {str(key): _finite(value) for key, value in data.items()}
+        return {str(key): as_json(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
+        return [as_json(value) for value in data]
     if isinstance(data, float) and not math.isfinite(data):
         return None
     return data

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from memexp.choices import FIRST_WEIGHTS, GROUPS, INTEGRAL
 from memexp.config import CONFIG_NAME, ConfigError, check_data, compose_unchecked, keys_of, validate
+from memexp.record import as_json
 from memexp.schema import nearest
 
 
@@ -40,7 +41,18 @@ def of_run(
     plain = results.get("config") if isinstance(results, dict) else None
     if not isinstance(plain, dict):
         raise ConfigError([f"{path}: it holds no configuration, so the run was refused or is not of memexp"])
+    if (own := targets(plain)) and own <= set(trusted):  # whose keys may hold anything
+        plain = _typed(plain, run / ".hydra" / "config.yaml")
     return from_plain(plain, trusted, str(path), overrides, config_dirs)
+
+
+def _typed(plain: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`plain` as the YAML beside it has it, where that is the same: JSON has no infinities, and no keys but texts."""
+    try:
+        found: Any = OmegaConf.to_container(OmegaConf.load(path))
+    except Exception:  # gone, or changed by hand
+        return plain
+    return found if as_json(found) == plain else plain
 
 
 def as_config(given: DictConfig | Mapping[str, Any]) -> DictConfig:

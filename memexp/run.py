@@ -192,7 +192,7 @@ def _open_record(
     before = directory.results
     if before is not None and before.get("status") == "done" and order["start"] is not None:
         write_json(directory.path / FINISHED, before)
-    directory.write_hydra(OmegaConf.to_yaml(cfg), order["overrides"] or (), order["hydra"])
+    directory.write_hydra(OmegaConf.to_yaml(results["config"]), order["overrides"] or (), order["hydra"])
     device = cfg.device if sequence.study_of(cfg) else distribution.device_name(cfg.device, world)
     directory.write_environment(config_hash=results["config_hash"], seed=cfg.seed, device=device)
     directory.write_results(results)

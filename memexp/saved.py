@@ -261,14 +261,16 @@ def _deployed(run: Run) -> Iterator[nn.Module]:
 
 def changed(path: Path, overrides: Sequence[str] = (), own: Own = Own()) -> tuple[DictConfig, list[Any]]:
     """The configuration of the run in `path`, with `overrides`, and what has changed its network so far."""
-    cfg = recorded.of_run(path, overrides, own.targets(path), own.config_dirs)
+    trusted = own.targets(path)
+    cfg, before = recorded.of_run(path, overrides, trusted, own.config_dirs), recorded.of_run(path, trusted=trusted)
     from memexp import build
     from memexp.training import checkpoint
 
     last = path / "checkpoints" / "last.pt"
     if any(last.parent.glob("*.pt")):
         state = checkpoint.load_last(last, to_train=False)[1]
-        if state["classes"] and not cfg.dataset.get("classes"):  # which are not counted from folders that may be gone
+        same = all(cfg.dataset.get(key) == before.dataset.get(key) for key in ("name", "num_classes", "classes"))
+        if state["classes"] and same and "_target_" not in cfg.dataset:  # not counted from folders that may be gone
             cfg.dataset.classes = state["classes"]
         return cfg, list(state["edits"])
     if set(map(stage_of, keys(cfg))) - {"train", "tune", "evaluate"}:

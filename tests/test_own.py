@@ -84,8 +84,10 @@ def no_lr(params):
     return Signed(params, 0.1)
 
 
-def late(step):
-    return 1.0
+def table(step, total, by, most): return min(most, by.get(step, 0.5))
+
+
+def late(step): return 1.0
 
 
 def endless(step, total):
@@ -97,6 +99,7 @@ CONFIGS = {
     "dataset/mine.yaml": "_target_: mine.images\nsize: 8\nchannels: 3\n",
     "optimizer/mine.yaml": "_target_: mine.Signed\nlr: 0.01\nscale: 0.5\n",
     "schedule/mine.yaml": "_target_: mine.square\nfloor: 0.1\n",
+    "schedule/table.yaml": "_target_: mine.table\nby: {1: 0.2, 2: 0.3}\nmost: .inf\n",
 }
 ALL = [f"{group}=mine" for group in ("model", "dataset", "optimizer", "schedule")]
 SHORT = ["device=cpu", "log_every=1", "epochs=1", "batch_size=16"]
@@ -142,6 +145,13 @@ def test_b10_every_command_takes_a_users_own(folder, capsys):
     )  # (1 - 1/2)^2; then of 4 steps: (1 - 2/4)^2
     assert main(["estimate", *ALL, *own, *SHORT, "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["parameters"] == results["parameters"]
+
+
+def test_a_resumed_run_has_the_keys_and_infinities_that_json_lacks(folder):
+    memexp.run(compose(folder, "model=mine", "dataset=mine", "schedule=table", "optimizer.lr=1"), Path("run"))
+    memexp.resume("run", "epochs=2", config_dir=folder / "conf")
+    lines = Path("run/metrics.jsonl").read_text().splitlines()
+    assert [line["lr"] for line in map(json.loads, lines) if "lr" in line] == [0.5, 0.2, 0.3, 0.5, 0.5, 0.5]
 
 
 def test_b10_e8_bench_takes_a_users_own(folder, capsys):

@@ -196,8 +196,10 @@ def _cause(error: BaseException) -> str:
     """What went wrong first, and the line of code where it did, without advice for who develops torch."""
     while error.__cause__ is not None:
         error = error.__cause__
-    text = str(error)
-    first = re.split(r"\n|\. Failure message| For more information", text)[0].strip() or type(error).__name__
+    text = str(error).strip()
+    first = re.split(r"\n|\. Failure message|! For more information", text)[0].strip() or type(error).__name__
+    if reason := re.search(r"^  - (.+?)(\. |$)", text, re.M):  # of a constraint on the batch size
+        first = f"{first}: {reason[1]}"
     where = re.search(r'File "(.+)", line (\d+), in', text)
     return f"{first} ({where[1]}, line {where[2]})" if where else first
 

@@ -133,6 +133,8 @@ def test_one_image_of_which_batch_normalisation_has_one_value_is_too_few(tmp_pat
             call(cfg)
     for enough in (["batch_size=2"], ["batch_size=1", "dataset.image_size=16"]):
         assert memexp.run(memexp.compose([*ALONE, *enough]), tmp_path / enough[0])["status"] == "done"
+    there = [f"init_from={tmp_path / 'batch_size=2'}".replace("=2", r"\=2"), "stages=[evaluate]"]  # trains nothing
+    assert memexp.run(memexp.compose([*ALONE, *there, "batch_size=1"]), tmp_path / "evaluated")["status"] == "done"
 
 
 def test_what_fits_is_looked_for_from_two_images_on_where_one_is_too_few(monkeypatch):

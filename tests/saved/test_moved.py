@@ -48,6 +48,13 @@ def test_an_estimate_of_a_run_needs_none_of_its_images(moved, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["parameters"] == trained["parameters"]
 
 
+def test_an_estimate_of_a_run_on_other_data_has_the_classes_of_those(finished, capsys):
+    other = ["dataset=synthetic", "dataset.num_classes=20"]
+    assert main(["estimate", str(finished), *other, "--json"]) == main(["estimate", *TINY, *other, "--json"]) == 0
+    of_run, of_new = map(json.loads, capsys.readouterr().out.splitlines())
+    assert of_run["parameters"] == of_new["parameters"]
+
+
 @pytest.mark.parametrize("command", [["evaluate"], ["resume", "max_steps=2"], ["export"]])
 def test_images_that_are_gone_are_told_before_anything_is_made(moved, tmp_path, capsys, command):
     before = (tmp_path / "run" / "results.json").read_bytes()
