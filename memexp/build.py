@@ -83,9 +83,8 @@ def foresee(cfg: DictConfig) -> None:
     with torch.random.fork_rng(devices=[]):
         shape = (3, cfg.dataset.image_size, cfg.dataset.image_size)
         built = weightless(bare, (), 10, shape)
-        if (
-            any(map(sequence.recipe_of, sequence.keys(cfg))) and not cfg.sync_batchnorm
-        ):  # which has all processes' images
+        trains = any(map(sequence.recipe_of, sequence.keys(cfg)))
+        if trains and not cfg.sync_batchnorm:  # which has all processes' images
             check_batch(built, shape, cfg.batch_size)
 
 

@@ -46,7 +46,7 @@ class Surroundings:
     def on(self, parameters: Iterable[Tensor]) -> "Surroundings":
         """With the devices of a step's parameters, where it takes its streams, too."""
         devices = {p.device for p in parameters}.union(self.devices)
-        if len(devices - {torch.device("cpu")}) == len(self.devices):
+        if len(devices - {CPU}) == len(self.devices):
             return self
         found = copy(self)
         found._take(devices)

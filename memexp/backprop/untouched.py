@@ -15,7 +15,7 @@ from memexp.backprop.objects import CONTAINERS, contents, differs, listed, refil
 
 # most of what modules have, in which there is nothing or nothing to note: a network has thousands
 PLAIN = (bool, int, float, str, type(None), nn.Parameter)
-HOOKS = (dict, OrderedDict)
+OFTEN_EMPTY = (dict, OrderedDict)
 
 
 @contextmanager
@@ -54,7 +54,7 @@ class _Noted:
         kind = type(value)
         if kind in PLAIN:
             return
-        if kind in HOOKS and not value:
+        if kind in OFTEN_EMPTY and not value:
             self._empty.append(value)
         elif isinstance(value, CONTAINERS):
             if id(value) not in self._contents:

@@ -71,9 +71,8 @@ class Tape:
         False  # whether the call under way is within torch.vmap or the like, whose tensors have other dimensions
     )
     doubtful: bool = False  # whether a number in the source may be one that does not follow the channels
-    _known: dict[int, tuple[weakref.ref[Tensor], Known]] = field(
-        default_factory=dict
-    )  # by id, while there is the tensor
+    # by id, while there is the tensor
+    _known: dict[int, tuple[weakref.ref[Tensor], Known]] = field(default_factory=dict)
     _followers: list[tuple[Plane, Plane]] = field(default_factory=list)
     _roles: list[tuple[Plane, Role]] = field(default_factory=list)
     _weak: list[tuple[Plane, Role]] = field(default_factory=list)
