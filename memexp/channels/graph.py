@@ -192,7 +192,7 @@ def _groups(
         member[begins[:-1]].tolist(), begins[:-1], begins[1:], bounds[:-1], bounds[1:], strict=True
     ):
         shared = keys[number % len(keys)]
-        role = roles.get(int(tape.entries[shared[0]][0]), "norm")
+        role = roles.get(shared[0], "norm")
         own = index[start:end]
         if d - c == end - start:
             key = own.tobytes()
@@ -262,7 +262,7 @@ def _keep_weighed(tape: Tape, keys: Sequence[Sequence[Key]], entry: Array) -> No
         if entry[atom] < 0:
             return False
         key = keys[entry[atom]][0]
-        role = roles.get(int(tape.entries[key][0]), "norm")
+        role = roles.get(key, "norm")
         return role in ("out", "bias") or (role == "norm" and key[0] not in tape.buffers)
 
     for planes, why in tape.weighed:

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -205,9 +205,11 @@ def check_rows(place: Place, activation: Tensor, samples: int) -> None:
         )
 
 
-def gives_channels(module: nn.Module) -> bool:
-    """Whether it is known where the module's output has the channels that its weight makes."""
-    return isinstance(module, nn.Linear | _ConvNd)
+def gives_channels(module: nn.Module, dim: int) -> bool:
+    """Whether it is known where the module's output has the channels that its weight makes along `dim`."""
+    if isinstance(module, _ConvTransposeNd):
+        return dim == int(module.groups == 1)
+    return isinstance(module, nn.Linear | _ConvNd) and dim == 0
 
 
 def _axes(module: nn.Module, output: Tensor) -> Axes | None:

@@ -33,7 +33,7 @@ class OfActivations(Criterion):
             {
                 layer_of(name): m
                 for name, m in weights(network, group).items()
-                if gives_channels(network.get_submodule(layer_of(name)))
+                if gives_channels(network.get_submodule(layer_of(name)), m.dim)
             }
             for group in groups
         ]
