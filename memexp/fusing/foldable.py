@@ -1,10 +1,11 @@
 """Which batch normalisations can be folded into the layer before them, and why the others cannot."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
+from memexp.backprop.untouched import untouched
 from memexp.channels.called import Inputs, copied
 from memexp.edits import fold
 from memexp.edits.placing import put
@@ -35,25 +36,35 @@ def found(network: nn.Module, flow: Flow, example_input: Inputs) -> tuple[list[l
             pairs.append([source.name, name])
         else:
             stay[name] = reason
-    norms = [norm for _, norm in pairs]
-    if _missed(network, norms, example_input):
-        stay |= {norm: reason for norm in norms if (reason := _missed(network, [norm], example_input))}
+    rests = {norm: fold.rest(modules[norm]).eval() for _, norm in pairs}
+    for norm, error in missed(network, rests, example_input).items():
+        stay[norm] = f"the network reads what only a normalisation has: {error}"
     return [pair for pair in pairs if pair[1] not in stay], stay
 
 
+def missed(network: nn.Module, places: Mapping[str, nn.Module], example_input: Inputs) -> dict[str, str]:
+    """Of the modules of these names, those of which the network reads an attribute that what comes in their place has not, and
+    what Python says then."""
+    if _fault(network, places, example_input) is None:
+        return {}
+    faults = {name: _fault(network, {name: module}, example_input) for name, module in places.items()}
+    return {name: fault for name, fault in faults.items() if fault is not None}
+
+
 @torch.no_grad()
-def _missed(network: nn.Module, norms: Iterable[str], example_input: Inputs) -> str | None:
-    """Why the network does not run without these normalisations: it reads an attribute of theirs. None where it does not."""
-    rests = {module: fold.rest(module).eval() for module in map(network.get_submodule, norms)}
+def _fault(network: nn.Module, places: Mapping[str, nn.Module], example_input: Inputs) -> str | None:
+    """The attribute that is missing where these modules are in the places of others. None where none is."""
+    others = {network.get_submodule(name): module for name, module in places.items()}
     try:
-        put(network, rests)
-        network(*copied(example_input))
+        put(network, others)
+        with untouched(network):
+            network(*copied(example_input))
     except AttributeError as error:
-        return f"the network reads what only a normalisation has: {error}"
+        return str(error)
     except Exception:  # of what is not normalised, not of what is missing
         return None
     finally:
-        put(network, {rest: module for module, rest in rests.items()})
+        put(network, {module: other for other, module in others.items()})
     return None
 
 

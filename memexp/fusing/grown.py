@@ -11,13 +11,15 @@ from memexp.channels.hooked import duplicate
 from memexp.edits import grow as growth
 from memexp.edits.fold import affine, wide
 from memexp.fusing.flow import refuse_training, trace
+from memexp.fusing.foldable import missed
 from memexp.fusing.fused import Fused, check
 
 
 def growable(network: nn.Module, example_input: Inputs) -> list[str]:
-    """Layers that may grow: plain convolutions of batches, larger than 1x1, that are called once."""
+    """Layers that may grow: plain convolutions of batches, larger than 1x1, that are called once, and of which the network
+    reads nothing that a block has not."""
     flow, modules = trace(network, example_input), dict(network.named_modules())
-    return [
+    names = [
         name
         for name, calls in flow.layers().items()
         if growth.unfit(network, modules[name]) is None
@@ -25,6 +27,8 @@ def growable(network: nn.Module, example_input: Inputs) -> list[str]:
         and len(calls) == 1
         and name not in flow.loose
     ]
+    read = _read(network, names, example_input)
+    return [name for name in names if name not in read]
 
 
 def grow(
@@ -51,11 +55,20 @@ def grow(
         raise ValueError("grow: the network has no plain convolution larger than 1x1")
     edit = {"kind": "grow", "layers": names, "expansion": expansion, "seed": seed}
     grown = edits.apply(duplicate(network), edit)
+    for name, error in ({} if layers is None else _read(network, names, every[0])).items():
+        raise ValueError(
+            f"grow: {name}: the network reads what only a convolution has ({error}): leave it out of layers"
+        )
     blocks = [grown.get_submodule(name).get_submodule("f") for name in names]
     moments = _moments(grown, [layer for f in blocks for layer in _convolutions(f)], every)
     for f, inner, outer in zip(blocks, moments[::2], moments[1::2], strict=True):
         settle(f, inner, outer)
     return Fused(grown, [edit], check(network, grown, every, "grown", "another seed draws other blocks"))
+
+
+def _read(network: nn.Module, names: Sequence[str], example_input: Inputs) -> dict[str, str]:
+    """Layers of which the network reads attributes, such as the width, and what is said where a block is in their place."""
+    return missed(network, {name: nn.Sequential(network.get_submodule(name)) for name in names}, example_input)
 
 
 @torch.no_grad()

@@ -68,6 +68,22 @@ def test_a_merged_layer_that_is_read_is_said(reads, told):
         fusing.fuse(network, x, "all")
 
 
+def test_a_convolution_that_is_read_does_not_grow():
+    torch.manual_seed(0)
+
+    class Sized(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).view(len(x), self[0].out_channels, -1)
+
+    network, x = settled(Sized(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))), torch.randn(2, 3, 6, 6)
+    assert fusing.growable(network, x) == ["2"]
+    assert fusing.grow(network, [x]).edits[0]["layers"] == ["2"]
+    with pytest.raises(
+        ValueError, match=r"grow: 0: the network reads what only .* 'out_channels'\): leave it out of lay"
+    ):
+        fusing.grow(network, [x], layers=["0", "2"])
+
+
 REPLACED = {"a convolution": 0, "its normalisation": 1, "an activation": 2, "one in a row": 4}
 
 
