@@ -79,10 +79,11 @@ def grown(conv: nn.Conv2d, expansion: float, generator: torch.Generator) -> Bloc
     place: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype}
     like: dict[str, Any] = {name: getattr(conv, name) for name in ("stride", "padding", "dilation", "padding_mode")}
     height, breadth = conv.kernel_size
-    first = nn.Conv2d(conv.in_channels, width, (height, breadth), bias=False, **like, **place)
-    second = nn.Conv2d(width, outputs, 1, bias=False, **place)
+    # without data: what a layer draws at first would be of the caller's random numbers
+    first = nn.Conv2d(conv.in_channels, width, (height, breadth), bias=False, **like, device="meta")
+    second = nn.Conv2d(width, outputs, 1, bias=False, device="meta")
     for layer in (first, second):
-        layer.weight = nn.Parameter(laid_as(conv.weight, layer.weight.detach()))
+        layer.weight = nn.Parameter(laid_as(conv.weight, torch.empty(layer.weight.shape, **place)))
     norms = nn.BatchNorm2d(width, **place), nn.BatchNorm2d(outputs, **place)
     act = VanishingReLU(inplace=True).to(**place)
     stays = _keeps_shape(conv)

@@ -72,9 +72,9 @@ class ByTime:
         if group.macs > TOO_MANY * max(group.before, 1):
             self.skipped += 1
             return math.inf
-        kernel = group.kernel
-        outputs, inputs = kernel.weight.shape[:2]
-        conv = nn.Conv2d(inputs, outputs, kernel.size, kernel.stride, kernel.padding, groups=kernel.groups)
+        conv = group.kernel.layer(self._like).to_empty(device=self._like.device)
+        for parameter in conv.parameters():
+            nn.init.ones_(parameter)
         return self._time(conv, pieces[0].source)
 
     def saved(self, groups: list[Group]) -> float:
@@ -100,7 +100,7 @@ class ByTime:
         shape = (self._images, *traced[1:])
         key = (str(layer), shape)
         if key not in self._known:
-            x = torch.randn(shape, dtype=self._like.dtype, device=self._like.device)
+            x = torch.ones(shape, dtype=self._like.dtype, device=self._like.device)
             if layer is not None:
                 layer = layer.to(x)
             if self._last:

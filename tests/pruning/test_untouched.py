@@ -1,4 +1,4 @@
-"""Who only looks at a network leaves what its own forwards have left in it."""
+"""Who only looks at a network leaves what its own forwards have left in it, and the caller's random numbers."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -50,6 +50,8 @@ LOOKS: dict[str, Callable[[nn.Module], object]] = {
     "fuse": lambda network: fusing.fuse(network, X).network,
     "compare": lambda network: fusing.compare(network, X).costs,
     "grow": lambda network: fusing.grow(network, [X]),
+    "folds": lambda network: fusing.folds(network, X),
+    "growable": lambda network: fusing.growable(network, X),
     "convert": lambda network: integral.convert(network, X),
 }
 
@@ -61,8 +63,9 @@ def test_what_a_network_has_kept_of_its_last_pass_stays(look: str) -> None:
     network(X[:3])
     features, shapes = network.features, list(network.shapes)
     assert features is not None
-    before = features.detach().clone()
+    before, drawn = features.detach().clone(), torch.get_rng_state()
     found = LOOKS[look](network)
+    assert torch.equal(torch.get_rng_state(), drawn)
     assert network.features is features
     assert torch.equal(features, before)
     assert (network.shapes, int(network.calls)) == (shapes, 1)
