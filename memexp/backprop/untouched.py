@@ -1,8 +1,8 @@
-"""A network that is run for what it shows, and is as before afterwards: its buffers and attributes."""
+"""A network that is run for what it shows, and all is as before afterwards: its buffers and attributes, and random numbers."""
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ OFTEN_EMPTY = (dict, OrderedDict)
 
 @contextmanager
 def untouched(network: nn.Module) -> Iterator[None]:
-    """Afterwards each module has the attributes that it had, with the values that they had, but for what is in parameters.
+    """Afterwards each module has the attributes that it had, with the values that they had, but for what is in parameters, and
+    the caller draws the random numbers that would have come next.
 
     A forward may fill a table at its first call, count calls, keep its latest input. One may tell about another, as a flag that
     a buffer has been filled.
@@ -33,13 +34,22 @@ def untouched(network: nn.Module) -> Iterator[None]:
             if name in OWN or not engine:
                 noted.add(value)
     try:
-        yield
+        with _random_state(network):
+            yield
     finally:
         for module, kind, own in attributes:
             if type(module) is kind:  # a lazy layer knows its sizes from its first forward on
                 vars(module).clear()
                 vars(module).update(own)
         noted.put_back()
+
+
+def _random_state(network: nn.Module) -> AbstractContextManager[None]:
+    """Afterwards that of the CPU and of the network's devices is as before: a forward may draw in evaluation mode too."""
+    there = torch.accelerator.current_accelerator()
+    kind = "cuda" if there is None else there.type
+    devices = {p.device for p in network.parameters() if there is not None and p.device.type == kind}
+    return torch.random.fork_rng(list(devices), device_type=kind)
 
 
 class _Noted:

@@ -19,7 +19,8 @@ def same(call: Call) -> Any:
     return planes if isinstance(call.out, Tensor) else [planes for _ in call.out]
 
 
-@rule("ones_like", "rand_like", "randn_like", "full_like", "fill_")
+@rule("ones_like", "rand_like", "randn_like", "full_like", "fill_", "bernoulli", "normal", "uniform", "exponential", "cauchy",
+      "log_normal", "geometric", "random")  # fmt: skip
 def filled(call: Call) -> Planes:
     """As long as the tensor that it is like, but not zero where that is."""
     call.tape.nonzero.extend(call.planes(call.first))

@@ -13,6 +13,7 @@ from memexp import edits
 from memexp.backprop.untouched import untouched
 from memexp.channels.called import Inputs, copied, rows
 from memexp.channels.comparing import difference
+from memexp.channels.drawing import drawn_alike
 from memexp.channels.hooked import duplicate
 from memexp.edits import linearise
 from memexp.fusing import cuts, mergeable
@@ -153,7 +154,7 @@ def check(
     alone does to the network's own outputs, as float64 shows.
     """
     worst = 0.0
-    with untouched(network), untouched(changed):
+    with untouched(network), untouched(changed), drawn_alike():
         for batch in batches:
             before = outputs(network, batch)
             try:

@@ -20,6 +20,7 @@ from memexp import edits
 from memexp.channels import Graph, trace, warn_of_unread
 from memexp.channels.called import apart, copied
 from memexp.channels.comparing import WHY, changing, difference
+from memexp.channels.drawing import drawn_alike
 from memexp.channels.hooked import duplicate
 from memexp.channels.outputs import tensors_in
 from memexp.channels.tensors import tensors_of
@@ -273,7 +274,7 @@ def _permute(part: Stretch, tensors: Mapping[str, Tensor]) -> tuple[float, float
 
 def _outputs(network: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
     """Of the network in evaluation, with random layers as they are there."""
-    with torch.no_grad():
+    with torch.no_grad(), drawn_alike():
         return tensors_in(network(*copied(inputs)))
 
 

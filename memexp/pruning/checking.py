@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from memexp.backprop.untouched import untouched
 from memexp.channels.called import copied
 from memexp.channels.comparing import difference as apart
+from memexp.channels.drawing import drawn_alike
 from memexp.channels.outputs import tensors_in
 from memexp.channels.settling import fault_of
 from memexp.modes import evaluating
@@ -35,7 +36,7 @@ def difference(one: nn.Module, other: nn.Module, batches: Iterable[Sequence[Tens
     Raises CheckFailed where `one` cannot be called with what `other` takes.
     """
     worst, compared = 0.0, 0
-    with evaluating(one), evaluating(other), untouched(one), _full_precision():
+    with evaluating(one), evaluating(other), untouched(one), _full_precision(), drawn_alike():
         for inputs in batches:
             expected = tensors_in(other(*copied(inputs)))
             try:
