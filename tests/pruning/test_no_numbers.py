@@ -37,7 +37,7 @@ def refused(kind, message, network, x=X, **asked):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("criterion", ["l1_norm", "fpgm", "fisher", "obd"])
+@pytest.mark.parametrize("criterion", ["l1_norm", "fpgm", "fisher", "obd", "entropy"])
 def test_scores_that_are_no_numbers_are_told(criterion, value):
     network = Network()
     network.layers[0].weight.data[1, 1] = value

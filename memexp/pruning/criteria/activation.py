@@ -139,10 +139,10 @@ class Entropy(OfValues):
     def over_samples(self, kept: Tensor, samples: int) -> Tensor:
         low, high = kept.min(0).values, kept.max(0).values
         width = (high - low).clamp_min(torch.finfo(kept.dtype).tiny) / self.bins
-        bin_of = ((kept - low) / width).long().clamp_max(self.bins - 1)
+        bin_of = ((kept - low) / width).nan_to_num(0).long().clamp_max(self.bins - 1)
         counts = torch.zeros(self.bins, kept.shape[1], dtype=kept.dtype, device=kept.device)
         p = counts.scatter_add_(0, bin_of, torch.ones_like(kept)) / samples
-        return -torch.special.xlogy(p, p).sum(0)
+        return -torch.special.xlogy(p, p).sum(0).masked_fill(~kept.isfinite().all(0), torch.nan)
 
 
 class OfProducts(OfActivations):
