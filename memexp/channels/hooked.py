@@ -13,6 +13,8 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves
 
+from memexp.channels.rebinding import rebind
+
 Make = Callable[[nn.Module], Tensor]
 ENDINGS = ("_orig", "_mask", "_g", "_v", "_u")  # of what they are made of
 
@@ -51,12 +53,16 @@ def duplicate(network: nn.Module) -> nn.Module:
 
 def twin(network: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module:
     """A deep copy, in which tensors that a forward has left in attributes are without their graph: torch copies none with it.
+    Its functions (attributes, hooks) are of its own modules.
 
     memo: by id, what takes the place of a tensor.
     """
     held = [leaf for module in network.modules() for leaf in tree_leaves(list(vars(module).values()))]
     graphs = {id(x): x.detach().clone() for x in held if isinstance(x, Tensor) and x.grad_fn is not None}
-    return copy.deepcopy(network, graphs | dict(memo or {}))
+    copies = graphs | dict(memo or {})
+    made = copy.deepcopy(network, copies)
+    rebind(made, copies)
+    return made
 
 
 @contextmanager

@@ -6,7 +6,6 @@ one step, as a recomputation in it is of the sizes that are drawn then. Where no
 has the size that `resize` has set. Activation memory: the base network's at the size drawn.
 """
 
-import copy
 import itertools
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +21,7 @@ from torch.compiler import is_dynamo_compiling
 
 from memexp import edits
 from memexp.channels.called import apart
+from memexp.channels.hooked import twin
 from memexp.channels.outputs import tensors_in
 from memexp.integral import passes
 from memexp.integral.continuum import Continuum
@@ -128,7 +128,7 @@ class IntegralNetwork(nn.Module):
         """
         # what is sampled is replaced, so that it need not be copied first
         sampled = [getattr(layer, name) for layer in self.integral_layers() for name in layer.axes]
-        return edits.apply(copy.deepcopy(self, {id(tensor): tensor for tensor in sampled}), self.edit(sizes))
+        return edits.apply(twin(self, {id(tensor): tensor for tensor in sampled}), self.edit(sizes))
 
     discretise = discretize
 

@@ -1,0 +1,130 @@
+"""Functions that hold parts of the network: those of a pruned, fused, grown or masked copy hold the copy's."""
+
+import weakref
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from memexp import fusing, integral
+from memexp.channels.hooked import twin
+from memexp.pruning import mask_weights, prune
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Network(nn.Module):
+    """hold: puts something into it that holds one of its parts."""
+
+    def __init__(self, hold: Callable[["Network"], object]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.norm, self.b, self.c = (
+            nn.Conv2d(3, 6, 3),
+            nn.BatchNorm2d(6),
+            nn.Conv2d(6, 6, 3),
+            nn.Conv2d(6, 4, 1),
+        )
+        self.block: Callable[[Tensor], Tensor] = self.middle
+        self.found: dict[str, Tensor] = {}
+        hold(self)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.b(self.norm(self.a(x)).relu()).relu()  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.block(x)
+        return self.c(self.found.get("b", y)).mean((2, 3))  # type: ignore[no-any-return]
+
+
+def _closure(network: Network) -> None:
+    network.block = lambda x: network.b(network.norm(network.a(x)).relu()).relu()
+
+
+def _layers(network: Network) -> None:
+    a, b = network.a, network.b
+    network.block = lambda x: b(network.norm(a(x)).relu()).relu()
+
+
+def _default(network: Network) -> None:
+    network.block = lambda x, self=network: self.middle(x)
+
+
+def _named_default(network: Network) -> None:
+    def block(x: Tensor, *, layers: Any = network) -> Tensor:
+        return layers.middle(x)  # type: ignore[no-any-return]
+
+    network.block = block
+
+
+def _features(network: Network) -> None:
+    """As many write it to read what is within a network: the forward gives what a hook has stored."""
+
+    def store(layer: nn.Module, given: Any, out: Tensor) -> None:
+        network.found["b"] = out.relu()
+
+    network.b.register_forward_hook(store)
+
+
+def _wrapped(network: Network) -> None:
+    before = network.b.forward
+    network.b.forward = lambda x: before(x) * 2
+
+
+def _listed(network: Network) -> None:
+    network.parts = [lambda x: network.norm(network.a(x)), lambda x: network.b(x.relu()).relu()]
+    network.block = MethodType(lambda self, x: self.parts[1](self.parts[0](x)), network)
+
+
+def _recursive(network: Network) -> None:
+    def block(x: Tensor, depth: int = 2) -> Tensor:
+        return network.middle(x) if depth == 0 else block(x, depth - 1)
+
+    network.block = block
+
+
+def _weakly(network: Network) -> None:
+    network.owner = weakref.ref(network)
+    network.block = lambda x: network.owner().middle(x)
+
+
+HOLDS = {f.__name__[1:]: f for f in (_closure, _layers, _default, _named_default, _features, _wrapped, _listed)}
+HOLDS |= {f.__name__[1:]: f for f in (_recursive, _weakly)}
+USES: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "copy": twin,
+    "prune": lambda network: prune(network, X, ratio=0.5)[0],
+    "to a target": lambda network: prune(network, X, target="macs:0.5", scope="global")[0],
+    "mask": lambda network: mask_weights(network, ratio=0.5)[0],
+    "fuse": lambda network: fusing.fuse(network, X).network,
+    "integral": lambda network: integral.convert(network, X, fold=False).discretize(0.7),
+}
+# a layer whose forward was replaced has no integral form
+CASES = [(hold, use) for hold in HOLDS for use in USES if (hold, use) != ("wrapped", "integral")]
+
+
+@pytest.mark.parametrize(("hold", "use"), CASES)
+def test_a_copy_computes_with_its_own_layers(hold: str, use: str) -> None:
+    network = Network(HOLDS[hold]).eval()
+    with torch.no_grad():
+        expected = network(X)
+    network.found.clear()
+    made = USES[use](network)
+    made(X).square().sum().backward()
+    assert all(p.grad is not None for p in made.parameters() if p.requires_grad)
+    assert all(p.grad is None for p in network.parameters())
+    assert not network.found
+    with torch.no_grad():
+        assert torch.equal(network(X), expected)
+
+
+def test_what_holds_nothing_of_the_network_stays_the_same_function() -> None:
+    def scale(x: Tensor, by: float = 2.0) -> Tensor:
+        return x * by * len(table)
+
+    table = [1, 2]
+    network = Network(lambda network: network.register_forward_hook(lambda *_: None))
+    network.scale = scale  # type: ignore[assignment]
+    assert twin(network).scale is scale
