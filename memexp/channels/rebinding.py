@@ -13,19 +13,19 @@ from torch import nn
 
 
 def rebind(network: nn.Module, copies: Mapping[int, Any]) -> None:
-    """Functions among the attributes and hooks of `network`, a copy, that hold what was copied hold the copy of it.
+    """What the attributes and hooks of `network` hold, in lists, tables and functions, is what has taken its place.
 
-    copies: by id of what was copied, as copy.deepcopy leaves it in its memo.
+    copies: that, by id of what it was: of a copy as copy.deepcopy leaves it in its memo, or modules in the places of others.
     """
     rebinding = _Rebinding(copies)
-    for module in network.modules():
+    for module in list(network.modules()):
         rebinding.within(vars(module))
 
 
 class _Rebinding:
     def __init__(self, copies: Mapping[int, Any]) -> None:
         self._copies = copies
-        self._functions: dict[int, Any] = {}  # by id of what each takes the place of; a function may hold itself
+        self._made: dict[int, Any] = {}  # by id of what each takes the place of; a function may hold itself
         self._cells: dict[int, CellType] = {}  # which functions share
         self._seen: set[int] = set()
 
@@ -40,22 +40,33 @@ class _Rebinding:
                 container[key] = new
 
     def _rebound(self, value: Any) -> Any:
-        if isinstance(value, FunctionType):
-            return self._function(value)
+        """What takes the place of a value that a function or a tuple holds, itself where it holds nothing of the network."""
+        if id(value) in self._copies:
+            return self._copies[id(value)]
         if isinstance(value, MethodType) and id(value.__self__) in self._copies:
             return MethodType(value.__func__, self._copies[id(value.__self__)])
         if isinstance(value, weakref.ref) and id(value()) in self._copies:
             return weakref.ref(self._copies[id(value())])
-        return self._copies.get(id(value), value)
+        if isinstance(value, FunctionType) or type(value) in (tuple, list, dict):
+            if id(value) not in self._made:
+                self._made[id(value)] = value
+                self._made[id(value)] = self._function(value) if isinstance(value, FunctionType) else self._parts(value)
+            return self._made[id(value)]
+        return value
+
+    def _parts(self, value: Any) -> Any:
+        before = list(value.values()) if isinstance(value, dict) else list(value)
+        after = list(map(self._rebound, before))
+        if all(one is other for one, other in zip(before, after, strict=True)):
+            return value
+        return dict(zip(value, after, strict=True)) if isinstance(value, dict) else type(value)(after)
 
     def _function(self, function: FunctionType) -> Any:
-        if id(function) in self._functions:
-            return self._functions[id(function)]
         cells = function.__closure__ or ()
         new = FunctionType(
             function.__code__, function.__globals__, function.__name__, None, tuple(map(self._cell, cells))
         )
-        self._functions[id(function)] = new
+        self._made[id(function)] = new
         before = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
         after = list(map(self._rebound, before))
         for cell in cells:
@@ -66,7 +77,6 @@ class _Rebinding:
             after.append(self._rebound(before[-1]))
             self._cell(cell).cell_contents = after[-1]
         if all(one is other for one, other in zip(before, after, strict=True)):
-            self._functions[id(function)] = function
             return function
         count = len(function.__defaults__ or ())
         new.__defaults__ = tuple(after[:count]) or None

@@ -56,15 +56,13 @@ def _fault(network: nn.Module, places: Mapping[str, nn.Module], example_input: I
     """The attribute that is missing where these modules are in the places of others. None where none is."""
     others = {network.get_submodule(name): module for name, module in places.items()}
     try:
-        put(network, others)
-        with untouched(network):
+        with untouched(network):  # which puts the others back
+            put(network, others)
             network(*copied(example_input))
     except AttributeError as error:
         return str(error)
     except Exception:  # of what is not normalised, not of what is missing
         return None
-    finally:
-        put(network, {module: other for other, module in others.items()})
     return None
 
 

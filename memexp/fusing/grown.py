@@ -1,6 +1,6 @@
 """Growing a network back: the edit `grow`, with the statistics of real batches in the blocks' BN, and the check."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,9 @@ def grow(
             f"grow: {name}: the network reads what only a convolution has ({error}): leave it out of layers"
         )
     blocks = [grown.get_submodule(name).get_submodule("f") for name in names]
-    moments = _moments(grown, [layer for f in blocks for layer in _convolutions(f)], every)
+    moments = _moments(
+        grown, {layer: name for name, f in zip(names, blocks, strict=True) for layer in _convolutions(f)}, every
+    )
     for f, inner, outer in zip(blocks, moments[::2], moments[1::2], strict=True):
         settle(f, inner, outer)
     return Fused(grown, [edit], check(network, grown, every, "grown", "another seed draws other blocks"))
@@ -106,8 +108,10 @@ def _convolutions(f: nn.Module) -> Iterator[nn.Module]:
 
 
 @torch.no_grad()
-def _moments(network: nn.Module, layers: Sequence[nn.Module], batches: Sequence[Inputs]) -> list[tuple[Tensor, Tensor]]:
-    """Mean and variance of each channel that the layers give out, over all batches."""
+def _moments(
+    network: nn.Module, layers: Mapping[nn.Module, str], batches: Sequence[Inputs]
+) -> list[tuple[Tensor, Tensor]]:
+    """Mean and variance of each channel that the layers give out, over all batches. layers: by what has grown, for messages."""
     sums: dict[nn.Module, list[Tensor]] = {}
 
     def see(layer: nn.Module, _: object, output: Tensor) -> None:
@@ -128,7 +132,12 @@ def _moments(network: nn.Module, layers: Sequence[nn.Module], batches: Sequence[
         for hook in hooks:
             hook.remove()
     found = []
-    for layer in layers:
+    for layer, name in layers.items():
+        if layer not in sums:
+            raise ValueError(
+                f"grow: {name} is called by another way than its place in the network (an object of its own, say), "
+                "where what grows does not come: name other layers by layers="
+            )
         count, total, squares = sums[layer]
         mean = total / count
         found.append((mean, (squares / count - mean.square()).clamp(min=0)))

@@ -49,6 +49,24 @@ def _layers(network: Network) -> None:
     network.block = lambda x: b(network.norm(a(x)).relu()).relu()
 
 
+def _table(network: Network) -> None:
+    """As one does who does not know nn.ModuleDict, beside attributes."""
+    network.table = {"first": [network.a, network.norm], "second": network.b}  # type: ignore[assignment]
+
+    def block(self: Network, x: Tensor) -> Tensor:
+        for layer in self.table["first"]:  # type: ignore[index, union-attr]
+            x = layer(x)
+        return self.table["second"](x.relu()).relu()  # type: ignore[index, operator]
+
+    network.block = MethodType(block, network)
+
+
+def _tuple(network: Network) -> None:
+    first, rest = (network.a, network.norm), [network.b]
+    network.parts = first  # type: ignore[assignment]
+    network.block = lambda x: rest[0](network.parts[1](first[0](x)).relu()).relu()  # type: ignore[index]
+
+
 def _default(network: Network) -> None:
     network.block = lambda x, self=network: self.middle(x)
 
@@ -91,7 +109,10 @@ def _weakly(network: Network) -> None:
     network.block = lambda x: network.owner().middle(x)
 
 
-HOLDS = {f.__name__[1:]: f for f in (_closure, _layers, _default, _named_default, _features, _wrapped, _listed)}
+HOLDS = {
+    f.__name__[1:]: f
+    for f in (_closure, _layers, _table, _tuple, _default, _named_default, _features, _wrapped, _listed)
+}
 HOLDS |= {f.__name__[1:]: f for f in (_recursive, _weakly)}
 USES: dict[str, Callable[[nn.Module], nn.Module]] = {
     "copy": twin,
@@ -101,8 +122,7 @@ USES: dict[str, Callable[[nn.Module], nn.Module]] = {
     "fuse": lambda network: fusing.fuse(network, X).network,
     "integral": lambda network: integral.convert(network, X, fold=False).discretize(0.7),
 }
-# a layer whose forward was replaced has no integral form
-CASES = [(hold, use) for hold in HOLDS for use in USES if (hold, use) != ("wrapped", "integral")]
+CASES = [(hold, use) for hold in HOLDS for use in USES if use in ("prune", "fuse") or hold in ("closure", "features")]
 
 
 @pytest.mark.parametrize(("hold", "use"), CASES)
@@ -118,6 +138,20 @@ def test_a_copy_computes_with_its_own_layers(hold: str, use: str) -> None:
     assert not network.found
     with torch.no_grad():
         assert torch.equal(network(X), expected)
+
+
+@pytest.mark.parametrize("hold", [hold for hold in HOLDS if hold not in ("wrapped", "features")])
+def test_what_takes_a_layers_place_is_called_in_its_place(hold: str) -> None:
+    network = Network(HOLDS[hold]).eval()
+    kept = dict(vars(network))
+    assert fusing.folds(network, X) == [["a", "norm"]]
+    assert fusing.growable(network, X) == ["a", "b"]
+    fused, grown = fusing.fuse(network, X), fusing.grow(network, [X])
+    assert max(fused.error, grown.error) <= 1e-5
+    assert type(fused.network.norm) is nn.Identity
+    grown.network(X).square().sum().backward()
+    assert all(p.grad is not None for p in grown.network.parameters())
+    assert all(vars(network)[name] is value for name, value in kept.items())
 
 
 def test_what_holds_nothing_of_the_network_stays_the_same_function() -> None:

@@ -151,6 +151,21 @@ def test_a_layer_that_would_not_be_the_same_does_not_grow(why):
         edits.apply(network, {"kind": "grow", "layers": ["0"], "expansion": 2, "seed": 0})
 
 
+def test_a_layer_that_is_called_by_another_way_than_its_place_does_not_grow():
+    class Kept:
+        def __init__(self, layer):
+            self.layer = layer
+
+    class Held(nn.Sequential):
+        def forward(self, x):
+            return self.kept.layer(x)
+
+    network = Held(nn.Conv2d(4, 4, 3)).eval()
+    network.kept = Kept(network[0])
+    with pytest.raises(ValueError, match="grow: 0 is called by another way than its place"):
+        fusing.grow(network, [torch.randn(2, 4, 9, 9)])
+
+
 def test_one_image_alone_is_no_batch():
     with pytest.raises(ValueError, match=r"gives \(8, 7, 7\), as of one image alone"):
         fusing.grow(nn.Sequential(nn.Conv2d(4, 4, 3)).eval(), [torch.randn(4, 9, 9)])
