@@ -3,11 +3,12 @@
 import logging
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import keystr, tree_flatten_with_path
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map
 
 from memexp import edits
 from memexp.backprop.untouched import untouched
@@ -186,12 +187,13 @@ def check(
 
 
 def outputs(network: nn.Module, batch: Inputs) -> dict[str, Tensor]:
-    """The tensors that it gives, by name: scores for one alone, scores_0 in a tuple or list, its key in a dict.
+    """The tensors that it gives, by name: scores for one alone, scores_0 in a tuple or list, its key in a dict, its field in a
+    dataclass.
 
     Raises ValueError for an output that may hold tensors and cannot be looked into.
     """
     found: dict[str, Tensor] = {}
-    for path, leaf in tree_flatten_with_path(network(*copied(batch)))[0]:
+    for path, leaf in tree_flatten_with_path(_opened(network(*copied(batch))))[0]:
         parts = re.findall(r"\w+", keystr(path))
         name = "_".join(parts if parts and not parts[0].isdigit() else ["scores", *parts])
         while name in found:  # {"a_0": y, "a": [z]}
@@ -204,6 +206,17 @@ def outputs(network: nn.Module, batch: Inputs) -> dict[str, Tensor]:
                 "tensors, or tuples, lists and dicts of them"
             )
     return found
+
+
+def _opened(value: Any) -> Any:
+    """With dicts in place of dataclasses, which torch takes for leaves."""
+
+    def opened(leaf: Any) -> Any:
+        if not is_dataclass(leaf) or isinstance(leaf, type):
+            return leaf
+        return {field.name: _opened(getattr(leaf, field.name)) for field in fields(leaf)}
+
+    return tree_map(opened, value)
 
 
 def _rounding(network: nn.Module, batch: Inputs) -> float:

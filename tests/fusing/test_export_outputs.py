@@ -14,8 +14,13 @@ Pair = namedtuple("Pair", "a b")
 
 
 @dataclass
-class Opaque:
+class Scores:
     y: Tensor
+
+
+class Opaque:
+    def __init__(self, y: Tensor) -> None:
+        self.y = y
 
 
 class Net(nn.Module):
@@ -112,6 +117,7 @@ def test_class_names_are_those_of_the_channels(case, tmp_path):
 REFUSED = {
     "a namedtuple": (lambda y: Pair(y, y), ".pt2", "torch.export cannot write this network"),
     "a class of one's own": (Opaque, ".pt2", "scores is a Opaque, whose tensors cannot be compared"),
+    "a dataclass": (Scores, ".pt2", "torch.export cannot capture this network .*Scores'> in output"),
     "a number": (lambda y: (y, 3), ".onnx", "torch.onnx cannot write this network"),
     "nothing": (lambda y: (), ".pt2", "gives no tensor"),
     "what ONNX has not": (

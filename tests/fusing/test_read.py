@@ -9,6 +9,7 @@ from fusing_networks import settled
 from torch import Tensor, nn
 
 from memexp import fusing, integral
+from memexp.fusing import fused
 
 READS = {
     "weight": lambda net, y: y.to(net.b.weight.dtype),
@@ -115,8 +116,29 @@ def test_the_fastest_is_measured_whatever_the_network_is_given(inputs, untimed):
 
 
 @dataclass
-class Opaque:
+class Scores:
     y: Tensor
+    parts: list["Scores"]
+
+
+def test_outputs_in_a_dataclass_are_compared():
+    class Found(nn.Sequential):
+        def forward(self, x: Tensor) -> Scores:
+            return Scores(super().forward(x), [Scores(x, [])])
+
+    network, x = settled(Found(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))), torch.randn(2, 3, 6, 6)
+    assert list(fused.outputs(network, x)) == ["y", "parts_0_y"]
+    found = fusing.fuse(network, x)
+    assert type(found.network[1]) is nn.Identity
+    with torch.no_grad():
+        network[0].weight.mul_(2)
+    with pytest.raises(fusing.FusingError, match="outputs differ"):
+        fusing.check(network, found.network, [x])
+
+
+class Opaque:
+    def __init__(self, y: Tensor) -> None:
+        self.y = y
 
 
 def test_outputs_that_cannot_be_compared_are_refused():
