@@ -15,3 +15,13 @@ def tensors_of(network: nn.Module) -> dict[str, Tensor]:
         for name, tensor in (*module._parameters.items(), *module._buffers.items())
         if tensor is not None
     }
+
+
+def check_values(network: nn.Module) -> None:
+    """Raises ValueError where one of them is on the meta device: what reads weights has nothing to read there."""
+    for name, tensor in tensors_of(network).items():
+        if tensor.is_meta:
+            raise ValueError(
+                f"{name} is on the meta device, where it has no values: load the network's weights first "
+                "(network.load_state_dict(weights, assign=True))"
+            )

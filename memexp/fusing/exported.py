@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from memexp.channels.comparing import difference
 from memexp.channels.hooked import duplicate
+from memexp.channels.tensors import check_values
 from memexp.fusing.flow import refuse_training
 from memexp.fusing.fused import BOUNDS, fuse, outputs
 
@@ -73,6 +74,7 @@ def export(
             "module that takes one"
         )
     refuse_training(network)
+    check_values(network)
     _refuse_integral(network)
     fused = None if merge is None else fuse(network, example_input, merge)
     deployed = (duplicate(network) if fused is None else fused.network).cpu().requires_grad_(False)

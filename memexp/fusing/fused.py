@@ -16,6 +16,7 @@ from memexp.channels.called import Inputs, copied, rows
 from memexp.channels.comparing import difference
 from memexp.channels.drawing import drawn_alike
 from memexp.channels.hooked import duplicate
+from memexp.channels.tensors import check_values
 from memexp.edits import linearise
 from memexp.fusing import cuts, mergeable
 from memexp.fusing.flow import refuse_training, trace
@@ -108,6 +109,7 @@ class _Fusing:
 
     def __init__(self, network: nn.Module, example_input: Inputs) -> None:
         refuse_training(network)
+        check_values(network)
         _refuse_activations(network)
         self.example = example_input
         self.folded = duplicate(network)

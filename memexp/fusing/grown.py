@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from memexp import edits
 from memexp.channels.called import Inputs, copied
 from memexp.channels.hooked import duplicate
+from memexp.channels.tensors import check_values
 from memexp.edits import grow as growth
 from memexp.edits.fold import affine, wide
 from memexp.fusing.flow import refuse_training, trace
@@ -47,6 +48,7 @@ def grow(
     differ by more than 1e-5 of the largest.
     """
     refuse_training(network)
+    check_values(network)
     every = list(batches)
     if not every:
         raise ValueError("grow: no batches, and the statistics of its normalisations are those of real ones")

@@ -12,6 +12,7 @@ from torch.nn import functional
 from memexp.backprop.untouched import untouched
 from memexp.channels import Graph, Group, narrow_edit, trace, warn_of_unread
 from memexp.channels.called import apart, arguments, copied
+from memexp.channels.tensors import check_values
 from memexp.modes import evaluating
 from memexp.pruning import energy, selection
 from memexp.pruning.calibration import Batch, Loss, given
@@ -69,6 +70,7 @@ def remove(
     """
     made = create(criterion, options)
     target = settings.check()
+    check_values(network)
     inputs = arguments(example_input)
     reader = f"order={settings.order}" if settings.order == "latency" else f"criterion={name_of(made)}"
     calibration = given(reader, made.needs_data or settings.order == "latency", data, loss_fn, seed)

@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from memexp.channels.called import apart
 from memexp.channels.hooked import twin
+from memexp.channels.tensors import check_values
 from memexp.channels.unread import few
 from memexp.pruning import selection
 from memexp.pruning.calibration import Batch, Loss, given
@@ -104,6 +105,7 @@ def mask_weights(
         raise ValueError(f"criterion={name_of(made)} scores filters, not single weights: use one of {', '.join(able)}")
     Settings(ratio=ratio, scope=scope, floor=floor).check()
     check_plain(network)
+    check_values(network)
     calibration = given(f"criterion={name_of(made)}", made.needs_data, data, loss_fn, seed)
     shares = _shares(network, maskable(network), scope, ratio)
     pruned = twin(network)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from memexp import fusing
 from memexp.pruning import CRITERIA, Criterion, mask_weights, prune
 from memexp.pruning.checking import CheckFailed
 from memexp.pruning.criteria.gradient import Obd
@@ -45,6 +46,22 @@ def test_scores_that_are_no_numbers_are_told(criterion, value):
     if criterion in ("l1_norm", "obd"):
         with pytest.raises(ValueError, match=f"criterion={criterion} gives layer layers.0 scores that are no finite n"):
             mask_weights(network, criterion=criterion, ratio=0.5, data=[(X, LABELS)])
+
+
+WITHOUT_VALUES = {
+    "prune": lambda network, x, path: prune(network, x, ratio=0.5),
+    "draw": lambda network, x, path: prune(network, x, criterion="random", ratio=0.5),
+    "mask": lambda network, x, path: mask_weights(network, ratio=0.5),
+    "fuse": lambda network, x, path: fusing.fuse(network.eval(), x),
+    "grow": lambda network, x, path: fusing.grow(network.eval(), [x]),
+    "export": lambda network, x, path: fusing.export(network.eval(), x, path / "net.pt2", merge=None),
+}
+
+
+@pytest.mark.parametrize("use", WITHOUT_VALUES)
+def test_weights_without_values_are_told(use, tmp_path):
+    with pytest.raises(ValueError, match=r"layers\.0\.weight is on the meta device, where it has no values: load"):
+        WITHOUT_VALUES[use](Network().to("meta"), X.to("meta"), tmp_path)
 
 
 def test_data_and_outputs_that_are_no_numbers_are_told():
