@@ -11,7 +11,7 @@ What two operations say about the same entry is united; the connected components
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,7 +85,7 @@ def varies(plane: Plane) -> frozenset[int]:
     return _long(plane.shape)
 
 
-@cache
+@lru_cache(maxsize=4096)
 def _long(shape: tuple[int, ...]) -> frozenset[int]:
     return frozenset(axis for axis, size in enumerate(shape) if size > 1)
 
