@@ -47,9 +47,10 @@ def untouched(network: nn.Module) -> Iterator[None]:
 def _random_state(network: nn.Module) -> AbstractContextManager[None]:
     """Afterwards that of the CPU and of the network's devices is as before: a forward may draw in evaluation mode too."""
     there = torch.accelerator.current_accelerator()
-    kind = "cuda" if there is None else there.type
-    devices = {p.device for p in network.parameters() if there is not None and p.device.type == kind}
-    return torch.random.fork_rng(list(devices), device_type=kind)
+    if there is None:
+        return torch.random.fork_rng([])
+    devices = {p.device for p in network.parameters() if p.device.type == there.type}
+    return torch.random.fork_rng(list(devices), device_type=there.type)
 
 
 class _Noted:
