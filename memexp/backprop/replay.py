@@ -133,6 +133,8 @@ class Record:
         self.compiled = any([module._compiled_call_impl is not None for module in modules])
         buffered = [m for m in modules if m._buffers]
         self._normalise = [m for m in buffered if m.training and _normalises(m)]
+        self._called = {} if self.quiet else {m: _calls(m) for m in self._normalise}
+        self._by_hand: set[nn.Module] = set()  # of these, those whose statistics others move
         self._held = [(module, dict(module._parameters)) for module in modules if module._parameters]
         self._holding = [(module, dict(module._modules)) for module in modules if module._modules]
         self.places = [p for _, held in self._held for p in held.values()]
@@ -164,6 +166,7 @@ class Record:
             self.objects.settle()
         if self.attributes is not None:
             self.attributes.settle()
+        self._by_hand = {m for m, calls in self._called.items() if calls is None or calls == _calls(m)}
         if self._read:
             own = [
                 (m, n, b) for m in self._read for n, b in m._buffers.items() if b is not None and not b.is_inference()
@@ -226,7 +229,7 @@ class Record:
                 continue
             # without weights, the statistics alone say under autocast in which type the kernel computes
             plain = type(norm).forward is _BatchNorm.forward and (norm.affine or not self.surroundings.is_cast)
-            if plain and not self.compiled:  # which would compile it once more
+            if plain and not self.compiled and norm not in self._by_hand:  # which would compile it once more
                 # it then leaves running statistics alone, and normalises as before; faster than moving copies
                 seen.append((norm, "track_running_stats", False))
             else:
@@ -294,6 +297,12 @@ def _normalises(module: nn.Module) -> bool:
         return False
     forwards = type(module).forward, module.forward  # a Chain may stand before the class's own
     return all([forward.__module__.startswith(("torch.", "memexp.")) for forward in forwards])
+
+
+def _calls(norm: nn.Module) -> int | None:
+    """Grows with each call of a layer that counts its batches; not where a block hands its statistics to F.batch_norm."""
+    count = norm._buffers.get("num_batches_tracked")
+    return None if count is None or count.is_inference() else count._version
 
 
 def substituted(values: Values) -> AbstractContextManager[None]:
