@@ -32,7 +32,7 @@ from memexp.backprop.streams import nbytes
 from memexp.backprop.surroundings import BATCHED, NOTHING, Surroundings
 from memexp.backprop.tail import LARGE_STREAMS, forgetful, forms, without_tail
 from memexp.backprop.task import Grads, Streams, Task, as_tuple, pull_back, undo_all
-from memexp.backprop.unheard import unheard
+from memexp.backprop.unheard import hear_gradients, unheard
 
 Handed = tuple[Streams, tuple[nn.Module, Tensor] | None]
 
@@ -270,6 +270,7 @@ class _Recompute(torch.autograd.Function):
         outputs, constant = node.forward(streams)
         ctx.mark_non_differentiable(*constant)
         ctx.node, ctx.count = node, count
+        ctx.hooks = {place: x._backward_hooks for place, x in enumerate(tensors) if x._backward_hooks and not x.is_leaf}
         ctx.save_for_backward(*node.kept(streams, outputs))
         ctx.set_materialize_grads(False)
         return outputs
@@ -293,7 +294,9 @@ class _Recompute(torch.autograd.Function):
         if node.escaping and not node.call.rounding and not torch._C._autograd._get_current_graph_task_keep_graph():
             ctx.node = None  # which may hold what the graph of what has escaped leads to (exact's faults need it)
         of_all = [of_parameters.get(id(p)) for p in node.parameters]
-        for p, grad in zip(node.parameters, of_all, strict=True):
-            if grad is None and p.is_leaf:
-                unheard(p)
-        return None, None, *found, *of_context, *of_all
+        grads = (*found, *of_context, *of_all)
+        for place, ((function, _), grad) in enumerate(zip(ctx.next_functions, grads, strict=True)):
+            if grad is None and function is not None:
+                hear_gradients(ctx.hooks.get(place, {}))
+                unheard(function)
+        return None, None, *grads

@@ -1,7 +1,8 @@
-"""Hooks on parameters that a backward pass gives no gradient are not called.
+"""Hooks on tensors that a backward pass gives no gradient are not called.
 
-An autograd function that has none for one of its inputs has that input's hooks called all the same, with None, where ordinary
-backprop, in which the parameter is not there, calls none.
+An autograd function that has none for one of its inputs has that input's hooks called all the same, with None, and those of
+what it was made of, where ordinary backprop, in which the tensor is not there, calls none. A hook on many tensors
+(register_multi_grad_hook), which waits for all that the pass goes through, is told None, as it is of those that it leaves out.
 """
 
 from collections.abc import Callable
@@ -37,19 +38,40 @@ class _OfSum:
             self.hook(parameter)
 
 
-def unheard(parameter: Tensor) -> None:
-    """Before a parameter is given None."""
-    if parameter._backward_hooks:
-        _wrap(parameter._backward_hooks, _OfGradient)
-    if own := getattr(parameter, "_post_accumulate_grad_hooks", None):
+def unheard(function: Any) -> None:
+    """Before None is handed to a function of autograd's graph."""
+    seen, waiting = set(), [function]
+    while waiting:
+        function = waiting.pop()
+        if not function.next_functions and (leaf := getattr(function, "variable", None)) is not None:
+            _unheard(leaf)
+        for below, _ in function.next_functions:
+            if below is not None and below not in seen:
+                seen.add(below)
+                waiting.append(below)
+
+
+def _unheard(leaf: Tensor) -> None:
+    if leaf._backward_hooks:
+        hear_gradients(leaf._backward_hooks)
+    if own := getattr(leaf, "_post_accumulate_grad_hooks", None):
         _wrap(own, _OfSum)
         for hook in own.values():
-            hook.wait(parameter)
+            hook.wait(leaf)
+
+
+def hear_gradients(hooks: dict[int, Any]) -> None:
+    """These hooks of a tensor are called with gradients only from now on."""
+    _wrap(hooks, _OfGradient)
 
 
 def _wrap(own: dict[int, Any], kind: type[_OfGradient] | type[_OfSum]) -> None:
     """In place: the handles of the hooks remove them by their keys."""
-    own.update({key: hook if isinstance(hook, kind) else kind(hook) for key, hook in own.items()})
+    own.update({key: hook if isinstance(hook, kind) or _is_of_many(hook) else kind(hook) for key, hook in own.items()})
+
+
+def _is_of_many(hook: Any) -> bool:
+    return getattr(hook, "__module__", "") == "torch.autograd.graph" and hook.__name__ == "inner_hook"
 
 
 def _sum(parameter: Tensor) -> tuple[Tensor | None, int]:
