@@ -214,7 +214,8 @@ class Node:
         if self.call.watch is not None and self.call.watch.left is not None:
             raise self.call.watch.left
         outputs, value = (kept, None) if self.top else self._take()
-        task = Task(outputs, grads, needs, self.known, self.call.refine, self.call.context, value)
+        casts = self.record.surroundings.cast_now()
+        task = Task(outputs, grads, needs, self.known, self.call.refine, self.call.context, value, casts=casts)
         del outputs
         with self.record.again():
             undone, read = undo_all(self.steps, task, self.frame, contexts)

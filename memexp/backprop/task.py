@@ -15,6 +15,7 @@ from memexp.backprop.errors import StepError, describe
 from memexp.backprop.graph import Known, leaves
 from memexp.backprop.replay import Frame, current, evaluate
 from memexp.backprop.step import Step
+from memexp.backprop.surroundings import NOTHING, Casts, casting
 
 Streams = tuple[Tensor, ...]
 Grads = tuple[Tensor | None, ...]
@@ -33,6 +34,7 @@ class Task:
         context: the keywords of the step; tensors whose gradients are wanted are leaves.
         value: a module and its value at `outputs[0]`, where the step above has evaluated it there already.
         parameter_grads, context_grads: what has been found so far, by id and by name.
+        casts: autocast around this backward pass, where it is another than around the first pass: gradients are computed by it.
     """
 
     outputs: Streams
@@ -44,6 +46,7 @@ class Task:
     value: tuple[nn.Module, Tensor] | None = None
     parameter_grads: dict[int, Tensor | None] = field(default_factory=dict)
     context_grads: dict[str, Tensor] = field(default_factory=dict)
+    casts: Casts = field(default_factory=list)
 
     def given(self, module: nn.Module) -> Context:
         """The keywords that the module takes."""
@@ -108,7 +111,8 @@ class Task:
         if not (z.requires_grad and (need or wanted)):
             return value, direct
         targets: Streams = (leaf, *wanted) if need else tuple(wanted)  # type: ignore[arg-type]  # none is None
-        found = differentiate((z,), (grad if grad.dtype is z.dtype else grad.to(z.dtype),), targets, known.plain)
+        with casting(self.casts) if self.casts else NOTHING:
+            found = differentiate((z,), (grad if grad.dtype is z.dtype else grad.to(z.dtype),), targets, known.plain)
         dx = found[0] if need else None
         self._sum(dict(zip(map(id, wanted), found[1:] if need else found, strict=True)))
         return value, direct if dx is None else dx if direct is None else direct + dx
@@ -116,7 +120,8 @@ class Task:
     def pull(self, outputs: Sequence[Tensor], grads: Grads, inputs: Streams) -> Grads:
         """Vector-Jacobian product: gradients of `inputs` that need one; of all else into `..._grads`."""
         read = {name: value for name, value in self.context.items() if _is_leaf(value)} if self.context else {}
-        found = pull_back(outputs, grads, (*inputs, *read.values()), self.known)
+        with casting(self.casts) if self.casts else NOTHING:
+            found = pull_back(outputs, grads, (*inputs, *read.values()), self.known)
         of_inputs = tuple(found.pop(id(x), None) for x in inputs)
         if read:
             self.add({name: found.pop(id(x)) for name, x in read.items() if id(x) in found})
@@ -215,8 +220,9 @@ def undo_all(
             break
         needs = task.needs if index == lowest else tuple([y.is_floating_point() or y.is_complex() for y in outputs])
         own = Task(
-            outputs, undone.grads, needs, task.known, task.refine, contexts[index], undone.value, task.parameter_grads
-        )
+            outputs, undone.grads, needs, task.known, task.refine, contexts[index], undone.value, task.parameter_grads,
+            casts=task.casts,
+        )  # fmt: skip
         del outputs
         token = current.set(frame.of(index))
         try:
