@@ -7,18 +7,14 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Variable
 from torch.nn.modules import module as hooks
 
 from memexp.backprop.context import Context, taken
 from memexp.backprop.errors import StepError, describe
-from memexp.backprop.graph import Known, leaves
+from memexp.backprop.graph import Grads, Known, Streams, differentiate, pull_back
 from memexp.backprop.replay import Frame, current, evaluate
 from memexp.backprop.step import Step
 from memexp.backprop.surroundings import NOTHING, Casts, casting
-
-Streams = tuple[Tensor, ...]
-Grads = tuple[Tensor | None, ...]
 
 
 @dataclass
@@ -151,51 +147,6 @@ class Undone:
     inputs: Streams | None
     grads: Grads
     value: tuple[nn.Module, Tensor] | None = None
-
-
-def pull_back(outputs: Sequence[Tensor], grads: Grads, inputs: Streams, known: Known) -> dict[int, Tensor]:
-    """Gradients by id of inputs and known parameters, in one call of autograd.
-
-    Raises:
-        StepError: the outputs depend on another tensor that needs a gradient.
-    """
-    values, given = [], []
-    for y, grad in zip(outputs, grads, strict=True):
-        if grad is not None and y.requires_grad:
-            values.append(y)
-            given.append(grad if grad.dtype is y.dtype else grad.to(y.dtype))
-    if not values:
-        return {}
-    targets = leaves(values, inputs, known)
-    if known.unwanted:
-        targets = [t for t in targets if id(t) not in known.unwanted]
-    if not targets:
-        return {}
-    found = differentiate(tuple(values), tuple(given), tuple(targets))
-    return {id(t): g for t, g in zip(targets, found, strict=True) if g is not None}
-
-
-def differentiate(values: Streams, grads: Streams, targets: Streams, plain: bool = False) -> Grads:
-    """torch.autograd.grad without what it does before and after, which takes as long as a small layer.
-
-    plain: the targets are known to be leaves without hooks.
-    """
-    # a parameter that is a result keeps its gradient where that was asked for (retain_grad), and a tensor hook of the user's
-    # on a parameter sees it: once, when it leaves the engine
-    retained = [] if plain else [(p, p.grad) for p in targets if p.retains_grad]
-    attached = [] if plain else [(p, dict(p._backward_hooks)) for p in targets if p._backward_hooks]
-    for p, _ in attached:
-        p._backward_hooks.clear()  # type: ignore[union-attr]
-    try:
-        found: Grads = Variable._execution_engine.run_backward(
-            values, grads, False, False, targets, allow_unreachable=True, accumulate_grad=False
-        )
-    finally:
-        for p, kept in attached:
-            p._backward_hooks.update(kept)  # type: ignore[union-attr]
-        for p, before in retained:
-            p.grad = before
-    return found
 
 
 def undo_all(

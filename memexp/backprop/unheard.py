@@ -5,7 +5,7 @@ what it was made of, where ordinary backprop, in which the tensor is not there, 
 (register_multi_grad_hook), which waits for all that the pass goes through, is told None, as it is of those that it leaves out.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -38,31 +38,33 @@ class _OfSum:
             self.hook(parameter)
 
 
-def unheard(function: Any) -> None:
-    """Before None is handed to a function of autograd's graph."""
+def unheard(functions: Sequence[Any], grads: Sequence[Tensor | None], hooks: Mapping[int, dict[int, Any]]) -> None:
+    """Before these gradients are handed to functions of autograd's graph. hooks: by place, of tensors that are results."""
+    for place, ((function, _), grad) in enumerate(zip(functions, grads, strict=True)):
+        if grad is None and function is not None:
+            _wrap(hooks.get(place, {}), _OfGradient)
+            _go_below(function)
+
+
+def _go_below(function: Any) -> None:
     seen, waiting = set(), [function]
     while waiting:
         function = waiting.pop()
         if not function.next_functions and (leaf := getattr(function, "variable", None)) is not None:
-            _unheard(leaf)
+            _reach(leaf)
         for below, _ in function.next_functions:
             if below is not None and below not in seen:
                 seen.add(below)
                 waiting.append(below)
 
 
-def _unheard(leaf: Tensor) -> None:
+def _reach(leaf: Tensor) -> None:
     if leaf._backward_hooks:
-        hear_gradients(leaf._backward_hooks)
+        _wrap(leaf._backward_hooks, _OfGradient)
     if own := getattr(leaf, "_post_accumulate_grad_hooks", None):
         _wrap(own, _OfSum)
         for hook in own.values():
             hook.wait(leaf)
-
-
-def hear_gradients(hooks: dict[int, Any]) -> None:
-    """These hooks of a tensor are called with gradients only from now on."""
-    _wrap(hooks, _OfGradient)
 
 
 def _wrap(own: dict[int, Any], kind: type[_OfGradient] | type[_OfSum]) -> None:
