@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from memexp.backprop.capture import is_captured
 
@@ -74,3 +75,17 @@ def as_before(values: Values) -> list[tuple[nn.Module, str, Any]]:
         else:
             own[name] = value.clone() if isinstance(value, Tensor) else value
     return [(module, "_buffers", buffers) for module, buffers in found.items()]
+
+
+def normalises(module: nn.Module) -> bool:
+    """Whether it is a layer that in training reads the batch's statistics alone, as one with a user's forward may not."""
+    if not isinstance(module, _NormBase):
+        return False
+    forwards = type(module).forward, module.forward  # a Chain may stand before the class's own
+    return all([forward.__module__.startswith(("torch.", "memexp.")) for forward in forwards])
+
+
+def calls_of(norm: nn.Module) -> int | None:
+    """Grows with each call of a layer that counts its batches; not where a block hands its statistics to F.batch_norm."""
+    count = norm._buffers.get("num_batches_tracked")
+    return None if count is None or count.is_inference() else count._version

@@ -21,6 +21,7 @@ from memexp.backprop.door import check_keywords, check_repeatable, check_streams
 from memexp.backprop.drift import Drift
 from memexp.backprop.errors import StepError, describe
 from memexp.backprop.escaping import is_remembered
+from memexp.backprop.graph import Streams
 from memexp.backprop.node import Call, Node
 from memexp.backprop.plan import Keep, groups, has_inverse
 from memexp.backprop.remade import remaking
@@ -32,7 +33,7 @@ from memexp.backprop.stored import Stored
 from memexp.backprop.strategies import make_strategy
 from memexp.backprop.streams import full_precision, nbytes
 from memexp.backprop.surroundings import Surroundings
-from memexp.backprop.task import Streams, Task, Undone, as_tuple, invert, undo_all
+from memexp.backprop.task import Task, Undone, as_tuple, invert, undo_all
 
 # A node costs some 0.1 ms, as much as a small step: where memory allows it, one undoes several steps. Their gradients
 # leave together, and the outputs of the last stay as long.

@@ -80,8 +80,10 @@ class Gone(Tensor):
 def lost(name: str) -> StepError:
     """What is raised where a gradient is asked for that the step of that name cannot give."""
     return StepError(
-        f"the gradient of a tensor that {name} hands out beside its outputs (in an attribute, a list, to a hook) is asked for, "
-        "and would be lost, as the step is recomputed: let it give the tensor as an output, or use backprop=stored or light"
+        f"the gradient of a tensor that {name} hands out beside its outputs (in an attribute, a list, an object of a class of "
+        "one's own, to a hook) is asked for, and would be lost, as the step is recomputed: let it give the tensor as an "
+        "output, by itself or in a tuple or dict (or a dataclass, after torch.utils._pytree.register_dataclass), or use "
+        "backprop=stored or light"
     )
 
 

@@ -1,12 +1,16 @@
-"""What a recomputation has read, found in its graph: a gradient is never lost in silence."""
+"""The graph of a recomputation: what it has read, and the gradients of that. None is lost in silence."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.autograd import Variable
 
 from memexp.backprop.errors import StepError
 from memexp.backprop.escaping import lost
+
+Streams = tuple[Tensor, ...]
+Grads = tuple[Tensor | None, ...]
 
 
 class Known:
@@ -78,3 +82,48 @@ def _refuse(leaf: Tensor) -> None:
         "in as a keyword of the Chain's call, chain(x1, x2, context=t), to a forward that takes `context` (or register "
         "the module that owns it; shard with fully_shard at the root only), or use backprop=stored"
     )
+
+
+def pull_back(outputs: Sequence[Tensor], grads: Grads, inputs: Streams, known: Known) -> dict[int, Tensor]:
+    """Gradients by id of inputs and known parameters, in one call of autograd.
+
+    Raises:
+        StepError: the outputs depend on another tensor that needs a gradient.
+    """
+    values, given = [], []
+    for y, grad in zip(outputs, grads, strict=True):
+        if grad is not None and y.requires_grad:
+            values.append(y)
+            given.append(grad if grad.dtype is y.dtype else grad.to(y.dtype))
+    if not values:
+        return {}
+    targets = leaves(values, inputs, known)
+    if known.unwanted:
+        targets = [t for t in targets if id(t) not in known.unwanted]
+    if not targets:
+        return {}
+    found = differentiate(tuple(values), tuple(given), tuple(targets))
+    return {id(t): g for t, g in zip(targets, found, strict=True) if g is not None}
+
+
+def differentiate(values: Streams, grads: Streams, targets: Streams, plain: bool = False) -> Grads:
+    """torch.autograd.grad without what it does before and after, which takes as long as a small layer.
+
+    plain: the targets are known to be leaves without hooks.
+    """
+    # a parameter that is a result keeps its gradient where that was asked for (retain_grad), and a tensor hook of the user's
+    # on a parameter sees it: once, when it leaves the engine
+    retained = [] if plain else [(p, p.grad) for p in targets if p.retains_grad]
+    attached = [] if plain else [(p, dict(p._backward_hooks)) for p in targets if p._backward_hooks]
+    for p, _ in attached:
+        p._backward_hooks.clear()  # type: ignore[union-attr]
+    try:
+        found: Grads = Variable._execution_engine.run_backward(
+            values, grads, False, False, targets, allow_unreachable=True, accumulate_grad=False
+        )
+    finally:
+        for p, kept in attached:
+            p._backward_hooks.update(kept)  # type: ignore[union-attr]
+        for p, before in retained:
+            p.grad = before
+    return found

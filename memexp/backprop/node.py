@@ -22,7 +22,7 @@ from memexp.backprop.determinism import check_unaltered, explain, fingerprint
 from memexp.backprop.drift import Drift, Kept, sample
 from memexp.backprop.errors import StepError, describe, not_here, parameter_changed
 from memexp.backprop.escaping import alone, constants, is_listened_to, may_escape, remembered, without_graph
-from memexp.backprop.graph import Known
+from memexp.backprop.graph import Grads, Known, Streams, pull_back
 from memexp.backprop.measures import relative_error
 from memexp.backprop.plan import Keep
 from memexp.backprop.replay import Frame, Record
@@ -31,7 +31,7 @@ from memexp.backprop.run import run, run_all
 from memexp.backprop.streams import nbytes
 from memexp.backprop.surroundings import BATCHED, NOTHING, Surroundings
 from memexp.backprop.tail import LARGE_STREAMS, forgetful, forms, without_tail
-from memexp.backprop.task import Grads, Streams, Task, as_tuple, pull_back, undo_all
+from memexp.backprop.task import Task, as_tuple, undo_all
 from memexp.backprop.unheard import unheard
 
 Handed = tuple[Streams, tuple[nn.Module, Tensor] | None]
@@ -214,7 +214,8 @@ class Node:
         if self.call.watch is not None and self.call.watch.left is not None:
             raise self.call.watch.left
         outputs, value = (kept, None) if self.top else self._take()
-        task = Task(outputs, grads, needs, self.known, self.call.refine, self.call.context, value)
+        call, casts = self.call, self.record.surroundings.cast_now()
+        task = Task(outputs, grads, needs, self.known, call.refine, call.context, value, casts=casts)
         del outputs
         with self.record.again():
             undone, read = undo_all(self.steps, task, self.frame, contexts)
@@ -270,6 +271,7 @@ class _Recompute(torch.autograd.Function):
         outputs, constant = node.forward(streams)
         ctx.mark_non_differentiable(*constant)
         ctx.node, ctx.count = node, count
+        ctx.hooks = {place: x._backward_hooks for place, x in enumerate(tensors) if x._backward_hooks and not x.is_leaf}
         ctx.save_for_backward(*node.kept(streams, outputs))
         ctx.set_materialize_grads(False)
         return outputs
@@ -292,8 +294,6 @@ class _Recompute(torch.autograd.Function):
             found, of_context, of_parameters = node.backward(kept, grads, needs[:first], needs[first:second])
         if node.escaping and not node.call.rounding and not torch._C._autograd._get_current_graph_task_keep_graph():
             ctx.node = None  # which may hold what the graph of what has escaped leads to (exact's faults need it)
-        of_all = [of_parameters.get(id(p)) for p in node.parameters]
-        for p, grad in zip(node.parameters, of_all, strict=True):
-            if grad is None and p.is_leaf:
-                unheard(p)
-        return None, None, *found, *of_context, *of_all
+        grads = (*found, *of_context, *[of_parameters.get(id(p)) for p in node.parameters])
+        unheard(ctx.next_functions, grads, ctx.hooks)
+        return None, None, *grads

@@ -134,15 +134,16 @@ def holding(pairs: Iterable[tuple[Any, Any]]) -> Iterator[None]:
 
 def with_tensors(held: Any, other: Callable[[Tensor], Tensor]) -> Any:
     """The contents of a place with other tensors."""
-
-    def replaced(value: Any) -> Any:
-        if type(value) is tuple:
-            return tuple(map(replaced, value))
-        return other(value) if isinstance(value, Tensor) else value
-
     if isinstance(held, dict):
-        return {key: replaced(value) for key, value in held.items()}
-    return type(held)(map(replaced, held))
+        return {key: _replaced(value, other) for key, value in held.items()}
+    return type(held)(_replaced(value, other) for value in held)
+
+
+def _replaced(value: Any, other: Callable[[Tensor], Tensor]) -> Any:
+    # no function within a function: one that calls itself would hold `other`, and with it a whole pass, until the next gc
+    if type(value) is tuple:
+        return tuple(_replaced(part, other) for part in value)
+    return other(value) if isinstance(value, Tensor) else value
 
 
 def listed(held: Any) -> Iterable[Any]:

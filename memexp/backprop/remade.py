@@ -19,6 +19,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memexp.backprop.cheap import again, is_cheap, targets, written
+from memexp.backprop.followed import done
 from memexp.backprop.values import Operation, Value, copied, geometry, kind, unchanged
 
 SMALL = 1024  # bytes: what is not worth the work
@@ -41,7 +42,7 @@ class Remaking(TorchDispatchMode):
         kwargs = kwargs or {}
         if written(func):
             return self._write(func, args, kwargs)
-        out = func(*args, **kwargs)
+        out = done(func, args, kwargs)
         if is_cheap(func):
             self._note(func, args, kwargs, out)
         return out

@@ -33,12 +33,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import UninitializedParameter
 from torch.utils._pytree import tree_map
 
 from memexp.backprop.attributes import MISSING, Attributes, Plain, alike, check_thread, lent
-from memexp.backprop.buffers import Values, as_before, moved, noted
+from memexp.backprop.buffers import Values, as_before, calls_of, moved, normalises, noted
 from memexp.backprop.objects import Objects
 from memexp.backprop.quiet import is_quiet, survey
 from memexp.backprop.rounding import RangeWatch, Rounding
@@ -132,7 +132,9 @@ class Record:
         self.quiet = is_quiet(modules, steps)
         self.compiled = any([module._compiled_call_impl is not None for module in modules])
         buffered = [m for m in modules if m._buffers]
-        self._normalise = [m for m in buffered if m.training and _normalises(m)]
+        self._normalise = [m for m in buffered if m.training and normalises(m)]
+        self._called = {} if self.quiet else {m: calls_of(m) for m in self._normalise}
+        self._by_hand: set[nn.Module] = set()  # of these, those whose statistics others move
         self._held = [(module, dict(module._parameters)) for module in modules if module._parameters]
         self._holding = [(module, dict(module._modules)) for module in modules if module._modules]
         self.places = [p for _, held in self._held for p in held.values()]
@@ -148,7 +150,7 @@ class Record:
         self.attributes = None if self.quiet else Attributes(modules)
         self._versions = [p._version for p in self.parameters]
         self._memory = [p.untyped_storage()._cdata for p in self.parameters]
-        self._read = [m for m in buffered if not (m.training and _normalises(m))]
+        self._read = [m for m in buffered if not (m.training and normalises(m))]
         self._left: list[tuple[nn.Module, str, Tensor, int]] = []
         self._states: list[tuple[str, list[Tensor]]] = []
         self._random: dict[str, list[Tensor]] = {}
@@ -164,6 +166,7 @@ class Record:
             self.objects.settle()
         if self.attributes is not None:
             self.attributes.settle()
+        self._by_hand = {m for m, calls in self._called.items() if calls is None or calls == calls_of(m)}
         if self._read:
             own = [
                 (m, n, b) for m in self._read for n, b in m._buffers.items() if b is not None and not b.is_inference()
@@ -226,7 +229,7 @@ class Record:
                 continue
             # without weights, the statistics alone say under autocast in which type the kernel computes
             plain = type(norm).forward is _BatchNorm.forward and (norm.affine or not self.surroundings.is_cast)
-            if plain and not self.compiled:  # which would compile it once more
+            if plain and not self.compiled and norm not in self._by_hand:  # which would compile it once more
                 # it then leaves running statistics alone, and normalises as before; faster than moving copies
                 seen.append((norm, "track_running_stats", False))
             else:
@@ -257,7 +260,7 @@ class Record:
 
     def _watch(self, key: str, branch: Callable[..., T], inputs: tuple[Tensor, ...], context: dict[str, Any]) -> T:
         self._states.append((key, self.surroundings.random_state()))
-        before = noted(m for m in self.modules if not _normalises(m))
+        before = noted(m for m in self.modules if not normalises(m))
         attributes = Attributes(self.modules)
         self._entered[key] = attributes.plain
         result = branch(*inputs, **context)
@@ -286,14 +289,6 @@ class Record:
                 return branch(*inputs, **context)
             finally:
                 self.surroundings.set_random_state(callers)
-
-
-def _normalises(module: nn.Module) -> bool:
-    """Whether it is a layer that in training reads the batch's statistics alone, as one with a user's forward may not."""
-    if not isinstance(module, _NormBase):
-        return False
-    forwards = type(module).forward, module.forward  # a Chain may stand before the class's own
-    return all([forward.__module__.startswith(("torch.", "memexp.")) for forward in forwards])
 
 
 def substituted(values: Values) -> AbstractContextManager[None]:

@@ -11,6 +11,9 @@ from torch.nn.utils import parametrize
 
 NOTHING: AbstractContextManager[None] = nullcontext()
 CPU = torch.device("cpu")
+Casts = list[
+    tuple[str, bool, torch.dtype]
+]  # kinds of devices, whether autocast is on for them, and to which type it casts
 # around a recomputation: among gradients in a batch (is_grads_batched) torch lets nobody draw; what is drawn again is no batch
 BATCHED = torch._C.DispatchKeySet(torch._C._parse_dispatch_key("VmapMode"))  # type: ignore[arg-type]
 
@@ -79,6 +82,12 @@ class Surroundings:
             stack.enter_context(autocast)
         return stack
 
+    def cast_now(self) -> Casts:
+        """Autocast, where it is now another than at the Chain's entry."""
+        now = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind, _, _ in self.autocast]
+        pairs = zip(now, self.autocast, strict=True)
+        return [own for own, entered in pairs if own != entered and (own[1] or entered[1])]
+
     def changed(self) -> list[str]:
         """Keywords whose tensors were changed in place since."""
         return [name for name, version in self.versions.items() if self.context[name]._version != version]
@@ -93,6 +102,23 @@ class Surroundings:
         torch.set_rng_state(states[0])
         for device, state in zip(self.devices, states[1:], strict=True):
             torch.get_device_module(device).set_rng_state(state, device)
+
+
+@contextmanager
+def casting(casts: Casts) -> Iterator[None]:
+    """Inside, autocast is so."""
+    own = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind, _, _ in casts]
+    try:
+        _cast(casts)
+        yield
+    finally:
+        _cast(own)
+
+
+def _cast(casts: Casts) -> None:
+    for kind, enabled, dtype in casts:
+        torch.set_autocast_enabled(kind, enabled)
+        torch.set_autocast_dtype(kind, dtype)
 
 
 def _switches() -> list[Any]:

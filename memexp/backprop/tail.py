@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
+from memexp.backprop.followed import done
+
 LARGE_STREAMS = 2**17  # bytes: below, looking at each operation costs more than the last ones
 READ = {torch.ops.aten._local_scalar_dense, torch.ops.aten.equal}  # values that Python sees
 DETACH = torch.ops.aten.detach.default  # done for each tensor that is saved where a hook looks at it, and only there
@@ -93,7 +95,7 @@ class _Learning(TorchDispatchMode):
         self._made: dict[int, int] = {}  # storage -> the operation that wrote to it last
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        out = done(func, args, kwargs or {})
         if func is DETACH:
             return out
         index = len(self.operations)
@@ -124,9 +126,9 @@ class _Stopping(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is DETACH:
-            return func(*args, **(kwargs or {}))
+            return done(func, args, kwargs or {})
         self._index += 1
         self.same = self.same and self._index < len(self._operations) and func is self._operations[self._index][0]
         if self.same and self._index > self._last and (new := self._operations[self._index][1]) is not None:
             return tree_map(lambda g: g.empty() if isinstance(g, Geometry) else g, new)
-        return func(*args, **(kwargs or {}))
+        return done(func, args, kwargs or {})

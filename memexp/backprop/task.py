@@ -7,17 +7,14 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Variable
 from torch.nn.modules import module as hooks
 
 from memexp.backprop.context import Context, taken
 from memexp.backprop.errors import StepError, describe
-from memexp.backprop.graph import Known, leaves
+from memexp.backprop.graph import Grads, Known, Streams, differentiate, pull_back
 from memexp.backprop.replay import Frame, current, evaluate
 from memexp.backprop.step import Step
-
-Streams = tuple[Tensor, ...]
-Grads = tuple[Tensor | None, ...]
+from memexp.backprop.surroundings import NOTHING, Casts, casting
 
 
 @dataclass
@@ -33,6 +30,7 @@ class Task:
         context: the keywords of the step; tensors whose gradients are wanted are leaves.
         value: a module and its value at `outputs[0]`, where the step above has evaluated it there already.
         parameter_grads, context_grads: what has been found so far, by id and by name.
+        casts: autocast around this backward pass, where it is another than around the first pass: gradients are computed by it.
     """
 
     outputs: Streams
@@ -44,6 +42,7 @@ class Task:
     value: tuple[nn.Module, Tensor] | None = None
     parameter_grads: dict[int, Tensor | None] = field(default_factory=dict)
     context_grads: dict[str, Tensor] = field(default_factory=dict)
+    casts: Casts = field(default_factory=list)
 
     def given(self, module: nn.Module) -> Context:
         """The keywords that the module takes."""
@@ -108,7 +107,8 @@ class Task:
         if not (z.requires_grad and (need or wanted)):
             return value, direct
         targets: Streams = (leaf, *wanted) if need else tuple(wanted)  # type: ignore[arg-type]  # none is None
-        found = differentiate((z,), (grad if grad.dtype is z.dtype else grad.to(z.dtype),), targets, known.plain)
+        with casting(self.casts) if self.casts else NOTHING:
+            found = differentiate((z,), (grad if grad.dtype is z.dtype else grad.to(z.dtype),), targets, known.plain)
         dx = found[0] if need else None
         self._sum(dict(zip(map(id, wanted), found[1:] if need else found, strict=True)))
         return value, direct if dx is None else dx if direct is None else direct + dx
@@ -116,7 +116,8 @@ class Task:
     def pull(self, outputs: Sequence[Tensor], grads: Grads, inputs: Streams) -> Grads:
         """Vector-Jacobian product: gradients of `inputs` that need one; of all else into `..._grads`."""
         read = {name: value for name, value in self.context.items() if _is_leaf(value)} if self.context else {}
-        found = pull_back(outputs, grads, (*inputs, *read.values()), self.known)
+        with casting(self.casts) if self.casts else NOTHING:
+            found = pull_back(outputs, grads, (*inputs, *read.values()), self.known)
         of_inputs = tuple(found.pop(id(x), None) for x in inputs)
         if read:
             self.add({name: found.pop(id(x)) for name, x in read.items() if id(x) in found})
@@ -148,51 +149,6 @@ class Undone:
     value: tuple[nn.Module, Tensor] | None = None
 
 
-def pull_back(outputs: Sequence[Tensor], grads: Grads, inputs: Streams, known: Known) -> dict[int, Tensor]:
-    """Gradients by id of inputs and known parameters, in one call of autograd.
-
-    Raises:
-        StepError: the outputs depend on another tensor that needs a gradient.
-    """
-    values, given = [], []
-    for y, grad in zip(outputs, grads, strict=True):
-        if grad is not None and y.requires_grad:
-            values.append(y)
-            given.append(grad if grad.dtype is y.dtype else grad.to(y.dtype))
-    if not values:
-        return {}
-    targets = leaves(values, inputs, known)
-    if known.unwanted:
-        targets = [t for t in targets if id(t) not in known.unwanted]
-    if not targets:
-        return {}
-    found = differentiate(tuple(values), tuple(given), tuple(targets))
-    return {id(t): g for t, g in zip(targets, found, strict=True) if g is not None}
-
-
-def differentiate(values: Streams, grads: Streams, targets: Streams, plain: bool = False) -> Grads:
-    """torch.autograd.grad without what it does before and after, which takes as long as a small layer.
-
-    plain: the targets are known to be leaves without hooks.
-    """
-    # a parameter that is a result keeps its gradient where that was asked for (retain_grad), and a tensor hook of the user's
-    # on a parameter sees it: once, when it leaves the engine
-    retained = [] if plain else [(p, p.grad) for p in targets if p.retains_grad]
-    attached = [] if plain else [(p, dict(p._backward_hooks)) for p in targets if p._backward_hooks]
-    for p, _ in attached:
-        p._backward_hooks.clear()  # type: ignore[union-attr]
-    try:
-        found: Grads = Variable._execution_engine.run_backward(
-            values, grads, False, False, targets, allow_unreachable=True, accumulate_grad=False
-        )
-    finally:
-        for p, kept in attached:
-            p._backward_hooks.update(kept)  # type: ignore[union-attr]
-        for p, before in retained:
-            p.grad = before
-    return found
-
-
 def undo_all(
     steps: dict[int, nn.Module], task: Task, frame: Frame, contexts: dict[int, Context]
 ) -> tuple[Undone, dict[int, dict[str, Tensor]]]:
@@ -215,8 +171,9 @@ def undo_all(
             break
         needs = task.needs if index == lowest else tuple([y.is_floating_point() or y.is_complex() for y in outputs])
         own = Task(
-            outputs, undone.grads, needs, task.known, task.refine, contexts[index], undone.value, task.parameter_grads
-        )
+            outputs, undone.grads, needs, task.known, task.refine, contexts[index], undone.value, task.parameter_grads,
+            casts=task.casts,
+        )  # fmt: skip
         del outputs
         token = current.set(frame.of(index))
         try:

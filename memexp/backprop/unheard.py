@@ -1,10 +1,11 @@
-"""Hooks on parameters that a backward pass gives no gradient are not called.
+"""Hooks on tensors that a backward pass gives no gradient are not called.
 
-An autograd function that has none for one of its inputs has that input's hooks called all the same, with None, where ordinary
-backprop, in which the parameter is not there, calls none.
+An autograd function that has none for one of its inputs has that input's hooks called all the same, with None, and those of
+what it was made of, where ordinary backprop, in which the tensor is not there, calls none. A hook on many tensors
+(register_multi_grad_hook), which waits for all that the pass goes through, is told None, as it is of those that it leaves out.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -37,19 +38,42 @@ class _OfSum:
             self.hook(parameter)
 
 
-def unheard(parameter: Tensor) -> None:
-    """Before a parameter is given None."""
-    if parameter._backward_hooks:
-        _wrap(parameter._backward_hooks, _OfGradient)
-    if own := getattr(parameter, "_post_accumulate_grad_hooks", None):
+def unheard(functions: Sequence[Any], grads: Sequence[Tensor | None], hooks: Mapping[int, dict[int, Any]]) -> None:
+    """Before these gradients are handed to functions of autograd's graph. hooks: by place, of tensors that are results."""
+    for place, ((function, _), grad) in enumerate(zip(functions, grads, strict=True)):
+        if grad is None and function is not None:
+            _wrap(hooks.get(place, {}), _OfGradient)
+            _go_below(function)
+
+
+def _go_below(function: Any) -> None:
+    seen, waiting = set(), [function]
+    while waiting:
+        function = waiting.pop()
+        if not function.next_functions and (leaf := getattr(function, "variable", None)) is not None:
+            _reach(leaf)
+        for below, _ in function.next_functions:
+            if below is not None and below not in seen:
+                seen.add(below)
+                waiting.append(below)
+
+
+def _reach(leaf: Tensor) -> None:
+    if leaf._backward_hooks:
+        _wrap(leaf._backward_hooks, _OfGradient)
+    if own := getattr(leaf, "_post_accumulate_grad_hooks", None):
         _wrap(own, _OfSum)
         for hook in own.values():
-            hook.wait(parameter)
+            hook.wait(leaf)
 
 
 def _wrap(own: dict[int, Any], kind: type[_OfGradient] | type[_OfSum]) -> None:
     """In place: the handles of the hooks remove them by their keys."""
-    own.update({key: hook if isinstance(hook, kind) else kind(hook) for key, hook in own.items()})
+    own.update({key: hook if isinstance(hook, kind) or _is_of_many(hook) else kind(hook) for key, hook in own.items()})
+
+
+def _is_of_many(hook: Any) -> bool:
+    return getattr(hook, "__module__", "") == "torch.autograd.graph" and hook.__name__ == "inner_hook"
 
 
 def _sum(parameter: Tensor) -> tuple[Tensor | None, int]:

@@ -59,6 +59,15 @@ def without_data() -> Iterator[list[str]]:
                 f"the network uses {error.func}, which PyTorch cannot follow without data; measure it in a run (memory.steps)"
             ]
         ) from error
+    except ZeroDivisionError as error:
+        if not answers.read:
+            raise
+        raise ConfigError(
+            [
+                f"the network divides by a value read at {answers.read[-1]}, taken to be 0, as there are none without data: "
+                "keep it a tensor, or measure the network in a run (memory.steps)"
+            ]
+        ) from error
     finally:
         torchs.disabled = disabled
         for hook in hooks:
@@ -89,8 +98,9 @@ class _Answers(TorchDispatchMode):
     """Answers what code asks of values that are not there, as in a run where nothing goes wrong.
 
     A number read is 0 (a gradient that overflowed, values outside of a range, draws to be repeated: none), but 1 inside an
-    optimizer, which reads there which step it is; tensors are equal. Constants, which are written in the code, have their
-    values. Random numbers that are drawn move the real generator's state, as that is what recomputation compares.
+    optimizer, which reads there which step it is, or a batch norm, which reads how many batches it has seen; tensors are equal.
+    Constants, which are written in the code, have their values. Random numbers that are drawn move the real generator's state,
+    as that is what recomputation compares.
     """
 
     def __init__(self) -> None:
@@ -121,11 +131,20 @@ class _Answers(TorchDispatchMode):
         if known is not None and not self._optimizers:
             with _disable_current_modes():
                 return known.item()
-        if not self._optimizers and (place := _reader()) is not None and place not in self.read:
+        counts = self._optimizers or _is_read_by("torch.nn.modules.batchnorm")
+        if not counts and (place := _reader()) is not None and place not in self.read:
             self.read.append(place)
-        number = 1 if self._optimizers else 0
+        number = 1 if counts else 0
         kind = tensor.dtype
         return bool(number) if kind is torch.bool else float(number) if kind.is_floating_point else number
+
+
+def _is_read_by(module: str) -> bool:
+    """Whether code of that module reads the value."""
+    frame: FrameType | None = sys._getframe(3)
+    while frame is not None and str(frame.f_globals.get("__name__", "")).startswith("torch._"):
+        frame = frame.f_back
+    return frame is not None and frame.f_globals.get("__name__") == module
 
 
 def _reader() -> str | None:

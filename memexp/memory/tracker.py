@@ -18,6 +18,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from memexp.backprop.followed import done
 from memexp.memory import flops
 from memexp.memory.tracked import Report, Storage
 
@@ -117,14 +118,14 @@ class Tracker(TorchDispatchMode):
         if torch.is_inference_mode_enabled() and (out := self._parts(func, args, kwargs)) is not NotImplemented:
             return out
         self._operation = name = func._overloadpacket.__name__
-        out = func(*args, **kwargs)
-        done = flops.count(func, args, kwargs, out)
-        if done is None:
+        out = done(func, args, kwargs)
+        counted = flops.count(func, args, kwargs, out)
+        if counted is None:
             self._uncounted.add(str(func._overloadpacket))
-        elif done:
-            self._flops["backward" if backward else "forward"] += done
+        elif counted:
+            self._flops["backward" if backward else "forward"] += counted
             if backward and self._modules:
-                self._flops["recomputed"] += done
+                self._flops["recomputed"] += counted
         for tensor in tree_iter(out):
             if isinstance(tensor, Tensor):
                 self._see(tensor, name)

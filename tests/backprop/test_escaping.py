@@ -3,6 +3,7 @@
 import copy
 import gc
 import weakref
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -168,6 +169,36 @@ def test_what_a_hook_on_a_block_keeps_has_its_gradient():
 
     for found, expected in zip(run(apply(made(Tabled), "checkpointed")), run(made(Tabled)), strict=True):
         torch.testing.assert_close(found, expected)
+
+
+class Dressed(nn.Module):
+    """Gives an object of a class of its own."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.layer, self.kind = nn.Linear(4, 4), kind
+
+    def forward(self, x):
+        return self.kind(torch.tanh(self.layer(x)))
+
+
+def test_an_output_in_a_dataclass_has_its_gradient_once_torch_knows_the_class():
+    @dataclass
+    class Hidden:
+        states: torch.Tensor
+
+    def run(network):
+        network(torch.ones(2, 4)).states.sum().backward()
+        return network.layer.weight.grad
+
+    torch.manual_seed(0)
+    network = Dressed(Hidden)
+    expected = run(copy.deepcopy(network))
+    apply(network, "checkpointed", blocks=[Dressed])
+    with pytest.raises(StepError, match=r"Dressed.* hands out beside its outputs .*register_dataclass"):
+        run(network)
+    torch.utils._pytree.register_dataclass(Hidden)
+    assert torch.equal(run(network), expected)
 
 
 class Remembering(nn.Module):

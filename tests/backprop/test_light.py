@@ -110,7 +110,15 @@ def normalised_where_elements_lie_apart(s, x):
     return s.b(functional.relu(y[..., :4])).repeat(1, 1, 1, 2) + s.m(y[:, :, 1:-1, 1:-1]).mean()
 
 
+def of_products_within_a_kernel(s, x):
+    turns = torch.tensor([[0.9, -0.3, 0.0], [0.3, 0.9, 0.1]]).expand(len(x), 2, 3)
+    grid = functional.affine_grid(turns, x.shape, align_corners=False)
+    y = functional.relu(s.n(s.a(functional.grid_sample(x, grid, align_corners=False))))
+    return s.b(y) + functional.bilinear(x, x, torch.linspace(-1, 1, 512).view(8, 8, 8))
+
+
 FORWARDS = [
+    of_products_within_a_kernel,
     post_activation, dense, used_twice, written_after_it_was_read, written_through_a_view, written_after_two_views_were_read,
     written_through_a_view_that_was_read, few_of_many_channels, convolution_overwritten, gated, attention, pooled, drawn,
     normalised_where_elements_lie_apart,

@@ -1,6 +1,8 @@
 """Objects that a call hands to its steps: caches, lists, flags. Recomputed, such blocks were silently wrong."""
 
 import copy
+import gc
+import weakref
 from collections import deque
 
 import pytest
@@ -109,6 +111,18 @@ def test_after_backward_the_object_is_as_it_was():
     assert cache.layers == layers
     assert all(layer.keys is k for layer, k in zip(layers, keys, strict=True))
     assert [tuple(k.shape) for k in keys] == [(2, 3, 8)] * 4
+
+
+def test_after_backward_it_is_gone_without_waiting_for_garbage_to_be_collected():
+    network, cache = apply(Network(Caching), "checkpointed"), Cache()
+    alive = weakref.ref(cache)
+    gc.disable()
+    try:
+        network(torch.randn(2, 3, 8), cache).sum().backward()
+        del cache
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_an_object_that_is_emptied_before_backward_stays_empty():

@@ -158,3 +158,41 @@ def test_a_branch_that_changed_its_mind_is_found():
     steps[1].G.forward = torch.sigmoid
     with pytest.raises(RuntimeError, match=r"step 0 .* to step 2 .*not evaluated as in the first pass"):
         value.backward()
+
+
+class Turned(torch.autograd.Function):
+    """Its backward pass, not its forward, has a product of matrices."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return x * weight
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        return grad @ torch.diag(weight), (grad * x).sum(0)
+
+
+class Turning(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((8,), 0.37))
+
+    def forward(self, x):
+        return Turned.apply(x, self.weight)
+
+
+@pytest.mark.parametrize("backprop", ["reversible", "checkpointed"])
+@pytest.mark.parametrize("inside", [True, False])
+def test_gradients_are_cast_as_backward_is_not_as_the_first_pass_was(backprop, inside):
+    def gradients(backprop):
+        chain = Chain([AdditiveCoupling(Turning(), Turning()) for _ in range(3)], backprop, exact=True)
+        x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+        with torch.autocast("cpu", torch.bfloat16):
+            y, z = chain(x, x.flip(0))
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            (y * z).sum().backward()
+        return [p.grad for p in chain.parameters()]
+
+    assert all(map(torch.equal, gradients(backprop), gradients("stored")))

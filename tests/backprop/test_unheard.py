@@ -1,10 +1,10 @@
-"""Hooks on parameters hear of a gradient where there is one, as under stored."""
+"""Hooks hear of a gradient where there is one, as under stored."""
 
 import pytest
 import torch
 from torch import nn
 
-from memexp.backprop import AdditiveCoupling, Chain
+from memexp.backprop import AdditiveCoupling, Chain, apply
 
 
 class Part(nn.Module):
@@ -32,6 +32,50 @@ def test_hooks_of_parameters_are_called_as_under_stored(add, passes):
         return sorted(found)
 
     assert heard("checkpointed") == heard("stored") != []
+
+
+class Deaf(nn.Module):
+    """Blocks are handed positions, which none of them uses, as where they are dropped at random."""
+
+    def __init__(self, made):
+        super().__init__()
+        self.positions, self.made = nn.Parameter(torch.ones(4)), made
+        self.blocks = nn.ModuleList([Sole(), Sole()])
+
+    def forward(self, x, found):
+        positions = self.positions
+        for name in self.made:
+            positions = positions * 2
+            positions.register_hook(lambda grad, name=name: found.append((name, grad.norm().item())))
+        for block in self.blocks:
+            x = block(x, positions)
+        return x
+
+
+class Sole(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.unused = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x, positions):
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("made", ["", "a"])
+def test_so_are_those_of_what_a_block_is_handed_and_hooks_on_many_tensors(made):
+    def heard(backprop):
+        torch.manual_seed(0)
+        network, found = apply(Deaf(made), backprop), []
+        network.positions.register_hook(lambda grad: found.append(("positions", grad.norm().item())))
+        network.positions.register_post_accumulate_grad_hook(lambda p: found.append(("sum", p.grad.norm().item())))
+        every = list(network.parameters())
+        many = torch.autograd.graph.register_multi_grad_hook
+        many(every, lambda grads: found.append(("all", [grad is not None for grad in grads])))
+        many(every, lambda grad: found.append(("any", grad is not None)), mode="any")
+        network(torch.ones(2, 4), found).sum().backward()
+        return sorted(found), network.positions.grad
+
+    assert heard("checkpointed") == heard("light")
 
 
 def test_a_hook_that_is_removed_is_gone():

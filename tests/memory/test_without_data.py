@@ -189,6 +189,20 @@ def test_a_value_that_the_network_reads_is_known_or_said():
     assert read[0].startswith("test_without_data.py:")
 
 
+def test_a_batch_norm_that_averages_over_all_batches_reads_a_first_one():
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, momentum=None), nn.ReLU())
+    with without_data() as read:
+        emptied(network)(torch.randn(2, 3, 8, 8)).sum().backward()
+    assert read == []
+
+
+def test_a_division_by_a_value_that_is_not_there_is_one_sentence():
+    with pytest.raises(ConfigError, match=r"divides by a value read at test_without_data.py:\d+"), without_data():
+        1 / torch.randn(()).item()
+    with pytest.raises(ZeroDivisionError), without_data():
+        1 / torch.tensor(0).item()
+
+
 def test_what_torch_cannot_do_without_data_is_raised_and_not_printed_beside(capfd):
     with pytest.raises(RuntimeError, match="mat_a"), without_data():
         torch._grouped_mm(torch.ones(2, 8, 8), torch.ones(2, 8, 8))
