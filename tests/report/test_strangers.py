@@ -96,6 +96,30 @@ def test_b6_figures_of_another_kind_in_a_stage_leave_the_report(tmp_path, told):
     assert len(report(tmp_path)["runs"]) == 1
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"config": {"model": {"units": 3}}},
+        {"config": {"prune": {"name": "l1_norm", "rounds": 1e999}}},
+        {"config": {"stages": [1, "train"]}},
+        {"stages": [{"key": "train", "accuracy": 5}]},
+        {"steps": 1e999, "accuracy": {"loss": float("nan")}},
+    ],
+    ids=["units", "rounds", "stages", "accuracy", "no numbers"],
+)
+def test_b6_a_value_of_another_kind_deep_inside_leaves_the_report(tmp_path, more):
+    add(tmp_path, "odd", **more)
+    add(tmp_path, "good", depth=110)
+    lines = [{"split": "train", "epoch": e, "loss": e} for e in (1, float("nan"), 1e999, 10**400, "x", [2], 3)]
+    log(tmp_path, "good", *lines * 40)
+    assert write_report([tmp_path], tmp_path, form="markdown").count("| done |") == 2
+
+    def refused(constant: str) -> None:
+        raise ValueError(f"JSON has no {constant}")
+
+    json.loads(write_report([tmp_path], tmp_path, form="json", plots=False), parse_constant=refused)
+
+
 def test_a_report_is_not_written_through_links(tmp_path):
     add(tmp_path / "runs", "a")
     add(tmp_path / "runs", "b", depth=110)
