@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from markdown_it import MarkdownIt
 from report_runs import add, log
 
 from memexp.record import NotWritten
@@ -41,6 +42,15 @@ def test_b7_html_and_markup_are_text_in_markdown(evil):
     assert all(line.startswith("    memexp train") for line in commands)  # a block of code, in which there is no markup
     assert in_markdown("# a") == "\\# a"
     assert in_markdown("-") == "-"
+
+
+@pytest.mark.parametrize(
+    "text", ["_d_", "__init__", "model._target_=mine.network", "x _y_", "a_b", "a__b_", "batch_size=3"]
+)
+def test_underscores_are_no_emphasis(text):
+    """model._target_ was shown without its underscores."""
+    assert MarkdownIt().render(in_markdown(text)) == f"<p>{text}</p>\n"
+    assert in_markdown("batch_size") == "batch_size"
 
 
 def test_b7_latex_has_no_line_that_leaves_its_comment(evil):
