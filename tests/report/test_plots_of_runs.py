@@ -62,7 +62,9 @@ def test_a_legend_names_the_lines_of_every_panel(tmp_path):
     assert [text.get_text() for text in legend.get_texts()] == ["resnet", "revnet"]
 
 
-@pytest.mark.parametrize(("count", "name"), [(2, "short"), (2, "one long name, of many parts, " * 5), (30, "n" * 70)])
+@pytest.mark.parametrize(
+    ("count", "name"), [(2, "short"), (2, "one long name, of many parts, " * 5), (2, "n" * 70), (30, "n" * 70)]
+)
 def test_a_legend_hides_neither_points_nor_itself(tmp_path, count, name):
     for i in range(count):
         add(tmp_path, f"r{i:02}", config={"model": {"name": "resnet"}, "arm": f"{name} {i}"})
@@ -76,6 +78,19 @@ def test_a_legend_hides_neither_points_nor_itself(tmp_path, count, name):
     assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
     assert drawn is axes.get_legend() or box.x0 >= place.x1
     assert box.width < place.width / 2 or drawn is not axes.get_legend()
+
+
+@pytest.mark.parametrize("name", ["resnet", "somebody.networks.residual.make_network", "n" * 90])
+def test_a_title_stands_inside_of_its_picture(tmp_path, name):
+    for i in range(2):
+        add(tmp_path, f"r{i}", model=name, dataset=name, config={"arm": f"arm {i}"})
+    groups = group(find([tmp_path])[0])
+    figure = plots.accuracy_against_memory(groups)
+    looks.entitle(figure, "Accuracy", [run for members in groups for run in members.runs])
+    figure.savefig(io.BytesIO())
+    box = figure._suptitle.get_window_extent()
+    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert figure._suptitle.get_text().startswith(f"Accuracy\n{name[:60]}")
 
 
 def test_letters_that_the_font_lacks_are_said_once(tmp_path, caplog, recwarn):
