@@ -17,7 +17,7 @@ MARKERS = "osD^vPX*"
 LINE = 48  # characters of a line of a legend, unless it is one word
 ROOM = 30  # of them beside the axes of a figure as it is
 CHARACTER, ROW = 0.065, 0.17  # inches that a character is wide and a line is high
-TITLE = 0.09  # inches that a character of a title is wide
+LETTER = 0.009  # inches that a letter of size 1 is wide, at most
 
 
 def style_of(i: int) -> dict[str, Any]:
@@ -44,8 +44,17 @@ def entitle(figure: Figure, what: str, runs: Sequence[Run]) -> None:
     same = shared(runs)
     named = [same[key] for key in ("model", "dataset", "backprop") if key in same]
     more = [f"{key.rpartition('.')[2]} {same[key]}" for key in ("model.depth", "batch_size", "device") if key in same]
-    below = textwrap.wrap(", ".join([*named, *more]), int(figure.get_size_inches()[0] / TITLE), break_on_hyphens=False)
-    figure.suptitle(as_it_is("\n".join([what, *below])), fontsize=10)
+    headline(figure, what, ", ".join([*named, *more]))
+
+
+def headline(figure: Figure, what: str, below: str) -> None:
+    """A title, and below it what it is of, in as many lines as it takes."""
+    figure.suptitle(f"{as_it_is(what)}\n{fitted(below, figure.get_size_inches()[0], 10)}".rstrip(), fontsize=10)
+
+
+def fitted(text: str, inches: float, size: float) -> str:
+    """In lines of at most so many inches, in letters of that size."""
+    return as_it_is("\n".join(textwrap.wrap(text, int(inches / (LETTER * size)), break_on_hyphens=False)))
 
 
 def legend(axes: Axes, counts: Sequence[int]) -> None:

@@ -1,11 +1,12 @@
 """Plots of runs: panels, lines, legends."""
 
 import io
+import itertools
 
 import pytest
 from report_runs import add, log
 
-from memexp.report import files, looks, plots
+from memexp.report import files, looks, plots, scores
 from memexp.report.collect import find, group
 from memexp.report.experiments import shown
 
@@ -90,7 +91,16 @@ def test_a_title_stands_inside_of_its_picture(tmp_path, name):
     figure.savefig(io.BytesIO())
     box = figure._suptitle.get_window_extent()
     assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
-    assert figure._suptitle.get_text().startswith(f"Accuracy\n{name[:60]}")
+    assert figure.get_suptitle().startswith(f"Accuracy\n{name[:60]}")
+
+
+def test_nor_does_a_layer_s_name_reach_into_the_panel_beside_it():
+    layers = [[f"backbone.stages.3.blocks.{i}.token_mixers.spatial.mlp.fc1", "b"] for i in range(4)]
+    figure = scores.draw([{"layers": names, "scores": [1.0, 2.0], "kept": [1]} for names in layers], "l1_norm")
+    figure.savefig(io.BytesIO())
+    boxes = [axes.title.get_window_extent() for axes in figure.axes]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+    assert figure.axes[0].get_title().replace("\n", "") == f"{layers[0][0]} and 1 more"
 
 
 def test_letters_that_the_font_lacks_are_said_once(tmp_path, caplog, recwarn):
