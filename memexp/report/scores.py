@@ -22,6 +22,8 @@ def draw(groups: Sequence[Mapping[str, Any]], title: str) -> Figure:
                 axes.scatter(xs, ys, s=4, color=colour, label=label)
         names = group["layers"]
         entitle(axes, names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else ""))
-    figure.axes[0].legend(fontsize=6, frameon=False)
+    # a layer may have kept all
+    handles = {label: mark for axes, _ in drawn for mark, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.axes[0].legend(handles.values(), handles, fontsize=6, frameon=False)
     figure.supxlabel("channel, by score", fontsize=8)
     return figure

@@ -103,6 +103,12 @@ def test_nor_does_a_layer_s_name_reach_into_the_panel_beside_it():
     assert figure.axes[0].get_title().replace("\n", "") == f"{layers[0][0]} and 1 more"
 
 
+def test_removed_channels_are_named_where_the_first_layer_has_kept_all():
+    layers = [{"layers": [name], "scores": [1.0, 2.0], "kept": kept} for name, kept in (("a", [0, 1]), ("b", [1]))]
+    legend = scores.draw(layers, "l1_norm").axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["kept", "removed"]
+
+
 def test_letters_that_the_font_lacks_are_said_once(tmp_path, caplog, recwarn):
     figure, axes = looks.new_figure("x", "y")
     axes.set_title("日本 日")
