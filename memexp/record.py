@@ -120,9 +120,9 @@ def in_use(path: Path) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """What `path` holds, or None where there is no readable JSON object."""
+    """What `path` holds, or None where there is no readable JSON object. Numbers that are not finite are null, as written."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = as_json(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError):
         return None
     return data if isinstance(data, dict) else None

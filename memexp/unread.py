@@ -40,7 +40,7 @@ def evaluated(overrides: Sequence[str], ended: bool) -> list[str]:
 def _unread(cfg: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     model, optimizer, backprop = (_node(cfg, group) for group in ("model", "optimizer", "backprop"))
     if "_target_" not in model and model.get("units") is not None:
-        yield "model.depth", f"model.units={list(model['units'])} says how deep the network is"
+        yield "model.depth", f"model.units={model['units']} says how deep the network is"
     dataset = _node(cfg, "dataset")
     if dataset and not any(dataset.get(key) for key in ("limit", "test_limit", "val_fraction")):
         yield "dataset.draw", "all images are taken (no dataset.limit, test_limit or val_fraction)"
@@ -63,8 +63,8 @@ def _unread(cfg: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         for name in ("alpha", "temperature"):
             yield f"distill.{name}", "there is no distill.teacher"
     try:
-        stages = keys(cfg)
-    except (AttributeError, KeyError, TypeError, ValueError):  # of a stranger's record
+        stages = [str(key) for key in keys(cfg)]
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):  # of a stranger's record
         return
     if "tune" not in map(recipe_of, stages):
         for name in _node(cfg, "tune"):

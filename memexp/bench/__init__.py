@@ -18,8 +18,8 @@ from memexp.environment import environment
 from memexp.memory.estimate import estimate
 from memexp.models import families
 from memexp.record import write_text
-from memexp.report.files import as_it_is, save
-from memexp.report.looks import COLOURS, MARKERS
+from memexp.report.files import save
+from memexp.report.looks import COLOURS, MARKERS, headline
 from memexp.report.tables import Table, markdown
 from memexp.stages.train import foresee
 from memexp.sweeper import with_arm
@@ -194,10 +194,10 @@ def pareto(found: Sequence[Case], what: str = "") -> Figure | None:
         line = zip(least, ends["stored"], strict=True)
         axes.plot(*line, "--", color="#999999", label="straight line between the ends")
     axes.set(
-        title=as_it_is("\n".join(filter(None, ["Step time against peak memory", what]))),
         xlabel="peak memory (MiB)",
         ylabel="step time (ms, median and quartiles)",
     )
+    headline(figure, "Step time against peak memory", what)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)

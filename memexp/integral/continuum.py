@@ -3,10 +3,10 @@
 All dimensions of all weights that a `Continuum` couples are sampled at the same nodes of [0, 1].
 """
 
-import functools
+import threading
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,8 +24,7 @@ Nodes = int | tuple[float, ...]
 Key = tuple[str, Nodes, int, bool, bool]  # of `_fixed`
 
 
-@dataclass(frozen=True)
-class Samples:
+class Samples(NamedTuple):
     """How a dimension is sampled: S: (m, n), None for the identity, and its band; q: (m,) q / h where it is integrated.
 
     Where there is an S, q is on its rows already.
@@ -129,35 +128,30 @@ def _tensor(array: np.ndarray | None, like: Tensor) -> Tensor | None:
     return None if array is None else torch.from_numpy(array).to(like)
 
 
-class _Resident:
-    """Samples that stay on an accelerator: a step draws sizes that others have drawn, and copies nothing from the host."""
+class _Held:
+    """What `make` has made, by its arguments: a step draws sizes that others have drawn. The longest unused go first."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most  # bytes; the longest unused go first
-        self._held: OrderedDict[Any, Samples] = OrderedDict()
+    def __init__(self, make: Callable[..., Any], most: int) -> None:
+        self.make, self.most = make, most  # bytes
+        self._held: OrderedDict[Any, Any] = OrderedDict()
         self._bytes = 0
+        self._one = threading.Lock()
 
-    def __call__(self, key: Key, dtype: torch.dtype, device: torch.device) -> Samples:
-        found = self._held.get((key, dtype, device))
-        if found is not None:
-            self._held.move_to_end((key, dtype, device))
+    def __call__(self, *key: Any) -> Any:
+        with self._one:
+            found = self._held.get(key)
+            if found is not None:
+                self._held.move_to_end(key)
+                return found
+            found = self._held[key] = self.make(*key)
+            self._bytes += _size(found)
+            while self._bytes > self.most and len(self._held) > 1:
+                self._bytes -= _size(self._held.popitem(last=False)[1])
             return found
-        fixed, shares, _ = _fixed(*key)
-        # no tensor of a trace without data, and one that autograd may save
-        with _disable_current_modes(), torch.inference_mode(False):
-            S, q = (None if a is None else _moved(torch.from_numpy(a).to(dtype), device) for a in (fixed, shares))
-        found = self._held[key, dtype, device] = Samples(S, q, [] if fixed is None else whole(*fixed.shape))
-        self._bytes += _size(found)
-        while self._bytes > self.most and len(self._held) > 1:
-            self._bytes -= _size(self._held.popitem(last=False)[1])
-        return found
 
 
-_resident = _Resident(2**26)
-
-
-def _size(samples: Samples) -> int:
-    return sum(tensor.nbytes for tensor in (samples.S, samples.q) if tensor is not None)
+def _size(samples: Any) -> int:
+    return sum(part.nbytes for part in samples[:2] if part is not None)
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
@@ -170,8 +164,7 @@ def whole(m: int, n: int) -> list[Block]:
     return [(slice(0, m), slice(0, n))]
 
 
-@functools.lru_cache(maxsize=2048)
-def _fixed(
+def _make(
     name: str, nodes: Nodes, n: int, integrated: bool, double: bool
 ) -> tuple[np.ndarray | None, np.ndarray | None, list[Block]]:
     """`Samples` at nodes that are not trained, as arrays: a tensor made in a trace without data would be one without data."""
@@ -185,3 +178,17 @@ def _fixed(
         S = kernel.matrix(P, n)
         S = S if q is None else q[:, None] * S
         return S.to(dtype).numpy(), None, kernel.blocks(P.tolist(), n)
+
+
+def _make_resident(key: Key, dtype: torch.dtype, device: torch.device) -> Samples:
+    """On an accelerator, to which nothing is copied again while it stays there."""
+    fixed, shares, _ = _fixed(*key)
+    # no tensor of a trace without data, and one that autograd may save
+    with _disable_current_modes(), torch.inference_mode(False):
+        S, q = (None if a is None else _moved(torch.from_numpy(a).to(dtype), device) for a in (fixed, shares))
+    return Samples(S, q, [] if fixed is None else whole(*fixed.shape))
+
+
+# every size of a ResNet-18 has room; of layers of thousands of channels a matrix alone takes tens of megabytes
+_fixed = _Held(_make, 2**29)
+_resident = _Held(_make_resident, 2**26)

@@ -100,7 +100,7 @@ class Run:
         """The split that was evaluated during training."""
         if isinstance(self.results.get("stages"), dict):  # schema 1
             return str(self.get("stages.train.split") or "test")
-        found = ((stage.get("accuracy") or {}).get("split") for stage in self.stages)
+        found = (Run(self.path, stage).get("accuracy.split") for stage in self.stages)
         return next((str(split) for split in found if split), "test")
 
     @property
@@ -120,12 +120,12 @@ class Run:
         for line in lines:
             try:
                 entry = json.loads(line)
-                point = (float(entry["epoch"]), float(entry[key])) if entry["split"] == split else None
+                x, y = (number(entry[name]) for name in ("epoch", key)) if entry["split"] == split else (None, None)
             except (ValueError, KeyError, TypeError):
                 continue  # cut short by a kill, or without this figure
-            if point is not None:
-                xs.append(point[0])
-                ys.append(point[1])
+            if x is not None and y is not None:
+                xs.append(x)
+                ys.append(y)
         return xs, ys
 
 

@@ -9,11 +9,11 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from memexp.report.collect import Group, Run, number, over
+from memexp.report.collect import Group, number, over
 from memexp.report.experiments import about
 from memexp.report.files import as_it_is, save
-from memexp.report.looks import legend, new_figure, prepare, style_of
-from memexp.report.settings import GROUPS, shared, varying
+from memexp.report.looks import entitle, legend, new_figure, prepare, style_of
+from memexp.report.settings import GROUPS, varying
 from memexp.report.tables import figure_of
 
 Spec = Mapping[str, Any]
@@ -49,14 +49,6 @@ def _chosen(groups: Sequence[Group], where: Spec) -> list[Group]:
         for group in groups
         if all(str(group.first.setting(key)) in map(str, values) for key, values in where.items())
     ]
-
-
-def entitle(figure: Figure, what: str, runs: Sequence[Run]) -> None:
-    """What is shown, and below it what is the same in all of it."""
-    same = shared(runs)
-    named = [same[key] for key in ("model", "dataset", "backprop") if key in same]
-    more = [f"{key.rpartition('.')[2]} {same[key]}" for key in ("model.depth", "batch_size", "device") if key in same]
-    figure.suptitle(as_it_is("\n".join([what, ", ".join([*named, *more])])), fontsize=10)
 
 
 def points(groups: Sequence[Group], spec: Spec) -> Figure | None:

@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from memexp.report.looks import COLOURS
-from memexp.report.panels import panels
+from memexp.report.panels import entitle, panels
 
 
 def draw(groups: Sequence[Mapping[str, Any]], title: str) -> Figure:
@@ -21,7 +21,9 @@ def draw(groups: Sequence[Mapping[str, Any]], title: str) -> Figure:
                 xs, ys = zip(*places, strict=True)
                 axes.scatter(xs, ys, s=4, color=colour, label=label)
         names = group["layers"]
-        axes.set_title(names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else ""), fontsize=7)
-    figure.axes[0].legend(fontsize=6, frameon=False)
+        entitle(axes, names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else ""))
+    # a layer may have kept all
+    handles = {label: mark for axes, _ in drawn for mark, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.axes[0].legend(handles.values(), handles, fontsize=6, frameon=False)
     figure.supxlabel("channel, by score", fontsize=8)
     return figure

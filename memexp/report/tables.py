@@ -202,6 +202,7 @@ def in_markdown(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     for character in "`*[]|~$":
         escaped = escaped.replace(character, f"\\{character}")
+    escaped = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\_", escaped)  # within a word it is no markup
     return re.sub(r"^(?=[-+#]+\s)", r"\\", " ".join(escaped.split("\n")))
 
 

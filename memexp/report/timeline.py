@@ -5,8 +5,7 @@ from matplotlib.figure import Figure
 from memexp.memory.tracked import Report
 from memexp.memory.tracker import CATEGORIES
 from memexp.report.collect import Run
-from memexp.report.looks import COLOURS
-from memexp.report.plots import entitle
+from memexp.report.looks import COLOURS, entitle
 from memexp.units import shown_figure
 
 

@@ -11,7 +11,7 @@ from memexp.data import Batches
 from memexp.modes import evaluating
 from memexp.report.collect import Run
 from memexp.report.files import as_it_is
-from memexp.report.plots import entitle
+from memexp.report.looks import entitle
 
 IMAGES = 500
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from memexp.report.looks import COLOURS
-from memexp.report.panels import panels
+from memexp.report.panels import entitle, panels
 
 BINS = 60
 
@@ -25,7 +25,7 @@ def draw(
         for colour, label, values in zip(COLOURS, ("before", "after"), pair, strict=False):
             heights = np.histogram(values, edges)[0] / len(values)
             axes.stairs(heights, edges, color=colour, label=f"{label} ({len(values):,})", linewidth=0.8)
-        axes.set_title(name, fontsize=7)
+        entitle(axes, name)
         axes.legend(fontsize=5, frameon=False)
     figure.supxlabel("weight", fontsize=8)
     figure.supylabel("share of the layer's weights", fontsize=8)

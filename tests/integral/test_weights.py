@@ -231,19 +231,25 @@ def test_other_layers_are_refused_by_name() -> None:
         continue_(nn.ConvTranspose2d(4, 4, 1), {})
 
 
-def test_samples_that_stay_on_a_device_take_no_more_than_their_share_of_it(monkeypatch):
+@pytest.mark.parametrize("resident", [False, True], ids=["on the host", "on a device"])
+def test_samples_are_held_in_so_many_bytes(resident: bool) -> None:
+    """On the host there were so many entries, however large: of layers of 4,096 channels, a hundred gigabytes in the end."""
     made = []
-    monkeypatch.setattr(continuum, "_moved", lambda tensor, device: made.append(tensor) or tensor)
-    resident = continuum._Resident(most=3000)
+
+    def make(*key: Any) -> Any:
+        made.append(key)
+        return continuum._make_resident(key, torch.float32, torch.device("cpu")) if resident else continuum._make(*key)
+
+    held = continuum._Held(make, most=3000)
     keys = [("trapezoidal", m, 16, True, False) for m in (10, 12, 14, 16)]  # 640, 768, 896 and 64 bytes
     for key in [*keys, *keys]:
-        samples = resident(key, torch.float32, torch.device("meta"))
-        S, q, _ = continuum._fixed(*key)
-        assert [None if a is None else a.tolist() for a in (samples.S, samples.q)] == [
-            None if a is None else a.tolist() for a in (S, q)
+        (S, q, _), right = held(*key), continuum._make(*key)
+        assert [None if a is None else a.tolist() for a in (S, q)] == [
+            None if a is None else a.tolist() for a in right[:2]
         ]
     assert len(made) == 4
     for m in (20, 24, 10):  # 1280 and 1536 bytes: the longest unused go
-        resident(("trapezoidal", m, 16, True, False), torch.float32, torch.device("meta"))
-        assert sum(map(continuum._size, resident._held.values())) == resident._bytes <= 3000
+        held("trapezoidal", m, 16, True, False)
+        assert sum(map(continuum._size, held._held.values())) == held._bytes <= 3000
     assert len(made) == 7
+    assert isinstance(continuum._resident if resident else continuum._fixed, continuum._Held)

@@ -112,8 +112,9 @@ def test_the_plot_joins_the_budgets_and_the_ends():
         done("budget 1.5 MiB", 1.5 * 2**20, 0.35, {"budget": 1.5e6}),
     ]
     cases = [done("stored", 3 * 2**20, 0.2), done("reversible", 2**20, 0.4), *budgets]
-    axes = bench.pareto(cases, "model=revnet, cpu").axes[0]
-    assert axes.get_title() == "Step time against peak memory\nmodel=revnet, cpu"
+    figure = bench.pareto(cases, "model=revnet, cpu")
+    assert figure.get_suptitle() == "Step time against peak memory\nmodel=revnet, cpu"
+    axes = figure.axes[0]
     lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
     assert lines["budget"] == [[1.5, 350], [2, 250]]
     assert lines["straight line between the ends"] == [[1, 400], [3, 200]]

@@ -1,11 +1,12 @@
 """Plots of runs: panels, lines, legends."""
 
 import io
+import itertools
 
 import pytest
 from report_runs import add, log
 
-from memexp.report import files, looks, plots
+from memexp.report import files, looks, plots, scores
 from memexp.report.collect import find, group
 from memexp.report.experiments import shown
 
@@ -62,7 +63,9 @@ def test_a_legend_names_the_lines_of_every_panel(tmp_path):
     assert [text.get_text() for text in legend.get_texts()] == ["resnet", "revnet"]
 
 
-@pytest.mark.parametrize(("count", "name"), [(2, "short"), (2, "one long name, of many parts, " * 5), (30, "n" * 70)])
+@pytest.mark.parametrize(
+    ("count", "name"), [(2, "short"), (2, "one long name, of many parts, " * 5), (2, "n" * 70), (30, "n" * 70)]
+)
 def test_a_legend_hides_neither_points_nor_itself(tmp_path, count, name):
     for i in range(count):
         add(tmp_path, f"r{i:02}", config={"model": {"name": "resnet"}, "arm": f"{name} {i}"})
@@ -76,6 +79,34 @@ def test_a_legend_hides_neither_points_nor_itself(tmp_path, count, name):
     assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
     assert drawn is axes.get_legend() or box.x0 >= place.x1
     assert box.width < place.width / 2 or drawn is not axes.get_legend()
+
+
+@pytest.mark.parametrize("name", ["resnet", "somebody.networks.residual.make_network", "n" * 90])
+def test_a_title_stands_inside_of_its_picture(tmp_path, name):
+    for i in range(2):
+        add(tmp_path, f"r{i}", model=name, dataset=name, config={"arm": f"arm {i}"})
+    groups = group(find([tmp_path])[0])
+    figure = plots.accuracy_against_memory(groups)
+    looks.entitle(figure, "Accuracy", [run for members in groups for run in members.runs])
+    figure.savefig(io.BytesIO())
+    box = figure._suptitle.get_window_extent()
+    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert figure.get_suptitle().startswith(f"Accuracy\n{name[:60]}")
+
+
+def test_nor_does_a_layer_s_name_reach_into_the_panel_beside_it():
+    layers = [[f"backbone.stages.3.blocks.{i}.token_mixers.spatial.mlp.fc1", "b"] for i in range(4)]
+    figure = scores.draw([{"layers": names, "scores": [1.0, 2.0], "kept": [1]} for names in layers], "l1_norm")
+    figure.savefig(io.BytesIO())
+    boxes = [axes.title.get_window_extent() for axes in figure.axes]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+    assert figure.axes[0].get_title().replace("\n", "") == f"{layers[0][0]} and 1 more"
+
+
+def test_removed_channels_are_named_where_the_first_layer_has_kept_all():
+    layers = [{"layers": [name], "scores": [1.0, 2.0], "kept": kept} for name, kept in (("a", [0, 1]), ("b", [1]))]
+    legend = scores.draw(layers, "l1_norm").axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["kept", "removed"]
 
 
 def test_letters_that_the_font_lacks_are_said_once(tmp_path, caplog, recwarn):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from markdown_it import MarkdownIt
 from report_runs import add, log
 
 from memexp.record import NotWritten
@@ -41,6 +42,15 @@ def test_b7_html_and_markup_are_text_in_markdown(evil):
     assert all(line.startswith("    memexp train") for line in commands)  # a block of code, in which there is no markup
     assert in_markdown("# a") == "\\# a"
     assert in_markdown("-") == "-"
+
+
+@pytest.mark.parametrize(
+    "text", ["_d_", "__init__", "model._target_=mine.network", "x _y_", "a_b", "a__b_", "batch_size=3"]
+)
+def test_underscores_are_no_emphasis(text):
+    """model._target_ was shown without its underscores."""
+    assert MarkdownIt().render(in_markdown(text)) == f"<p>{text}</p>\n"
+    assert in_markdown("batch_size") == "batch_size"
 
 
 def test_b7_latex_has_no_line_that_leaves_its_comment(evil):
@@ -94,6 +104,30 @@ def test_b6_figures_of_another_kind_in_a_stage_leave_the_report(tmp_path, told):
     add(tmp_path, "odd", stages=[{"key": "prune", **told}])
     assert "resnet" in write_report([tmp_path], tmp_path, form="markdown", plots=False)
     assert len(report(tmp_path)["runs"]) == 1
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"config": {"model": {"units": 3}}},
+        {"config": {"prune": {"name": "l1_norm", "rounds": 1e999}}},
+        {"config": {"stages": [1, "train"]}},
+        {"stages": [{"key": "train", "accuracy": 5}]},
+        {"steps": 1e999, "accuracy": {"loss": float("nan")}},
+    ],
+    ids=["units", "rounds", "stages", "accuracy", "no numbers"],
+)
+def test_b6_a_value_of_another_kind_deep_inside_leaves_the_report(tmp_path, more):
+    add(tmp_path, "odd", **more)
+    add(tmp_path, "good", depth=110)
+    lines = [{"split": "train", "epoch": e, "loss": e} for e in (1, float("nan"), 1e999, 10**400, "x", [2], 3)]
+    log(tmp_path, "good", *lines * 40)
+    assert write_report([tmp_path], tmp_path, form="markdown").count("| done |") == 2
+
+    def refused(constant: str) -> None:
+        raise ValueError(f"JSON has no {constant}")
+
+    json.loads(write_report([tmp_path], tmp_path, form="json", plots=False), parse_constant=refused)
 
 
 def test_a_report_is_not_written_through_links(tmp_path):
