@@ -25,6 +25,7 @@ from memexp.training.distribution import World
 from memexp.training.graphed import Graphed, check_recordable
 from memexp.training.loop import Trainer
 from memexp.training.monitor import strategy_monitor
+from memexp.training.precision import Precision
 from memexp.training.profile import Trace
 from memexp.units import shown_bytes
 
@@ -32,12 +33,13 @@ log = logging.getLogger("memexp")
 
 
 def foresee(cfg: DictConfig) -> None:
-    """Raises ConfigError for a device that is not there, and for what it cannot do: compiled or recorded steps, a limit that is
-    held, snapshots.
+    """Raises ConfigError for a device that is not there, and for what it cannot do: TF32, compiled or recorded steps, a limit
+    that is held, snapshots.
     """
     world = World.from_environment()
     try:
         device = distribution.choose_device(cfg.device, world)
+        Precision(cfg.precision.name, device).check()
         if cfg.compile:
             check_compiler(device.type)
     except ValueError as error:

@@ -113,6 +113,7 @@ def test_a_job_of_a_sweep_that_is_refused_so_keeps_a_record_of_it(tmp_path):
         (["model=torchvision", "model.arch=resnet19"], "nearest: resnet18"),
         (["model=torchvision", "model.arch=alexnet"], "cannot take images of 32x32"),
         (["device=gpu"], "device: 'gpu' is not to be had here"),
+        (["precision=tf32", "device=cpu"], "precision: 'tf32' needs an NVIDIA GPU of Ampere or later, not cpu"),
     ],
 )
 def test_what_cannot_be_built_is_foreseen(overrides, said):
