@@ -51,11 +51,16 @@ def remember(current: Run) -> bool:
     """What the stages before a resumed one have measured, into the results of the whole; whether one of them has trained."""
     results = current.results
     results["steps"], results["epochs"] = current.steps_before, current.epochs_before
+    plan = results["strategy"].get("stage")  # of a budget: that of the stage under way was made and is kept
+    planned = plan is not None and plan not in {figures["key"] for figures in current.finished}
     for figures in current.finished:
         results["time"]["stages"][figures["key"]] = figures.get("seconds")
         if "memory" in figures:  # of the last stage that has trained, as in a run that was never stopped
             results["memory"] = dict(figures["memory"])
             results["time"] |= figures["time"]
+            results["effective_batch_size"] = figures.get("effective_batch_size")
+            if not planned:
+                results["strategy"] = dict(figures.get("strategy") or {})
     return any("memory" in figures for figures in current.finished)
 
 

@@ -128,8 +128,9 @@ def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:
         "epochs": trainer.epochs,
         "precise_batchnorm": trainer.precise,
         "memory": dict(run.results["memory"]),
-        "time": trainer.timing(),
+        "time": {key: found for key, found in run.results["time"].items() if key in (*trainer.timing(), "utilisation")},
         "strategy": dict(run.results["strategy"]),
+        "effective_batch_size": run.results["effective_batch_size"],
     }
     run.finish(figures, training)
     return figures
