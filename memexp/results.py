@@ -88,9 +88,7 @@ def estimated_peak(current: Run) -> int | None:
     if current.cfg.backprop.name == "budget":
         return None  # its plan is an estimate already, made with times that are measured
     try:
-        accumulate = min(current.cfg.accumulate, len(current.splits.train))
-        taken = {"batch_size": current.batch_size, "accumulate": accumulate}  # by each step
-        return int(estimate(OmegaConf.merge(current.cfg, taken), current.edits)["peak"])  # type: ignore[arg-type]
+        return int(estimate(current.taken(current.cfg), current.edits)["peak"])
     except Exception as error:  # a user's own network may do anything; the run does not depend on its estimate
         log.warning("memory: no estimate, as the network cannot be traced without data: %s", error)
         return None

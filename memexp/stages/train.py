@@ -159,14 +159,13 @@ def trainer_for(run: Run, cfg: DictConfig, total: int | None = None) -> Trainer:
             "warning: accumulate=%d, but an epoch has %d batches: each step takes the %d that there are",
             *(cfg.accumulate, batches, batches),
         )
-    accumulated, images = min(cfg.accumulate, batches), run.splits.train.images
-    whole = run.batch_size * run.world.size
+    accumulated, whole = min(cfg.accumulate, batches), run.batch_size * run.world.size
     run.results["effective_batch_size"] = whole * accumulated
     log.info(
         "effective batch size: %d images per forward x %d accumulated x %d processes = %d; lr as given: %g",
         *(run.batch_size, accumulated, run.world.size, whole * accumulated, cfg.optimizer.lr),
     )
-    if left := images - whole * accumulated * (batches // accumulated):
+    if left := (images := run.splits.train.images) - whole * accumulated * (batches // accumulated):
         log.info(
             "data: each epoch leaves out %d of the %d training images, others each time: they fill no step",
             left,
@@ -236,9 +235,9 @@ def _plan(run: Run, cfg: DictConfig, trainer: Trainer) -> dict[str, Any]:
     batch = next(iter(run.splits.train.epoch(0)))
     strategy = run.results["strategy"] if run.results["strategy"].get("stage") == run.key else {}
     with run.meter.aside():
-        made = trainer.recipe
+        made, taken = trainer.recipe, run.taken(cfg)
         beside = 0 if run.device.type == "cpu" else storage_bytes(_beside(run, made))
-        found = planned.set_up(cfg, run.network, made.loss_fn, batch, made.precision, strategy, run.edits, beside)
+        found = planned.set_up(taken, run.network, made.loss_fn, batch, made.precision, strategy, run.edits, beside)
     shared = distribution.agreed(found | {"stage": run.key}, run.world)
     planned.follow(run.network, shared)
     hold_to_budget(cfg, shared, beside, run.device)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from memexp.cli import main
 from memexp.config import ConfigError
 from memexp.report import collect, tables
 from memexp.stages import foresee
+from memexp.training.signals import Interrupted
 
 pytestmark = pytest.mark.usefixtures("unrendered", "untimed")
 
@@ -33,6 +35,20 @@ def test_the_batch_that_steps_take_is_recorded_and_what_they_leave_out_is_said(
     assert ("batch_size=200: there were 96 training images, and each step took all of them." in noted) == (
         asked[0] == 200
     )
+
+
+def test_a_budget_is_planned_for_the_batch_that_steps_take(tmp_path, monkeypatch):
+    """It was for the one that was asked for: every plan that was looked at had 50 batches of 200 images in a step."""
+    seen = []
+
+    def planned_for(cfg, *_):
+        seen.append((cfg.batch_size, cfg.accumulate))
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr("memexp.memory.planned.set_up", planned_for)
+    with pytest.raises(Interrupted):
+        run(tmp_path, *RESNET, *DATA, "backprop=budget", "batch_size=200", "accumulate=50")
+    assert seen == [(96, 1)]
 
 
 def test_what_is_not_as_asked_for_is_said(tmp_path, monkeypatch, caplog):
