@@ -14,7 +14,7 @@ from memexp.backprop.attributes import OWN
 from memexp.backprop.objects import CONTAINERS, contents, differs, listed, refill
 
 # most of what modules have, in which there is nothing or nothing to note: a network has thousands
-PLAIN = (bool, int, float, str, type(None), nn.Parameter)
+PLAIN = frozenset({bool, int, float, str, type(None), nn.Parameter})
 OFTEN_EMPTY = (dict, OrderedDict)
 
 
@@ -30,7 +30,7 @@ def untouched(network: nn.Module) -> Iterator[None]:
     for _, kind, own in attributes:
         engine = kind.__module__.startswith("memexp.backprop.")  # which keeps there what it has to say
         for name, value in own.items():
-            if name in OWN or not engine:
+            if type(value) not in PLAIN and (name in OWN or not engine):
                 noted.add(value)
     try:
         yield

@@ -11,6 +11,7 @@ What two operations say about the same entry is united; the connected components
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +41,7 @@ class Atoms:
         """Entry by entry (broadcast), one channel; a channel that meets no channel (0) cannot be removed."""
         if a.shape != b.shape:
             a, b = np.broadcast_arrays(a, b)
-        if a.min() > 0 and b.min() > 0:
+        if np.count_nonzero(a) == a.size and np.count_nonzero(b) == b.size:
             if a is not b:
                 self.edges.append((a.ravel(), b.ravel()))
             return
@@ -79,15 +80,23 @@ class Atoms:
         return root
 
 
-def varies(plane: Plane) -> set[int]:
+def varies(plane: Plane) -> frozenset[int]:
     """The dimensions along which the plane's channels differ."""
-    return {axis for axis, size in enumerate(plane.shape) if size > 1}
+    return _long(plane.shape)
+
+
+@lru_cache(maxsize=4096)
+def _long(shape: tuple[int, ...]) -> frozenset[int]:
+    return frozenset(axis for axis, size in enumerate(shape) if size > 1)
 
 
 def compress(plane: Plane) -> Plane:
     """Length 1 along each dimension along which nothing differs."""
     for axis, size in enumerate(plane.shape):
         if size > 1:
+            before, after = (0,) * axis, (0,) * (plane.ndim - axis - 1)
+            if plane.item((*before, -1, *after)) != plane.item((0,) * plane.ndim):
+                continue  # as most do: nothing more is to be compared
             first = plane[(slice(None),) * axis + (slice(1),)]
             if (plane == first).all():
                 plane = first

@@ -7,7 +7,7 @@ those that pick by number in picking; they register themselves here.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -120,7 +120,7 @@ def flat(values: Any) -> list[Any]:
     return [item for v in values for item in (flat(v) if isinstance(v, list | tuple) else [v])]
 
 
-def _at_zero(call: Call, support: set[int]) -> float:
+def _at_zero(call: Call, support: Set[int]) -> float:
     """The largest result where all that has channels along `support` is 0, the rest 1, conditions true or false.
 
     NaN where it is no number, other than for ones in place of zeros (a fill by infinity is a number).
@@ -158,7 +158,7 @@ def _at_zero(call: Call, support: set[int]) -> float:
     return _found_at_zero[key]
 
 
-def along(call: Call, tensor: Tensor | None, support: set[int]) -> bool:
+def along(call: Call, tensor: Tensor | None, support: Set[int]) -> bool:
     """Whether it has channels along one of these dimensions of the call's output."""
     dims = (call.out if isinstance(call.out, Tensor) else call.out[0]).ndim
     return any(varies(lift(plane, dims)) & support for plane in call.planes(tensor))

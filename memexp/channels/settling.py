@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from memexp.channels.applying import narrow
+from memexp.channels.assembling import assemble
 from memexp.channels.called import copied
-from memexp.channels.graph import NOT_RUN, ChannelError, Graph, assemble
+from memexp.channels.graph import NOT_RUN, ChannelError, Graph
 from memexp.channels.hooked import twin
 from memexp.channels.narrowing import narrow_edit
 from memexp.channels.outputs import tensors_in

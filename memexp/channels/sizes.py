@@ -103,21 +103,22 @@ def tracked_attributes(network: nn.Module, valued: Callable[[Owner], None]) -> I
     """
 
     def tracking(value: int, *owner: Any) -> Attribute:
-        number = Attribute.of(value, [partial(valued, owner)])
-        number.owner = owner
+        number = Attribute(value)
+        number.fix, number.owner = (partial(valued, owner),), owner
         return number
 
     changed: list[tuple[nn.Module, str, Any]] = []
     try:
         for path, module in network.named_modules():
             for name, value in list(module.__dict__.items()):
-                if name.startswith("_") or name == "training":
+                kind = type(value)
+                if (kind is not int and kind is not tuple and kind is not list) or name.startswith("_"):
                     continue
                 tracked: Any = None
-                if type(value) is int:
+                if kind is int:
                     tracked = tracking(value, path, name, None)
-                elif type(value) in (tuple, list) and value and all(type(v) is int for v in value):
-                    tracked = type(value)(tracking(v, path, name, i) for i, v in enumerate(value))
+                elif value and all(type(v) is int for v in value):
+                    tracked = kind(tracking(v, path, name, i) for i, v in enumerate(value))
                 if tracked is not None:
                     changed.append((module, name, value))
                     module.__dict__[name] = tracked

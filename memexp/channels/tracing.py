@@ -34,6 +34,7 @@ from memexp.channels.tensors import tensors_of
 from memexp.channels.unwritten import unwritten
 from memexp.modes import evaluating
 
+PLAIN = frozenset({int, float, bool, str, type(None)})  # most of an operation's arguments
 # carried out in smaller operations, among them a number that follows from a length: a scale from that of a head
 WHOLE = {scaled_dot_product_attention: torch.ops.aten.scaled_dot_product_attention.default}
 ARITHMETIC = {
@@ -172,11 +173,12 @@ class _Operations(TorchDispatchMode):
 
 def _note(tape: Tape, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     """What the operation's rule says of its outputs."""
-    tensors = _tensors((args, kwargs))
-    known = [tape.known(tensor) for tensor in tensors]
+    known = [*map(tape.known, _tensors((args, kwargs)))]
+    active = False
     for one in known:
         tape.used(one)
-    if any(one.activation for one in known):
+        active |= one.activation
+    if active:
         for tensor in _tensors(out):
             tape.known(tensor).activation = True
             if tensor._base is not None:  # written into a part of it
@@ -184,7 +186,7 @@ def _note(tape: Tape, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     marked = [one for one in known if one.planes]
     if not marked:
         return
-    if all(one.constant for one in marked) and not any(one.activation for one in known):
+    if not active and all(one.constant for one in marked):
         for tensor in _tensors(out):
             tape.known(tensor).constant = True
     if tape.transformed:
@@ -210,13 +212,20 @@ def _note(tape: Tape, func: Any, args: Any, kwargs: Any, out: Any) -> None:
 
 def _tensors(value: Any) -> list[Tensor]:
     """All tensors in it, in order."""
+    found: list[Tensor] = []
+    _gather(value, found)
+    return found
+
+
+def _gather(value: Any, found: list[Tensor]) -> None:
     if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, list | tuple):
-        return []
-    return [tensor for item in value if isinstance(item, Tensor | list | tuple | dict) for tensor in _tensors(item)]
+        found.append(value)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            if type(item) not in PLAIN:
+                _gather(item, found)
+    elif isinstance(value, dict):
+        _gather([*value.values()], found)
 
 
 def _place() -> str:
