@@ -2,7 +2,6 @@
 
 import json
 import re
-import signal
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from memexp.cli import main
 from memexp.config import ConfigError
 from memexp.report import collect, tables
 from memexp.stages import foresee
-from memexp.training.signals import Interrupted
 
 pytestmark = pytest.mark.usefixtures("unrendered", "untimed")
 
@@ -37,18 +35,21 @@ def test_the_batch_that_steps_take_is_recorded_and_what_they_leave_out_is_said(
     )
 
 
-def test_a_budget_is_planned_for_the_batch_that_steps_take(tmp_path, monkeypatch):
-    """It was for the one that was asked for: every plan that was looked at had 50 batches of 200 images in a step."""
+def test_a_budget_is_planned_for_the_batch_that_steps_take_and_advice_is_of_it(tmp_path, monkeypatch):
+    """Both were for the one that was asked for: every plan that was looked at had 50 batches of 200 images in a step."""
     seen = []
 
     def planned_for(cfg, *_):
         seen.append((cfg.batch_size, cfg.accumulate))
-        raise Interrupted(signal.SIGTERM)
+        raise MemoryError
 
     monkeypatch.setattr("memexp.memory.planned.set_up", planned_for)
-    with pytest.raises(Interrupted):
+    monkeypatch.setattr(
+        "memexp.memory.advice.after_out_of_memory", lambda cfg, *_: seen.append((cfg.batch_size, cfg.accumulate)) or ""
+    )
+    with pytest.raises(MemoryError):
         run(tmp_path, *RESNET, *DATA, "backprop=budget", "batch_size=200", "accumulate=50")
-    assert seen == [(96, 1)]
+    assert seen == [(96, 1), (96, 1)]
 
 
 def test_what_is_not_as_asked_for_is_said(tmp_path, monkeypatch, caplog):
