@@ -19,8 +19,9 @@ from omegaconf import OmegaConf
 
 from memexp.choices import STARTS
 from memexp.config import ConfigError, compose, compose_unchecked, config_hash
+from memexp.lock import in_use
 from memexp.overriding import quoted
-from memexp.record import SCHEMA, in_use, read_json, write_json
+from memexp.record import SCHEMA, read_json, write_json
 
 DISCARDED = ("nan", "oom")  # statuses after which going on from the checkpoint would end the same way
 

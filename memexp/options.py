@@ -21,6 +21,8 @@ from memexp.schema import (
     is_bytes,
 )
 
+STEPS = Rule("either whole, in steps, or below 1, a share of them", lambda value: value < 1 or value % 1 == 0)
+
 
 @dataclass
 class Memory:
@@ -47,7 +49,7 @@ class Tune:
     epochs: Positive
     max_steps: Positive | None
     lr: PositiveFloat
-    warmup: NonNegative
+    warmup: Annotated[NonNegative, STEPS]
     scratch: bool
 
 
@@ -203,7 +205,7 @@ class Adam(Optimizer):
 class OwnSchedule:
     """What every schedule has, one of the user's own included."""
 
-    warmup: NonNegative
+    warmup: Annotated[NonNegative, STEPS]
 
 
 @dataclass
@@ -213,7 +215,7 @@ class Schedule(OwnSchedule):
 
 @dataclass
 class StepSchedule(Schedule):
-    milestones: list[PositiveFloat]
+    milestones: list[Annotated[PositiveFloat, STEPS]]
     gamma: PositiveFloat
 
 

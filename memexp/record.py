@@ -4,7 +4,6 @@ Every file is either appended to a line at a time or written aside and renamed, 
 leaves nothing half written.
 """
 
-import fcntl
 import json
 import logging
 import math
@@ -18,6 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from memexp.environment import environment
+from memexp.lock import Lock
 from memexp.sequence import STAGES
 from memexp.units import shown_figure
 from memexp.visible import visible
@@ -104,21 +104,6 @@ def _refuse_link(path: Path) -> None:
         raise RunDirectoryError(f"{path} is a symbolic link, and nothing is written through one; remove it.")
 
 
-def in_use(path: Path) -> bool:
-    """Whether a run holds the lock of this directory."""
-    try:
-        lock = os.open(path / ".lock", os.O_RDWR)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(lock)
-    return False
-
-
 def read_json(path: Path) -> dict[str, Any] | None:
     """What `path` holds, or None where there is no readable JSON object. Numbers that are not finite are null, as written."""
     try:
@@ -134,7 +119,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
-        self._lock: int | None = None
+        self._lock = Lock(path / ".lock")
         self._handler: logging.Handler | None = None
 
     def __enter__(self) -> Self:
@@ -143,23 +128,20 @@ class RunDirectory:
             for name in sorted(os.listdir(self.path)):
                 if any(fnmatchcase(name, pattern) for pattern in OPENED):
                     _refuse_link(self.path / name)
-            self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            self._lock.take()
+        except BlockingIOError as error:
+            raise RunDirectoryError(
+                f"the run directory {self.path} is in use by another run; wait for it, or choose another directory."
+            ) from error
         except OSError as error:
             raise RunDirectoryError(
                 f"the run directory {self.path} cannot be written: {error.strerror}. "
                 "Choose another with hydra.run.dir=DIR, or run from a directory that you may write."
             ) from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._lock)
-            raise RunDirectoryError(
-                f"the run directory {self.path} is in use by another run; wait for it, or choose another directory."
-            ) from error
-        try:
             self._handler = logging.FileHandler(self.path / "train.log", encoding="utf-8")
         except OSError as error:
-            os.close(self._lock)
+            self._lock.release()
             raise RunDirectoryError(f"{self.path}/train.log cannot be written: {error.strerror}.") from error
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(self._handler)
@@ -171,8 +153,7 @@ class RunDirectory:
         if self._handler is not None:
             log.removeHandler(self._handler)
             self._handler.close()
-        if self._lock is not None:
-            os.close(self._lock)
+        self._lock.release()
 
     @property
     def results(self) -> dict[str, Any] | None:

@@ -51,11 +51,16 @@ def remember(current: Run) -> bool:
     """What the stages before a resumed one have measured, into the results of the whole; whether one of them has trained."""
     results = current.results
     results["steps"], results["epochs"] = current.steps_before, current.epochs_before
+    plan = results["strategy"].get("stage")  # of a budget: that of the stage under way was made and is kept
+    planned = plan is not None and plan not in {figures["key"] for figures in current.finished}
     for figures in current.finished:
         results["time"]["stages"][figures["key"]] = figures.get("seconds")
         if "memory" in figures:  # of the last stage that has trained, as in a run that was never stopped
             results["memory"] = dict(figures["memory"])
             results["time"] |= figures["time"]
+            results["effective_batch_size"] = figures.get("effective_batch_size")
+            if not planned:
+                results["strategy"] = dict(figures.get("strategy") or {})
     return any("memory" in figures for figures in current.finished)
 
 
@@ -83,9 +88,7 @@ def estimated_peak(current: Run) -> int | None:
     if current.cfg.backprop.name == "budget":
         return None  # its plan is an estimate already, made with times that are measured
     try:
-        accumulate = min(current.cfg.accumulate, len(current.splits.train))
-        taken = {"batch_size": current.batch_size, "accumulate": accumulate}  # by each step
-        return int(estimate(OmegaConf.merge(current.cfg, taken), current.edits)["peak"])  # type: ignore[arg-type]
+        return int(estimate(current.taken(current.cfg), current.edits)["peak"])
     except Exception as error:  # a user's own network may do anything; the run does not depend on its estimate
         log.warning("memory: no estimate, as the network cannot be traced without data: %s", error)
         return None

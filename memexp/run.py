@@ -282,6 +282,7 @@ def _advice(cfg: DictConfig, strategy: Mapping[str, Any], current: Run | None) -
         ran = strategy if current and strategy.get("stage") == current.key else {}
         planned = (ran.get("predicted") or {}).get("peak")
         device = distribution.choose_device(cfg.device, World.from_environment())
-        return advice.after_out_of_memory(cfg, device, edits, planned)
+        taken = cfg if current is None else current.taken(cfg)
+        return advice.after_out_of_memory(taken, device, edits, planned)
     except Exception as error:  # what happened matters more than what to do about it
         return f"no estimate of what would fit: {error}"

@@ -173,6 +173,12 @@ RANDOM = ["model=resnet", "prune=random", "prune.ratio=0.3"]
         (["="], "'=' is not an override (key=value)"),
         (["max_steps=3", "schedule.warmup=4"], "schedule.warmup: 4 steps are more than max_steps=3"),
         (["tune.max_steps=3", "tune.warmup=4"], "tune.warmup: 4 steps are more than tune.max_steps=3"),
+        (
+            ["schedule.warmup=1.5"],
+            "schedule.warmup: 1.5 is not allowed; it takes a finite number at least 0 and either whole",
+        ),
+        (["tune.warmup=2.5"], "tune.warmup: 2.5 is not allowed"),
+        (["schedule=step", "schedule.milestones=[0.5,3.7]"], "schedule.milestones: [0.5, 3.7] is not allowed"),
         ([f"name={'n' * 300}"], "is longer than the 255 bytes"),
         ([f"name='a/{'é' * 200}'"], "is longer than the 255 bytes"),
         (["name='a\tb'"], r"name: 'a\tb' is not allowed"),

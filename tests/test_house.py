@@ -26,6 +26,7 @@ LINES = [
         "dataset_options",
         "choices",
         "environment",
+        "lock",
         "record",
         "recorded",
         "unread",

@@ -1,10 +1,12 @@
 import json
 import os
+import socket
 
 import pytest
 
 from memexp import recorded
 from memexp.config import ConfigError
+from memexp.lock import in_use
 from memexp.paths import from_here
 from memexp.record import RunDirectory, RunDirectoryError, read_json, summary, write_json
 
@@ -29,6 +31,23 @@ def test_a_directory_in_use_is_refused_and_free_again_afterwards(tmp_path):
         pass
     with RunDirectory(tmp_path):
         pass
+
+
+def test_a_directory_is_free_once_its_process_has_ended_whatever_it_had_forked(tmp_path):
+    """Those that decode images outlive a process that is killed, and a run that was gone on with at once was refused."""
+    here, there = socket.socketpair()
+    with here, there:
+        with RunDirectory(tmp_path):
+            if (child := os.fork()) == 0:
+                there.send(b"begun")
+                there.recv(1)
+                os._exit(0)
+            here.recv(5)
+            assert in_use(tmp_path)
+        free = not in_use(tmp_path)
+        here.send(b".")
+        os.waitpid(child, 0)
+    assert free
 
 
 def test_a_directory_that_cannot_be_made_is_named(tmp_path):

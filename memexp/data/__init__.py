@@ -39,12 +39,17 @@ def load(
 
 def foresee(settings: Any) -> None:
     """Raises DataError for what can be told of a data set before an image is read: no folder, or none that is laid out as it
-    has to be, dataset.classes that it does not have, a dataset.limit below their number. Of a user's own only its maker knows.
+    has to be, a size that its images do not have, dataset.classes that it does not have, a dataset.limit below their number.
+    Of a user's own only its maker knows.
     """
-    names = None if "_target_" in settings else class_names(settings)
-    if names is not None:
-        numbers = class_numbers(settings.classes, tuple(names)) if settings.classes else range(len(names))
-        check_limit(*_limit(settings, "train"), len(numbers))
+    if "_target_" in settings:
+        return
+    names, chosen = class_names(settings), settings.classes
+    if names is not None and chosen:
+        class_numbers(chosen, tuple(names))
+    known = CLASSES[settings.name] if names is None else len(names)
+    for split in ("train", "test") if names is None or settings.name == "digits" else ("train",):
+        check_limit(*_limit(settings, split), len(chosen or range(known)))  # of folders, those of test may be fewer
 
 
 def describe(settings: Any, notes: list[str] | None = None) -> tuple[int, tuple[int, int, int]]:

@@ -12,11 +12,17 @@ from memexp.data.errors import DataError
 BYTES = 8  # the type code of unsigned bytes, the only type that images and labels have
 
 
-def read(folder: Path, name: str, dimensions: int) -> np.ndarray:
-    """The array in folder/name or folder/name.gz. Raises DataError naming a file that is not there or not sound."""
+def find(folder: Path, name: str) -> Path:
+    """folder/name or folder/name.gz. Raises DataError where neither is there."""
     path = next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
     if path is None:
         raise DataError(f"{folder / name}: there is no such file, nor {name}.gz")
+    return path
+
+
+def read(folder: Path, name: str, dimensions: int) -> np.ndarray:
+    """The array in folder/name or folder/name.gz. Raises DataError naming a file that is not there or not sound."""
+    path = find(folder, name)
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:

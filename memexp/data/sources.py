@@ -16,6 +16,7 @@ from memexp.data.errors import DataError, reason, shown
 from memexp.data.selection import class_numbers
 
 FASHION_MNIST = "FashionMNIST/raw/*-ubyte(.gz)"
+FASHION_FILES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "fashion_mnist": 10}
 
 
@@ -97,6 +98,10 @@ def _cifar_folders(settings: Any, root: Path) -> tuple[str, ...]:
 
 def _cifar_classes(settings: Any) -> Sequence[str] | None:
     _, root, authors = _cifar_place(settings)
+    if authors and settings.image_size != 32:
+        raise DataError(
+            f"dataset.image_size: {settings.image_size} is not the 32 of the authors' files in {shown(root)}; set 32"
+        )
     return None if authors else _cifar_folders(settings, root)
 
 
@@ -125,10 +130,9 @@ def fashion_mnist(settings: Any) -> Arrays:
             FashionMNIST(str(root), download=True)
         except (RuntimeError, OSError) as error:
             raise DataError(f"{root}: Fashion-MNIST cannot be downloaded there ({reason(error)})") from error
-    size = settings.image_size
+    size, folder = settings.image_size, _fashion_folder(root)
     if size < 28:
         raise DataError(f"dataset.image_size: {size} is less than the 28 that Fashion-MNIST's images have")
-    folder = next((f for f in (root / "FashionMNIST" / "raw", root / "raw") if f.is_dir()), root)
 
     def make(split: str) -> Part:
         images = idx.read(folder, f"{split}-images-idx3-ubyte", 3)
@@ -144,6 +148,20 @@ def fashion_mnist(settings: Any) -> Arrays:
         return Arrays(make("train"), make("t10k"), tuple(FashionMNIST.classes))
     except DataError as error:
         raise DataError(f"{error}; get it again with dataset.download=true") from error
+
+
+def _fashion_folder(root: Path) -> Path:
+    return next((f for f in (root / "FashionMNIST" / "raw", root / "raw") if f.is_dir()), root)
+
+
+def _check_fashion(settings: Any) -> None:
+    """Raises DataError for a file that is not there."""
+    root = search_root(settings, FASHION_MNIST)
+    for name in () if settings.download else FASHION_FILES:
+        try:
+            idx.find(_fashion_folder(root), f"{name}-ubyte")
+        except DataError as error:
+            raise DataError(f"{error}; get it with dataset.download=true") from error
 
 
 def synthetic(settings: Any) -> Arrays:
@@ -223,7 +241,7 @@ def class_names(settings: Any) -> Sequence[str] | None:
     if settings.name.startswith("cifar"):
         return _cifar_classes(settings)
     if settings.name == "fashion_mnist":
-        search_root(settings, FASHION_MNIST)
+        _check_fashion(settings)
         return None
     return folders.find(search_root(settings, folders.LAYOUT), [], bool(settings.classes)).classes
 

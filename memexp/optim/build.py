@@ -59,7 +59,8 @@ def _sgd(settings: Any, groups: list[dict[str, Any]]) -> Optimizer:
 
 
 def _adamw(settings: Any, groups: list[dict[str, Any]]) -> Optimizer:
-    return kernels.AdamW(groups, settings.lr, tuple(settings.betas), settings.eps, **_kernel(groups))
+    betas = float(settings.betas[0]), float(settings.betas[1])  # torch takes no whole numbers
+    return kernels.AdamW(groups, settings.lr, betas, settings.eps, **_kernel(groups))
 
 
 def _ranger(settings: Any, groups: list[dict[str, Any]]) -> Optimizer:

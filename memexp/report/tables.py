@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from memexp.record import in_use
+from memexp.lock import in_use
 from memexp.report.changes import kept, split_of
 from memexp.report.collect import Figure, Group, Run, number, over, repeats
 from memexp.report.experiments import about

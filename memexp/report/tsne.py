@@ -1,5 +1,6 @@
 """t-SNE (van der Maaten and Hinton 2008): the last layer's features of test images in two dimensions."""
 
+import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
@@ -52,8 +53,7 @@ def features(network: nn.Module, batches: Batches, images: int = IMAGES) -> tupl
 
 def draw(points: Tensor, labels: Tensor, classes: tuple[str, ...], run: Run, seed: int = 0) -> Figure:
     """The features of the network of `run` in two dimensions, coloured by class."""
-    perplexity = min(30.0, (len(points) - 1) / 3)
-    plane = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(points.numpy())
+    plane = _plane(points, seed)
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.subplots()
     colours = colormaps["tab10" if len(classes) <= 10 else "tab20"]
@@ -65,3 +65,18 @@ def draw(points: Tensor, labels: Tensor, classes: tuple[str, ...], run: Run, see
     axes.set(xticks=[], yticks=[])
     entitle(figure, f"Last layer's features of {len(points)} test images, t-SNE", [run])
     return figure
+
+
+def _plane(points: Tensor, seed: int) -> np.ndarray:
+    """(n, 2). A dead network gives all images the same features, of which no principal components can be taken: scikit-learn
+    would divide by their deviation of 0, and crash.
+    """
+    if len(points) < 2:
+        return np.zeros((len(points), 2), np.float32)
+    spread = points - points.mean(0)
+    largest = spread.abs().max()
+    init = "pca" if largest > 0 and points.shape[1] > 1 else "random"
+    perplexity = min(30.0, (len(points) - 1) / 3)
+    scaled = (spread / largest if largest > 0 else spread).numpy()
+    found: np.ndarray = TSNE(perplexity=perplexity, init=init, random_state=seed).fit_transform(scaled)
+    return found

@@ -103,6 +103,13 @@ class Run:
         """Images of one forward pass in each process: as given, or its share of all that there are."""
         return min(int(self.cfg.batch_size), self.splits.train.images // self.world.size)
 
+    def taken(self, cfg: DictConfig) -> DictConfig:
+        """`cfg` with the images and the batches that a step takes: those that there are, where fewer than it asks for."""
+        accumulate = min(int(cfg.accumulate), len(self.splits.train))
+        merged = OmegaConf.merge(cfg, {"batch_size": self.batch_size, "accumulate": accumulate})
+        assert isinstance(merged, DictConfig)
+        return merged
+
     @property
     def parameters(self) -> int:
         """Of the network as it stands."""

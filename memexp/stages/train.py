@@ -25,6 +25,7 @@ from memexp.training.distribution import World
 from memexp.training.graphed import Graphed, check_recordable
 from memexp.training.loop import Trainer
 from memexp.training.monitor import strategy_monitor
+from memexp.training.precision import Precision
 from memexp.training.profile import Trace
 from memexp.units import shown_bytes
 
@@ -32,12 +33,13 @@ log = logging.getLogger("memexp")
 
 
 def foresee(cfg: DictConfig) -> None:
-    """Raises ConfigError for a device that is not there, and for what it cannot do: compiled or recorded steps, a limit that is
-    held, snapshots.
+    """Raises ConfigError for a device that is not there, and for what it cannot do: TF32, compiled or recorded steps, a limit
+    that is held, snapshots.
     """
     world = World.from_environment()
     try:
         device = distribution.choose_device(cfg.device, world)
+        Precision(cfg.precision.name, device).check()
         if cfg.compile:
             check_compiler(device.type)
     except ValueError as error:
@@ -126,8 +128,9 @@ def carry_out(run: Run, cfg: DictConfig | None = None) -> dict[str, Any]:
         "epochs": trainer.epochs,
         "precise_batchnorm": trainer.precise,
         "memory": dict(run.results["memory"]),
-        "time": trainer.timing(),
+        "time": {key: found for key, found in run.results["time"].items() if key in (*trainer.timing(), "utilisation")},
         "strategy": dict(run.results["strategy"]),
+        "effective_batch_size": run.results["effective_batch_size"],
     }
     run.finish(figures, training)
     return figures
@@ -156,14 +159,13 @@ def trainer_for(run: Run, cfg: DictConfig, total: int | None = None) -> Trainer:
             "warning: accumulate=%d, but an epoch has %d batches: each step takes the %d that there are",
             *(cfg.accumulate, batches, batches),
         )
-    accumulated, images = min(cfg.accumulate, batches), run.splits.train.images
-    whole = run.batch_size * run.world.size
+    accumulated, whole = min(cfg.accumulate, batches), run.batch_size * run.world.size
     run.results["effective_batch_size"] = whole * accumulated
     log.info(
         "effective batch size: %d images per forward x %d accumulated x %d processes = %d; lr as given: %g",
         *(run.batch_size, accumulated, run.world.size, whole * accumulated, cfg.optimizer.lr),
     )
-    if left := images - whole * accumulated * (batches // accumulated):
+    if left := (images := run.splits.train.images) - whole * accumulated * (batches // accumulated):
         log.info(
             "data: each epoch leaves out %d of the %d training images, others each time: they fill no step",
             left,
@@ -233,9 +235,9 @@ def _plan(run: Run, cfg: DictConfig, trainer: Trainer) -> dict[str, Any]:
     batch = next(iter(run.splits.train.epoch(0)))
     strategy = run.results["strategy"] if run.results["strategy"].get("stage") == run.key else {}
     with run.meter.aside():
-        made = trainer.recipe
+        made, taken = trainer.recipe, run.taken(cfg)
         beside = 0 if run.device.type == "cpu" else storage_bytes(_beside(run, made))
-        found = planned.set_up(cfg, run.network, made.loss_fn, batch, made.precision, strategy, run.edits, beside)
+        found = planned.set_up(taken, run.network, made.loss_fn, batch, made.precision, strategy, run.edits, beside)
     shared = distribution.agreed(found | {"stage": run.key}, run.world)
     planned.follow(run.network, shared)
     hold_to_budget(cfg, shared, beside, run.device)

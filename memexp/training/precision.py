@@ -25,14 +25,20 @@ class Precision:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
+    def check(self) -> None:
+        """Raises ValueError for `tf32` on a device that has none."""
+        if self.name == "tf32" and (
+            self.device.type != "cuda" or torch.cuda.get_device_capability(self.device) < AMPERE
+        ):
+            raise ValueError(f"precision: 'tf32' needs an NVIDIA GPU of Ampere or later, not {self.device}; use fp32")
+
     def set_up(self) -> None:
         """Sets how this process computes with float32 from now on, whatever was set before: TF32 for `tf32`, else IEEE.
 
-        Raises ValueError for `tf32` on a device that has none.
+        Raises ValueError as `check` does.
         """
+        self.check()
         tf32 = self.name == "tf32"
-        if tf32 and (self.device.type != "cuda" or torch.cuda.get_device_capability(self.device) < AMPERE):
-            raise ValueError(f"precision: 'tf32' needs an NVIDIA GPU of Ampere or later, not {self.device}; use fp32")
         backends: Any = torch.backends
         for level in (backends, backends.cudnn, backends.mkldnn, backends.mkldnn.conv, backends.mkldnn.rnn):
             level.fp32_precision = "none"  # what stands at a wider level holds where a narrower one says nothing

@@ -159,6 +159,33 @@ def test_a_damaged_file_of_fashion_mnist_is_named(fashion, name, change, message
         load("fashion_mnist", fashion[0])
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("limit=9", "limit: 9 images cannot cover 10 classes"),
+        ("test_limit=9", "test_limit: 9 images cannot cover 10 classes"),
+        ("root=.", r"train-images-idx3-ubyte: there is no such file"),
+    ],
+)
+def test_what_can_be_told_of_the_authors_files_is_told_before_they_are_read(fashion, cifar, override, message):
+    """It was told once the run had its directory, as a run that failed."""
+    for group, root in (("fashion_mnist", fashion[0]), (cifar[0], cifar[1])):
+        data.foresee(memexp.compose(["model=vgg16", f"dataset={group}", f"dataset.root={root}"]).dataset)
+    cfg = memexp.compose(["model=resnet", "dataset=fashion_mnist", f"dataset.root={fashion[0]}", f"dataset.{override}"])
+    with pytest.raises(DataError, match=message):
+        data.foresee(cfg.dataset)
+    if "limit" in override:
+        cfg = memexp.compose(["model=resnet", f"dataset={cifar[0]}", f"dataset.root={cifar[1]}", f"dataset.{override}"])
+        with pytest.raises(DataError, match=message.replace("10", "100?")):
+            data.foresee(cfg.dataset)
+
+
+def test_an_image_size_that_the_authors_files_do_not_have_is_told_before_they_are_read(cifar):
+    cfg = memexp.compose(["model=resnet", f"dataset={cifar[0]}", f"dataset.root={cifar[1]}", "dataset.image_size=64"])
+    with pytest.raises(DataError, match="image_size: 64 is not the 32 of the authors' files"):
+        data.foresee(cfg.dataset)
+
+
 def test_a_packed_file_cut_short_is_named(tmp_path):
     content = gzip.compress(bytes(1000))
     for bad in (content[:-9], b"not packed", content[:10] + b"\xff" * 8 + content[18:]):

@@ -47,6 +47,20 @@ def test_d13_a_step_takes_the_same_bytes_with_and_without_data(overrides, precis
     assert len(real.timeline) == len(fake.timeline)
 
 
+@pytest.mark.parametrize(
+    ("name", "whole"),
+    [("sgd", ["lr=1", "momentum=0"]), ("adamw", ["betas=[0,0.99]", "eps=1"]), ("ranger", ["betas=[0,0]", "eps=1"])],
+)
+def test_numbers_may_be_whole_ones(name, whole):
+    """As a person writes beta1=0: AdamW refused it in torch's words, once the run had its directory."""
+    cfg = memexp.compose([f"optimizer={name}", "optimizer.lookahead.k=1", *(f"optimizer.{option}" for option in whole)])
+    network = nn.Linear(3, 3)
+    optimizer = optim.build(cfg.optimizer, network)
+    network(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    assert all(torch.isfinite(p).all() for p in network.parameters())
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_d13_the_fused_kernel_takes_no_memory_of_its_own(name):
     """foreach, which torch takes on CUDA, makes a copy of all gradients."""

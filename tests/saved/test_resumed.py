@@ -160,12 +160,14 @@ def test_an_extension_that_was_killed_before_it_had_saved_anything_is_not_forgot
 
 def test_what_was_measured_before_a_kill_stays_in_the_record(run):
     before = json.loads((run / "results.json").read_text())
+    before["strategy"] = {"inverse_error": 1e-6}
     state = torch.load(run / "checkpoints/train.pt", weights_only=True) | {"training": None}
     del state["checksums"]
+    state["stages"][0]["strategy"] = before["strategy"]
     torch.save(state, run / "checkpoints/last.pt")  # as if it had been killed right behind its training
-    edit(run / "results.json", status="running")
+    edit(run / "results.json", status="running", strategy={}, effective_batch_size=None)
     after = saved.resume(run)
-    for key in ("steps", "epochs", "parameters", "macs", "accuracy", "memory"):
+    for key in ("steps", "epochs", "parameters", "macs", "accuracy", "memory", "strategy", "effective_batch_size"):
         assert after[key] == before[key], key
     assert after["time"]["step_median"] == before["time"]["step_median"]
     assert after["time"]["stages"]["train"] == before["time"]["stages"]["train"]

@@ -53,6 +53,20 @@ def test_pictures_are_drawn_after_the_epochs_asked_for_and_tuning_draws_its_own(
     assert all(torch.equal(seen[-1][name], best["deployed"][name]) for name in found)
 
 
+@pytest.mark.parametrize(
+    "features",
+    [torch.randn(5, 1), torch.randn(1, 8), torch.full((5, 8), 0.5), torch.randn(5, 8) * 1e-30],
+    ids=["one feature", "one image", "all the same", "nearly"],
+)
+def test_features_that_have_no_principal_components_are_drawn(features, monkeypatch):
+    """Those of a dead network ended the process in scikit-learn, behind its training and before it was saved."""
+    monkeypatch.setattr(tsne, "entitle", lambda *_: None)
+    figure = tsne.draw(features, torch.arange(len(features)) % 2, ("a", "b"), run)
+    found = torch.cat([torch.tensor(drawn.get_offsets().data) for drawn in figure.axes[0].collections])
+    assert found.shape == (len(features), 2)
+    assert torch.isfinite(found).all()
+
+
 def test_a_picture_of_features_that_there_are_not_is_refused_before_training(tmp_path):
     network = ["model=torchvision", "model.arch=squeezenet1_1", "dataset.image_size=64", *DATA]
     with pytest.raises(ConfigError, match=r"report\.tsne: the network has no linear layer"):

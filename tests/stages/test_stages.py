@@ -35,6 +35,23 @@ def test_the_batch_that_steps_take_is_recorded_and_what_they_leave_out_is_said(
     )
 
 
+def test_a_budget_is_planned_for_the_batch_that_steps_take_and_advice_is_of_it(tmp_path, monkeypatch):
+    """Both were for the one that was asked for: every plan that was looked at had 50 batches of 200 images in a step."""
+    seen = []
+
+    def planned_for(cfg, *_):
+        seen.append((cfg.batch_size, cfg.accumulate))
+        raise MemoryError
+
+    monkeypatch.setattr("memexp.memory.planned.set_up", planned_for)
+    monkeypatch.setattr(
+        "memexp.memory.advice.after_out_of_memory", lambda cfg, *_: seen.append((cfg.batch_size, cfg.accumulate)) or ""
+    )
+    with pytest.raises(MemoryError):
+        run(tmp_path, *RESNET, *DATA, "backprop=budget", "batch_size=200", "accumulate=50")
+    assert seen == [(96, 1), (96, 1)]
+
+
 def test_what_is_not_as_asked_for_is_said(tmp_path, monkeypatch, caplog):
     caplog.set_level("WARNING", "memexp")
     run(tmp_path / "run", *RESNET, *DATA, "accumulate=50", "ema=0.5", "max_steps=500")
@@ -113,6 +130,7 @@ def test_a_job_of_a_sweep_that_is_refused_so_keeps_a_record_of_it(tmp_path):
         (["model=torchvision", "model.arch=resnet19"], "nearest: resnet18"),
         (["model=torchvision", "model.arch=alexnet"], "cannot take images of 32x32"),
         (["device=gpu"], "device: 'gpu' is not to be had here"),
+        (["precision=tf32", "device=cpu"], "precision: 'tf32' needs an NVIDIA GPU of Ampere or later, not cpu"),
     ],
 )
 def test_what_cannot_be_built_is_foreseen(overrides, said):
