@@ -9,21 +9,32 @@ from typing import Any
 import torch
 
 aten = torch.ops.aten
-OF_PRODUCTS = {aten._trilinear, aten.affine_grid_generator, aten.linalg_pinv}
-KEYS = {"cpu": torch._C.DispatchKey.AutocastCPU, "cuda": torch._C.DispatchKey.AutocastCUDA}
+# by what each is called; some devices' autocast knows that, and has cast, for all that it is made of
+OF_PRODUCTS = {
+    aten._trilinear: "aten::bilinear",
+    aten.affine_grid_generator: "aten::affine_grid_generator",
+    aten.linalg_pinv: "aten::linalg_pinv",
+}
 
 
 def done(func: Any, args: Any, kwargs: Any) -> Any:
     """`func(*args, **kwargs)`, called by a mode's `__torch_dispatch__`."""
-    if func._overloadpacket not in OF_PRODUCTS:
+    called = OF_PRODUCTS.get(func._overloadpacket)
+    if called is None:
         return func(*args, **kwargs)
+    kind = args[0].device.type
     with torch._C._RestorePythonTLSSnapshot():  # type: ignore[attr-defined]  # as it was where the operation was called
-        keys = [key for kind, key in KEYS.items() if torch.is_autocast_enabled(kind)]
-    exclude = torch._C._dispatch_tls_set_dispatch_key_excluded
+        cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    name = f"Autocast{torch._C._dispatch_key_for_device(kind)}"
+    if not cast or torch._C._dispatch_has_kernel_for_dispatch_key(called, name):
+        return func(*args, **kwargs)
+    key = torch._C._dispatch_key_parse(name)
+    exclude, off = (
+        torch._C._dispatch_tls_set_dispatch_key_excluded,
+        torch._C._dispatch_tls_is_dispatch_key_excluded(key),
+    )
+    exclude(key, False)
     try:
-        for key in keys:
-            exclude(key, False)
         return func(*args, **kwargs)
     finally:
-        for key in keys:
-            exclude(key, True)
+        exclude(key, off)
