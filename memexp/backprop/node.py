@@ -295,5 +295,6 @@ class _Recompute(torch.autograd.Function):
         if node.escaping and not node.call.rounding and not torch._C._autograd._get_current_graph_task_keep_graph():
             ctx.node = None  # which may hold what the graph of what has escaped leads to (exact's faults need it)
         grads = (*found, *of_context, *[of_parameters.get(id(p)) for p in node.parameters])
-        unheard(ctx.next_functions, grads, ctx.hooks)
+        if any([grad is None for grad in grads]):
+            unheard(ctx.next_functions, grads, ctx.hooks)
         return None, None, *grads
