@@ -11,7 +11,9 @@ What the first pass depended on beside its inputs is recorded, and put in place 
 * train or eval mode of every module;
 * buffers: normalisation layers in training mode normalise with the batch's statistics again and move none, so running
   statistics move once per training step; buffers of other modules that the first pass changed (power iterations of a
-  spectral norm, running statistics that a layer of one's own reads in training, say) are seen as they were before it;
+  spectral norm, running statistics that a layer of one's own reads in training, say) are seen as they were before it. Not
+  replayed: statistics of a torch norm in training mode that another module reads before it calls the norm (as convolutions
+  trained for quantization do; check=True finds it), or moves itself as well (they then move once more);
 * objects that the call hands to the steps: as they were before the first pass (objects.py);
 * attributes of a user's modules, and lists, dicts and sets there: as they were before the first pass, and before each branch
   of it (attributes.py).
