@@ -11,9 +11,8 @@ from torch.nn.utils import parametrize
 
 NOTHING: AbstractContextManager[None] = nullcontext()
 CPU = torch.device("cpu")
-Casts = list[
-    tuple[str, bool, torch.dtype]
-]  # kinds of devices, whether autocast is on for them, and to which type it casts
+# kinds of devices, whether autocast is on for them, and to which type it casts
+Casts = list[tuple[str, bool, torch.dtype]]
 # around a recomputation: among gradients in a batch (is_grads_batched) torch lets nobody draw; what is drawn again is no batch
 BATCHED = torch._C.DispatchKeySet(torch._C._parse_dispatch_key("VmapMode"))  # type: ignore[arg-type]
 

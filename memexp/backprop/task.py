@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -47,6 +48,10 @@ class Task:
     def given(self, module: nn.Module) -> Context:
         """The keywords that the module takes."""
         return taken(module, self.context) if self.context else {}
+
+    def casting(self) -> AbstractContextManager[None]:
+        """Around what autograd would do in this backward pass."""
+        return casting(self.casts) if self.casts else NOTHING
 
     def reaches(self, module: nn.Module) -> bool:
         """Whether a gradient is wanted of something that the module reads beside its input."""
@@ -107,7 +112,7 @@ class Task:
         if not (z.requires_grad and (need or wanted)):
             return value, direct
         targets: Streams = (leaf, *wanted) if need else tuple(wanted)  # type: ignore[arg-type]  # none is None
-        with casting(self.casts) if self.casts else NOTHING:
+        with self.casting():
             found = differentiate((z,), (grad if grad.dtype is z.dtype else grad.to(z.dtype),), targets, known.plain)
         dx = found[0] if need else None
         self._sum(dict(zip(map(id, wanted), found[1:] if need else found, strict=True)))
@@ -116,7 +121,7 @@ class Task:
     def pull(self, outputs: Sequence[Tensor], grads: Grads, inputs: Streams) -> Grads:
         """Vector-Jacobian product: gradients of `inputs` that need one; of all else into `..._grads`."""
         read = {name: value for name, value in self.context.items() if _is_leaf(value)} if self.context else {}
-        with casting(self.casts) if self.casts else NOTHING:
+        with self.casting():
             found = pull_back(outputs, grads, (*inputs, *read.values()), self.known)
         of_inputs = tuple(found.pop(id(x), None) for x in inputs)
         if read:
@@ -233,11 +238,13 @@ def invert(step: nn.Module, outputs: Streams, refine: int, context: Context) -> 
 def _with_hooks(step: Step, task: Task) -> Undone:
     """`step.undo`, and the step's full backward hooks as autograd would call them."""
     before, (after, _) = step._get_backward_pre_hooks(), step._get_backward_hooks()
-    for hook in before:
-        task.grads = _changed(hook(step, task.grads), task.grads)
+    with task.casting():
+        for hook in before:
+            task.grads = _changed(hook(step, task.grads), task.grads)
     undone = step.undo(task)
-    for hook in after:
-        undone.grads = _changed(hook(step, undone.grads, task.grads), undone.grads)
+    with task.casting():
+        for hook in after:
+            undone.grads = _changed(hook(step, undone.grads, task.grads), undone.grads)
     return undone
 
 

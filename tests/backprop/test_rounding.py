@@ -183,11 +183,19 @@ class Turning(nn.Module):
         return Turned.apply(x, self.weight)
 
 
+def turned(grads):
+    return tuple((grad @ torch.full((8, 8), 0.37)).float() for grad in grads)
+
+
+@pytest.mark.parametrize("hooked", [False, True])
 @pytest.mark.parametrize("backprop", ["reversible", "checkpointed"])
 @pytest.mark.parametrize("inside", [True, False])
-def test_gradients_are_cast_as_backward_is_not_as_the_first_pass_was(backprop, inside):
+def test_gradients_are_cast_as_backward_is_not_as_the_first_pass_was(backprop, inside, hooked):
     def gradients(backprop):
         chain = Chain([AdditiveCoupling(Turning(), Turning()) for _ in range(3)], backprop, exact=True)
+        if hooked:
+            chain[1].register_full_backward_pre_hook(lambda step, grads: turned(grads))
+            chain[2].register_full_backward_hook(lambda step, grads, _: turned(grads))
         x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
         with torch.autocast("cpu", torch.bfloat16):
             y, z = chain(x, x.flip(0))
