@@ -8,6 +8,7 @@ what it was made of, where ordinary backprop, in which the tensor is not there, 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -47,15 +48,16 @@ def unheard(functions: Sequence[Any], grads: Sequence[Tensor | None], hooks: Map
 
 
 def _go_below(function: Any) -> None:
-    seen, waiting = set(), [function]
+    # what has been looked at is marked by its pass: each node of a deep chain would look through all of those below
+    current, waiting = torch._C._current_graph_task_id(), [function]
     while waiting:
         function = waiting.pop()
+        if function.metadata.get(__name__) == current:
+            continue
+        function.metadata[__name__] = current
         if not function.next_functions and (leaf := getattr(function, "variable", None)) is not None:
             _reach(leaf)
-        for below, _ in function.next_functions:
-            if below is not None and below not in seen:
-                seen.add(below)
-                waiting.append(below)
+        waiting += [below for below, _ in function.next_functions if below is not None]
 
 
 def _reach(leaf: Tensor) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from memexp.backprop import AdditiveCoupling, Chain, apply
+from memexp.backprop import AdditiveCoupling, Chain, apply, unheard
 
 
 class Part(nn.Module):
@@ -116,3 +116,13 @@ def test_a_parameter_that_is_a_result_retains_its_gradient_once(backprop):
         return [p.grad for p in doubled.values()]
 
     torch.testing.assert_close(retained(backprop), retained("stored"))
+
+
+def test_what_is_below_many_nodes_is_looked_at_once_a_pass(monkeypatch):
+    network, found = apply(Deaf("a"), "checkpointed"), []
+    monkeypatch.setattr(unheard, "_reach", lambda leaf: found.append(id(leaf)))
+    for _ in range(2):
+        network(torch.ones(2, 4), []).sum().backward()
+        assert len(found) == len(set(found)) > 0
+        assert id(network.positions) in found
+        found.clear()
