@@ -122,7 +122,7 @@ USES: dict[str, Callable[[nn.Module], nn.Module]] = {
     "fuse": lambda network: fusing.fuse(network, X).network,
     "integral": lambda network: integral.convert(network, X, fold=False).discretize(0.7),
 }
-CASES = [(hold, use) for hold in HOLDS for use in USES if use in ("prune", "fuse") or hold in ("closure", "features")]
+CASES = [(hold, use) for hold in HOLDS for use in USES if use == "copy" or hold in ("closure", "features")]
 
 
 @pytest.mark.parametrize(("hold", "use"), CASES)
