@@ -61,7 +61,7 @@ def twin(network: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module
     graphs = {id(x): x.detach().clone() for x in held if isinstance(x, Tensor) and x.grad_fn is not None}
     copies = graphs | dict(memo or {})
     made = copy.deepcopy(network, copies)
-    rebind(made, copies)
+    rebind(network, copies)
     return made
 
 
