@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from memexp.channels.rebinding import replace
+from memexp.rebinding import replace
 
 
 def put(network: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:

@@ -18,14 +18,18 @@ REMADE = (FunctionType, MethodType, BuiltinMethodType, partial, _lru_cache_wrapp
 FILLED = (list, dict, nn.Module)
 
 
-def rebind(network: nn.Module, copies: Mapping[int, Any]) -> None:
-    """What was copied of `network` holds what was copied by its functions, too.
+def copy_of(network: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module:
+    """A deep copy, whose functions (attributes, hooks) are of its own modules.
 
-    copies: as copy.deepcopy leaves its memo, by id of what each is a copy of.
+    memo: by id, what takes the place of a tensor.
     """
+    copies = dict(memo or {})
+    made = copy.deepcopy(network, copies)
     originals = copies.get(id(copies))  # which deepcopy keeps alive there
-    made = [x for x in copies.values() if x is not originals and not isinstance(x, (Tensor, *REMADE))]
-    _Rebinding(network, copies, made)
+    _Rebinding(
+        network, copies, [x for x in copies.values() if x is not originals and not isinstance(x, (Tensor, *REMADE))]
+    )
+    return made
 
 
 def replace(network: nn.Module, places: Mapping[int, Any]) -> None:
