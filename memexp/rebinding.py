@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 REMADE = (FunctionType, MethodType, BuiltinMethodType, partial, _lru_cache_wrapper, weakref.ref, tuple)
 FILLED = (list, dict, nn.Module)
+HOLDING = (*REMADE, *FILLED)
+PLAIN = frozenset({bool, int, float, str, type(None)})  # most of a list of data that a function holds
 
 
 def copy_of(network: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module:
@@ -77,7 +79,7 @@ class _Rebinding:
             value = self._places[id(value)]
             if not isinstance(value, REMADE):  # a tuple was copied with the functions in it
                 return value
-        if not isinstance(value, (*REMADE, *FILLED)) or not self._holds(value):
+        if not isinstance(value, HOLDING) or not self._holds(value):
             return value
         if id(value) not in self._made:
             new = self._new(value)  # which may have been made meanwhile
@@ -92,9 +94,9 @@ class _Rebinding:
             part = waiting.pop()
             if id(part) in self._places:
                 return True
-            if isinstance(part, (*REMADE, *FILLED)) and id(part) not in self._done and id(part) not in seen:
+            if isinstance(part, HOLDING) and id(part) not in self._done and id(part) not in seen:
                 seen.add(id(part))
-                waiting += self._parts(part)
+                waiting += [held for held in self._parts(part) if type(held) not in PLAIN]
         self._done |= seen
         return False
 
