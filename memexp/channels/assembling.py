@@ -2,7 +2,7 @@
 the same dimensions of the same parameters are a group.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from memexp.channels.graph import Graph, Group, Key, Member, Number
 from memexp.channels.planes import Plane, compress, varies
 from memexp.channels.sizes import Attribute, Owner, Size
-from memexp.channels.tape import Tape, Use
+from memexp.channels.tape import Role, Tape, Use
 
 Array = NDArray[np.int64]
 
@@ -26,14 +26,15 @@ def assemble(tape: Tape) -> Graph:
     _keep_unmaskable(tape, roots)
     count = tape.atoms.count
     keys, entry = _entries(tape)
-    _keep_weighed(tape, keys, entry)
+    roles = tape.roles()
+    _keep_weighed(tape, keys, entry, roles)
     reason = np.full(count, -1)  # by root: which of the reasons, the first given
     for number, (atoms, _) in reversed(list(enumerate(tape.atoms.frozen))):
         reason[roots[atoms]] = number
     reason = reason[roots]
 
     group = _signatures(tape, keys, roots, reason < 0)
-    groups, place = _groups(tape, keys, roots, group)
+    groups, place = _groups(tape, keys, roots, group, roles)
 
     frozen: dict[tuple[str, int], str] = {}
     alone = place[roots, 0] < 0
@@ -77,14 +78,15 @@ def _signatures(tape: Tape, keys: Sequence[Sequence[Key]], roots: Array, live: N
     return group
 
 
-def _groups(tape: Tape, keys: Sequence[Sequence[Key]], roots: Array, group: Array) -> tuple[list[Group], Array]:
+def _groups(
+    tape: Tape, keys: Sequence[Sequence[Key]], roots: Array, group: Array, roles: Mapping[Key, Role]
+) -> tuple[list[Group], Array]:
     """Groups, and by root (group, channel), -1 for none."""
     nonzero, divided = np.zeros((2, len(roots)), dtype=bool)
     for marks, planes in ((nonzero, tape.nonzero), (divided, tape.divided)):
         for plane in planes:
             marks[roots[plane]] = True
 
-    roles = tape.roles()
     parts: dict[bytes, list[_Part]] = {}  # most entries have the same channels as others
     found: dict[int, tuple[Array, list[Member]]] = {}  # by number: the channels' roots, and members
     for shared in keys:
@@ -177,13 +179,12 @@ def _keep_unmaskable(tape: Tape, roots: Array) -> None:
         tape.atoms.freeze(plane[nonzero[roots[plane]]], why)
 
 
-def _keep_weighed(tape: Tape, keys: Sequence[Sequence[Key]], entry: Array) -> None:
+def _keep_weighed(tape: Tape, keys: Sequence[Sequence[Key]], entry: Array, roles: Mapping[Key, Role]) -> None:
     """Channels over which weights alone are summed stay where none of these is what makes the channel.
 
     Removed, they would change the sum, which is of weights that are there whatever the channel is: the norm of a weight is
     taken over its inputs. Where one makes the channel (the first layer of two that are given a parameter), it goes with it.
     """
-    roles = tape.roles()
 
     def makes(atom: int) -> bool:
         if entry[atom] < 0:

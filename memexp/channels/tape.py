@@ -184,20 +184,23 @@ class Tape:
         """Of each entry that has one: that of its first atom, or "out" where it also makes channels: one weight that takes
         channels and gives them back by its transpose, or that holds the queries, keys and values of an attention."""
         found: dict[int, Role] = {}  # by a plane's first atom
-        makes: set[int] = set()
+        makes = np.zeros(self.atoms.count, dtype=bool)
         for plane, role in self._roles:
             first = int(plane.flat[0])
             found.setdefault(first, role)
             if role == "out":
-                makes.add(first)
+                makes[first] = True
         for result, plane in reversed(self._followers):
             if int(result.flat[0]) in found:
                 found.setdefault(int(plane.flat[0]), found[int(result.flat[0])])
         for plane, role in self._weak:
             found.setdefault(int(plane.flat[0]), role)
-        roles = {key: found[int(atoms[0])] for key, atoms in self.entries.items() if int(atoms[0]) in found}
-        both = [k for k, role in roles.items() if role == "in" and not makes.isdisjoint(self.entries[k].tolist())]
-        return roles | dict.fromkeys(both, "out")
+        roles: dict[tuple[str, int], Role] = {}
+        for key, atoms in self.entries.items():
+            own = found.get(int(atoms[0]))
+            if own is not None:
+                roles[key] = "out" if own == "in" and makes[atoms].any() else own
+        return roles
 
     def use(self, origin: Attribute, plane: Plane, axis: int) -> None:
         """`origin` is the length of the plane's `axis`."""
