@@ -42,15 +42,17 @@ os.register_at_fork(after_in_child=Lock.leave)
 
 
 def in_use(path: Path) -> bool:
-    """Whether a run holds the lock of the directory `path`."""
+    """Whether a run holds the lock of the directory `path`, which may be another person's, to be read alone."""
     try:
-        file = os.open(path / ".lock", os.O_RDWR)
+        file = os.open(path / ".lock", os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return False
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # beside others that ask
+    except BlockingIOError:
         return True
+    except OSError:  # a file system without locks, where no run can be
+        return False
     finally:
         os.close(file)
     return False

@@ -249,7 +249,7 @@ class Obs(Prune):
 
 @dataclass
 class Entropy(Prune):
-    bins: Positive
+    bins: Annotated[int, between(1, 65536)]  # of every channel of a layer, counted at once
 
 
 @dataclass

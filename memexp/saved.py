@@ -205,10 +205,12 @@ def _check_kept(run: Path, others: Sequence[str] = ()) -> None:
 def _read(cfg: DictConfig, path: Path, name: str, overrides: Sequence[str]) -> Iterator[tuple[Run, nn.Module]]:
     """A run as its checkpoint `name` has left it, and its network as it would be deployed, at the size that overrides name."""
     from memexp.prepared import prepare
+    from memexp.stages import check_images
     from memexp.training.distribution import World
     from memexp.training.signals import StopRequest
 
     _check_there(path, name)
+    check_images(cfg)
     with StopRequest() as stop:
         own_moments = _names_moments(overrides)
         run = prepare(cfg, _ReadOnly(path), World(), stop, start=name, to_train=False, as_trained=not own_moments)

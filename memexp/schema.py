@@ -1,7 +1,6 @@
 """The checker: values against dataclasses whose annotations are types and ranges. What the keys are stands in options.py."""
 
 import difflib
-import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -9,6 +8,8 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
 from memexp.units import parse_bytes
+
+SMALLEST, LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # of float32's normal numbers
 
 
 class Rule(NamedTuple):
@@ -92,10 +93,15 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is list:
         return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+        return isinstance(value, int | float) and not isinstance(value, bool) and _in_float32(value)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
     return isinstance(value, origin or hint)
+
+
+def _in_float32(value: float) -> bool:
+    """Whether it is 0 or a normal number of what networks are computed in: others would be there as 0 or infinity."""
+    return value == 0 or SMALLEST <= abs(value) <= LARGEST
 
 
 def _words(hint: Any) -> str:
@@ -110,7 +116,9 @@ def _words(hint: Any) -> str:
         return f"a list, each {_words(arguments[0])}"
     if origin is dict:
         return "a table such as {NAME:VALUE}"
-    return {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}.get(hint, "null")
+    return {int: "a whole number", float: "a finite float32 number", bool: "true or false", str: "a text"}.get(
+        hint, "null"
+    )
 
 
 def choices(kind: type, name: str) -> list[str]:

@@ -175,10 +175,20 @@ RANDOM = ["model=resnet", "prune=random", "prune.ratio=0.3"]
         (["tune.max_steps=3", "tune.warmup=4"], "tune.warmup: 4 steps are more than tune.max_steps=3"),
         (
             ["schedule.warmup=1.5"],
-            "schedule.warmup: 1.5 is not allowed; it takes a finite number at least 0 and either whole",
+            "schedule.warmup: 1.5 is not allowed; it takes a finite float32 number at least 0 and either whole",
         ),
         (["tune.warmup=2.5"], "tune.warmup: 2.5 is not allowed"),
         (["schedule=step", "schedule.milestones=[0.5,3.7]"], "schedule.milestones: [0.5, 3.7] is not allowed"),
+        (
+            ["schedule=step", "schedule.gamma=1e300"],
+            "schedule.gamma: 1e+300 is not allowed; it takes a finite float32 number",
+        ),
+        (["distill.temperature=1e300"], "distill.temperature: 1e+300 is not allowed"),
+        (["mixup=1e-300"], "mixup: 1e-300 is not allowed"),
+        (
+            ["prune=entropy", "prune.ratio=0.5", "prune.bins=9000000000000000000"],
+            "prune.bins: 9000000000000000000 is not",
+        ),
         ([f"name={'n' * 300}"], "is longer than the 255 bytes"),
         ([f"name='a/{'é' * 200}'"], "is longer than the 255 bytes"),
         (["name='a\tb'"], r"name: 'a\tb' is not allowed"),

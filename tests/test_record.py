@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import json
 import os
 import socket
@@ -48,6 +50,32 @@ def test_a_directory_is_free_once_its_process_has_ended_whatever_it_had_forked(t
         here.send(b".")
         os.waitpid(child, 0)
     assert free
+
+
+def test_another_persons_run_is_in_use_and_who_looks_at_it_is_no_run(tmp_path, monkeypatch):
+    opened = os.open
+
+    def to_be_read(path, flags, *mode):
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, flags, *mode)
+
+    with RunDirectory(tmp_path):
+        monkeypatch.setattr(os, "open", to_be_read)
+        assert in_use(tmp_path)
+    with open(tmp_path / ".lock") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        assert not in_use(tmp_path)
+
+
+def test_where_there_are_no_locks_a_directory_is_refused_for_that_and_not_in_use(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(RunDirectoryError, match="cannot be written: No locks available"), RunDirectory(tmp_path):
+        pass
+    assert not in_use(tmp_path)
 
 
 def test_a_directory_that_cannot_be_made_is_named(tmp_path):

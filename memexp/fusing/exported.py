@@ -18,12 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from memexp.channels.comparing import difference
 from memexp.channels.hooked import duplicate
 from memexp.channels.tensors import check_values
 from memexp.fusing.flow import refuse_training
-from memexp.fusing.fused import BOUNDS, fuse, outputs
+from memexp.fusing.fused import BOUNDS, fuse, has_fields, opened, outputs
 
 SUFFIXES = (".onnx", ".pt2")
 BATCHES = (1, 3, 64)
@@ -52,7 +53,8 @@ def export(
     which are dimension 1, or the last of a sequence's (n, length, channels). preprocessing: plain data, such as size, mean and
     std. merge: how it is fused first (memexp.fusing.fuse); None leaves it as it is.
     Of a network that gives several tensors all are compared; in ONNX one alone is named scores, those of a tuple or list
-    scores_0, scores_1, ..., those of a dict by their keys ("images", which is the input, as images_).
+    scores_0, scores_1, ..., those of a dict by their keys ("images", which is the input, as images_). In the files a
+    dataclass or named tuple is a dict of its fields, as they need none of its code.
     Returns {"files": {suffix: path}, "error": {suffix: largest difference at batch 1, 3 and 64, of the largest output},
     "fused": fuse's error or None, "edits": fuse's edits}.
 
@@ -80,6 +82,8 @@ def export(
     deployed = (duplicate(network) if fused is None else fused.network).cpu().requires_grad_(False)
     images = example_input.detach().cpu()
     with torch.no_grad():
+        if any(map(has_fields, tree_leaves(deployed(images.clone()), is_leaf=has_fields))):
+            deployed = _Opened(deployed).eval()
         given = outputs(deployed, images)
     if not given:
         raise ValueError(f"{type(network).__name__} gives no tensor, so there is nothing to export")
@@ -101,6 +105,17 @@ def export(
         "fused": None if fused is None else fused.error,
         "edits": [] if fused is None else fused.edits,
     }
+
+
+class _Opened(nn.Module):
+    """A network that gives dicts where it gave dataclasses or named tuples, which a file would need their code for."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Any:
+        return opened(self.network(images))
 
 
 def _require() -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map
+from torch.utils._pytree import SUPPORTED_NODES, keystr, tree_flatten_with_path, tree_map
 
 from memexp import edits
 from memexp.backprop.untouched import untouched
@@ -190,12 +190,12 @@ def check(
 
 def outputs(network: nn.Module, batch: Inputs) -> dict[str, Tensor]:
     """The tensors that it gives, by name: scores for one alone, scores_0 in a tuple or list, its key in a dict, its field in a
-    dataclass.
+    dataclass or named tuple.
 
     Raises ValueError for an output that may hold tensors and cannot be looked into.
     """
     found: dict[str, Tensor] = {}
-    for path, leaf in tree_flatten_with_path(_opened(network(*copied(batch))))[0]:
+    for path, leaf in tree_flatten_with_path(opened(network(*copied(batch))))[0]:
         parts = re.findall(r"\w+", keystr(path))
         name = "_".join(parts if parts and not parts[0].isdigit() else ["scores", *parts])
         while name in found:  # {"a_0": y, "a": [z]}
@@ -210,15 +210,23 @@ def outputs(network: nn.Module, batch: Inputs) -> dict[str, Tensor]:
     return found
 
 
-def _opened(value: Any) -> Any:
-    """With dicts in place of dataclasses, which torch takes for leaves."""
+def opened(value: Any) -> Any:
+    """With dicts in place of dataclasses, which torch takes for leaves, and of named tuples, which its programs have not."""
 
-    def opened(leaf: Any) -> Any:
-        if not is_dataclass(leaf) or isinstance(leaf, type):
+    def by_field(leaf: Any) -> Any:
+        if not has_fields(leaf):
             return leaf
-        return {field.name: _opened(getattr(leaf, field.name)) for field in fields(leaf)}
+        names = getattr(leaf, "_fields", None) or [field.name for field in fields(leaf)]
+        return {name: opened(getattr(leaf, name)) for name in names}
 
-    return tree_map(opened, value)
+    return tree_map(by_field, value, is_leaf=has_fields)
+
+
+def has_fields(value: Any) -> bool:
+    """Whether it is a dataclass or a named tuple, of a class that torch has not been told of."""
+    if type(value) in SUPPORTED_NODES or isinstance(value, type):
+        return False
+    return is_dataclass(value) or (isinstance(value, tuple) and bool(getattr(value, "_fields", ())))
 
 
 def _rounding(network: nn.Module, batch: Inputs) -> float:

@@ -267,15 +267,18 @@ def _names(groups: Sequence[Group]) -> dict[int, str]:
 
 
 def _label(group: Group, keys: Sequence[str]) -> str:
-    """A group in a legend: groups by their option, other settings with the last part of their key, without what it has not."""
-    settings = [(key, group.first.setting(key)) for key in keys]
-    return as_it_is(
-        ", ".join(
-            str(value) if key in (*GROUPS, "arm") else f"{key.rpartition('.')[2]} {value}"
-            for key, value in settings
-            if value is not None
-        )
-    )
+    """A group in a legend: groups by their option, other settings with the last part of their key, without what it has not;
+    of one that has none of them, such as the network that is not pruned, it says that.
+    """
+    told = [
+        str(value) if key in (*GROUPS, "arm") else f"{key.rpartition('.')[2]} {value}"
+        for key in keys
+        if (value := group.first.setting(key)) is not None
+    ]
+    if keys and not told:
+        lacked = [key.rpartition(".")[2] for key in keys if "." not in key or key.partition(".")[0] not in keys]
+        told = [f"without {', '.join(lacked)}"]
+    return as_it_is(", ".join(told))
 
 
 PLOTS: dict[str, tuple[str, Callable[[Sequence[Group]], Figure | None]]] = {

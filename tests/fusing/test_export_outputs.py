@@ -38,6 +38,12 @@ OUTPUTS = {
     "list": (lambda y: [y, y.sum()], ["scores_0", "scores_1"]),
     "dict": (lambda y: {"out": y, "aux": y * 2}, ["out", "aux"]),
     "nested": (lambda y: {"a": (y, y + 1), "b": [y]}, ["a_0", "a_1", "b_0"]),
+    "a dataclass": (lambda y: Scores(y), ["y"]),
+    "a named tuple": (lambda y: Pair(y, y * 2), ["a", "b"]),
+    "named within others": (
+        lambda y: (y, {"c": Pair(Scores(y + 1), y * 2)}),
+        ["scores_0", "scores_1_c_a_y", "scores_1_c_b"],
+    ),
     "the same name twice": (lambda y: {"a_0": y, "a": [y * 2]}, ["a_0", "a_0_"]),
     "the input's name": (lambda y: {"images": y, "images_": y + 1}, ["images__", "images_"]),
     "names within": (lambda y: {"scale": y, "conv2d": y + 1, "mul": [y * 2]}, ["scale", "conv2d", "mul_0"]),
@@ -115,9 +121,7 @@ def test_class_names_are_those_of_the_channels(case, tmp_path):
 
 
 REFUSED = {
-    "a namedtuple": (lambda y: Pair(y, y), ".pt2", "torch.export cannot write this network"),
     "a class of one's own": (Opaque, ".pt2", "scores is a Opaque, whose tensors cannot be compared"),
-    "a dataclass": (Scores, ".pt2", "torch.export cannot capture this network .*Scores'> in output"),
     "a number": (lambda y: (y, 3), ".onnx", "torch.onnx cannot write this network"),
     "nothing": (lambda y: (), ".pt2", "gives no tensor"),
     "what ONNX has not": (

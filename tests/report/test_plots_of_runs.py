@@ -126,3 +126,15 @@ def test_a_legend_names_settings_outside_of_groups(tmp_path):
     axes = plots.accuracy_against_memory(group(find([tmp_path])[0])).axes[0]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["batch_size 50", "batch_size 100"]
     assert axes.get_xlabel() == "peak memory (MiB; tracked)"
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"), [({"prune": {"name": "l1_norm", "ratio": 0.5}}, "prune"), ({"clip_grad": 1.0}, "clip_grad")]
+)
+def test_a_legend_names_what_lacks_that_which_sets_the_others_apart(tmp_path, setting, told):
+    (key,) = setting
+    for folder, value, typed in (("a", None, "null"), ("b", setting[key], "1.0")):
+        config = {"model": {"name": "resnet", "depth": 32}, key: value}
+        add(tmp_path, folder, config=config, overrides=[f"{key}={typed}"])
+    axes = plots.accuracy_against_memory(group(find([tmp_path])[0])).axes[0]
+    assert axes.get_legend().get_texts()[0].get_text() == f"without {told}"

@@ -85,6 +85,12 @@ def test_what_an_evaluation_does_not_read_is_told(run, caplog):
     ]
 
 
+@pytest.mark.parametrize("override", ["dataset.limit=5", "dataset.test_limit=5", "dataset.classes=[zebra,'0']"])
+@pytest.mark.parametrize("command", ["evaluate", "export"])
+def test_images_that_there_cannot_be_are_wrong_input(run, command, override):
+    assert main([command, str(run), override]) == 2
+
+
 @pytest.mark.parametrize(
     ("override", "ended", "middle"),
     [
