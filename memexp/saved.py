@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -114,12 +113,13 @@ def export(
     """
     cfg = _of_its_network(path, overrides, own)
     from memexp import fusing
+    from memexp.channels.hooked import twin
     from memexp.integral import IntegralNetwork
 
     cfg.device = "cpu"
     with _read(cfg, path, name, overrides) as (run, model):
         images, _ = next(iter(run.splits.test.epoch(0)))
-        network = copy.deepcopy(model).eval()
+        network = twin(model).eval()
     if isinstance(network, IntegralNetwork):  # as the plain network of its size of evaluation
         network = network.discretize().eval()
     target = path / "network" if output is None else output

@@ -13,7 +13,7 @@ from memexp.models.families import FAMILIES
 ROOT = Path(memexp.__file__).parent
 # From the bottom up. A file imports what stands below its own line, and its own folder.
 LINES = [
-    ["units", "paths", "schema", "own", "visible", "calling", "version", "modes"],
+    ["units", "paths", "schema", "own", "visible", "calling", "version", "modes", "rebinding"],
     ["models.families", "models.layout"],  # the table that validation reads
     ["pruning.settings"],  # which validation asks
     [

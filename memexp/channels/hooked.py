@@ -1,6 +1,5 @@
 """Weights that are no parameters: torch.nn.utils.prune, weight_norm and spectral_norm make them in a hook before a forward."""
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -13,7 +12,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves
 
-from memexp.channels.rebinding import rebind
+from memexp.rebinding import copy_of
 
 Make = Callable[[nn.Module], Tensor]
 ENDINGS = ("_orig", "_mask", "_g", "_v", "_u")  # of what they are made of
@@ -59,10 +58,7 @@ def twin(network: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module
     """
     held = [leaf for module in network.modules() for leaf in tree_leaves(list(vars(module).values()))]
     graphs = {id(x): x.detach().clone() for x in held if isinstance(x, Tensor) and x.grad_fn is not None}
-    copies = graphs | dict(memo or {})
-    made = copy.deepcopy(network, copies)
-    rebind(made, copies)
-    return made
+    return copy_of(network, graphs | dict(memo or {}))
 
 
 @contextmanager

@@ -95,7 +95,7 @@ def compress(plane: Plane) -> Plane:
     for axis, size in enumerate(plane.shape):
         if size > 1:
             before, after = (0,) * axis, (0,) * (plane.ndim - axis - 1)
-            if plane.item((*before, -1, *after)) != plane.item((0,) * plane.ndim):
+            if plane.size and plane.item((*before, -1, *after)) != plane.item((0,) * plane.ndim):
                 continue  # as most do: nothing more is to be compared
             first = plane[(slice(None),) * axis + (slice(1),)]
             if (plane == first).all():

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from memexp.channels.rebinding import rebind
+from memexp.rebinding import replace
 
 
 def put(network: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
     """`network` itself, in which each module that is a key is the new one, also where a list, a table or a function among its
     attributes holds it; or another, where the whole is replaced."""
-    rebind(network, {id(module): other for module, other in new.items()})
+    replace(network, {id(module): other for module, other in new.items()})
     return new.get(network, network)
 
 

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from memexp.backprop import apply, chains
 from memexp.backprop.apply import as_it_is
 from memexp.backprop.monitor import gradient
+from memexp.channels.hooked import twin
 from memexp.config import ConfigError
 from memexp.memory.fake import emptied, without_data
 from memexp.memory.planner import Plan, Steps, best
@@ -226,11 +227,8 @@ def _plan(
 def _without_data(network: nn.Module) -> nn.Module:
     """A copy whose parameters and buffers have no data, and whose other tensors no graph (a map of attention, kept)."""
     copies: dict[int, Any] = {id(t): _bare(t) for t in (*network.parameters(), *network.buffers())}
-    for module in network.modules():
-        kept = [leaf for leaf in tree_flatten(vars(module))[0] if isinstance(leaf, Tensor) and leaf.grad_fn is not None]
-        copies |= {id(tensor): tensor.detach() for tensor in kept}
     try:
-        return copy.deepcopy(network, dict(copies))
+        return twin(network, copies)
     except Exception as error:  # whatever an object's own way of being copied raises
         raise ConfigError(
             [

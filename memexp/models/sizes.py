@@ -1,6 +1,5 @@
 """Which images a network can take and how many scores it gives, found by sending some without data through it."""
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes
 
 from memexp.models.layout import Shape
+from memexp.rebinding import copy_of
 
 COMMON = (32, 48, 64, 96, 128, 160, 192, 224, 256, 299, 384, 512)  # pixels a side
 
@@ -29,7 +29,7 @@ def check(network: nn.Module, shape: Shape, classes: int | None = None) -> None:
         if classes is None:
             return
         if bare is None or error is not None:  # it reads values
-            scores, error = _tried(_copied(copy.deepcopy, network), shape, "cpu")
+            scores, error = _tried(_copied(copy_of, network), shape, "cpu")
         if error is None and scores is not None:
             _check_scores(scores, classes)
 
@@ -138,4 +138,4 @@ def _without_data(network: nn.Module) -> nn.Module:
         id(t): nn.Parameter(bare[id(t)], t.requires_grad) if isinstance(t, nn.Parameter) else bare[id(t)]
         for t in tensors
     }
-    return copy.deepcopy(network, memo)
+    return copy_of(network, memo)

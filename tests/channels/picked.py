@@ -56,6 +56,14 @@ class WrittenIntoFixed(MaskOfAll):
         return self.c(whole)
 
 
+class NoneOfThem(MaskOfAll):
+    """A slice of length 0 beside another dimension of channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(self.a(x).relu())
+        return self.c(x + x.unflatten(1, (3, 2))[:, :, :0].sum())
+
+
 class PaddedByHand(Network):
     """Of what was written into a larger tensor: features that are not zero where their filters are, summed without weights."""
 
@@ -114,6 +122,7 @@ GROUPS: dict[type[Network], list[int]] = {
     Unpooled: [6],
     MaskOfAll: [4],
     WrittenIntoFixed: [4],
+    NoneOfThem: [4],
     PaddedByHand: [6],
 }
 BETWEEN: dict[str, Callable[[Tensor], Tensor]] = {

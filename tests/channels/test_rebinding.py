@@ -2,7 +2,8 @@
 
 import weakref
 from collections.abc import Callable
-from types import MethodType
+from functools import lru_cache, partial
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -62,9 +63,9 @@ def _table(network: Network) -> None:
 
 
 def _tuple(network: Network) -> None:
-    first, rest = (network.a, network.norm), [network.b]
+    first, rest = (network.a, lambda x: network.norm(x)), [network.b]
     network.parts = first  # type: ignore[assignment]
-    network.block = lambda x: rest[0](network.parts[1](first[0](x)).relu()).relu()  # type: ignore[index]
+    network.block = lambda x: rest[0](first[1](network.parts[0](x)).relu()).relu()  # type: ignore[index]
 
 
 def _default(network: Network) -> None:
@@ -109,11 +110,77 @@ def _weakly(network: Network) -> None:
     network.block = lambda x: network.owner().middle(x)
 
 
-HOLDS = {
-    f.__name__[1:]: f
-    for f in (_closure, _layers, _table, _tuple, _default, _named_default, _features, _wrapped, _listed)
-}
-HOLDS |= {f.__name__[1:]: f for f in (_recursive, _weakly)}
+def _partial(network: Network) -> None:
+    def store(name: str, layer: nn.Module, given: Any, out: Tensor) -> None:
+        network.found[name] = out.relu()
+
+    network.b.register_forward_hook(partial(store, "b"))
+
+
+def _forward(network: Network) -> None:
+    """As one changes the forward of a network of others."""
+    before = network.forward
+    network.forward = MethodType(lambda self, x: before(x) * 2, network)  # type: ignore[method-assign]
+
+
+def _cached(network: Network) -> None:
+    network.block = lru_cache(maxsize=1)(network.middle)
+
+
+def _trunk(network: Network) -> None:
+    trunk = nn.Sequential(network.a, network.norm, nn.ReLU(), network.b, nn.ReLU())
+    network.block = lambda x: trunk(x)  # type: ignore[no-any-return]
+
+
+def _unregistered(network: Network) -> None:
+    network.parts = [nn.Sequential(network.a, network.norm, nn.ReLU(), network.b)]
+    network.block = MethodType(lambda self, x: self.parts[0](x).relu(), network)
+
+
+def _variable(network: Network) -> None:
+    """Two functions have it, of which one does not hold the network."""
+    found = None
+
+    def store(layer: nn.Module, given: Any, out: Tensor) -> None:
+        nonlocal found
+        found = out.relu()
+
+    def block(x: Tensor) -> Any:
+        network.middle(x)
+        return found
+
+    network.b.register_forward_hook(store)
+    network.block = block
+
+
+def _global(network: Network) -> None:
+    """As in a notebook."""
+    global net
+    net = network
+    network.block = lambda x: net.b(net.norm(net.a(x)).relu()).relu()
+
+
+def _object(network: Network) -> None:
+    network.options = SimpleNamespace(block=lambda x: network.middle(x))
+    network.block = MethodType(lambda self, x: self.options.block(x), network)
+
+
+def _appended(network: Network) -> None:
+    network.features = []  # type: ignore[assignment]
+    keep = network.features.append  # type: ignore[operator]
+    network.block = lambda x: (keep(network.middle(x)), network.features.pop())[1]  # type: ignore[operator]
+
+
+def _by_layer(network: Network) -> None:
+    network.scales = {network.norm: 2.0}  # type: ignore[assignment]
+    network.block = lambda x: network.middle(x) * network.scales[network.norm]  # type: ignore[index, return-value]
+
+
+WAYS = (
+    *(_closure, _layers, _table, _tuple, _default, _named_default, _features, _wrapped, _listed, _recursive, _weakly),
+    *(_partial, _forward, _cached, _trunk, _unregistered, _variable, _global, _object, _appended, _by_layer),
+)
+HOLDS = {f.__name__[1:]: f for f in WAYS}
 USES: dict[str, Callable[[nn.Module], nn.Module]] = {
     "copy": twin,
     "prune": lambda network: prune(network, X, ratio=0.5)[0],
@@ -122,7 +189,7 @@ USES: dict[str, Callable[[nn.Module], nn.Module]] = {
     "fuse": lambda network: fusing.fuse(network, X).network,
     "integral": lambda network: integral.convert(network, X, fold=False).discretize(0.7),
 }
-CASES = [(hold, use) for hold in HOLDS for use in USES if use in ("prune", "fuse") or hold in ("closure", "features")]
+CASES = [(hold, use) for hold in HOLDS for use in USES if use == "copy" or hold in ("closure", "features")]
 
 
 @pytest.mark.parametrize(("hold", "use"), CASES)
@@ -140,7 +207,11 @@ def test_a_copy_computes_with_its_own_layers(hold: str, use: str) -> None:
         assert torch.equal(network(X), expected)
 
 
-@pytest.mark.parametrize("hold", [hold for hold in HOLDS if hold not in ("wrapped", "features")])
+# of a layer with a hook, or with a forward of its own, none takes the place; whose results are kept is not called again
+REPLACED = [hold for hold in HOLDS if hold not in ("wrapped", "features", "partial", "variable", "cached")]
+
+
+@pytest.mark.parametrize("hold", REPLACED)
 def test_what_takes_a_layers_place_is_called_in_its_place(hold: str) -> None:
     network = Network(HOLDS[hold]).eval()
     kept = dict(vars(network))
@@ -162,3 +233,12 @@ def test_what_holds_nothing_of_the_network_stays_the_same_function() -> None:
     network = Network(lambda network: network.register_forward_hook(lambda *_: None))
     network.scale = scale  # type: ignore[assignment]
     assert twin(network).scale is scale
+
+
+def test_a_module_around_the_network_stays() -> None:
+    """Its hook tells who holds it: `outer.inner = prune(outer.inner)` goes on so."""
+    outer = nn.Module()
+    outer.inner = Network(lambda network: None)
+    outer.inner.register_forward_hook(lambda layer, given, out: setattr(outer, "latest", out))
+    copied = twin(outer.inner)
+    assert copied(X) is outer.latest

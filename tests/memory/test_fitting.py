@@ -103,6 +103,14 @@ def test_a_chain_stays_the_same_function(backprop, options):
     assert torch.equal(network(x), before)
 
 
+def test_a_function_that_holds_the_network_is_planned_with_it():
+    network, x = Looped(layers() for _ in range(2)), torch.randn(8, 16)
+    plain = fit(copy.deepcopy(network), square, x, 1.0)[0]
+    network.forward = lambda x, forward=network.forward: forward(x)
+    plan = fit(network, square, x, 1.0)[0]
+    assert (plan.peak, plan.most, plan.least) == (plain.peak, plain.most, plain.least)
+
+
 def test_advice_to_name_blocks_can_be_followed():
     network = Looped([layers() for _ in range(3)], skip=lambda index: index == 2)
     with pytest.raises(

@@ -149,3 +149,14 @@ def test_what_fits_is_looked_for_from_two_images_on_where_one_is_too_few(monkeyp
     assert limit.answer(cfg, 1000, [{}]).batch == 10
     with pytest.raises(ConfigError, match=r"at batch_size=2; use a smaller network"):
         limit.answer(cfg, 199, [{}])
+
+
+def test_a_function_that_holds_the_network_is_tried_with_the_copy():
+    """Else what is tried would be a forward of the network itself in train mode, which counts in its statistics."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 6 * 6, 5))
+    network.forward = lambda x, forward=network.forward: forward(x)
+    sizes.check(network, (3, 8, 8), 5)
+    sizes.check_alone(network, (3, 8, 8))
+    assert int(network[1].num_batches_tracked) == 0
+    with pytest.raises(ValueError, match="this network gives 5 scores an image"):
+        sizes.check(network, (3, 8, 8), 6)
