@@ -6,13 +6,14 @@ float64 draws others.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+aten = torch.ops.aten
 NUMBERS = (  # by name, without the underscores of those in place: what draws each number by itself
     *("rand", "rand_like", "randn", "randn_like", "normal", "normal_functional", "uniform", "bernoulli", "exponential"),
     *("cauchy", "log_normal"),
@@ -21,8 +22,9 @@ NUMBERS = (  # by name, without the underscores of those in place: what draws ea
 
 @contextmanager
 def drawn_alike() -> Iterator[None]:
-    """Inside, each random number is a half (true, where it is a truth value), and permutations and the like are those of one
-    seed; afterwards random numbers go on as if none had been drawn."""
+    """Inside, each random number is a half (true, where it is a truth value), or follows what tensors say of it: half a
+    deviation above its mean, its probability. Permutations and the like are those of one seed. Afterwards random numbers go on
+    as if none had been drawn, those of a generator of the network's own too."""
     there = torch.accelerator.current_accelerator()
     kind = "cuda" if there is None else there.type
     count = 0 if there is None else torch.accelerator.device_count()
@@ -39,9 +41,23 @@ class _Alike(TorchDispatchMode):
             return x.clone(), torch.ones_like(x, dtype=torch.bool)
         if torch.Tag.nondeterministic_seeded in func.tags:
             torch.manual_seed(0)
+            kwargs = {key: None if key == "generator" else value for key, value in kwargs.items()}
+        value = _given(func, args)
         out = func(*args, **kwargs)
         if name in NUMBERS:
             for tensor in tree_iter(out):
                 if isinstance(tensor, Tensor):
-                    tensor.fill_(0.5)
+                    tensor.copy_(value) if isinstance(value, Tensor) else tensor.fill_(value)
         return out
+
+
+def _given(func: Any, args: Any) -> Tensor | float:
+    """What each number is."""
+    if func in (aten.normal.Tensor_float, aten.normal.float_Tensor, aten.normal.Tensor_Tensor):
+        mean, deviation = (*args, 1.0)[:2]
+        return cast(Tensor, mean + 0.5 * deviation)
+    if func is aten.bernoulli.default:
+        return cast(Tensor, args[0])
+    if func is aten.bernoulli_.Tensor:
+        return cast(Tensor, args[1])
+    return 0.5

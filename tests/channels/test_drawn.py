@@ -1,5 +1,6 @@
 """Networks that draw random numbers in evaluation mode too are followed and compared, and what they draw is given back."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -75,3 +76,32 @@ def test_a_network_that_draws_is_pruned_and_fused(name: str) -> None:
         fused.network.c.weight *= 1.01
     with pytest.raises(fusing.FusingError, match="outputs differ"):
         fusing.check(network, fused.network, [X])
+
+
+OWN = torch.Generator()
+OF_THEIR_INPUT: dict[str, Callable[[Tensor], Tensor]] = {
+    "about a mean": lambda x: torch.normal(x),
+    "of a deviation": lambda x: torch.normal(0.0, x.exp()),
+    "of both": lambda x: torch.distributions.Normal(x, x.exp()).sample(),
+    "true by its probability": lambda x: torch.bernoulli(x.sigmoid()),
+    "true in place": lambda x: torch.empty_like(x).bernoulli_(x.sigmoid()),
+    "by a generator of its own": lambda x: x[torch.randperm(len(x), generator=OWN)],
+}
+
+
+@pytest.mark.parametrize("name", OF_THEIR_INPUT)
+def test_what_is_drawn_follows_what_it_is_drawn_of(name: str) -> None:
+    class Sampling(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            drawn: Tensor = OF_THEIR_INPUT[name](super().forward(x))
+            return drawn
+
+    network = Sampling(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    other = copy.deepcopy(network)
+    x, before = torch.randn(6, 4), OWN.get_state()
+    assert fusing.check(network, other, [x]) == 0
+    assert torch.equal(OWN.get_state(), before)
+    with torch.no_grad():
+        other[2].weight *= 1.5
+    with pytest.raises(fusing.FusingError, match="outputs differ"):
+        fusing.check(network, other, [x])
