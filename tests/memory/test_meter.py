@@ -116,7 +116,7 @@ def test_a_budget_and_the_measured_split_have_the_same_things_beside_the_step(mo
     run = SimpleNamespace(
         splits=splits, device=torch.device("cpu"), network=network, edits=[], key="train", world=World()
     )
-    run.results, cfg = {"strategy": {}}, SimpleNamespace(memory=settings)
+    run.results, run.taken, cfg = {"strategy": {}}, lambda given: given, SimpleNamespace(memory=settings)
     run.meter = train._meter(run, cfg, made)
     assert run.meter.results()["data"] == 40 + 48 * images
     run.device = CUDA
