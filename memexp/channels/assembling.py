@@ -24,11 +24,10 @@ def assemble(tape: Tape) -> Graph:
     _keep_rectangles(tape)
     roots = tape.atoms.roots()
     _keep_unmaskable(tape, roots)
-    count = tape.atoms.count
-    keys, entry = _entries(tape)
+    keys = _entries(tape)
     roles = tape.roles()
-    _keep_weighed(tape, keys, entry, roles)
-    reason = np.full(count, -1)  # by root: which of the reasons, the first given
+    _keep_weighed(tape, keys, roles)
+    reason = np.full(len(roots), -1)  # by root: which of the reasons, the first given
     for number, (atoms, _) in reversed(list(enumerate(tape.atoms.frozen))):
         reason[roots[atoms]] = number
     reason = reason[roots]
@@ -50,16 +49,12 @@ def assemble(tape: Tape) -> Graph:
     return Graph(groups, frozen, sizes, numbers)
 
 
-def _entries(tape: Tape) -> tuple[list[list[Key]], Array]:
-    """Entries in lists of those that share their atoms, and by atom the number of its list, -1 for none."""
+def _entries(tape: Tape) -> list[list[Key]]:
+    """Entries in lists of those that share their atoms."""
     together: dict[int, list[Key]] = {}  # by first atom
     for key, atoms in tape.entries.items():
         together.setdefault(int(atoms[0]), []).append(key)
-    keys = list(together.values())
-    entry = np.full(tape.atoms.count, -1)
-    for k, (key, *_) in enumerate(keys):
-        entry[tape.entries[key]] = k
-    return keys, entry
+    return list(together.values())
 
 
 def _signatures(tape: Tape, keys: Sequence[Sequence[Key]], roots: Array, live: NDArray[np.bool_]) -> Array:
@@ -179,22 +174,18 @@ def _keep_unmaskable(tape: Tape, roots: Array) -> None:
         tape.atoms.freeze(plane[nonzero[roots[plane]]], why)
 
 
-def _keep_weighed(tape: Tape, keys: Sequence[Sequence[Key]], entry: Array, roles: Mapping[Key, Role]) -> None:
+def _keep_weighed(tape: Tape, keys: Sequence[Sequence[Key]], roles: Mapping[Key, Role]) -> None:
     """Channels over which weights alone are summed stay where none of these is what makes the channel.
 
     Removed, they would change the sum, which is of weights that are there whatever the channel is: the norm of a weight is
     taken over its inputs. Where one makes the channel (the first layer of two that are given a parameter), it goes with it.
     """
-
-    def makes(atom: int) -> bool:
-        if entry[atom] < 0:
-            return False
-        key = keys[entry[atom]][0]
+    makes = np.zeros(tape.atoms.count, dtype=bool)
+    for key, *_ in keys if tape.weighed else ():
         role = roles.get(key, "norm")
-        return role in ("out", "bias") or (role == "norm" and key[0] not in tape.buffers)
-
+        makes[tape.entries[key]] = role in ("out", "bias") or (role == "norm" and key[0] not in tape.buffers)
     for planes, why in tape.weighed:
-        if not any(all(map(makes, np.unique(plane).tolist())) for plane in planes):
+        if not any(makes[plane].all() for plane in planes):
             # before all other reasons: a flattened kernel makes its positions and channels one, which says less
             tape.atoms.frozen[:0] = [(plane[plane > 0], why) for plane in planes]
 
